@@ -1,0 +1,403 @@
+"""zcache in Python: ephemeral pages, LZ4-compressed, in RAM, under one limit.
+
+The readable reference, after ``drivers/staging/zcache`` and its rewrite (zcache2). What it keeps:
+
+* *zpages*: compressed pages, in one queue over all pools, oldest put first. A hit on a private
+  pool takes the page out and the next put brings it back at the young end, so the queue is LRU
+  order. When the limit is passed, the oldest go until it holds again: a put never fails for want
+  of room (zcache2's "ouroboros", the cache that eats its own tail).
+* *same-filled pages*: one repeated 8-byte word is kept as that word.
+* *raw pages*: what compresses to more than ``POOR`` of its size is kept as it is while there is
+  room to spare, in a queue of its own that is eaten first: a page that costs twice the RAM must
+  not displace two that could be kept. ``docs/poor-pages.md`` has the measurement.
+* *loans*: a page that an exclusive get handed out is gone for every get. But most come back
+  unchanged, when the page cache evicts them again, and compressing is five times the work of
+  decompressing. So the compressed form waits, with a reference to the very object handed out; a
+  put of that same object (identity, not equality: no doubt and no comparing) revives it. Loans
+  count against the limit with the page that they hold on to, and are bounded.
+
+The limit counts what Python really uses: each object with its allocator's overhead, and the
+entries in the tables (``ENTRY_BYTES``, measured by ``scripts/bench-zcache``).
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
+from uuid import UUID
+
+from cleanfs.backends import codec
+from cleanfs.ops import FileKey
+
+POOR = 7 / 8
+"""Compressed size over page size above which a page is poor (zcache's ``zv_max_zsize``)."""
+
+ENTRY_BYTES = 240
+"""RAM per kept page beyond its bytes: id, queue entry, member of its object's set."""
+
+LOAN_SHARE = 1 / 8
+"""Part of the limit that loans may take."""
+
+MIN_POOL_LIMIT = 1 << 20
+"""The smallest limit, in bytes, that is more than bookkeeping."""
+
+MIN_PAGE_SIZE = 4096
+MAX_PAGE_SIZE = 1 << 20
+
+INDEX_BITS = 52
+"""A page id is ``serial of the object << INDEX_BITS | page index``: one int names a page, and a
+range of pages is a range of ints. 2**63 bytes of file in 4 KiB pages need 51 bits."""
+
+WORD = 8
+"""Bytes in the unit of a same-filled page, as in the kernel's zswap."""
+
+Zpage = bytes | int
+"""A kept page: compressed or raw bytes, or the word of a same-filled page."""
+
+
+def _cost(zpage: Zpage) -> int:
+    """Bytes of RAM that a kept page takes: its entry and its malloc chunk."""
+    if isinstance(zpage, int):
+        return ENTRY_BYTES
+    return ENTRY_BYTES + (len(zpage) + 33 + 8 + 15 & ~15)
+
+
+class _Object:
+    """A file with kept pages: tmem's object."""
+
+    __slots__ = ("base", "ids", "key", "pool")
+
+    def __init__(self, pool: "_Pool", key: FileKey, base: int) -> None:
+        self.pool = pool
+        self.key = key
+        self.base = base
+        self.ids: set[int] = set()  # kept or on loan
+
+
+class _Pool:
+    """What a mount, or the sharers of a UUID, hold an id of."""
+
+    __slots__ = ("decompress", "objects", "page_size", "sharers", "uuid")
+
+    def __init__(self, page_size: int, uuid: UUID | None) -> None:
+        self.page_size = page_size
+        self.uuid = uuid
+        self.sharers = 1
+        self.objects: dict[FileKey, _Object] = {}
+        self.decompress = codec.Codec.decompressor(page_size)
+
+
+class Zcache:
+    """The backend (see the module). Satisfies ``cleanfs.ops.Backend``."""
+
+    name = "zcache"
+
+    def __init__(self, pool_limit: int, compression: str = "lz4") -> None:
+        """``pool_limit`` in bytes. Raises ValueError for a limit or compression that can not be."""
+        self._codec = codec.parse(compression)
+        self._compress: Callable[[bytes], bytes] = self._codec.compress
+        self._pools: dict[int, _Pool] = {}
+        self._pool_ids = count()
+        self._objects: dict[int, _Object] = {}  # by serial
+        self._serials = count(1)
+        self._zpages: OrderedDict[int, Zpage] = OrderedDict()
+        self._raw: OrderedDict[int, bytes] = OrderedDict()
+        self._loans: OrderedDict[int, tuple[Zpage, bytes]] = OrderedDict()
+        self._used = 0
+        self._loan_bytes = 0
+        self._limit = 0
+        self._eph_zbytes = 0
+        self._eph_pagebytes = 0
+        self._same_filled_pages = 0
+        self._zero_filled_pages = 0
+        self._stats = dict.fromkeys(
+            (
+                "obj_count_max",
+                "eph_zpages_max",
+                "evicted_eph_zpages",
+                "evicted_raw_pages",
+                "compress_poor",
+                "failed_eph_puts",
+                "revived_zpages",
+                "corrupt_zpages",
+                "flush_total",
+                "flush_found",
+                "flobj_total",
+                "flobj_found",
+            ),
+            0,
+        )
+        self.resize(pool_limit)
+
+    # Invariant: an id is in at most one of _zpages, _raw and _loans, and is in its object's ids
+    # exactly if it is in one of them. self._used is the sum of what the three cost.
+
+    # -- pools ------------------------------------------------------------------------------
+
+    def init_fs(self, page_size: int) -> int:
+        """A new private pool; refuses a page size that it can not work with."""
+        return self._new_pool(page_size, None)
+
+    def init_shared_fs(self, uuid: UUID, page_size: int) -> int:
+        """The pool of that UUID; refuses a page size other than the one it has."""
+        for pool_id, pool in self._pools.items():
+            if pool.uuid == uuid:
+                if pool.page_size != page_size:
+                    return -1
+                pool.sharers += 1
+                return pool_id
+        return self._new_pool(page_size, uuid)
+
+    def flush_fs(self, pool_id: int) -> None:
+        """Surrender; the pages go with the last sharer."""
+        pool = self._pools[pool_id]
+        pool.sharers -= 1
+        if pool.sharers == 0:
+            for obj in list(pool.objects.values()):
+                self._drop_object(obj)
+            del self._pools[pool_id]
+
+    def _new_pool(self, page_size: int, uuid: UUID | None) -> int:
+        if not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE or page_size & (page_size - 1):
+            return -1
+        pool_id = next(self._pool_ids)
+        self._pools[pool_id] = _Pool(page_size, uuid)
+        return pool_id
+
+    # -- get --------------------------------------------------------------------------------
+
+    def get_page(self, pool_id: int, key: FileKey, index: int) -> bytes | None:
+        """One page, or None."""
+        return self.get_pages(pool_id, key, index, 1)[0]
+
+    def get_pages(self, pool_id: int, key: FileKey, first: int, count: int) -> list[bytes | None]:
+        """``count`` pages from ``first`` on; exclusive on a private pool."""
+        pool = self._pools[pool_id]
+        obj = pool.objects.get(key)
+        if obj is None:
+            return [None] * count
+        shared = pool.uuid is not None
+        pages = [
+            self._get(obj, zid, shared) for zid in range(obj.base + first, obj.base + first + count)
+        ]
+        if not shared:
+            self._bound_loans()
+        return pages
+
+    def _get(self, obj: _Object, zid: int, shared: bool) -> bytes | None:
+        queue: OrderedDict[int, Zpage] | OrderedDict[int, bytes] = self._zpages
+        zpage: Zpage | None = self._zpages.get(zid)
+        if zpage is None:
+            queue = self._raw
+            zpage = self._raw.get(zid)
+            if zpage is None:
+                return None
+        page_size = obj.pool.page_size
+        if isinstance(zpage, int):
+            page = zpage.to_bytes(WORD, "little") * (page_size // WORD)
+        elif len(zpage) == page_size:
+            page = zpage
+        else:
+            try:
+                page = obj.pool.decompress(zpage)
+            except codec.CorruptError:
+                self._stats["corrupt_zpages"] += 1
+                self._drop(obj, zid)
+                return None
+        if shared:
+            queue.move_to_end(zid)
+        else:
+            del queue[zid]
+            self._account(obj, zpage, -1)
+            self._lend(zid, zpage, page)
+        return page
+
+    # -- put --------------------------------------------------------------------------------
+
+    def put_page(self, pool_id: int, key: FileKey, index: int, page: bytes) -> None:
+        """Keep one page."""
+        self.put_pages(pool_id, key, ((index, page),))
+
+    def put_pages(self, pool_id: int, key: FileKey, pages: Sequence[tuple[int, bytes]]) -> None:
+        """Keep pages, at the expense of the oldest. Raises ValueError for one of the wrong size."""
+        pool = self._pools[pool_id]
+        if any(len(page) != pool.page_size or index < 0 for index, page in pages):
+            raise ValueError(f"a page of this pool is {pool.page_size} bytes at an index >= 0")
+        obj = pool.objects.get(key)
+        if obj is None:
+            serial = next(self._serials)
+            obj = _Object(pool, key, serial << INDEX_BITS)
+            pool.objects[key] = self._objects[serial] = obj
+        for index, page in pages:
+            self._put(obj, obj.base + index, page)
+        self._shrink_to(self._limit)
+        if not obj.ids:
+            self._forget(obj)
+        self._stats["obj_count_max"] = max(self._stats["obj_count_max"], len(self._objects))
+        self._stats["eph_zpages_max"] = max(self._stats["eph_zpages_max"], self._eph_zpages)
+
+    def _put(self, obj: _Object, zid: int, page: bytes) -> None:
+        loan = self._loans.get(zid)
+        zpage = loan[0] if loan is not None and loan[1] is page else None
+        if zid in obj.ids:
+            self._drop(obj, zid)  # before anything can fail: put-put-get
+        if zpage is None:
+            zpage = self._encode(page)
+        else:
+            self._stats["revived_zpages"] += 1
+        if isinstance(zpage, bytes) and len(zpage) == len(page):
+            if self._used + _cost(zpage) > self._limit and not self._raw:
+                self._stats["failed_eph_puts"] += 1
+                return
+            self._raw[zid] = zpage
+        else:
+            self._zpages[zid] = zpage
+        obj.ids.add(zid)
+        self._account(obj, zpage, 1)
+
+    def _encode(self, page: bytes) -> Zpage:
+        """The word of a same-filled page, else LZ4, else (poor) the page itself."""
+        word = page[:WORD]
+        if page[WORD : 2 * WORD] == word and page == word * (len(page) // WORD):
+            return int.from_bytes(word, "little")
+        zpage = self._compress(page)
+        if len(zpage) > len(page) * POOR:
+            self._stats["compress_poor"] += 1
+            return page
+        return zpage
+
+    # -- flush ------------------------------------------------------------------------------
+
+    def flush_page(self, pool_id: int, key: FileKey, index: int) -> None:
+        """Discard one page."""
+        self.flush_pages(pool_id, key, index, index + 1)
+
+    def flush_pages(self, pool_id: int, key: FileKey, start: int, stop: int | None) -> None:
+        """Discard a range, at the cost of the smaller of the range and what the file has here."""
+        self._stats["flush_total"] += 1
+        obj = self._pools[pool_id].objects.get(key)
+        if obj is None:
+            return
+        first = obj.base + start
+        last = obj.base + stop if stop is not None else obj.base + (1 << INDEX_BITS)
+        zids: Iterable[int]
+        if last - first <= len(obj.ids):
+            zids = [zid for zid in range(first, last) if zid in obj.ids]
+        else:
+            zids = [zid for zid in obj.ids if first <= zid < last]
+        self._stats["flush_found"] += len(zids)
+        for zid in zids:
+            self._drop(obj, zid)
+        if not obj.ids:
+            self._forget(obj)
+
+    def flush_inode(self, pool_id: int, key: FileKey) -> None:
+        """Discard a file."""
+        self._stats["flobj_total"] += 1
+        obj = self._pools[pool_id].objects.get(key)
+        if obj is not None:
+            self._stats["flobj_found"] += 1
+            self._drop_object(obj)
+
+    # -- size and counters --------------------------------------------------------------------
+
+    @property
+    def pool_limit(self) -> int:
+        """Bytes of RAM that may be used."""
+        return self._limit
+
+    def resize(self, pool_limit: int) -> None:
+        """Set the limit, evicting down to it. Raises ValueError below MIN_POOL_LIMIT."""
+        if pool_limit < MIN_POOL_LIMIT:
+            raise ValueError(f"pool limit {pool_limit} is below {MIN_POOL_LIMIT} bytes")
+        self._limit = pool_limit
+        self._bound_loans()
+        self._shrink_to(pool_limit)
+
+    def counters(self) -> Mapping[str, int]:
+        """Gauges first, then what only grows. Names are the kernel's where it has one."""
+        return {
+            "pool_limit": self._limit,
+            "pool_used": self._used,  # bytes that count against the limit
+            "obj_count": len(self._objects),  # files with pages here
+            "eph_zpages": self._eph_zpages,  # pages that a get would find
+            "eph_zbytes": self._eph_zbytes,  # their bytes as kept
+            "eph_pagebytes": self._eph_pagebytes,  # their bytes as pages
+            "raw_pages": len(self._raw),
+            "same_filled_pages": self._same_filled_pages,
+            "zero_filled_pages": self._zero_filled_pages,
+            "loaned_zpages": len(self._loans),
+            **self._stats,
+        }
+
+    @property
+    def _eph_zpages(self) -> int:
+        return len(self._zpages) + len(self._raw)
+
+    # -- books --------------------------------------------------------------------------------
+
+    def _account(self, obj: _Object, zpage: Zpage, sign: int) -> None:
+        """A page comes into (+1) or goes out of (-1) the two queues."""
+        self._used += sign * _cost(zpage)
+        self._eph_pagebytes += sign * obj.pool.page_size
+        if isinstance(zpage, int):
+            self._same_filled_pages += sign
+            self._zero_filled_pages += sign * (zpage == 0)
+        else:
+            self._eph_zbytes += sign * len(zpage)
+
+    def _lend(self, zid: int, zpage: Zpage, page: bytes) -> None:
+        self._loans[zid] = (zpage, page)
+        cost = _cost(zpage) + len(page)
+        self._loan_bytes += cost
+        self._used += cost
+
+    def _end_loan(self, zid: int) -> bool:
+        loan = self._loans.pop(zid, None)
+        if loan is None:
+            return False
+        zpage, page = loan
+        cost = _cost(zpage) + len(page)
+        self._loan_bytes -= cost
+        self._used -= cost
+        return True
+
+    def _bound_loans(self) -> None:
+        while self._loan_bytes > self._limit * LOAN_SHARE:
+            self._evict(next(iter(self._loans)))
+        self._shrink_to(self._limit)
+
+    def _shrink_to(self, limit: int) -> None:
+        """Evict, raw pages first, then the oldest, then loans, until ``limit`` holds."""
+        while self._used > limit:
+            if self._raw:
+                self._evict(next(iter(self._raw)))
+                self._stats["evicted_raw_pages"] += 1
+            elif self._zpages:
+                self._evict(next(iter(self._zpages)))
+                self._stats["evicted_eph_zpages"] += 1
+            else:
+                self._evict(next(iter(self._loans)))
+
+    def _evict(self, zid: int) -> None:
+        obj = self._objects[zid >> INDEX_BITS]
+        self._drop(obj, zid)
+        if not obj.ids:
+            self._forget(obj)
+
+    def _drop(self, obj: _Object, zid: int) -> None:
+        """Discard a page wherever it is."""
+        obj.ids.remove(zid)
+        if self._end_loan(zid):
+            return
+        zpage = self._zpages.pop(zid, None)
+        self._account(obj, self._raw.pop(zid) if zpage is None else zpage, -1)
+
+    def _drop_object(self, obj: _Object) -> None:
+        for zid in list(obj.ids):
+            self._drop(obj, zid)
+        self._forget(obj)
+
+    def _forget(self, obj: _Object) -> None:
+        """An object without pages goes, with its serial: ids are never used again."""
+        if self._objects.pop(obj.base >> INDEX_BITS, None) is not None:
+            del obj.pool.objects[obj.key]

@@ -1,0 +1,486 @@
+"""The command line. Wrong calls end with status 2, failures with 1, each with one line on stderr."""
+
+import errno
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from cleanfs import __version__, backends
+from cleanfs import mount as mounting
+from cleanfs.coherency import Coherency
+from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND
+from cleanfs.mounts import FS_TYPE, mount_points, mounted_at
+from cleanfs.sizes import format_size, parse_size
+
+MIN_PAGE_SIZE = 4096
+MAX_PAGE_SIZE = 1 << 20
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+Stats = dict[str, Any]
+"""The parsed ``stats.json``: the values are what their names say (stats.MountStats.values)."""
+
+
+class SizeType(click.ParamType[int]):
+    """A size option: at least ``least`` bytes, or zero where that has a meaning."""
+
+    name = "size"
+
+    def __init__(self, least: int, zero: bool = False) -> None:
+        """See the class."""
+        self._least = least
+        self._zero = zero
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            size = parse_size(str(value))
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+        if size < self._least and not (self._zero and size == 0):
+            self.fail(f"{value!r} is below {format_size(self._least)}", param, ctx)
+        return size
+
+
+class PageSizeType(SizeType):
+    """A power of two from 4 KiB to 1 MiB."""
+
+    name = "page size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        size = super().convert(value, param, ctx)
+        if size & (size - 1) or size > MAX_PAGE_SIZE:
+            self.fail(f"{value!r} is not a power of two from 4K to 1M", param, ctx)
+        return size
+
+
+class BackendType(click.ParamType[str]):
+    """An installed backend, or none."""
+
+    name = "backend"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Its name."""
+        known = [*backends.names(), NO_BACKEND]
+        if value not in known:
+            self.fail(f"unknown backend {value!r} (one of {', '.join(known)})", param, ctx)
+        return str(value)
+
+
+class CompressionType(click.ParamType[str]):
+    """What the codecs of our backends accept."""
+
+    name = "compression"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The specification, checked."""
+        from cleanfs.backends import codec
+
+        try:
+            codec.parse(str(value))
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+        return str(value)
+
+
+KERNEL_OPTIONS = frozenset(
+    {
+        "dev",
+        "nodev",
+        "suid",
+        "nosuid",
+        "exec",
+        "noexec",
+        "async",
+        "sync",
+        "dirsync",
+        "atime",
+        "noatime",
+    }
+)
+"""``-o`` words that go to the kernel as they are."""
+
+FSTAB_OPTIONS = frozenset(
+    {
+        "defaults",
+        "auto",
+        "noauto",
+        "nofail",
+        "user",
+        "nouser",
+        "users",
+        "owner",
+        "group",
+        "_netdev",
+        "rw",
+        "default_permissions",
+    }
+)
+"""``-o`` words that mount(8) and fstab have for themselves, or that we always do."""
+
+
+def main() -> NoReturn:
+    """Entry point: run, and turn every failure into one line and a status."""
+    try:
+        cli.main(standalone_mode=False, prog_name="cleanfs")
+    except click.UsageError as exc:
+        _complain(exc.format_message())
+        sys.exit(2)
+    except click.ClickException as exc:
+        _complain(exc.format_message())
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nothing to report
+        sys.exit(1)
+    except (mounting.MountError, OSError) as exc:
+        _complain(str(exc))
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _complain(message: str) -> None:
+    line = " ".join(message.split())
+    print(
+        f"cleanfs: {line}".encode(errors="surrogateescape").decode(errors="replace"),
+        file=sys.stderr,
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="cleanfs %(version)s")
+def cli() -> None:
+    """Mount a directory through a compressed in-RAM cache of clean pages."""
+
+
+@cli.command()
+@click.argument("source", type=click.Path())
+@click.argument("mountpoint", type=click.Path())
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@click.option(
+    "--backend",
+    type=BackendType(),
+    default="zcache",
+    show_default=True,
+    help="Keeper of evicted pages, or none.",
+)
+@click.option(
+    "--pool-limit",
+    type=SizeType(mounting.MIN_POOL_LIMIT),
+    default="512M",
+    show_default=True,
+    help="RAM for the backend, metadata included.",
+)
+@click.option(
+    "--page-cache",
+    type=SizeType(MIN_PAGE_SIZE, zero=True),
+    default="64M",
+    show_default=True,
+    help="RAM for uncompressed pages; 0 keeps none.",
+)
+@click.option(
+    "--page-size",
+    type=PageSizeType(MIN_PAGE_SIZE),
+    default="4096",
+    show_default=True,
+    help="Power of two, 4K to 1M.",
+)
+@click.option(
+    "--compression",
+    type=CompressionType(),
+    default="lz4",
+    show_default=True,
+    help="lz4[:ACCELERATION] or lz4hc[:LEVEL].",
+)
+@click.option(
+    "--shared-pool",
+    type=click.UUID,
+    metavar="UUID",
+    help="Join the shared pool of that name: hits leave the page in it.",
+)
+@click.option("--allow-other", is_flag=True, help="Let other users in.")
+@click.option("--read-only", is_flag=True, help="Refuse every change.")
+@click.option(
+    "--attr-timeout",
+    type=click.FloatRange(0, 86400),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the kernel may believe names and attributes.",
+)
+@click.option(
+    "--coherency",
+    type=click.Choice([mode.value for mode in Coherency]),
+    default="open",
+    show_default=True,
+    help="open: look for changes made to the source; none: there are none.",
+)
+@click.option(
+    "--log-file",
+    type=click.Path(),
+    help="Append the log here (default: syslog in the background, stderr in the foreground).",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+@click.option(
+    "-o",
+    "mount_options",
+    multiple=True,
+    metavar="NAME[=VALUE],...",
+    help="The same options as mount(8) gives them.",
+)
+@click.pass_context
+def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) -> None:
+    """Mount SOURCE on MOUNTPOINT."""
+    fuse_options = _apply_mount_options(ctx, mount_options)
+    params = ctx.params
+    config = mounting.MountConfig(
+        source=os.path.realpath(params["source"]),
+        mountpoint=os.path.realpath(params["mountpoint"])
+        if not _is_dead(params["mountpoint"])
+        else os.path.abspath(params["mountpoint"]),
+        backend=params["backend"],
+        pool_limit=params["pool_limit"],
+        page_cache=params["page_cache"],
+        page_size=params["page_size"],
+        compression=params["compression"],
+        shared_pool=params["shared_pool"],
+        allow_other=params["allow_other"],
+        read_only=params["read_only"],
+        attr_timeout=params["attr_timeout"],
+        coherency=Coherency(params["coherency"]),
+        fuse_options=fuse_options,
+    )
+    log_file = None if params["log_file"] is None else os.path.abspath(params["log_file"])
+    level = params["log_level"].upper()
+    if log_file is not None:
+        Path(log_file).open("a").close()  # a log that can not be written is found out now
+    mounting.check(config)
+    if params["foreground"]:
+        _log_to(log_file, level, daemon=False)
+        mounting.serve(config, lambda: None)
+    else:
+        mounting.daemonise(config, lambda: _log_to(log_file, level, daemon=True))
+
+
+def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> tuple[str, ...]:
+    """Set ``-o`` names as if they had been given as options; what is for the kernel is returned."""
+    ours = {param.name: param for param in ctx.command.params if param.name != "mount_options"}
+    for_kernel = []
+    for word in ",".join(mount_options).split(","):
+        name, equals, value = word.partition("=")
+        option = ours.get({"ro": "read_only"}.get(name, name.replace("-", "_")))
+        if not word or name in FSTAB_OPTIONS or name.startswith(("x-", "comment")):
+            continue
+        if name in KERNEL_OPTIONS:
+            for_kernel.append(name)
+        elif not isinstance(option, click.Option):
+            raise click.UsageError(f"unknown mount option {name!r}")
+        elif option.is_flag:
+            if equals:
+                raise click.UsageError(f"mount option {name!r} takes no value")
+            ctx.params[str(option.name)] = True
+        else:
+            if not equals:
+                raise click.UsageError(f"mount option {name!r} needs a value")
+            ctx.params[str(option.name)] = option.type.convert(value, option, ctx)
+    return tuple(for_kernel)
+
+
+def _is_dead(path: str) -> bool:
+    try:
+        os.stat(path)
+    except OSError as exc:
+        return exc.errno == errno.ENOTCONN
+    return False
+
+
+def _log_to(log_file: str | None, level: str, *, daemon: bool) -> None:
+    handler: logging.Handler
+    if log_file is not None:
+        handler = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+    elif not daemon:
+        handler = logging.StreamHandler()
+    elif os.path.exists("/dev/log"):
+        from logging.handlers import SysLogHandler
+
+        handler = SysLogHandler("/dev/log")
+        handler.ident = "cleanfs: "
+    else:
+        handler = logging.NullHandler()
+    logging.basicConfig(level=level, format=LOG_FORMAT, handlers=[handler], force=True)
+    # pyfuse3 logs its own comings and goings at every level.
+    logging.getLogger("pyfuse3").setLevel(logging.WARNING)
+
+
+@cli.command()
+@click.argument("mountpoint", type=click.Path())
+@click.option("-l", "--lazy", is_flag=True, help="Detach now, end when nobody uses it any more.")
+def umount(mountpoint: str, lazy: bool) -> None:
+    """Unmount MOUNTPOINT; its cached pages are discarded."""
+    path = _cleanfs_mount(mountpoint)
+    pid = None if _is_dead(path) else _read_stats(path)["pid"]
+    mounting.unmount(path, lazy=lazy or pid is None)
+    if pid is not None and not lazy:
+        _wait_for_end(pid)
+
+
+def _wait_for_end(pid: int, timeout_seconds: float = 10.0) -> None:
+    """Wait until the daemon has gone: its memory is free when the command returns."""
+    deadline = time.monotonic() + timeout_seconds
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@cli.command()
+@click.argument("mountpoint", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(0.05),
+    metavar="SECONDS",
+    help="Show again at that interval, with rates.",
+)
+def stats(mountpoint: str, as_json: bool, watch: float | None) -> None:
+    """Show the statistics of a mount."""
+    path = _cleanfs_mount(mountpoint)
+    if as_json and watch is None:
+        click.echo(_control(path, b"stats.json").read_text(), nl=False)
+    elif as_json:
+        while True:
+            click.echo(json.dumps(_read_stats(path)))
+            sys.stdout.flush()
+            time.sleep(watch or 0)
+    elif watch is None:
+        Console().print(_stats_table(_read_stats(path), None))
+    else:
+        _watch(path, watch)
+
+
+def _watch(path: str, seconds: float) -> None:
+    before = _read_stats(path)
+    console = Console()
+    with Live(_stats_table(before, None), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(seconds)
+            now = _read_stats(path)
+            live.update(_stats_table(now, before), refresh=True)
+            before = now
+
+
+def _stats_table(now: Stats, before: Stats | None) -> Table:
+    """What matters at a glance; per second in a second column if there is an earlier snapshot."""
+    table = Table(title=f"{now['source']} on {now['mountpoint']}", title_justify="left")
+    table.add_column("")
+    table.add_column("total", justify="right")
+    elapsed = now["uptime_seconds"] - before["uptime_seconds"] if before else 0
+    if before:
+        table.add_column("per second", justify="right")
+
+    def row(label: str, name: str, show: Callable[[float], str] = lambda n: f"{n:,.0f}") -> None:
+        cells = [label, show(now[name])]
+        if before and elapsed > 0:
+            cells.append(show((now[name] - before[name]) / elapsed))
+        table.add_row(*cells)
+
+    row("pages hit in the page cache", "pagecache_hits")
+    row("pages got from cleancache (succ_gets)", "succ_gets")
+    row("pages not there (failed_gets)", "failed_gets")
+    row("pages put (puts)", "puts")
+    row("flushes", "flushes")
+    row("reads of the source", "source_reads")
+    row("read from the source", "source_read_bytes", format_size)
+    row("written to the source", "source_write_bytes", format_size)
+    row("changes found in the source", "changes_found")
+    table.add_section()
+    ratio = _interval_hit_ratio(now, before) if before else now["hit_ratio"]
+    facts = {
+        "hit ratio" + (" in the interval" if before else ""): f"{ratio:.1%}",
+        "compression ratio": f"{now['compression_ratio']:.2f}",
+        "backend": now["backend"],
+        "pool": _of(
+            now["backend_counters"].get("pool_used"), now["backend_counters"].get("pool_limit")
+        ),
+        "page cache": _of(now["pagecache_used"], now["pagecache_limit"]),
+        "daemon's memory": format_size(now["rss_bytes"]),
+    }
+    for label, fact in facts.items():
+        table.add_row(label, fact)
+    return table
+
+
+def _of(used: float | None, limit: float | None) -> str:
+    return "-" if used is None or limit is None else f"{format_size(used)} of {format_size(limit)}"
+
+
+def _interval_hit_ratio(now: Stats, before: Stats) -> float:
+    hits = sum(now[name] - before[name] for name in ("pagecache_hits", "succ_gets"))
+    asked = sum(now[name] - before[name] for name in ("pagecache_hits", "pagecache_misses"))
+    return hits / asked if asked else 0.0
+
+
+@cli.command()
+@click.argument("mountpoint", type=click.Path())
+@click.option(
+    "--page-cache", is_flag=True, help="Only the page cache; cleancache may keep what it evicts."
+)
+@click.option("--cleancache", is_flag=True, help="Only what cleancache keeps.")
+def drop(mountpoint: str, page_cache: bool, cleancache: bool) -> None:
+    """Drop cached pages of a mount: page cache, cleancache, or (by default) both."""
+    what = page_cache * DROP_PAGE_CACHE | cleancache * DROP_CLEANCACHE
+    what = what or DROP_PAGE_CACHE | DROP_CLEANCACHE
+    _control(_cleanfs_mount(mountpoint), b"drop").write_text(f"{what}\n")
+
+
+@cli.command(name="list")
+def list_mounts() -> None:
+    """List the cleanfs mounts on this machine."""
+    table = Table("source", "mount point", "backend", "hit ratio", "pid")
+    for point in mount_points():
+        if point.fs_type != FS_TYPE:
+            continue
+        try:
+            now = _read_stats(point.path)
+        except OSError as exc:
+            state = "dead" if exc.errno == errno.ENOTCONN else exc.strerror
+            table.add_row(point.source, point.path, state, "-", "-")
+        else:
+            ratio = f"{now['hit_ratio']:.1%}"
+            table.add_row(now["source"], point.path, now["backend"], ratio, str(now["pid"]))
+    Console().print(table)
+
+
+def _cleanfs_mount(path: str) -> str:
+    """The absolute path of a cleanfs mount point. Raises ClickException for anything else."""
+    absolute = os.path.abspath(path) if _is_dead(path) else os.path.realpath(path)
+    point = mounted_at(absolute)
+    if point is None or point.fs_type != FS_TYPE:
+        raise click.ClickException(f"{path} is not a cleanfs mount point")
+    return absolute
+
+
+def _control(mountpoint: str, name: bytes) -> Path:
+    return Path(mountpoint) / os.fsdecode(CONTROL_NAME) / os.fsdecode(name)
+
+
+def _read_stats(mountpoint: str) -> Stats:
+    parsed: Stats = json.loads(_control(mountpoint, b"stats.json").read_text())
+    return parsed

@@ -1,0 +1,153 @@
+"""Noticing that the source changed behind our back.
+
+Pages hang on a file key and on the *fingerprint* under which they were read: size, mtime, ctime.
+When the file is opened, or its attributes are refreshed, and the fingerprint is another one, every
+page of it is flushed, here and in the kernel.
+
+A fingerprint is *racy* (git's word, ``Documentation/technical/racy-git.txt``) if it was taken while
+another change could still have left it as it is: within the timestamp granularity of the file's
+last change. A racy fingerprint shows a change but can not prove that there was none, so an open
+that finds it flushes, once, and takes a new one.
+
+What we do to the source ourselves changes the fingerprint too. The worker thread that does it takes
+one right before and one right after; if the first is the one that we know, nobody else was at the
+file, and the second takes its place. A change of somebody else between the two is not lost: the new
+fingerprint is racy, so the next open flushes.
+"""
+
+import os
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from cleanfs.pagecache import CachedFile, PageCache
+
+FINE_NS = 20_000_000
+"""Granularity of local file systems: one tick of the kernel's coarse clock, 10 ms at HZ=100, twice."""
+
+COARSE_NS = 2_100_000_000
+"""Granularity of all others: FAT stamps every 2 s, sshfs every second, a server has its own clock."""
+
+FINE_FILE_SYSTEMS = frozenset(
+    {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "bcachefs"}
+)
+"""Types that stamp with the coarse clock of this machine, nanoseconds stored."""
+
+SECOND_NS = 1_000_000_000
+
+
+class Coherency(StrEnum):
+    """How much the source may change without us."""
+
+    OPEN = "open"
+    """Checked at open and at attribute refresh."""
+    NONE = "none"
+    """The source is ours alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What stat said when the pages were known to be good."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    racy: bool = field(compare=False)
+
+
+def granularity_ns(st: os.stat_result, fs_type: str) -> int:
+    """How far apart two changes must be to be told apart by their stamps.
+
+    ext3 and old XFS and ext4 inodes store whole seconds although their type is a fine one.
+    """
+    whole_seconds = st.st_mtime_ns % SECOND_NS == 0 and st.st_ctime_ns % SECOND_NS == 0
+    return FINE_NS if fs_type in FINE_FILE_SYSTEMS and not whole_seconds else COARSE_NS
+
+
+def fingerprint(st: os.stat_result, fs_type: str, now_ns: int | None = None) -> Fingerprint:
+    """The fingerprint of a file whose ``stat`` was taken now."""
+    now = time.time_ns() if now_ns is None else now_ns
+    # A stamp from the future (another machine's clock) can be met again by a later change.
+    racy = now - max(st.st_mtime_ns, st.st_ctime_ns) < granularity_ns(st, fs_type)
+    return Fingerprint(st.st_size, st.st_mtime_ns, st.st_ctime_ns, racy)
+
+
+class CoherencyChecker:
+    """Holds each stat of a cached file against what is known, and flushes in doubt.
+
+    A stat comes from a thread and may be old when it arrives. So whoever takes one remembers the
+    page cache's clock from before (``as_of``); a change of ours, or a newer fingerprint, gives the
+    file a later version. A stat that was overtaken and does not agree makes the file *distrusted*:
+    no fingerprint, size 0, which sends every read to the source until a stat that nothing overtook
+    is there.
+    """
+
+    def __init__(self, pagecache: PageCache, mode: Coherency) -> None:
+        """Check the files of one page cache."""
+        self._pagecache = pagecache
+        self.mode = mode
+        self.changes_found = 0
+        """Files flushed because the source had changed or could have."""
+
+    def on_open(self, file: CachedFile, now: Fingerprint, as_of: int) -> bool:
+        """An open saw ``now``. True if the kernel must drop its pages too."""
+        known = file.fingerprint
+        if known is None:
+            self.on_refresh(file, now, as_of)
+            # Nothing of ours is stale, but the kernel may have pages that are older than our record.
+            return self.mode is Coherency.OPEN
+        if self.mode is Coherency.OPEN and known == now and known.racy:
+            self._flush(file)
+            self._accept(file, now)
+            return True
+        return self.on_refresh(file, now, as_of)
+
+    def on_refresh(self, file: CachedFile, now: Fingerprint, as_of: int) -> bool:
+        """An attribute refresh saw ``now``. True if the file was flushed."""
+        known = file.fingerprint
+        overtaken = file.version > as_of or file.mutations > 0
+        if known is None:
+            if not overtaken:
+                self._accept(file, now)
+            return False
+        if known == now or self.mode is Coherency.NONE:
+            return False
+        if overtaken:
+            self.distrust(file)
+        else:
+            self._flush(file)
+            self._accept(file, now)
+        return True
+
+    def after_own_change(self, file: CachedFile, before: Fingerprint, after: Fingerprint) -> bool:
+        """We changed the file, under its lock. True if somebody else had too, and it was flushed."""
+        theirs = file.fingerprint not in (None, before) and self.mode is Coherency.OPEN
+        if theirs:
+            self._flush(file)
+        self._accept(file, after)
+        return theirs
+
+    def after_name_change(self, file: CachedFile, before: Fingerprint, after: Fingerprint) -> None:
+        """A link, rename or unlink of ours moved the file's ctime; the lock was not held."""
+        if file.fingerprint is None:
+            return
+        if file.mutations == 0 and file.fingerprint == before:
+            self._accept(file, after)
+        elif file.fingerprint != after:
+            self.distrust(file)
+
+    def distrust(self, file: CachedFile) -> None:
+        """Nothing is known for sure: flush, and go to the source until the next stat."""
+        self._flush(file)
+        file.fingerprint = None
+        file.size = 0
+
+    def _accept(self, file: CachedFile, now: Fingerprint) -> None:
+        if file.fingerprint != now:
+            self._pagecache.new_version(file)
+        file.fingerprint = now
+        file.size = now.size
+
+    def _flush(self, file: CachedFile) -> None:
+        self.changes_found += 1
+        self._pagecache.invalidate(file)

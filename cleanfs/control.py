@@ -1,0 +1,215 @@
+"""The control directory: ``MOUNT/.cleancache``, reachable by name, not listed in the root.
+
+Like files in sysfs: a read gives the state at that moment, a write is one command. The kernel caches
+nothing of it (direct I/O, no attribute timeout). Sizes are 0, as in /proc.
+"""
+
+import errno
+import os
+import stat as stat_module
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Protocol
+
+from pyfuse3 import FUSEError, SetattrFields
+
+from cleanfs import backends
+from cleanfs.cleancache import BackendBusyError
+from cleanfs.handles import Handle
+from cleanfs.inodes import CONTROL_BASE, CONTROL_END
+from cleanfs.pagecache import Buffer
+from cleanfs.sizes import parse_size
+from cleanfs.stats import MountStats
+
+CONTROL_NAME = b".cleancache"
+
+DROP_PAGE_CACHE = 1
+DROP_CLEANCACHE = 2
+"""Bits of what is written to ``drop``, as in ``/proc/sys/vm/drop_caches``."""
+
+NO_BACKEND = "none"
+
+Read = Callable[[], str]
+Write = Callable[[str], None]
+
+
+class Operator(Protocol):
+    """What an operator may ask of a mount. Setters raise ValueError and change nothing if wrong."""
+
+    def stats(self) -> MountStats:
+        """Everything."""
+
+    def set_backend(self, name: str) -> None:
+        """Register a backend, or take it out of service (``none``)."""
+
+    def set_pool_limit(self, limit: int) -> None:
+        """Bytes that the backend may use."""
+
+    def set_page_cache(self, limit: int) -> None:
+        """Bytes that the page cache may use."""
+
+    def drop(self, what: int) -> None:
+        """Drop the page cache (bit 1), cleancache (bit 2) or both."""
+
+    @property
+    def pool_limit(self) -> int:
+        """Bytes that the backend may use, also while there is none."""
+
+
+class Node:
+    """A file or directory here."""
+
+    def __init__(
+        self,
+        number: int,
+        mode: int,
+        read: Read | None = None,
+        write: Write | None = None,
+        list_children: Callable[[], Iterator[tuple[bytes, "Node"]]] | None = None,
+    ) -> None:
+        """``number`` is its node id, ``mode`` has type and permission bits."""
+        self.number = number
+        self.mode = mode
+        self.read = read
+        self.write = write
+        self._list_children = list_children
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a directory."""
+        return self._list_children is not None
+
+    @property
+    def children(self) -> list[tuple[bytes, "Node"]]:
+        """Names and nodes in a directory. Raises NotADirectoryError."""
+        if self._list_children is None:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return list(self._list_children())
+
+
+class Control:
+    """The tree of control files of one mount."""
+
+    def __init__(self, operator: Operator) -> None:
+        """Files read from and write to ``operator``."""
+        self._operator = operator
+        self.since_ns = time.time_ns()
+        self._nodes: dict[int, Node] = {}
+        self._counters: dict[str, Node] = {}
+        stats = operator.stats
+        self.root = self._dir(self._top)
+        self._files = {
+            b"succ_gets": self._file(lambda: f"{stats().cleancache.succ_gets}\n"),
+            b"failed_gets": self._file(lambda: f"{stats().cleancache.failed_gets}\n"),
+            b"puts": self._file(lambda: f"{stats().cleancache.puts}\n"),
+            b"flushes": self._file(lambda: f"{stats().cleancache.flushes}\n"),
+            b"stats": self._file(lambda: stats().as_text()),
+            b"stats.json": self._file(lambda: stats().as_json()),
+            b"metrics": self._file(lambda: stats().as_prometheus()),
+            b"backend": self._file(lambda: f"{stats().backend}\n", operator.set_backend),
+            b"pool_limit": self._file(
+                lambda: f"{operator.pool_limit}\n",
+                lambda text: operator.set_pool_limit(parse_size(text)),
+            ),
+            b"page_cache": self._file(
+                lambda: f"{stats().pagecache.limit}\n",
+                lambda text: operator.set_page_cache(parse_size(text)),
+            ),
+            b"drop": self._file(None, self._drop),
+        }
+        self._backend_dir = self._dir(self._backend_counters)
+
+    def node(self, number: int) -> Node | None:
+        """The node of a node id; None if the id is not of the control directory."""
+        if not CONTROL_BASE <= number < CONTROL_END:
+            return None
+        return self._nodes[number]
+
+    def lookup(self, directory: Node, name: bytes) -> Node:
+        """A child by name. Raises FileNotFoundError."""
+        for child_name, child in directory.children:
+            if child_name == name:
+                return child
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def open(self, node: Node, flags: int) -> Handle:
+        """Open a file. Permissions are the kernel's to check, by mode and owner."""
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        reads = flags & os.O_ACCMODE != os.O_WRONLY
+        if (writes and node.write is None) or (reads and node.read is None):
+            raise FUSEError(errno.EACCES)
+        return _ControlHandle(node)
+
+    def truncate_only(self, node: Node, fields: SetattrFields) -> None:
+        """``> file`` truncates before it writes; nothing else can be changed. Raises FUSEError."""
+        others = fields.update_mode or fields.update_uid or fields.update_gid
+        if others or node.write is None:
+            raise FUSEError(errno.EPERM)
+
+    def _drop(self, text: str) -> None:
+        if text not in ("1", "2", "3"):
+            raise ValueError(text)
+        self._operator.drop(int(text))
+
+    def _top(self) -> Iterator[tuple[bytes, Node]]:
+        yield from self._files.items()
+        name = self._operator.stats().backend
+        if name != NO_BACKEND:
+            yield name.encode(), self._backend_dir
+
+    def _backend_counters(self) -> Iterator[tuple[bytes, Node]]:
+        for name in self._operator.stats().counters:
+            if name not in self._counters:
+                self._counters[name] = self._file(partial(self._counter, name))
+            yield name.encode(), self._counters[name]
+
+    def _counter(self, name: str) -> str:
+        return f"{self._operator.stats().counters.get(name, 0)}\n"
+
+    def _file(self, read: Read | None, write: Write | None = None) -> Node:
+        bits = (0o444 if read else 0) | (0o200 if write else 0)
+        return self._add(Node(self._next(), stat_module.S_IFREG | bits, read, write))
+
+    def _dir(self, children: Callable[[], Iterator[tuple[bytes, Node]]]) -> Node:
+        return self._add(Node(self._next(), stat_module.S_IFDIR | 0o555, list_children=children))
+
+    def _next(self) -> int:
+        return CONTROL_BASE + len(self._nodes)
+
+    def _add(self, node: Node) -> Node:
+        self._nodes[node.number] = node
+        return node
+
+
+class _ControlHandle:
+    """An open control file. Its text is made when it is read from the start, so it is never torn."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._text = b""
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        if offset == 0 and self._node.read is not None:
+            self._text = os.fsencode(self._node.read())
+        return self._text[offset : offset + size]
+
+    async def write(self, offset: int, data: bytes) -> int:
+        if self._node.write is None:
+            raise FUSEError(errno.EBADF)
+        try:
+            self._node.write(data.decode().strip())
+        except BackendBusyError as exc:
+            raise FUSEError(errno.EBUSY) from exc
+        except (ValueError, backends.UnknownBackendError) as exc:
+            raise FUSEError(errno.EINVAL) from exc
+        return len(data)
+
+    async def flush(self) -> None:
+        pass
+
+    async def release(self) -> None:
+        pass
+
+    async def sync(self, data_only: bool) -> None:
+        pass

@@ -1,0 +1,174 @@
+"""What a FUSE file handle stands for: an open file or directory of the source."""
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+from cleanfs import namespace
+from cleanfs.backing import Backing
+from cleanfs.coherency import CoherencyChecker, Fingerprint, fingerprint
+from cleanfs.inodes import Inode
+from cleanfs.mounts import FileSystemTypes
+from cleanfs.notify import Notifier
+from cleanfs.pagecache import Buffer, CachedFile, PageCache
+
+IO_FLAGS = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_NOFOLLOW | os.O_DIRECT | os.O_TRUNC)
+"""What of a program's open flags reaches the source. O_DIRECT asks to bypass the kernel's page cache
+of the mount, which the kernel does; on the source it would demand alignment of our buffers. O_TRUNC
+is a change, made apart."""
+
+
+class Handle(Protocol):
+    """What the read and write handlers need of a handle."""
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        """Up to ``size`` bytes, short only at the end. Raises OSError."""
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Write all of ``data``. Raises OSError."""
+
+    async def flush(self) -> None:
+        """A descriptor of the handle was closed."""
+
+    async def release(self) -> None:
+        """The last one was."""
+
+    async def sync(self, data_only: bool) -> None:
+        """Make what was written durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the handlers of one mount share."""
+
+    backing: Backing
+    pagecache: PageCache
+    coherency: CoherencyChecker
+    types: FileSystemTypes
+    notifier: Notifier
+
+
+class FileHandle:
+    """An open regular file."""
+
+    def __init__(self, services: Services, inode: Inode, file: CachedFile, fd: int, flags: int) -> None:
+        """Takes over ``fd``, opened with ``flags``."""
+        self._services = services
+        self._read = services.pagecache.read
+        self.inode = inode
+        self.file = file
+        self.fd = fd
+        self._appends = bool(flags & os.O_APPEND)
+        self.writable = flags & os.O_ACCMODE != os.O_RDONLY
+        file.pins += 1
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        """The hook: page cache, then cleancache, then the source."""
+        return await self._read(self.file, self._read_source, offset, size)
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Write through, with what is cached of the range discarded before and after."""
+        services, file = self._services, self.file
+        # The source appends at its own end, which may have moved: discard from where we see it.
+        start = min(offset, file.size) if self._appends else offset
+        stop = None if self._appends else offset + len(data)
+        async with services.pagecache.mutating(file, start, stop):
+            try:
+                written = await services.backing.write(self.fd, offset, data)
+            except BaseException:
+                services.coherency.distrust(file)  # a part may have been written
+                raise
+            theirs = services.coherency.after_own_change(
+                file, self._fingerprint(written.before), self._fingerprint(written.after)
+            )
+        elsewhere = self._appends and written.after.st_size != offset + len(data)
+        if theirs or elsewhere:
+            services.notifier.inode(self.inode.node)
+        return written.count
+
+    async def flush(self) -> None:
+        """Report what close would; nothing is buffered here."""
+        if self.writable:
+            await self._services.backing.run(namespace.flush, self.fd)
+
+    async def release(self) -> None:
+        """Close. The last close of a file without a name discards its pages."""
+        services, file = self._services, self.file
+        file.pins -= 1
+        if self.writable:
+            st = await services.backing.run(_fstat_and_close, self.fd)
+        else:
+            st = _fstat_and_close(self.fd)
+        if st.st_nlink == 0:
+            services.pagecache.forget(file)
+
+    async def sync(self, data_only: bool) -> None:
+        """``fsync`` the source."""
+        await self._services.backing.run(namespace.sync, self.fd, data_only)
+
+    async def _read_source(self, offset: int, size: int) -> Buffer:
+        return await self._services.backing.read(self.fd, offset, size)
+
+    def _fingerprint(self, st: os.stat_result) -> Fingerprint:
+        return fingerprint(st, self._services.types[st.st_dev])
+
+
+class DirHandle:
+    """An open directory: a snapshot of its names, taken anew at each rewind.
+
+    The position after the nth name is n, so entries that come and go shift nothing, and ``seekdir``
+    works. Attributes are read in batches, one thread call each; what a reply had no room for is
+    kept for the next one.
+    """
+
+    BATCH = 128
+    """Names per thread call: a reply of 4 KiB to 128 KiB takes 20 to 700 entries."""
+
+    def __init__(self, services: Services, inode: Inode, fd: int) -> None:
+        """Takes over ``fd``."""
+        self._services = services
+        self.inode = inode
+        self.fd = fd
+        self._names: list[bytes] = []
+        self._stats: dict[int, os.stat_result | None] = {}
+        self.as_of = 0
+        """The page cache's clock before the attributes at hand were read."""
+
+    async def rewind(self) -> None:
+        """Take the snapshot. Raises OSError."""
+        self._names = await self._services.backing.run(namespace.list_names, self.fd)
+        self._stats.clear()
+
+    async def entry(self, position: int) -> tuple[bytes, os.stat_result | None] | None:
+        """The name at a position and its attributes (None: gone); None at the end. Raises OSError."""
+        if position >= len(self._names):
+            return None
+        if position not in self._stats:
+            self.as_of = self._services.pagecache.clock
+            names = self._names[position : position + self.BATCH]
+            stats = await self._services.backing.run(namespace.stat_names, self.fd, names)
+            self._stats = dict(enumerate(stats, position))
+        return self._names[position], self._stats[position]
+
+    async def stat_dot(self, name: bytes) -> os.stat_result:
+        """Attributes of ``.`` or ``..``."""
+        return await self._services.backing.run(_stat_at, self.fd, name)
+
+    async def release(self) -> None:
+        """Close."""
+        os.close(self.fd)
+
+    async def sync(self, data_only: bool) -> None:
+        """``fsync`` the directory."""
+        await self._services.backing.run(namespace.sync, self.fd, data_only)
+
+
+def _stat_at(fd: int, name: bytes) -> os.stat_result:
+    return os.stat(name, dir_fd=fd)
+
+
+def _fstat_and_close(fd: int) -> os.stat_result:
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,381 @@
+"""The inode table: what the kernel's node ids stand for.
+
+An inode is a (device, inode number) pair below the source, held by an O_PATH descriptor: it is
+followed through renames and links, inside and outside the mount, and its number can not be given to
+another file while we hold it.
+
+Descriptors are scarce (20,000 by default), inodes are not. The table keeps at most ``fd_budget`` of
+them. Beyond, the least recently used idle inode is *parked*: its descriptor is closed, and its
+file handle (``name_to_handle_at``) and last known place, a parent and a name, are kept. When it is
+used again it is opened through an open file of it, by handle, or without the privilege for that by
+place, and must still be the same file; else ESTALE, upon which the kernel looks the name up again.
+Directory listings enter inodes that were never opened parked, with only their place.
+
+Memory is scarce too: beyond ``max_inodes`` the kernel is asked to forget (``forgettable``).
+
+Everything here runs on the main thread, except ``open_parked``, which waits for the source.
+"""
+
+import errno
+import os
+import stat as stat_module
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count, islice
+
+from cleanfs import syscalls
+from cleanfs.ops import FileKey
+
+ROOT = 1
+"""FUSE's node id of the root."""
+
+DEVICE_SHIFT = 48
+"""Node ids of inodes on further file systems: ``nth device << 48 | inode number``."""
+
+DYNAMIC_BASE = 3 << 62
+"""First of the node ids given where the derived one is taken."""
+
+CONTROL_BASE = 1 << 63
+"""First of the node ids of the control directory; never given to an inode of the source."""
+
+CONTROL_END = CONTROL_BASE + (1 << 32)
+
+PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class StaleError(OSError):
+    """The file is not where it was: the kernel should look it up again."""
+
+    def __init__(self) -> None:
+        """ESTALE."""
+        super().__init__(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+class Inode:
+    """One file, directory or other object of the source that the kernel knows."""
+
+    __slots__ = (
+        "device",
+        "fd",
+        "file_key",
+        "generation",
+        "handle",
+        "ino",
+        "kind",
+        "name",
+        "nlookup",
+        "node",
+        "open_fds",
+        "parent",
+        "pins",
+        "sent",
+    )  # fmt: skip
+
+    def __init__(self, device: int, ino: int, kind: int, node: int, generation: int) -> None:
+        """A parked inode without a place."""
+        self.device = device
+        self.ino = ino
+        self.kind = kind
+        """File type bits of the mode."""
+        self.node = node
+        self.generation = generation
+        """Tells the kernel two inodes apart that had one node id at different times."""
+        self.fd = -1
+        """O_PATH descriptor, or -1 if parked."""
+        self.handle: bytes | None = None
+        """File handle; None if never asked for, empty if the file system has none."""
+        self.parent: Inode | None = None
+        self.name = b""
+        self.nlookup = 0
+        """The kernel's references."""
+        self.pins = 0
+        """Requests that are using ``fd``: it must not be closed."""
+        self.open_fds: list[int] = []
+        """Descriptors of its open file handles."""
+        self.file_key: FileKey | None = None
+        self.sent: tuple[int, int, int] | None = None
+        """Size, mtime and ctime that the kernel was last told."""
+
+    @property
+    def id(self) -> tuple[int, int]:
+        """The (device, inode number) pair."""
+        return self.device, self.ino
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a directory."""
+        return self.kind == stat_module.S_IFDIR
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request and no open file uses it."""
+        return not self.pins and not self.open_fds
+
+    def path(self) -> str:
+        """A path that stands for ``fd`` in calls that take no O_PATH descriptor."""
+        return f"/proc/self/fd/{self.fd}"
+
+
+@dataclass(frozen=True, slots=True)
+class InodeStats:
+    """A snapshot."""
+
+    inodes: int
+    held: int
+    """Inodes with a descriptor."""
+    parked_total: int
+    """How often a descriptor was closed to stay within the budget."""
+
+
+class InodeTable:
+    """See the module."""
+
+    def __init__(self, root_fd: int, fd_budget: int, max_inodes: int) -> None:
+        """``root_fd`` is an O_PATH descriptor of the source and stays the caller's."""
+        st = os.fstat(root_fd)
+        self.fd_budget = fd_budget
+        self.max_inodes = max_inodes
+        self._generations = count(1)
+        self._dynamic = count(DYNAMIC_BASE)
+        self._devices: dict[int, int] = {st.st_dev: 0}  # st_dev -> order of appearance
+        self._mount_fds: dict[int, int] = {st.st_dev: os.open(".", os.O_RDONLY, dir_fd=root_fd)}
+        self._nodes: OrderedDict[int, Inode] = OrderedDict()  # least recently used first
+        self._by_id: dict[tuple[int, int], Inode] = {}
+        self._held: OrderedDict[int, Inode] = OrderedDict()  # by node, least recently used first
+        self._parked_total = 0
+        self.root = Inode(st.st_dev, st.st_ino, stat_module.S_IFDIR, ROOT, next(self._generations))
+        self.root.fd = os.dup(root_fd)
+        self.root.nlookup = 1
+        self.root.pins = 1
+        self._nodes[ROOT] = self._by_id[st.st_dev, st.st_ino] = self.root
+
+    # Invariant: _by_id holds the inode that the source has now under that pair; _nodes also holds
+    # inodes that the kernel still refers to although their number was given to another file.
+
+    def __getitem__(self, node: int) -> Inode:
+        """The inode of a node id that the kernel has not forgotten. Raises StaleError."""
+        try:
+            return self._nodes[node]
+        except KeyError:
+            raise StaleError from None
+
+    def __len__(self) -> int:
+        """Inodes in the table."""
+        return len(self._nodes)
+
+    def find(self, st: os.stat_result) -> Inode | None:
+        """The inode of what was stat'ed, if the kernel knows it."""
+        return self._by_id.get((st.st_dev, st.st_ino))
+
+    def looked_up(self, fd: int, st: os.stat_result, parent: Inode, name: bytes) -> Inode:
+        """A lookup opened ``fd``: the inode that it refers to, with one more kernel reference.
+
+        Takes over ``fd``.
+        """
+        inode = self._by_id.get((st.st_dev, st.st_ino))
+        if inode is not None and inode.fd < 0 and not _same(inode, fd, st):
+            inode = None  # the number was given to another file while this one was parked
+        if inode is None:
+            inode = self._new(st)
+        if inode.fd < 0:
+            self._hold(inode, fd)
+        else:
+            os.close(fd)
+            self._touch(inode)
+        self.referenced(inode, parent, name)
+        return inode
+
+    def listed(self, st: os.stat_result, parent: Inode, name: bytes) -> Inode:
+        """A directory listing saw ``st``: its inode, parked if new. The kernel has no reference yet.
+
+        Call ``referenced`` once the entry is in the reply, ``unreferenced`` if it did not fit.
+        """
+        inode = self._by_id.get((st.st_dev, st.st_ino))
+        if inode is not None and inode.fd < 0 and stat_module.S_IFMT(st.st_mode) != inode.kind:
+            inode = None
+        if inode is None:
+            inode = self._new(st)
+            inode.parent, inode.name = parent, name
+        return inode
+
+    def referenced(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """The kernel got one more reference, by this name."""
+        inode.nlookup += 1
+        inode.parent, inode.name = parent, name
+
+    def unreferenced(self, inode: Inode) -> None:
+        """The kernel did not get the inode after all."""
+        self._drop_unused(inode)
+
+    def forget(self, node: int, nlookup: int) -> None:
+        """The kernel gave up ``nlookup`` references."""
+        inode = self._nodes.get(node)
+        if inode is None or inode is self.root:
+            return
+        inode.nlookup -= nlookup
+        self._drop_unused(inode)
+
+    def moved(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """The inode has a new place."""
+        inode.parent, inode.name = parent, name
+
+    def opened(self, inode: Inode, fd: int) -> None:
+        """A file handle on the inode has ``fd``."""
+        inode.open_fds.append(fd)
+
+    def released(self, inode: Inode, fd: int) -> None:
+        """The file handle is being closed."""
+        inode.open_fds.remove(fd)
+        self._drop_unused(inode)
+
+    @contextmanager
+    def using(self, inode: Inode) -> Iterator[None]:
+        """Around requests that use ``inode.fd`` across an await."""
+        inode.pins += 1
+        try:
+            yield
+        finally:
+            inode.pins -= 1
+            self._drop_unused(inode)
+
+    def unpark(self, inode: Inode, fd: int) -> None:
+        """``open_parked`` gave ``fd``; somebody else may have been faster."""
+        if inode.fd < 0:
+            self._hold(inode, fd)
+        else:
+            os.close(fd)
+
+    def mount_fd(self, device: int) -> int:
+        """A descriptor on the file system ``device``, for opening by handle; -1 if there is none."""
+        return self._mount_fds.get(device, -1)
+
+    def shrink(self) -> None:
+        """Park the least recently used idle inodes down to the budget of descriptors."""
+        tries = len(self._held)
+        while len(self._held) > self.fd_budget and tries > 0:
+            tries -= 1
+            node, inode = self._held.popitem(last=False)
+            if inode.pins:
+                self._held[node] = inode  # in use: to the young end
+                continue
+            if inode.handle is None:
+                inode.handle = syscalls.name_to_handle(inode.fd)
+            os.close(inode.fd)
+            inode.fd = -1
+            self._parked_total += 1
+
+    def forgettable(self, most: int) -> list[tuple[int, bytes]]:
+        """Up to ``most`` places (parent node, name) that the kernel should forget, oldest first.
+
+        Empty while there are no more than ``max_inodes``. Directories are left alone: to drop one
+        from the kernel's cache also unmounts what the user mounted below it.
+        """
+        places: list[tuple[int, bytes]] = []
+        if len(self._nodes) <= self.max_inodes:
+            return places
+        for inode in list(islice(self._nodes.values(), most)):
+            if inode.idle and not inode.is_dir and inode.parent is not None:
+                places.append((inode.parent.node, inode.name))
+            self._nodes.move_to_end(inode.node)  # others come first next time
+        return places
+
+    def stats(self) -> InodeStats:
+        """A snapshot."""
+        return InodeStats(len(self._nodes), len(self._held) + 1, self._parked_total)
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        for inode in self._nodes.values():
+            if inode.fd >= 0:
+                os.close(inode.fd)
+        for fd in self._mount_fds.values():
+            os.close(fd)
+        self._nodes.clear()
+        self._by_id.clear()
+        self._held.clear()
+        self._mount_fds.clear()
+
+    def _new(self, st: os.stat_result) -> Inode:
+        node = self._node_id(st)
+        kind = stat_module.S_IFMT(st.st_mode)
+        inode = Inode(st.st_dev, st.st_ino, kind, node, next(self._generations))
+        self._nodes[node] = self._by_id[st.st_dev, st.st_ino] = inode
+        return inode
+
+    def _node_id(self, st: os.stat_result) -> int:
+        """The inode number itself on the first file system; unique in any case."""
+        nth = self._devices.setdefault(st.st_dev, len(self._devices))
+        node = st.st_ino if nth == 0 else nth << DEVICE_SHIFT | st.st_ino
+        fits = 1 < node < DYNAMIC_BASE and not CONTROL_BASE <= node < CONTROL_END
+        if fits and (nth == 0 or st.st_ino < 1 << DEVICE_SHIFT) and node not in self._nodes:
+            return node
+        return next(self._dynamic)
+
+    def _hold(self, inode: Inode, fd: int) -> None:
+        inode.fd = fd
+        self._held[inode.node] = inode
+        if inode.is_dir and inode.device not in self._mount_fds:
+            try:
+                self._mount_fds[inode.device] = os.open(inode.path(), os.O_RDONLY | os.O_DIRECTORY)
+            except OSError:
+                self._mount_fds[inode.device] = -1  # not readable: opened by place instead
+        self.shrink()
+
+    def _touch(self, inode: Inode) -> None:
+        if inode.node in self._nodes:
+            self._nodes.move_to_end(inode.node)
+        if inode.node in self._held:
+            self._held.move_to_end(inode.node)
+
+    def _drop_unused(self, inode: Inode) -> None:
+        if inode.nlookup <= 0 and inode.idle:
+            self._drop(inode)
+
+    def _drop(self, inode: Inode) -> None:
+        self._nodes.pop(inode.node, None)
+        if self._by_id.get(inode.id) is inode:
+            del self._by_id[inode.id]
+        self._held.pop(inode.node, None)
+        if inode.fd >= 0:
+            os.close(inode.fd)
+            inode.fd = -1
+
+
+def _same(parked: Inode, fd: int, st: os.stat_result) -> bool:
+    """Whether ``fd`` refers to the file that a parked inode of its number stands for."""
+    if stat_module.S_IFMT(st.st_mode) != parked.kind:
+        return False
+    return not parked.handle or syscalls.name_to_handle(fd) == parked.handle
+
+
+def open_parked(inode: Inode, mount_fd: int, parent_fd: int) -> int:
+    """A new O_PATH descriptor of a parked inode. Waits for the source: call it in a thread.
+
+    Raises StaleError if it is not where it was, OSError if the source fails.
+    """
+    for open_fd in inode.open_fds:
+        return os.open(f"/proc/self/fd/{open_fd}", os.O_PATH | os.O_CLOEXEC)
+    if inode.handle and mount_fd >= 0:
+        try:
+            return syscalls.open_by_handle(mount_fd, inode.handle, os.O_PATH | os.O_NOFOLLOW)
+        except PermissionError:
+            pass  # needs CAP_DAC_READ_SEARCH; try the place
+        except OSError as exc:
+            if exc.errno == errno.ESTALE:
+                raise StaleError from exc
+            raise
+    if parent_fd < 0:
+        raise StaleError
+    try:
+        fd = os.open(inode.name, PATH_FLAGS, dir_fd=parent_fd)
+    except FileNotFoundError as exc:
+        raise StaleError from exc
+    st = os.fstat(fd)
+    if (st.st_dev, st.st_ino) != (inode.device, inode.ino) or (
+        inode.handle and syscalls.name_to_handle(fd) != inode.handle
+    ):
+        os.close(fd)
+        raise StaleError
+    return fd

@@ -1,0 +1,278 @@
+"""Names and attributes of the source: the system calls behind the metadata handlers.
+
+Plain functions over descriptors, run in worker threads. They touch no state of ours; what the
+caller must know afterwards (attributes before and after, what became of a replaced file) they
+return. All raise OSError.
+"""
+
+import errno
+import os
+import stat as stat_module
+from dataclasses import dataclass
+from typing import Self
+
+from cleanfs import syscalls
+from cleanfs.inodes import PATH_FLAGS
+from cleanfs.ops import FileKey
+
+SPECIAL_BITS = stat_module.S_ISUID | stat_module.S_ISGID | stat_module.S_ISVTX
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A new descriptor and what it refers to."""
+
+    fd: int
+    stat: os.stat_result
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedFile(Opened):
+    """A regular file, opened for I/O, with the key that its pages hang on."""
+
+    key: FileKey
+    created: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A file whose attributes an operation changed: right before and right after."""
+
+    key: FileKey
+    before: os.stat_result
+    after: os.stat_result
+
+    @property
+    def gone(self) -> bool:
+        """Whether its last name is gone."""
+        return self.after.st_nlink == 0
+
+
+def file_key(fd: int, st: os.stat_result) -> FileKey:
+    """The key of the file that ``fd`` (O_PATH too) refers to."""
+    return FileKey(st.st_dev, st.st_ino, syscalls.name_to_handle(fd))
+
+
+def lookup(parent_fd: int, name: bytes) -> Opened:
+    """Open a name O_PATH, not following a symbolic link."""
+    fd = os.open(name, PATH_FLAGS, dir_fd=parent_fd)
+    try:
+        return Opened(fd, os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def open_file(path: str, flags: int) -> OpenedFile:
+    """Open a file for I/O by the /proc path of its O_PATH descriptor."""
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except PermissionError:
+        if not flags & os.O_NOATIME:
+            raise
+        # O_NOATIME is for the owner; the program's may not be ours. It is advice, drop it.
+        fd = os.open(path, flags & ~os.O_NOATIME | os.O_CLOEXEC)
+    try:
+        st = os.fstat(fd)
+        return OpenedFile(fd, st, file_key(fd, st))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a new file becomes: the caller's, not the daemon's."""
+
+    uid: int
+    gid: int
+
+    def take(self, fd: int, st: os.stat_result, parent_fd: int) -> None:
+        """Give a new object (``fd``, O_PATH too) to its owner; its group is a set-gid parent's."""
+        inherits = os.fstat(parent_fd).st_mode & stat_module.S_ISGID
+        gid = st.st_gid if inherits else self.gid
+        if (st.st_uid, st.st_gid) != (self.uid, gid):
+            os.chown(f"/proc/self/fd/{fd}", self.uid, gid)
+
+
+def create_file(parent_fd: int, name: bytes, mode: int, flags: int, owner: Owner) -> OpenedFile:
+    """Create and open a file, or open it if somebody was faster and ``flags`` lack O_EXCL."""
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode & ~SPECIAL_BITS, dir_fd=parent_fd)
+    except FileExistsError:
+        if flags & os.O_EXCL:
+            raise
+        fd = os.open(name, flags & ~os.O_CREAT, dir_fd=parent_fd)
+        st = os.fstat(fd)
+        return OpenedFile(fd, st, file_key(fd, st))
+    try:
+        owner.take(fd, os.fstat(fd), parent_fd)
+        if mode & SPECIAL_BITS:
+            os.fchmod(fd, stat_module.S_IMODE(mode))  # after chown, which clears them
+        st = os.fstat(fd)
+        return OpenedFile(fd, st, file_key(fd, st), created=True)
+    except BaseException:
+        os.close(fd)
+        os.unlink(name, dir_fd=parent_fd)
+        raise
+
+
+def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, owner: Owner) -> Opened:
+    """Make a directory, symbolic link (to ``target``) or special file, by the type in ``mode``."""
+    kind = stat_module.S_IFMT(mode)
+    plain = stat_module.S_IMODE(mode) & ~SPECIAL_BITS
+    if kind == stat_module.S_IFDIR:
+        os.mkdir(name, plain, dir_fd=parent_fd)
+    elif kind == stat_module.S_IFLNK:
+        os.symlink(target, name, dir_fd=parent_fd)
+    else:
+        os.mknod(name, kind | plain, rdev, dir_fd=parent_fd)
+    made = lookup(parent_fd, name)
+    try:
+        owner.take(made.fd, made.stat, parent_fd)
+        special = mode & SPECIAL_BITS
+        if special and kind != stat_module.S_IFLNK:
+            inherited = os.fstat(made.fd).st_mode & stat_module.S_ISGID
+            os.chmod(f"/proc/self/fd/{made.fd}", plain | special | inherited)
+        return Opened(made.fd, os.fstat(made.fd))
+    except BaseException:
+        os.close(made.fd)
+        (os.rmdir if kind == stat_module.S_IFDIR else os.unlink)(name, dir_fd=parent_fd)
+        raise
+
+
+def link(fd: int, parent_fd: int, name: bytes) -> Changed:
+    """Give the object of ``fd`` one more name."""
+    before = os.fstat(fd)
+    syscalls.linkat_fd(fd, parent_fd, name)
+    return Changed(file_key(fd, before), before, os.fstat(fd))
+
+
+def unlink(parent_fd: int, name: bytes) -> Changed:
+    """Remove a name that is not a directory's."""
+    with _Holding(parent_fd, name) as held:
+        os.unlink(name, dir_fd=parent_fd)
+        return held.changed()
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """What a rename did to the object that was moved, and to the one in its way, if any."""
+
+    moved: Changed
+    replaced: Changed | None
+
+
+def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> Renamed:
+    """``renameat2``."""
+    with _Holding(old_dir, old) as moved:
+        try:
+            target = _Holding(new_dir, new)
+        except FileNotFoundError:
+            syscalls.renameat2(old_dir, old, new_dir, new, flags)
+            return Renamed(moved.changed(), None)
+        with target:
+            syscalls.renameat2(old_dir, old, new_dir, new, flags)
+            return Renamed(moved.changed(), target.changed())
+
+
+class _Holding:
+    """Holds on to what a name refers to, to see what becomes of it."""
+
+    def __init__(self, parent_fd: int, name: bytes) -> None:
+        opened = lookup(parent_fd, name)
+        self._fd, self._before = opened.fd, opened.stat
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def changed(self) -> Changed:
+        return Changed(file_key(self._fd, self._before), self._before, os.fstat(self._fd))
+
+
+@dataclass(frozen=True, slots=True)
+class NewAttributes:
+    """What ``setattr`` is to set; None leaves a field alone."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+def set_attributes(fd: int, io_fd: int, new: NewAttributes) -> tuple[os.stat_result, os.stat_result]:
+    """Set attributes of the object of ``fd`` (O_PATH). Its attributes before and after.
+
+    ``io_fd`` is a descriptor that it is open for writing with, or -1: it may be truncated by that
+    although its mode would not let us now.
+    """
+    path = f"/proc/self/fd/{fd}"
+    before = os.fstat(fd)
+    if new.uid is not None or new.gid is not None:
+        os.chown(path, -1 if new.uid is None else new.uid, -1 if new.gid is None else new.gid)
+    if new.size is not None:
+        os.truncate(path if io_fd < 0 else io_fd, new.size)
+    if new.mode is not None:  # after what clears set-uid bits
+        os.chmod(path, stat_module.S_IMODE(new.mode))
+    if new.atime_ns is not None or new.mtime_ns is not None:
+        syscalls.utimens(path, new.atime_ns, new.mtime_ns)
+    return before, os.fstat(fd)
+
+
+def stat_names(dir_fd: int, names: list[bytes]) -> list[os.stat_result | None]:
+    """Attributes of directory entries; None for one that is gone meanwhile."""
+    stats: list[os.stat_result | None] = []
+    for name in names:
+        try:
+            stats.append(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+        except FileNotFoundError:
+            stats.append(None)
+    return stats
+
+
+def list_names(dir_fd: int) -> list[bytes]:
+    """The names in a directory, without ``.`` and ``..``, in the source's order."""
+    return [os.fsencode(name) for name in os.listdir(dir_fd)]
+
+
+def sync(fd: int, data_only: bool) -> None:
+    """``fsync`` or ``fdatasync``."""
+    (os.fdatasync if data_only else os.fsync)(fd)
+
+
+def flush(fd: int) -> None:
+    """What close would report now (a full disk, a lost server), without closing ``fd``."""
+    os.close(os.dup(fd))
+
+
+def list_xattrs(path: str) -> list[bytes]:
+    """Names of extended attributes."""
+    return [os.fsencode(name) for name in os.listxattr(path)]
+
+
+def change_xattr(fd: int, name: bytes, value: bytes | None) -> tuple[os.stat_result, os.stat_result]:
+    """Set an extended attribute, or remove it if ``value`` is None. Attributes before and after."""
+    path = f"/proc/self/fd/{fd}"
+    before = os.fstat(fd)
+    if value is None:
+        os.removexattr(path, name)
+    else:
+        os.setxattr(path, name, value)
+    return before, os.fstat(fd)
+
+
+def read_link(fd: int) -> bytes:
+    """The target of the symbolic link that ``fd`` (O_PATH) refers to."""
+    return os.readlink(b"", dir_fd=fd)
+
+
+def forbid_slash(name: bytes) -> None:
+    """A name from the kernel is one component. Raises OSError (EINVAL) for one that leads away."""
+    if name in (b"", b".", b"..") or b"/" in name:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

@@ -1,0 +1,80 @@
+"""Telling the kernel what it should no longer believe.
+
+The kernel takes locks for a notification that it may hold while it waits for one of our answers, so
+none is sent from a handler: they are queued, and a task sends each from a thread.
+"""
+
+import errno
+import logging
+import math
+
+import pyfuse3
+import trio
+
+log = logging.getLogger(__name__)
+
+GONE = (errno.ENOENT, errno.ENOSYS, errno.ENOTCONN, errno.EBADF, errno.ENODEV, errno.ENOTEMPTY)
+"""Not failures: the kernel had forgotten by itself, or the mount is going."""
+
+
+class Notifier:
+    """A queue of notifications and the task that empties it."""
+
+    def __init__(self) -> None:
+        """Queue until ``run`` is started."""
+        # Unbounded, but each entry names an inode or a name that the kernel has in memory, once.
+        self._send, self._receive = trio.open_memory_channel[int | tuple[int, bytes]](math.inf)
+        self._queued: set[int | tuple[int, bytes]] = set()
+
+    def inode(self, node: int) -> None:
+        """The attributes and all pages of a node are out of date."""
+        self._queue(node)
+
+    def entry(self, parent: int, name: bytes) -> None:
+        """The kernel should drop a name, and with it, if idle, the inode."""
+        self._queue((parent, name))
+
+    @property
+    def pending(self) -> int:
+        """Notifications that wait."""
+        return len(self._queued)
+
+    async def run(self) -> None:
+        """Send, one after the other, until cancelled."""
+        async for item in self._receive:
+            # Before it is sent: what is queued from now on may be news.
+            self._queued.discard(item)
+            await trio.to_thread.run_sync(_notify, item, abandon_on_cancel=True)
+
+    def _queue(self, item: int | tuple[int, bytes]) -> None:
+        if item not in self._queued:
+            self._queued.add(item)
+            self._send.send_nowait(item)
+
+
+async def attributes_changed(node: int) -> None:
+    """The attributes of a node are out of date; returns when the kernel knows.
+
+    Takes no page lock, so it may be awaited while an open of that node is being handled.
+    """
+    await trio.to_thread.run_sync(_notify_attributes, node)
+
+
+def _notify(item: int | tuple[int, bytes]) -> None:
+    try:
+        if isinstance(item, int):
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(item))
+        else:
+            parent, name = item
+            pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))
+    except OSError as exc:
+        if exc.errno not in GONE:
+            log.warning("the kernel refused to invalidate %r: %s", item, exc)
+
+
+def _notify_attributes(node: int) -> None:
+    try:
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(node), attr_only=True)
+    except OSError as exc:
+        if exc.errno not in GONE:
+            log.warning("the kernel refused to invalidate the attributes of %d: %s", node, exc)

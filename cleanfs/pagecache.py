@@ -1,0 +1,444 @@
+"""The bounded page cache: misses ask cleancache, evictions feed it.
+
+Runs on the main thread. The locking protocol is: there is none, there are checkpoints.
+
+* Between two awaits nothing else runs. A lookup, the gets of what is missing and the insertion of
+  what was got happen without an await, and so do an eviction and its puts, and a flush.
+* A read that must wait for the source remembers the file's *version* and inserts its pages only if
+  it is still the same. Every invalidation moves the version on. A mutation invalidates before it
+  touches the source (later reads must not find the old pages) and after (reads that overlapped may
+  have brought them back).
+* A *flight* is a read of the source that is under way. Whoever misses the same page at the same
+  version waits for it instead of reading it again.
+
+Invariant: a page is resident here or kept by cleancache, not both (private pools are exclusive).
+"""
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+import trio
+
+from cleanfs.cleancache import CleancacheFs
+from cleanfs.ops import FileKey
+from cleanfs.reclaim import ReclaimPolicy
+
+if TYPE_CHECKING:
+    from cleanfs.coherency import Fingerprint
+
+INDEX_BITS = 52
+"""A page id is ``serial of the file << INDEX_BITS | page index``: ranges of pages are int ranges."""
+
+INDEX_MASK = (1 << INDEX_BITS) - 1
+
+PAGE_OVERHEAD = 512
+"""RAM per resident page beyond its bytes: id, table entries, list entry, shadow (measured)."""
+
+MAX_FILES = 1 << 17
+"""File records kept. Beyond, the longest unused file is flushed and forgotten."""
+
+Buffer = bytes | bytearray | memoryview
+
+SourceRead = Callable[[int, int], Awaitable[Buffer]]
+"""``read(offset, size)`` of one file of the source; short only at its end. Raises OSError."""
+
+
+class _Flight:
+    """A source read under way: pages ``first <= index < stop`` at one version."""
+
+    __slots__ = ("data", "done", "error", "first", "stop", "version")
+
+    def __init__(self, first: int, stop: int, version: int) -> None:
+        self.first = first
+        self.stop = stop
+        self.version = version
+        self.done = trio.Event()
+        self.data: Buffer = b""
+        self.error: OSError | None = None
+
+
+class CachedFile:
+    """What is known of one file for as long as pages of it may be cached anywhere."""
+
+    __slots__ = (
+        "base", "fingerprint", "flights", "ids", "key", "lock", "mutations", "pins", "size", "version",
+    )  # fmt: skip
+
+    def __init__(self, key: FileKey, serial: int) -> None:
+        """A file of which nothing is cached yet."""
+        self.key = key
+        self.base = serial << INDEX_BITS
+        self.ids: set[int] = set()
+        """Resident pages."""
+        self.flights: list[_Flight] = []
+        self.version = 0
+        """Stamp of the last invalidation, from the clock of the page cache (``PageCache.clock``)."""
+        self.lock = trio.Lock()
+        """Held by the change of ours that is under way; never across a notification."""
+        self.mutations = 0
+        """1 while there is one."""
+        self.pins = 0
+        """Users (open handles, reads under way): the record stays while there is one."""
+        self.fingerprint: Fingerprint | None = None
+        self.size = 0
+        """Bytes, as of the fingerprint; 0 if there is none. Caches answer for these bytes only."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageCacheStats:
+    """A snapshot. Pages unless said otherwise."""
+
+    limit: int
+    """Bytes that resident pages may take, overhead included."""
+    used: int
+    """Bytes that they take."""
+    resident: int
+    files: int
+    """File records."""
+    hits: int
+    misses: int
+    evictions: int
+    """Pages evicted by reclaim, all of them offered to cleancache."""
+    shared_reads: int
+    """Misses that waited for somebody else's read of the source."""
+    stale_reads: int
+    """Source reads whose pages were not inserted: the file had changed meanwhile."""
+
+
+class PageCache:
+    """See the module."""
+
+    def __init__(
+        self,
+        limit: int,
+        cleancache: CleancacheFs,
+        policy: ReclaimPolicy,
+        max_files: int = MAX_FILES,
+    ) -> None:
+        """``limit`` in bytes; 0 keeps nothing, so that every page goes through cleancache."""
+        self.page_size = cleancache.page_size
+        self._limit = limit
+        self._cleancache = cleancache
+        self._policy = policy
+        self._max_files = max_files
+        self._cost = self.page_size + PAGE_OVERHEAD
+        self._resident: dict[int, bytes] = {}
+        self._files: OrderedDict[FileKey, CachedFile] = OrderedDict()
+        self._by_serial: dict[int, CachedFile] = {}
+        self._serials = count(1)
+        self.clock = 0
+        """Counts versions: a file whose version is later than a remembered clock changed since."""
+        self._hits = self._misses = self._evictions = self._shared_reads = self._stale_reads = 0
+
+    # -- files ------------------------------------------------------------------------------
+
+    def file(self, key: FileKey) -> CachedFile:
+        """The record of a file, made if need be."""
+        file = self._files.get(key)
+        if file is None:
+            serial = next(self._serials)
+            file = CachedFile(key, serial)
+            self._files[key] = self._by_serial[serial] = file
+            if len(self._files) > self._max_files:
+                self._forget_oldest()
+        else:
+            self._files.move_to_end(key)
+        return file
+
+    def known(self, key: FileKey) -> CachedFile | None:
+        """The record of a file, if there is one."""
+        return self._files.get(key)
+
+    def forget(self, file: CachedFile) -> None:
+        """The file exists no more: flush it and drop its record."""
+        self.invalidate(file)
+        if self._files.get(file.key) is file and not file.pins:
+            del self._files[file.key]
+            del self._by_serial[file.base >> INDEX_BITS]
+
+    def _forget_oldest(self) -> None:
+        # The newest is the one that is being made. A pinned file is passed over, not waited for.
+        for file in list(self._files.values())[: len(self._files) // 8]:
+            if len(self._files) <= self._max_files:
+                return
+            if not file.pins:
+                self.forget(file)
+
+    # -- reading ----------------------------------------------------------------------------
+
+    async def read(self, file: CachedFile, source: SourceRead, offset: int, size: int) -> Buffer:
+        """Bytes ``offset <= i < offset + size`` of the file, short at its end. Raises OSError."""
+        end = min(offset + size, file.size)
+        if end <= offset:
+            return await source(offset, size)  # past the end that we know: ask
+        first = offset // self.page_size
+        stop = (end - 1) // self.page_size + 1
+        ids = range(file.base + first, file.base + stop)
+        pages = list(map(self._resident.get, ids))
+        missing = pages.count(None)
+        self._hits += len(pages) - missing
+        if not missing:
+            self._policy.touch(ids)
+            return self._reply(pages, first, offset, end)
+        self._misses += missing
+        self._policy.touch([page_id for page_id, page in zip(ids, pages, strict=True) if page])
+        version = file.version
+        self._get_missing(file, first, pages)
+        if None in pages:
+            await self._read_missing(file, source, version, first, pages)
+        return self._reply(pages, first, offset, end)
+
+    def _reply(self, pages: list[bytes | None], first: int, offset: int, end: int) -> Buffer:
+        """Cut ``offset <= i < end`` out of pages from index ``first`` on, up to the first gap."""
+        if None in pages:
+            pages = pages[: pages.index(None)]
+        data = b"".join(pages)  # type: ignore[arg-type]  # no None is left
+        start = first * self.page_size
+        if offset == start and end - start == len(data):
+            return data
+        return memoryview(data)[offset - start : end - start]
+
+    def _get_missing(self, file: CachedFile, first: int, pages: list[bytes | None]) -> None:
+        """Ask cleancache for each run of missing pages, and make what it has resident."""
+        for start, stop in _runs(pages):
+            got = self._cleancache.get_pages(file.key, first + start, stop - start)
+            if got is None:
+                return
+            pages[start:stop] = got
+            self._insert(file, first + start, got)
+
+    async def _read_missing(
+        self,
+        file: CachedFile,
+        source: SourceRead,
+        version: int,
+        first: int,
+        pages: list[bytes | None],
+    ) -> None:
+        """Fill what is still missing from the source: join flights, start one per remaining run."""
+        file.pins += 1
+        try:
+            joined = self._join(file, version, first, pages)
+            wanted = pages.copy()
+            for flight in joined:
+                low, high = max(flight.first - first, 0), min(flight.stop - first, len(pages))
+                wanted[low:high] = [b""] * (high - low)
+            own = [_Flight(first + start, first + stop, version) for start, stop in _runs(wanted)]
+            file.flights.extend(own)
+            if len(own) == 1:
+                await self._fly(file, source, own[0])
+            else:
+                async with trio.open_nursery() as nursery:
+                    for flight in own:
+                        nursery.start_soon(self._fly, file, source, flight)
+            for flight in joined:
+                await flight.done.wait()
+        finally:
+            file.pins -= 1
+        for flight in (*joined, *own):
+            if flight.error is not None:
+                raise OSError(*flight.error.args)
+            self._take(flight, first, pages)
+
+    def _join(
+        self, file: CachedFile, version: int, first: int, pages: list[bytes | None]
+    ) -> list[_Flight]:
+        """Flights of this version that bring a page that is missing."""
+        joined = []
+        for flight in file.flights:
+            low, high = max(flight.first - first, 0), min(flight.stop - first, len(pages))
+            if flight.version == version and low < high and None in pages[low:high]:
+                self._shared_reads += pages[low:high].count(None)
+                joined.append(flight)
+        return joined
+
+    async def _fly(self, file: CachedFile, source: SourceRead, flight: _Flight) -> None:
+        """Read the source for one flight and make its pages resident, unless the file changed."""
+        page_size = self.page_size
+        try:
+            flight.data = await source(
+                flight.first * page_size, (flight.stop - flight.first) * page_size
+            )
+        except OSError as exc:
+            flight.error = exc
+        except BaseException:
+            flight.error = OSError(5, "interrupted")  # for those who joined; we are cancelled
+            raise
+        finally:
+            file.flights.remove(flight)
+            flight.done.set()
+        if flight.version != file.version:
+            self._stale_reads += 1
+        elif flight.error is None:
+            count = flight.stop - flight.first
+            pages: list[bytes | None] = [None] * count
+            self._take(flight, flight.first, pages)
+            # A page that ends before the end of the file that we know (the file shrank under us)
+            # is an answer, but nothing to keep.
+            whole = min(flight.stop * page_size, file.size) - flight.first * page_size
+            if len(flight.data) < whole:
+                pages[len(flight.data) // page_size :] = []
+            self._insert(file, flight.first, pages)
+
+    def _take(self, flight: _Flight, first: int, pages: list[bytes | None]) -> None:
+        """Copy a flight's pages into the gaps of ``pages``; the last one is padded with zeros."""
+        page_size = self.page_size
+        view = memoryview(flight.data)
+        for index in range(max(flight.first, first), min(flight.stop, first + len(pages))):
+            if pages[index - first] is None:
+                start = (index - flight.first) * page_size
+                page = bytes(view[start : start + page_size])
+                if page:
+                    pages[index - first] = page.ljust(page_size, b"\0")
+
+    # -- residence --------------------------------------------------------------------------
+
+    def _insert(self, file: CachedFile, first: int, pages: list[bytes | None]) -> None:
+        """Make pages resident from index ``first`` on, skipping gaps, and reclaim what is over."""
+        if not self._limit and self._cleancache.pool_id < 0:
+            return
+        base = file.base + first
+        if None in pages:
+            new = {base + i: page for i, page in enumerate(pages) if page is not None}
+        else:
+            new = dict(zip(range(base, base + len(pages)), pages, strict=True))  # type: ignore[arg-type]
+        if not file.ids.isdisjoint(new):
+            # Another read of this version brought some of them while this one waited.
+            new = {page_id: page for page_id, page in new.items() if page_id not in file.ids}
+        self._resident.update(new)
+        file.ids.update(new)
+        self._policy.insert(new)
+        self._reclaim()
+
+    def _reclaim(self) -> None:
+        """Evict down to the limit, offering every victim to cleancache, in runs of one file."""
+        over = len(self._resident) * self._cost - self._limit
+        if over <= 0:
+            return
+        victims = self._policy.victims(-(-over // self._cost))
+        self._evictions += len(victims)
+        resident = self._resident
+        start = 0
+        while start < len(victims):
+            serial = victims[start] >> INDEX_BITS
+            stop = start + 1
+            while stop < len(victims) and victims[stop] >> INDEX_BITS == serial:
+                stop += 1
+            run = victims[start:stop]
+            file = self._by_serial[serial]
+            file.ids.difference_update(run)
+            pages = [(page_id & INDEX_MASK, resident.pop(page_id)) for page_id in run]
+            self._cleancache.put_pages(file.key, pages)
+            start = stop
+
+    # -- invalidation -----------------------------------------------------------------------
+
+    def invalidate(self, file: CachedFile, start: int = 0, stop: int | None = None) -> None:
+        """The bytes ``start <= i < stop`` (to the end if None) are no longer what they were.
+
+        Moves the version on: reads under way will not insert what they bring.
+        """
+        self.new_version(file)
+        first = start // self.page_size
+        last = None if stop is None else -(-stop // self.page_size)
+        if first == 0 and last is None:
+            gone = list(file.ids)
+            self._cleancache.flush_inode(file.key)
+        else:
+            low = file.base + first
+            high = file.base + (last if last is not None else INDEX_MASK)
+            if high - low < len(file.ids):
+                gone = [page_id for page_id in range(low, high) if page_id in file.ids]
+            else:
+                gone = [page_id for page_id in file.ids if low <= page_id < high]
+            self._cleancache.flush_pages(file.key, first, last)
+        file.ids.difference_update(gone)
+        for page_id in gone:
+            del self._resident[page_id]
+        self._policy.discard(gone)
+
+    def new_version(self, file: CachedFile) -> None:
+        """What began before now is overtaken."""
+        self.clock += 1
+        file.version = self.clock
+
+    @asynccontextmanager
+    async def changing(self, file: CachedFile) -> AsyncIterator[None]:
+        """Around a change of ours to the file, one at a time.
+
+        What one saw of the file after its change is what the next one sees before.
+        """
+        file.pins += 1
+        try:
+            async with file.lock:
+                file.mutations += 1
+                try:
+                    yield
+                finally:
+                    file.mutations -= 1
+        finally:
+            file.pins -= 1
+
+    @asynccontextmanager
+    async def mutating(
+        self, file: CachedFile, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[None]:
+        """Around a change of ours to these bytes of the source: invalidate before and after."""
+        async with self.changing(file):
+            self.invalidate(file, start, stop)
+            try:
+                yield
+            finally:
+                self.invalidate(file, start, stop)
+
+    # -- operator's controls ------------------------------------------------------------------
+
+    @property
+    def limit(self) -> int:
+        """Bytes that resident pages may take."""
+        return self._limit
+
+    def resize(self, limit: int) -> None:
+        """Change the limit and evict down to it at once."""
+        self._limit = limit
+        self._reclaim()
+
+    def drop(self) -> None:
+        """Evict every page; cleancache may keep them (as the kernel's ``drop_caches`` did)."""
+        limit, self._limit = self._limit, 0
+        self._reclaim()
+        self._limit = limit
+
+    def stats(self) -> PageCacheStats:
+        """A snapshot."""
+        return PageCacheStats(
+            limit=self._limit,
+            used=len(self._resident) * self._cost,
+            resident=len(self._resident),
+            files=len(self._files),
+            hits=self._hits,
+            misses=self._misses,
+            evictions=self._evictions,
+            shared_reads=self._shared_reads,
+            stale_reads=self._stale_reads,
+        )
+
+
+def _runs(pages: list[bytes | None]) -> list[tuple[int, int]]:
+    """The half-open index ranges in which ``pages`` is None."""
+    runs: list[tuple[int, int]] = []
+    start = None
+    for i, page in enumerate(pages):
+        if page is None:
+            if start is None:
+                start = i
+        elif start is not None:
+            runs.append((start, i))
+            start = None
+    if start is not None:
+        runs.append((start, len(pages)))
+    return runs

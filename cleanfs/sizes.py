@@ -1,0 +1,22 @@
+"""Sizes as people write them: ``512M``, ``1.5G``, ``65536``. Units are powers of 1024."""
+
+import bitmath
+
+MAX_SIZE = 1 << 62
+"""Bytes; more than any machine has."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes. Raises ValueError, with a message for the user, for what is not a size."""
+    try:
+        size = int(bitmath.parse_string(text.strip(), strict=False, system=bitmath.NIST).to_Byte())
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is not a size (examples: 512M, 1.5G, 65536)") from None
+    if not 0 <= size <= MAX_SIZE:
+        raise ValueError(f"size {text!r} is out of range")
+    return size
+
+
+def format_size(size: float) -> str:
+    """A size for people: three digits or so and a unit."""
+    return str(bitmath.Byte(size).best_prefix(system=bitmath.NIST).format("{value:.1f} {unit}"))

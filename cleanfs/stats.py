@@ -1,0 +1,148 @@
+"""Everything that can be counted, as one frozen snapshot, and three ways to write it down."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from cleanfs.backing import BackingStats
+from cleanfs.cleancache import CleancacheStats
+from cleanfs.inodes import InodeStats
+from cleanfs.pagecache import PageCacheStats
+
+GAUGES = frozenset({
+    "uptime_seconds", "rss_bytes", "pool_id", "page_size", "hit_ratio", "compression_ratio",
+    "pagecache_limit", "pagecache_used", "pagecache_resident", "pagecache_files", "inodes",
+    "inodes_held", "open_files", "pool_limit", "pool_used", "obj_count", "obj_count_max",
+    "eph_zpages", "eph_zpages_max", "eph_zbytes", "eph_pagebytes", "raw_pages", "same_filled_pages",
+    "zero_filled_pages", "loaned_zpages",
+})  # fmt: skip
+"""Values that go up and down; all others only grow."""
+
+Value = int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class MountStats:
+    """One mount at one moment."""
+
+    version: str
+    source: str
+    mountpoint: str
+    pid: int
+    uptime_seconds: float
+    rss_bytes: int
+    """Resident memory of the daemon."""
+    page_size: int
+    backend: str
+    pool_id: int
+    """Negative: the mount has no pool."""
+    coherency: str
+    changes_found: int
+    """Files flushed because the source had changed behind our back, or could have."""
+    open_files: int
+    cleancache: CleancacheStats
+    pagecache: PageCacheStats
+    backing: BackingStats
+    inodes: InodeStats
+    counters: Mapping[str, int]
+    """The backend's own."""
+
+    @property
+    def hit_ratio(self) -> float:
+        """Part of the pages asked for that the page cache or cleancache had; 0 if none was asked."""
+        asked = self.pagecache.hits + self.pagecache.misses
+        return (self.pagecache.hits + self.cleancache.succ_gets) / asked if asked else 0.0
+
+    @property
+    def compression_ratio(self) -> float:
+        """Bytes of kept pages over the bytes that they are kept in; 0 if there are none."""
+        kept = self.counters.get("eph_zbytes", 0)
+        return self.counters.get("eph_pagebytes", 0) / kept if kept else 0.0
+
+    def values(self) -> dict[str, Value]:
+        """All values by their flat names, in a stable order; the backend's come last."""
+        return {
+            "version": self.version,
+            "source": self.source,
+            "mountpoint": self.mountpoint,
+            "pid": self.pid,
+            "uptime_seconds": round(self.uptime_seconds, 3),
+            "rss_bytes": self.rss_bytes,
+            "page_size": self.page_size,
+            "backend": self.backend,
+            "pool_id": self.pool_id,
+            "coherency": self.coherency,
+            "hit_ratio": round(self.hit_ratio, 4),
+            "compression_ratio": round(self.compression_ratio, 3),
+            **asdict(self.cleancache),
+            **{f"pagecache_{name}": value for name, value in asdict(self.pagecache).items()},
+            **asdict(self.backing),
+            "inodes": self.inodes.inodes,
+            "inodes_held": self.inodes.held,
+            "inodes_parked_total": self.inodes.parked_total,
+            "open_files": self.open_files,
+            "changes_found": self.changes_found,
+        }
+
+    def as_text(self) -> str:
+        """``name value`` lines. The backend's counters carry its name as a prefix."""
+        lines = [f"{name} {_one_line(value)}" for name, value in self.values().items()]
+        lines += [f"{self.backend}_{name} {value}" for name, value in self.counters.items()]
+        return "\n".join(lines) + "\n"
+
+    def as_json(self) -> str:
+        """One object; the backend's counters are the member ``backend_counters``."""
+        return json.dumps({**self.values(), "backend_counters": dict(self.counters)}, indent=2) + "\n"
+
+    def as_prometheus(self) -> str:
+        """Prometheus text exposition format 0.0.4."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Metrics(self))
+        return generate_latest(registry).decode()
+
+
+class _Metrics(Collector):
+    """A snapshot as Prometheus metrics."""
+
+    def __init__(self, stats: MountStats) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        stats = self._stats
+        labels = {
+            "mountpoint": stats.mountpoint,
+            "source": stats.source,
+            "backend": stats.backend,
+            "version": stats.version,
+        }
+        info = GaugeMetricFamily("cleanfs_info", "What is mounted where.", labels=list(labels))
+        info.add_metric([_printable(value) for value in labels.values()], 1)
+        yield info
+        for name, value in stats.values().items():
+            if not isinstance(value, str) and name != "pid":
+                yield _metric(f"cleanfs_{name}", name, value, stats.mountpoint)
+        for name, value in stats.counters.items():
+            yield _metric(f"cleanfs_{stats.backend}_{name}", name, value, stats.mountpoint)
+
+
+def _metric(
+    full_name: str, name: str, value: float, mountpoint: str
+) -> GaugeMetricFamily | CounterMetricFamily:
+    kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
+    metric = kind(full_name, f"cleanfs {name.replace('_', ' ')}", labels=["mountpoint"])
+    metric.add_metric([_printable(mountpoint)], value)
+    return metric
+
+
+def _printable(text: str) -> str:
+    """Paths may hold any bytes; a metrics label is UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _one_line(value: Value) -> str:
+    text = str(value)
+    return text.encode("unicode_escape").decode() if "\n" in text else text

@@ -1,0 +1,135 @@
+"""The system calls that Python has no name for.
+
+Each is a thin function over libc that takes descriptors and bytes and raises OSError.
+"""
+
+import ctypes
+import errno
+import os
+from typing import Final
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+AT_FDCWD: Final = -100
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_SYMLINK_FOLLOW: Final = 0x400
+AT_EMPTY_PATH: Final = 0x1000
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+
+UTIME_OMIT: Final = (1 << 30) - 2
+
+UMOUNT_DETACH: Final = 2
+
+RWF_DONTCACHE: Final = 0x80
+"""preadv2: do not leave what was read in the page cache (Linux 6.14)."""
+
+MAX_HANDLE_SZ: Final = 128
+
+M_TRIM_THRESHOLD: Final = -1
+M_MMAP_THRESHOLD: Final = -3
+M_ARENA_MAX: Final = -8
+
+
+class _FileHandle(ctypes.Structure):
+    """``struct file_handle``."""
+
+    _fields_ = [
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("f_handle", ctypes.c_ubyte * MAX_HANDLE_SZ),
+    ]
+
+
+class _Timespec(ctypes.Structure):
+    """``struct timespec``."""
+
+    _fields_ = [("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long)]
+
+
+def _timespec(ns: int | None) -> _Timespec:
+    return _Timespec(0, UTIME_OMIT) if ns is None else _Timespec(*divmod(ns, 1_000_000_000))
+
+
+def _raise(name: bytes = b"") -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number), os.fsdecode(name))
+
+
+def name_to_handle(fd: int) -> bytes:
+    """The NFS file handle of what ``fd`` (O_PATH too) refers to: type and body, as one opaque value.
+
+    Stable for the life of the file and never given to another one (it holds the generation).
+    Empty if the file system has none. Raises OSError for other failures.
+    """
+    handle = _FileHandle(handle_bytes=MAX_HANDLE_SZ)
+    mount_id = ctypes.c_int()
+    if _libc.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount_id), AT_EMPTY_PATH):
+        if ctypes.get_errno() in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM):
+            return b""
+        _raise()
+    kind: int = handle.handle_type
+    return kind.to_bytes(4, "little", signed=True) + bytes(handle.f_handle[: handle.handle_bytes])
+
+
+def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
+    """Open the file that ``name_to_handle`` named, anywhere on the file system of ``mount_fd``.
+
+    Raises OSError: ESTALE if the file is gone, EPERM without CAP_DAC_READ_SEARCH.
+    """
+    body = handle[4:]
+    struct = _FileHandle(
+        handle_bytes=len(body),
+        handle_type=int.from_bytes(handle[:4], "little", signed=True),
+        f_handle=(ctypes.c_ubyte * MAX_HANDLE_SZ)(*body),
+    )
+    fd: int = _libc.open_by_handle_at(mount_fd, ctypes.byref(struct), flags | os.O_CLOEXEC)
+    if fd < 0:
+        _raise()
+    return fd
+
+
+def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
+    """``renameat2(2)``. Raises OSError."""
+    if _libc.renameat2(old_dir, old, new_dir, new, flags):
+        _raise(old)
+
+
+def linkat_fd(fd: int, new_dir: int, new: bytes) -> None:
+    """Give what ``fd`` (O_PATH too) refers to one more name. Raises OSError.
+
+    Through /proc, which needs no privilege, unlike AT_EMPTY_PATH.
+    """
+    path = f"/proc/self/fd/{fd}".encode()
+    if _libc.linkat(AT_FDCWD, path, new_dir, new, AT_SYMLINK_FOLLOW):
+        _raise(new)
+
+
+def utimens(path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set times of what ``path`` leads to; None leaves one alone, which os.utime can not say."""
+    times = (_Timespec * 2)(*(_timespec(ns) for ns in (atime_ns, mtime_ns)))
+    if _libc.utimensat(AT_FDCWD, os.fsencode(path), times, 0):
+        _raise()
+
+
+def umount_detach(path: bytes) -> None:
+    """``umount2(2)`` with MNT_DETACH. Raises OSError."""
+    if _libc.umount2(path, UMOUNT_DETACH):
+        _raise(path)
+
+
+def tune_malloc() -> None:
+    """Make glibc give memory back: one arena, as only one thread keeps what it allocates.
+
+    Worker threads would each grow an arena of their own (64 MiB of address space, and fragments)
+    for the read buffers that they hand to the main thread.
+    """
+    _libc.mallopt(M_ARENA_MAX, 1)
+    _libc.mallopt(M_TRIM_THRESHOLD, 4 << 20)
+    _libc.mallopt(M_MMAP_THRESHOLD, 4 << 20)
+
+
+def trim_malloc() -> None:
+    """Return free memory to the system."""
+    _libc.malloc_trim(0)
