@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from cleanfs.mounts import LOCAL_FILE_SYSTEMS
 from cleanfs.pagecache import CachedFile, PageCache
 
 FINE_NS = 20_000_000
@@ -27,11 +28,6 @@ FINE_NS = 20_000_000
 
 COARSE_NS = 2_100_000_000
 """Granularity of all others: FAT stamps every 2 s, sshfs every second, a server has its own clock."""
-
-FINE_FILE_SYSTEMS = frozenset(
-    {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "bcachefs"}
-)
-"""Types that stamp with the coarse clock of this machine, nanoseconds stored."""
 
 SECOND_NS = 1_000_000_000
 
@@ -61,7 +57,7 @@ def granularity_ns(st: os.stat_result, fs_type: str) -> int:
     ext3 and old XFS and ext4 inodes store whole seconds although their type is a fine one.
     """
     whole_seconds = st.st_mtime_ns % SECOND_NS == 0 and st.st_ctime_ns % SECOND_NS == 0
-    return FINE_NS if fs_type in FINE_FILE_SYSTEMS and not whole_seconds else COARSE_NS
+    return FINE_NS if fs_type in LOCAL_FILE_SYSTEMS and not whole_seconds else COARSE_NS
 
 
 def fingerprint(st: os.stat_result, fs_type: str, now_ns: int | None = None) -> Fingerprint:

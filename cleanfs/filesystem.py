@@ -14,7 +14,7 @@ import functools
 import logging
 import os
 import stat as stat_module
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
@@ -37,10 +37,10 @@ from pyfuse3 import (
 )
 
 from cleanfs import namespace
-from cleanfs.coherency import FINE_FILE_SYSTEMS, Fingerprint, fingerprint
+from cleanfs.coherency import Fingerprint, fingerprint
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.handles import IO_FLAGS, DirHandle, FileHandle, Handle, Services
-from cleanfs.inodes import ROOT, Inode, InodeTable, StaleError, open_parked
+from cleanfs.inodes import ROOT, Inode, InodeTable, StaleError, is_parked, open_parked
 from cleanfs.namespace import Changed, NewAttributes, OpenedFile, Owner
 from cleanfs.notify import attributes_changed
 from cleanfs.ops import FileKey
@@ -96,6 +96,7 @@ class CleanFS(pyfuse3.Operations):
         super().__init__()
         self._services = services
         self._run = services.backing.run
+        self._near = services.run_near
         self._inodes = inodes
         self._control = control
         self._attr_timeout = attr_timeout
@@ -167,7 +168,7 @@ class CleanFS(pyfuse3.Operations):
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """Target of a symbolic link."""
         async with self._using(inode) as held:
-            return FileNameT(await self._run(namespace.read_link, held.fd))
+            return FileNameT(await self._near(held, namespace.read_link, held.fd))
 
     # -- names ------------------------------------------------------------------------------
 
@@ -271,7 +272,7 @@ class CleanFS(pyfuse3.Operations):
             io_flags = flags & (IO_FLAGS | os.O_EXCL | os.O_TRUNC)
             owner = Owner(ctx.uid, ctx.gid)
             opened = await self._retry_emfile(
-                namespace.create_file, parent.fd, name, mode, io_flags, owner
+                self._run, namespace.create_file, parent.fd, name, mode, io_flags, owner
             )
             try:
                 entry = await self._look_up(parent, name)
@@ -352,7 +353,7 @@ class CleanFS(pyfuse3.Operations):
             await directory.rewind()
         for position, name in ((0, b"."), (1, b"..")):
             if start_id <= position:
-                dot = _entry(await directory.stat_dot(name))
+                dot = _entry(directory.dot(name))
                 if not pyfuse3.readdir_reply(token, FileNameT(name), dot, position + 1):
                     return
         position = max(start_id, 2)
@@ -413,7 +414,7 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(pyfuse3.ENOATTR)
         async with self._using(inode) as held:
-            return await self._run(os.getxattr, held.path(), name)
+            return await self._near(held, os.getxattr, held.path(), name)
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
@@ -421,7 +422,7 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             return []
         async with self._using(inode) as held:
-            names = await self._run(namespace.list_xattrs, held.path())
+            names = await self._near(held, namespace.list_xattrs, held.path())
             return [XAttrNameT(name) for name in names]
 
     @handler
@@ -466,23 +467,30 @@ class CleanFS(pyfuse3.Operations):
             yield parent
 
     async def _unpark(self, inode: Inode, depth: int = 0) -> None:
-        parent_fd = -1
+        """Give a parked inode a descriptor again. Raises StaleError, OSError."""
         parent = inode.parent
-        if not inode.open_fds and not inode.handle and parent is not None:
-            if depth == MAX_DEPTH or parent.nlookup <= 0:
-                raise StaleError
-            if parent.fd < 0:
-                await self._unpark(parent, depth + 1)
-            with self._inodes.using(parent):
-                fd = await self._run(open_parked, inode, -1, parent.fd)
-        else:
+        by_place = parent is not None and parent.nlookup > 0 and depth < MAX_DEPTH
+        if by_place and parent is not None and parent.fd >= 0:
+            at_place = namespace.lookup_cached(parent.fd, inode.name)
+            if at_place is not None:
+                if is_parked(inode, at_place.fd, at_place.stat):
+                    self._inodes.unpark(inode, at_place.fd)
+                    return
+                os.close(at_place.fd)
+        if inode.open_fds or inode.handle or not by_place or parent is None:
             mount_fd = self._inodes.mount_fd(inode.device)
-            fd = await self._run(open_parked, inode, mount_fd, parent_fd)
-        self._inodes.unpark(inode, fd)
+            self._inodes.unpark(inode, await self._run(open_parked, inode, mount_fd, -1))
+            return
+        if parent.fd < 0:
+            await self._unpark(parent, depth + 1)
+        with self._inodes.using(parent):
+            self._inodes.unpark(inode, await self._run(open_parked, inode, -1, parent.fd))
 
     async def _look_up(self, parent: Inode, name: bytes) -> EntryAttributes:
         as_of = self._services.pagecache.clock
-        opened = await self._retry_emfile(namespace.lookup, parent.fd, name)
+        opened = namespace.lookup_cached(parent.fd, name)
+        if opened is None:
+            opened = await self._retry_emfile(self._run, namespace.lookup, parent.fd, name)
         inode = self._inodes.looked_up(opened.fd, opened.stat, parent, name)
         self._observe(inode, opened.stat, as_of)
         self._ask_to_forget()
@@ -499,18 +507,22 @@ class CleanFS(pyfuse3.Operations):
     ) -> EntryAttributes:
         async with self._changing_names(parent_node, name) as parent:
             made = await self._retry_emfile(
-                namespace.make_node, parent.fd, name, mode, rdev, target, Owner(ctx.uid, ctx.gid)
+                self._run,
+                namespace.make_node,
+                parent.fd,
+                name,
+                mode,
+                rdev,
+                target,
+                Owner(ctx.uid, ctx.gid),
             )
             inode = self._inodes.looked_up(made.fd, made.stat, parent, name)
             return self._attributes(inode, made.stat)
 
     async def _stat(self, inode: Inode) -> os.stat_result:
-        """Attributes now, held against what is known. Local file systems have them in memory."""
+        """Attributes now, held against what is known."""
         as_of = self._services.pagecache.clock
-        if self._services.types[inode.device] in FINE_FILE_SYSTEMS:
-            st = os.fstat(inode.fd)
-        else:
-            st = await self._run(os.fstat, inode.fd)
+        st = await self._near(inode, os.fstat, inode.fd)
         self._observe(inode, st, as_of)
         return st
 
@@ -531,7 +543,7 @@ class CleanFS(pyfuse3.Operations):
         if inode.kind != stat_module.S_IFREG:
             return None
         if inode.file_key is None:
-            inode.file_key = await self._run(_key_of, inode.fd)
+            inode.file_key = await self._near(inode, _key_of, inode.fd)
         return self._services.pagecache.known(inode.file_key)
 
     async def _set_attributes(self, inode: Inode, io_fd: int, new: NewAttributes) -> os.stat_result:
@@ -590,7 +602,8 @@ class CleanFS(pyfuse3.Operations):
             )
 
     async def _open(self, inode: Inode, flags: int) -> OpenedFile:
-        return await self._retry_emfile(namespace.open_file, inode.path(), flags & IO_FLAGS)
+        near = functools.partial(self._near, inode)
+        return await self._retry_emfile(near, namespace.open_file, inode.path(), flags & IO_FLAGS)
 
     async def _opened(self, inode: Inode, opened: OpenedFile, flags: int, as_of: int) -> FileInfo:
         """Make a handle of an opened file, with what coherency has to say."""
@@ -622,16 +635,21 @@ class CleanFS(pyfuse3.Operations):
         self._handles[fh] = handle
         return fh
 
-    async def _retry_emfile(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+    async def _retry_emfile(
+        self,
+        run: Callable[[Callable[[*Ts], T], *Ts], Awaitable[T]],
+        call: Callable[[*Ts], T],
+        *args: *Ts,
+    ) -> T:
         """Run a call that opens something; when descriptors run out, park inodes and try again."""
         try:
-            return await self._run(call, *args)
+            return await run(call, *args)
         except OSError as exc:
             if exc.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
         self._inodes.fd_budget = self._inodes.stats().held // 2
         self._inodes.shrink()
-        return await self._run(call, *args)
+        return await run(call, *args)
 
     def _ask_to_forget(self) -> None:
         if self._services.notifier.pending < FORGET_BATCH:

@@ -175,7 +175,7 @@ class InodeTable:
         Takes over ``fd``.
         """
         inode = self._by_id.get((st.st_dev, st.st_ino))
-        if inode is not None and inode.fd < 0 and not _same(inode, fd, st):
+        if inode is not None and inode.fd < 0 and not is_parked(inode, fd, st):
             inode = None  # the number was given to another file while this one was parked
         if inode is None:
             inode = self._new(st)
@@ -343,9 +343,9 @@ class InodeTable:
             inode.fd = -1
 
 
-def _same(parked: Inode, fd: int, st: os.stat_result) -> bool:
-    """Whether ``fd`` refers to the file that a parked inode of its number stands for."""
-    if stat_module.S_IFMT(st.st_mode) != parked.kind:
+def is_parked(parked: Inode, fd: int, st: os.stat_result) -> bool:
+    """Whether ``fd`` refers to the very file that a parked inode stands for."""
+    if (st.st_dev, st.st_ino, stat_module.S_IFMT(st.st_mode)) != (*parked.id, parked.kind):
         return False
     return not parked.handle or syscalls.name_to_handle(fd) == parked.handle
 
@@ -372,10 +372,7 @@ def open_parked(inode: Inode, mount_fd: int, parent_fd: int) -> int:
         fd = os.open(inode.name, PATH_FLAGS, dir_fd=parent_fd)
     except FileNotFoundError as exc:
         raise StaleError from exc
-    st = os.fstat(fd)
-    if (st.st_dev, st.st_ino) != (inode.device, inode.ino) or (
-        inode.handle and syscalls.name_to_handle(fd) != inode.handle
-    ):
+    if not is_parked(inode, fd, os.fstat(fd)):
         os.close(fd)
         raise StaleError
     return fd

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 FS_TYPE = "fuse.cleanfs"
 
+LOCAL_FILE_SYSTEMS = frozenset(
+    {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "bcachefs", "overlay"}
+)
+"""Types whose inodes, once held, are in this machine's memory, and whose stamps are of its clock."""
+
 
 @dataclass(frozen=True, slots=True)
 class MountPoint:

@@ -63,6 +63,17 @@ def lookup(parent_fd: int, name: bytes) -> Opened:
         raise
 
 
+def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
+    """``lookup`` without waiting; None if that takes more than the dentry cache and a descriptor."""
+    try:
+        fd = syscalls.openat_cached(parent_fd, name, PATH_FLAGS)
+    except OSError as exc:
+        if exc.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE):
+            return None
+        raise
+    return Opened(fd, os.fstat(fd))
+
+
 def open_file(path: str, flags: int) -> OpenedFile:
     """Open a file for I/O by the /proc path of its O_PATH descriptor."""
     try:
@@ -236,9 +247,21 @@ def stat_names(dir_fd: int, names: list[bytes]) -> list[os.stat_result | None]:
     return stats
 
 
-def list_names(dir_fd: int) -> list[bytes]:
-    """The names in a directory, without ``.`` and ``..``, in the source's order."""
-    return [os.fsencode(name) for name in os.listdir(dir_fd)]
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A directory at one moment: names without the dots, and the attributes of the first ones."""
+
+    names: list[bytes]
+    stats: list[os.stat_result | None]
+    dot: os.stat_result
+    dot_dot: os.stat_result
+
+
+def list_directory(dir_fd: int, batch: int) -> Listing:
+    """List, with attributes of the first ``batch`` names; names are in the source's order."""
+    names = [os.fsencode(name) for name in os.listdir(dir_fd)]
+    stats = stat_names(dir_fd, names[:batch])
+    return Listing(names, stats, os.fstat(dir_fd), os.stat("..", dir_fd=dir_fd))
 
 
 def sync(fd: int, data_only: bool) -> None:
