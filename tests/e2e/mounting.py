@@ -29,7 +29,8 @@ def cleanfs(*args: str | Path, timeout: float = 30.0) -> subprocess.CompletedPro
 
 def is_mounted(path: Path) -> bool:
     """Whether something is mounted on ``path``; works on a dead mount, too."""
-    return any(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").open())
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[4] == str(path) for line in lines)
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = STOP_TIMEOUT) -> None:
