@@ -1,0 +1,215 @@
+"""The main job, once: real files, a small page cache, two passes of cp -r and of fio.
+
+Exits 1 if a copied byte differs, if a second pass needed the source, or if something stays mounted.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from cleanfs.sizes import format_size
+
+PAGE_CACHE = "16M"
+SOURCE_BYTES = 300 << 20
+FIO_FILES = 16
+FIO_SECONDS = 60
+SECOND_PASS_SHARE = 0.02
+"""Part of its bytes that a second pass may still read from the source."""
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass did."""
+
+    name: str
+    seconds: float
+    read: int
+    from_source: int
+    hit_ratio: float
+    compression_ratio: float
+
+
+def main() -> int:
+    """Run the demonstration; the exit status."""
+    with tempfile.TemporaryDirectory(prefix="cleanfs-demo-", dir="/var/tmp") as scratch:
+        source, mountpoint, copies = (Path(scratch) / name for name in ("source", "mnt", "copies"))
+        for directory in (source, mountpoint, copies):
+            directory.mkdir()
+        with progress_bar() as progress:
+            collect_files(source, progress)
+            with mounted(source, mountpoint):
+                return demonstrate(source, mountpoint, copies, progress)
+
+
+def demonstrate(source: Path, mountpoint: Path, copies: Path, progress: Progress) -> int:
+    """Two passes of each workload on the mount, then the tables."""
+    total = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    big = sorted((mountpoint / "lib").iterdir(), key=lambda path: -path.stat().st_size)[:FIO_FILES]
+    big_total = sum(path.stat().st_size for path in big)
+    failures = []
+    passes = []
+    for number in ("1st", "2nd"):
+        copy = copies / number
+        command = ["cp", "-r", str(mountpoint), str(copy)]
+        passes.append(timed(f"cp -r, {number}", command, mountpoint, total, progress))
+        if subprocess.run(["diff", "-r", source, copy], check=False).returncode:
+            failures.append(f"the {number} copy differs from the source")
+        shutil.rmtree(copy)
+    for number in ("1st", "2nd"):
+        command = [
+            "fio", "--name=demo", "--readonly", "--rw=randread", "--bs=16k", "--ioengine=psync",
+            "--filename=" + ":".join(map(str, big)), f"--io_size={big_total}", "--size=100%",
+            f"--runtime={FIO_SECONDS}", "--invalidate=0", "--randseed=1", "--minimal",
+        ]  # fmt: skip
+        passes.append(timed(f"fio 16k random, {number}", command, mountpoint, big_total, progress))
+    progress.stop()
+    failures += [
+        f"{p.name} read {format_size(p.from_source)} from the source"
+        for p in passes
+        if p.name.endswith("2nd") and p.from_source > SECOND_PASS_SHARE * p.read
+    ]
+    show(passes, mountpoint)
+    for failure in failures:
+        console.print(f"[red]FAILED[/] {failure}")
+    if not failures:
+        console.print("Both copies are identical to the source (diff -r).")
+    return 1 if failures else 0
+
+
+def timed(name: str, command: list[str], mountpoint: Path, size: int, progress: Progress) -> Pass:
+    """Run one workload with the kernel's pages of the mount dropped, watching the counters."""
+    drop_kernel_pages(mountpoint)
+    before = stats(mountpoint)
+    task = progress.add_task(name, total=size)
+    start = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            time.sleep(0.1)
+            progress.update(task, completed=min(asked(stats(mountpoint), before), size))
+    if process.returncode:
+        raise SystemExit(f"{command[0]} failed with status {process.returncode}")
+    seconds = time.monotonic() - start
+    progress.update(task, completed=size)
+    now = stats(mountpoint)
+    hits = sum(now[key] - before[key] for key in ("pagecache_hits", "succ_gets"))
+    return Pass(
+        name=name,
+        seconds=seconds,
+        read=asked(now, before),
+        from_source=now["source_read_bytes"] - before["source_read_bytes"],
+        hit_ratio=hits * now["page_size"] / max(asked(now, before), 1),
+        compression_ratio=now["compression_ratio"],
+    )
+
+
+def asked(now: dict[str, Any], before: dict[str, Any]) -> int:
+    """Bytes in the pages that were asked for between two snapshots."""
+    pages = sum(now[key] - before[key] for key in ("pagecache_hits", "pagecache_misses"))
+    return int(pages * now["page_size"])
+
+
+def drop_kernel_pages(mountpoint: Path) -> None:
+    """Make the kernel forget its pages of the mount, so that the next pass reaches cleanfs."""
+    for path in mountpoint.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            fd = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+def collect_files(source: Path, progress: Progress) -> None:
+    """Copy the Python standard library and the system's shared libraries, some 300 MB."""
+    task = progress.add_task("collecting real files", total=SOURCE_BYTES)
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+    candidates = [
+        (path, Path("python") / path.relative_to(stdlib))
+        for path in sorted(stdlib.rglob("*"))
+        if not {"site-packages", "dist-packages", "__pycache__"} & set(path.parts)
+    ]
+    for directory in (Path("/usr/lib") / multiarch, Path("/usr/lib"), Path("/usr/bin")):
+        libraries = [path for path in directory.iterdir() if path.is_file() and not path.is_symlink()]
+        libraries.sort(key=lambda path: (".so" not in path.name, -path.stat().st_size))
+        candidates += [(path, Path("lib") / path.name) for path in libraries]
+    copied = 0
+    for path, target in candidates:
+        if copied >= SOURCE_BYTES:
+            break
+        if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK):
+            (source / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, source / target)
+            copied += path.stat().st_size
+            progress.update(task, completed=min(copied, SOURCE_BYTES))
+    progress.update(task, total=copied, completed=copied)
+
+
+@contextmanager
+def mounted(source: Path, mountpoint: Path) -> Iterator[None]:
+    """The mount, for the length of the block."""
+    cleanfs = [sys.executable, "-m", "cleanfs"]
+    subprocess.run([*cleanfs, "mount", "--page-cache", PAGE_CACHE, source, mountpoint], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*cleanfs, "umount", mountpoint], check=True)
+        if mountpoint.is_mount():
+            raise SystemExit(f"{mountpoint} is still mounted")
+
+
+def stats(mountpoint: Path) -> dict[str, Any]:
+    """A snapshot from the control file."""
+    parsed: dict[str, Any] = json.loads((mountpoint / ".cleancache/stats.json").read_text())
+    return parsed
+
+
+def show(passes: list[Pass], mountpoint: Path) -> None:
+    """The table of passes and the control files."""
+    table = Table(title=f"page cache {PAGE_CACHE}, pool 512M", title_justify="left")
+    for column in ("pass", "seconds", "MB/s", "from the source", "hit ratio", "compression"):
+        table.add_column(column, justify="left" if column == "pass" else "right")
+    for p in passes:
+        table.add_row(
+            p.name,
+            f"{p.seconds:.2f}",
+            f"{p.read / p.seconds / 1e6:.0f}",
+            format_size(p.from_source),
+            f"{p.hit_ratio:.1%}",
+            f"{p.compression_ratio:.2f}",
+        )
+    console.print(table)
+    control = mountpoint / ".cleancache"
+    for name in ("succ_gets", "failed_gets", "puts", "flushes"):
+        console.print(f".cleancache/{name}: {(control / name).read_text().strip()}")
+    console.print("\n.cleancache/stats:")
+    console.print((control / "stats").read_text().strip(), highlight=False)
+
+
+def progress_bar() -> Progress:
+    """A line per step, with bytes."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:24}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        console=console,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
