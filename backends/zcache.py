@@ -14,7 +14,7 @@ The readable reference, after ``drivers/staging/zcache`` and its rewrite (zcache
   unchanged, when the page cache evicts them again, and compressing is five times the work of
   decompressing. So the compressed form waits, with a reference to the very object handed out; a
   put of that same object (identity, not equality: no doubt and no comparing) revives it. Loans
-  count against the limit with the page that they hold on to, and are bounded.
+  count against the limit, with the page that they hold on to, and are bounded.
 
 The limit counts what Python really uses: each object with its allocator's overhead, and the
 entries in the tables (``ENTRY_BYTES``, measured by ``scripts/bench-zcache``).
@@ -33,6 +33,9 @@ POOR = 7 / 8
 
 ENTRY_BYTES = 240
 """RAM per kept page beyond its bytes: id, queue entry, member of its object's set."""
+
+OBJECT_BYTES = 900
+"""RAM per object: itself, its key, its empty set, its entries in two tables."""
 
 LOAN_SHARE = 1 / 8
 """Part of the limit that loans may take."""
@@ -55,7 +58,7 @@ Zpage = bytes | int
 
 
 def _cost(zpage: Zpage) -> int:
-    """Bytes of RAM that a kept page takes: its entry and its malloc chunk."""
+    """Bytes of RAM that a kept page takes: its entry, and its malloc chunk (33 is bytes' header)."""
     if isinstance(zpage, int):
         return ENTRY_BYTES
     return ENTRY_BYTES + (len(zpage) + 33 + 8 + 15 & ~15)
@@ -129,7 +132,8 @@ class Zcache:
         self.resize(pool_limit)
 
     # Invariant: an id is in at most one of _zpages, _raw and _loans, and is in its object's ids
-    # exactly if it is in one of them. self._used is the sum of what the three cost.
+    # exactly if it is in one of them. self._used is the sum of the _cost of what the three keep,
+    # of the pages that are lent, and of OBJECT_BYTES for each object.
 
     # -- pools ------------------------------------------------------------------------------
 
@@ -175,41 +179,55 @@ class Zcache:
         obj = pool.objects.get(key)
         if obj is None:
             return [None] * count
-        shared = pool.uuid is not None
-        pages = [
-            self._get(obj, zid, shared) for zid in range(obj.base + first, obj.base + first + count)
-        ]
-        if not shared:
-            self._bound_loans()
+        if pool.uuid is not None:
+            return [
+                self._get_shared(obj, zid) for zid in range(obj.base + first, obj.base + first + count)
+            ]
+        pages: list[bytes | None] = []
+        lent = 0
+        kept, loans = self._zpages, self._loans
+        for zid in range(obj.base + first, obj.base + first + count):
+            zpage = kept.pop(zid, None)
+            if zpage is None:
+                zpage = self._raw.pop(zid, None)
+            page = None
+            if zpage is not None:
+                page = self._decode(obj, zid, zpage)
+                if page is not None:
+                    loans[zid] = (zpage, page)
+                    lent += 1
+            pages.append(page)
+        self._used += lent * pool.page_size
+        self._loan_bytes += lent * pool.page_size
+        self._bound_loans()
+        if not obj.ids:  # a corrupt page was the last one
+            self._forget(obj)
         return pages
 
-    def _get(self, obj: _Object, zid: int, shared: bool) -> bytes | None:
-        queue: OrderedDict[int, Zpage] | OrderedDict[int, bytes] = self._zpages
-        zpage: Zpage | None = self._zpages.get(zid)
-        if zpage is None:
-            queue = self._raw
-            zpage = self._raw.get(zid)
-            if zpage is None:
-                return None
-        page_size = obj.pool.page_size
+    def _get_shared(self, obj: _Object, zid: int) -> bytes | None:
+        for queue in (self._zpages, self._raw):
+            zpage = queue.get(zid)
+            if zpage is not None:
+                page = self._decode(obj, zid, zpage)
+                if page is not None:
+                    queue.move_to_end(zid)
+                return page
+        return None
+
+    def _decode(self, obj: _Object, zid: int, zpage: Zpage) -> bytes | None:
+        """The page; None, and the zpage is discarded, if it is not what was put."""
         if isinstance(zpage, int):
-            page = zpage.to_bytes(WORD, "little") * (page_size // WORD)
-        elif len(zpage) == page_size:
-            page = zpage
-        else:
-            try:
-                page = obj.pool.decompress(zpage)
-            except codec.CorruptError:
-                self._stats["corrupt_zpages"] += 1
-                self._drop(obj, zid)
-                return None
-        if shared:
-            queue.move_to_end(zid)
-        else:
-            del queue[zid]
+            return zpage.to_bytes(WORD, "little") * (obj.pool.page_size // WORD)
+        if len(zpage) == obj.pool.page_size:
+            return zpage
+        try:
+            return obj.pool.decompress(zpage)
+        except codec.CorruptError:
+            self._stats["corrupt_zpages"] += 1
+            self._zpages.pop(zid, None)
+            obj.ids.remove(zid)
             self._account(obj, zpage, -1)
-            self._lend(zid, zpage, page)
-        return page
+            return None
 
     # -- put --------------------------------------------------------------------------------
 
@@ -227,32 +245,39 @@ class Zcache:
             serial = next(self._serials)
             obj = _Object(pool, key, serial << INDEX_BITS)
             pool.objects[key] = self._objects[serial] = obj
+            self._used += OBJECT_BYTES
         for index, page in pages:
             self._put(obj, obj.base + index, page)
         self._shrink_to(self._limit)
         if not obj.ids:
             self._forget(obj)
-        self._stats["obj_count_max"] = max(self._stats["obj_count_max"], len(self._objects))
-        self._stats["eph_zpages_max"] = max(self._stats["eph_zpages_max"], self._eph_zpages)
+        stats = self._stats
+        stats["obj_count_max"] = max(stats["obj_count_max"], len(self._objects))
+        stats["eph_zpages_max"] = max(stats["eph_zpages_max"], self._eph_zpages)
 
     def _put(self, obj: _Object, zid: int, page: bytes) -> None:
-        loan = self._loans.get(zid)
-        zpage = loan[0] if loan is not None and loan[1] is page else None
         if zid in obj.ids:
-            self._drop(obj, zid)  # before anything can fail: put-put-get
-        if zpage is None:
-            zpage = self._encode(page)
-        else:
-            self._stats["revived_zpages"] += 1
-        if isinstance(zpage, bytes) and len(zpage) == len(page):
-            if self._used + _cost(zpage) > self._limit and not self._raw:
-                self._stats["failed_eph_puts"] += 1
+            loan = self._loans.get(zid)
+            if loan is not None and loan[1] is page:
+                self._end_loan(obj, zid)
+                self._keep(zid, loan[0], page)
+                self._stats["revived_zpages"] += 1
                 return
+            self._drop(obj, zid)  # before anything can fail: put-put-get
+        zpage = self._encode(page)
+        if zpage is page and not self._raw and self._used + _cost(zpage) > self._limit:
+            self._stats["failed_eph_puts"] += 1
+            return
+        self._keep(zid, zpage, page)
+        obj.ids.add(zid)
+        self._account(obj, zpage, 1)
+
+    def _keep(self, zid: int, zpage: Zpage, page: bytes) -> None:
+        """Enter a page at the young end of its queue."""
+        if isinstance(zpage, bytes) and len(zpage) == len(page):
             self._raw[zid] = zpage
         else:
             self._zpages[zid] = zpage
-        obj.ids.add(zid)
-        self._account(obj, zpage, 1)
 
     def _encode(self, page: bytes) -> Zpage:
         """The word of a same-filled page, else LZ4, else (poor) the page itself."""
@@ -320,8 +345,8 @@ class Zcache:
             "pool_used": self._used,  # bytes that count against the limit
             "obj_count": len(self._objects),  # files with pages here
             "eph_zpages": self._eph_zpages,  # pages that a get would find
-            "eph_zbytes": self._eph_zbytes,  # their bytes as kept
-            "eph_pagebytes": self._eph_pagebytes,  # their bytes as pages
+            "eph_zbytes": self._eph_zbytes,  # bytes of all pages as kept, on loan or not
+            "eph_pagebytes": self._eph_pagebytes,  # bytes of the same as pages
             "raw_pages": len(self._raw),
             "same_filled_pages": self._same_filled_pages,
             "zero_filled_pages": self._zero_filled_pages,
@@ -336,7 +361,7 @@ class Zcache:
     # -- books --------------------------------------------------------------------------------
 
     def _account(self, obj: _Object, zpage: Zpage, sign: int) -> None:
-        """A page comes into (+1) or goes out of (-1) the two queues."""
+        """A page comes to be kept (+1) or ceases to be (-1), on loan or not."""
         self._used += sign * _cost(zpage)
         self._eph_pagebytes += sign * obj.pool.page_size
         if isinstance(zpage, int):
@@ -345,21 +370,14 @@ class Zcache:
         else:
             self._eph_zbytes += sign * len(zpage)
 
-    def _lend(self, zid: int, zpage: Zpage, page: bytes) -> None:
-        self._loans[zid] = (zpage, page)
-        cost = _cost(zpage) + len(page)
-        self._loan_bytes += cost
-        self._used += cost
-
-    def _end_loan(self, zid: int) -> bool:
+    def _end_loan(self, obj: _Object, zid: int) -> Zpage | None:
+        """The zpage that was on loan, if it was; the page that was lent is let go of."""
         loan = self._loans.pop(zid, None)
         if loan is None:
-            return False
-        zpage, page = loan
-        cost = _cost(zpage) + len(page)
-        self._loan_bytes -= cost
-        self._used -= cost
-        return True
+            return None
+        self._used -= obj.pool.page_size
+        self._loan_bytes -= obj.pool.page_size
+        return loan[0]
 
     def _bound_loans(self) -> None:
         while self._loan_bytes > self._limit * LOAN_SHARE:
@@ -387,10 +405,12 @@ class Zcache:
     def _drop(self, obj: _Object, zid: int) -> None:
         """Discard a page wherever it is."""
         obj.ids.remove(zid)
-        if self._end_loan(zid):
-            return
-        zpage = self._zpages.pop(zid, None)
-        self._account(obj, self._raw.pop(zid) if zpage is None else zpage, -1)
+        zpage = self._end_loan(obj, zid)
+        if zpage is None:
+            zpage = self._zpages.pop(zid, None)
+        if zpage is None:
+            zpage = self._raw.pop(zid)
+        self._account(obj, zpage, -1)
 
     def _drop_object(self, obj: _Object) -> None:
         for zid in list(obj.ids):
@@ -401,3 +421,4 @@ class Zcache:
         """An object without pages goes, with its serial: ids are never used again."""
         if self._objects.pop(obj.base >> INDEX_BITS, None) is not None:
             del obj.pool.objects[obj.key]
+            self._used -= OBJECT_BYTES

@@ -1,6 +1,7 @@
 """The command line. Wrong calls end with status 2, failures with 1, each with one line on stderr."""
 
 import errno
+import getopt
 import json
 import logging
 import os
@@ -151,6 +152,19 @@ def main() -> NoReturn:
         _complain(str(exc))
         sys.exit(1)
     sys.exit(0)
+
+
+def mount_helper() -> NoReturn:
+    """``mount.cleanfs SPEC DIR [-sfnv] [-N NS] [-t TYPE] [-o OPTIONS]``, as mount(8) calls it.
+
+    Turns into ``cleanfs mount``: -f (fake) does nothing, -n, -s and -v have no meaning here.
+    """
+    options, words = getopt.gnu_getopt(sys.argv[1:], "sfnvN:t:o:")
+    if ("-f", "") in options:
+        sys.exit(0)
+    given = [word for name, value in options if name == "-o" for word in ("-o", value)]
+    sys.argv[1:] = ["mount", *given, "--", *words]
+    main()
 
 
 def _complain(message: str) -> None:

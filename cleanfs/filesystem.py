@@ -276,13 +276,14 @@ class CleanFS(pyfuse3.Operations):
             )
             try:
                 entry = await self._look_up(parent, name)
-                inode = self._inodes[entry.st_ino]
-                if inode.id != (opened.stat.st_dev, opened.stat.st_ino):
-                    self._inodes.forget(inode.node, 1)
-                    raise StaleError  # replaced in the source since; the kernel tries again
             except BaseException:
                 os.close(opened.fd)
                 raise
+            inode = self._inodes[entry.st_ino]
+            if inode.id != (opened.stat.st_dev, opened.stat.st_ino):
+                os.close(opened.fd)
+                self._inodes.forget(inode.node, 1)
+                raise StaleError  # replaced in the source since; the kernel tries again
             with self._inodes.using(inode):
                 if not opened.created:  # and perhaps truncated
                     file = self._services.pagecache.file(opened.key)
@@ -477,14 +478,14 @@ class CleanFS(pyfuse3.Operations):
                     self._inodes.unpark(inode, at_place.fd)
                     return
                 os.close(at_place.fd)
-        if inode.open_fds or inode.handle or not by_place or parent is None:
-            mount_fd = self._inodes.mount_fd(inode.device)
+        mount_fd = self._inodes.mount_fd(inode.device)
+        if not by_place or parent is None:
             self._inodes.unpark(inode, await self._run(open_parked, inode, mount_fd, -1))
             return
         if parent.fd < 0:
             await self._unpark(parent, depth + 1)
         with self._inodes.using(parent):
-            self._inodes.unpark(inode, await self._run(open_parked, inode, -1, parent.fd))
+            self._inodes.unpark(inode, await self._run(open_parked, inode, mount_fd, parent.fd))
 
     async def _look_up(self, parent: Inode, name: bytes) -> EntryAttributes:
         as_of = self._services.pagecache.clock
@@ -609,6 +610,7 @@ class CleanFS(pyfuse3.Operations):
         """Make a handle of an opened file, with what coherency has to say."""
         services = self._services
         inode.file_key = opened.key
+        inode.handle = opened.key.generation
         file = services.pagecache.file(opened.key)
         handle = FileHandle(services, inode, file, opened.fd, flags)
         self._inodes.opened(inode, opened.fd)

@@ -353,9 +353,19 @@ def is_parked(parked: Inode, fd: int, st: os.stat_result) -> bool:
 def open_parked(inode: Inode, mount_fd: int, parent_fd: int) -> int:
     """A new O_PATH descriptor of a parked inode. Waits for the source: call it in a thread.
 
-    Raises StaleError if it is not where it was, OSError if the source fails.
+    Tries an open file of it, its file handle below ``mount_fd``, its name below ``parent_fd``; -1
+    for what there is not. Raises StaleError if it is not where it was, OSError if the source fails.
     """
-    for open_fd in inode.open_fds:
+    fd = _open_somehow(inode, mount_fd, parent_fd)
+    # An open file may have been closed and its number used again while we looked.
+    if not is_parked(inode, fd, os.fstat(fd)):
+        os.close(fd)
+        raise StaleError
+    return fd
+
+
+def _open_somehow(inode: Inode, mount_fd: int, parent_fd: int) -> int:
+    for open_fd in inode.open_fds[-1:]:
         return os.open(f"/proc/self/fd/{open_fd}", os.O_PATH | os.O_CLOEXEC)
     if inode.handle and mount_fd >= 0:
         try:
@@ -369,10 +379,6 @@ def open_parked(inode: Inode, mount_fd: int, parent_fd: int) -> int:
     if parent_fd < 0:
         raise StaleError
     try:
-        fd = os.open(inode.name, PATH_FLAGS, dir_fd=parent_fd)
+        return os.open(inode.name, PATH_FLAGS, dir_fd=parent_fd)
     except FileNotFoundError as exc:
         raise StaleError from exc
-    if not is_parked(inode, fd, os.fstat(fd)):
-        os.close(fd)
-        raise StaleError
-    return fd

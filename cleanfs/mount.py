@@ -307,12 +307,14 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None]) -> None:
     if os.fork():
         os._exit(0)
     status = 1
+    complaints = -1
     try:
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        os.close(null)
+        # What libfuse and fusermount3 have to say about a failure to mount goes to stderr.
+        complaints = os.memfd_create("stderr")
+        for target, fd in ((null, 0), (null, 1), (complaints, 2)):
+            os.dup2(target, fd)
         setup_logging()
 
         def ready() -> None:
@@ -320,17 +322,25 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None]) -> None:
             os.write(writer, READY.encode())
             os.close(writer)
             writer = -1
+            os.dup2(null, 2)
 
         serve(config, ready)
         status = 0
     except (MountError, OSError) as exc:
-        _report(writer, str(exc))
+        _report(writer, f"{exc} {_last_line(complaints)}".strip())
     except BaseException as exc:
         log.exception("the daemon failed")
         _report(writer, f"internal error: {exc!r}")
     finally:
         logging.shutdown()
         os._exit(status)
+
+
+def _last_line(fd: int) -> str:
+    if fd < 0:
+        return ""
+    lines = os.pread(fd, 1 << 16, 0).decode(errors="replace").strip().splitlines()
+    return f"({lines[-1]})" if lines else ""
 
 
 def _report(writer: int, message: str) -> None:
@@ -358,7 +368,7 @@ def why_no_mount(config: MountConfig) -> str:
         return f"/dev/fuse: {exc.strerror}"
     if os.geteuid() and not os.access(config.mountpoint, os.W_OK):
         return "the mount point is not writable for you"
-    return "the kernel or fusermount3 refused (see the log)"
+    return "the kernel or fusermount3 refused"
 
 
 def user_allow_other() -> bool:

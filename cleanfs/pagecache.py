@@ -38,8 +38,8 @@ INDEX_MASK = (1 << INDEX_BITS) - 1
 PAGE_OVERHEAD = 512
 """RAM per resident page beyond its bytes: id, table entries, list entry, shadow (measured)."""
 
-MAX_FILES = 1 << 17
-"""File records kept. Beyond, the longest unused file is flushed and forgotten."""
+MAX_FILES = 1 << 16
+"""File records kept, of 0.7 KiB each. Beyond, the longest unused files are flushed and forgotten."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -77,8 +77,9 @@ class CachedFile:
         self.flights: list[_Flight] = []
         self.version = 0
         """Stamp of the last invalidation, from the clock of the page cache (``PageCache.clock``)."""
-        self.lock = trio.Lock()
-        """Held by the change of ours that is under way; never across a notification."""
+        self.lock: trio.Lock | None = None
+        """Held by the change of ours that is under way; made for the first one. Never held across
+        a notification to the kernel."""
         self.mutations = 0
         """1 while there is one."""
         self.pins = 0
@@ -373,6 +374,8 @@ class PageCache:
         What one saw of the file after its change is what the next one sees before.
         """
         file.pins += 1
+        if file.lock is None:
+            file.lock = trio.Lock()
         try:
             async with file.lock:
                 file.mutations += 1

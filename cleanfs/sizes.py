@@ -19,4 +19,6 @@ def parse_size(text: str) -> int:
 
 def format_size(size: float) -> str:
     """A size for people: three digits or so and a unit."""
+    if abs(size) < 1024:  # bitmath would go on to bits
+        return f"{size:.0f} B"
     return str(bitmath.Byte(size).best_prefix(system=bitmath.NIST).format("{value:.1f} {unit}"))

@@ -81,7 +81,9 @@ def main(rounds: int, json_file: str | None, memory: bool) -> None:
     show(results, rss)
     if json_file:
         report = {
-            "machine": f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}",
+            "cores": os.cpu_count(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
             "results": {
                 workload: {who: series.as_dict() for who, series in contestants.items()}
                 for workload, contestants in results.items()
@@ -98,18 +100,27 @@ def bench_reads(scratch: Path, rounds: int, results: Results, progress: Progress
     write_compressible(source / "file", FILE_BYTES)
     with ExitStack() as stack:
         contestants = {
-            "cleanfs, hits in zcache": stack.enter_context(cleanfs(source, scratch / "zcache", "--page-cache", "4M")),
-            "cleanfs, passthrough": stack.enter_context(cleanfs(source, scratch / "plain", *PASSTHROUGH)),
+            "cleanfs, hits in zcache": stack.enter_context(
+                cleanfs(source, scratch / "zcache", "--page-cache", "4M")
+            ),
+            "cleanfs, passthrough": stack.enter_context(
+                cleanfs(source, scratch / "plain", *PASSTHROUGH)
+            ),
         }
         if shutil.which("mergerfs"):
-            contestants["mergerfs cache.files=off"] = stack.enter_context(mergerfs(source, scratch / "mergerfs"))
+            contestants["mergerfs cache.files=off"] = stack.enter_context(
+                mergerfs(source, scratch / "mergerfs")
+            )
         else:
             console.print("mergerfs is not installed: skipped (apt-get install mergerfs)")
         for path in (source, *contestants.values()):
             read_through(path / "file")  # the source into RAM, the pages into zcache
         task = progress.add_task("reads", total=rounds * 2 * len(contestants))
         for _ in range(rounds):
-            for workload, rw, block in (("4 KiB random", "randread", "4k"), ("128 KiB sequential", "read", "128k")):
+            for workload, rw, block in (
+                ("4 KiB random", "randread", "4k"),
+                ("128 KiB sequential", "read", "128k"),
+            ):
                 for who, path in contestants.items():
                     job = fio(path / "file", rw, block)
                     iops = rw == "randread"
@@ -122,7 +133,7 @@ def bench_reads(scratch: Path, rounds: int, results: Results, progress: Progress
 
 
 def bench_copies(scratch: Path, rounds: int, results: Results, progress: Progress) -> None:
-    """cp -r of 1 GB of real files: straight, through a new mount, and again through that mount."""
+    """``cp -r`` of 1 GB of real files: straight, through a new mount, and again through that mount."""
     source = scratch / "source"
     collect(source, CP_BYTES)
     task = progress.add_task("cp -r", total=rounds * 3)
