@@ -467,7 +467,9 @@ def drop(mountpoint: str, page_cache: bool, cleancache: bool) -> None:
 @cli.command(name="list")
 def list_mounts() -> None:
     """List the cleanfs mounts on this machine."""
-    table = Table("source", "mount point", "backend", "hit ratio", "pid")
+    table = Table()
+    for heading in ("source", "mount point", "backend", "hit ratio", "pid"):
+        table.add_column(heading, overflow="fold")
     for point in mount_points():
         if point.fs_type != FS_TYPE:
             continue

@@ -242,7 +242,8 @@ def check(config: MountConfig) -> None:
     mounted = mounted_at(mountpoint)
     if mounted is not None:
         raise MountError(f"mount point {mountpoint} is already a mount ({mounted.fs_type})")
-    if mountpoint == source or mountpoint.startswith(source.rstrip("/") + "/"):
+    # On the source itself is fine: what we hold is below the mount, and nothing leads back into it.
+    if mountpoint.startswith(source.rstrip("/") + "/"):
         raise MountError(f"mount point {mountpoint} is inside the source {source}: it would recurse")
     if not os.path.exists("/dev/fuse"):
         raise MountError("/dev/fuse is missing: is the fuse kernel module loaded?")
