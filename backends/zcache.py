@@ -133,7 +133,8 @@ class Zcache:
 
     # Invariant: an id is in at most one of _zpages, _raw and _loans, and is in its object's ids
     # exactly if it is in one of them. self._used is the sum of the _cost of what the three keep,
-    # of the pages that are lent, and of OBJECT_BYTES for each object.
+    # of the pages that are lent, and of OBJECT_BYTES for each object. An object is in the tables
+    # exactly while it has ids.
 
     # -- pools ------------------------------------------------------------------------------
 
@@ -200,8 +201,6 @@ class Zcache:
         self._used += lent * pool.page_size
         self._loan_bytes += lent * pool.page_size
         self._bound_loans()
-        if not obj.ids:  # a corrupt page was the last one
-            self._forget(obj)
         return pages
 
     def _get_shared(self, obj: _Object, zid: int) -> bytes | None:
@@ -221,13 +220,15 @@ class Zcache:
         if len(zpage) == obj.pool.page_size:
             return zpage
         try:
-            return obj.pool.decompress(zpage)
+            page = obj.pool.decompress(zpage)
         except codec.CorruptError:
-            self._stats["corrupt_zpages"] += 1
-            self._zpages.pop(zid, None)
-            obj.ids.remove(zid)
-            self._account(obj, zpage, -1)
-            return None
+            page = b""
+        if len(page) == obj.pool.page_size:
+            return page
+        self._stats["corrupt_zpages"] += 1
+        self._zpages[zid] = zpage  # where an exclusive get took it from
+        self._evict(zid)
+        return None
 
     # -- put --------------------------------------------------------------------------------
 
@@ -240,17 +241,11 @@ class Zcache:
         pool = self._pools[pool_id]
         if any(len(page) != pool.page_size or index < 0 for index, page in pages):
             raise ValueError(f"a page of this pool is {pool.page_size} bytes at an index >= 0")
-        obj = pool.objects.get(key)
-        if obj is None:
-            serial = next(self._serials)
-            obj = _Object(pool, key, serial << INDEX_BITS)
-            pool.objects[key] = self._objects[serial] = obj
-            self._used += OBJECT_BYTES
+        obj = pool.objects.get(key) or _Object(pool, key, next(self._serials) << INDEX_BITS)
         for index, page in pages:
             self._put(obj, obj.base + index, page)
-        self._shrink_to(self._limit)
-        if not obj.ids:
-            self._forget(obj)
+            if self._used > self._limit:
+                self._shrink_to(self._limit)
         stats = self._stats
         stats["obj_count_max"] = max(stats["obj_count_max"], len(self._objects))
         stats["eph_zpages_max"] = max(stats["eph_zpages_max"], self._eph_zpages)
@@ -263,11 +258,14 @@ class Zcache:
                 self._keep(zid, loan[0], page)
                 self._stats["revived_zpages"] += 1
                 return
-            self._drop(obj, zid)  # before anything can fail: put-put-get
+            self._evict(zid)  # before anything can fail: put-put-get
         zpage = self._encode(page)
-        if zpage is page and not self._raw and self._used + _cost(zpage) > self._limit:
+        room = self._limit - self._used - (0 if obj.ids else OBJECT_BYTES)
+        if zpage is page and not self._raw and _cost(zpage) > room:
             self._stats["failed_eph_puts"] += 1
             return
+        if not obj.ids:
+            self._remember(obj)
         self._keep(zid, zpage, page)
         obj.ids.add(zid)
         self._account(obj, zpage, 1)
@@ -311,9 +309,7 @@ class Zcache:
             zids = [zid for zid in obj.ids if first <= zid < last]
         self._stats["flush_found"] += len(zids)
         for zid in zids:
-            self._drop(obj, zid)
-        if not obj.ids:
-            self._forget(obj)
+            self._evict(zid)
 
     def flush_inode(self, pool_id: int, key: FileKey) -> None:
         """Discard a file."""
@@ -397,6 +393,7 @@ class Zcache:
                 self._evict(next(iter(self._loans)))
 
     def _evict(self, zid: int) -> None:
+        """Discard a page, and its object if it was the last one."""
         obj = self._objects[zid >> INDEX_BITS]
         self._drop(obj, zid)
         if not obj.ids:
@@ -417,8 +414,12 @@ class Zcache:
             self._drop(obj, zid)
         self._forget(obj)
 
+    def _remember(self, obj: _Object) -> None:
+        """An object is about to get its first page."""
+        obj.pool.objects[obj.key] = self._objects[obj.base >> INDEX_BITS] = obj
+        self._used += OBJECT_BYTES
+
     def _forget(self, obj: _Object) -> None:
-        """An object without pages goes, with its serial: ids are never used again."""
-        if self._objects.pop(obj.base >> INDEX_BITS, None) is not None:
-            del obj.pool.objects[obj.key]
-            self._used -= OBJECT_BYTES
+        """An object has lost its last page."""
+        del obj.pool.objects[obj.key], self._objects[obj.base >> INDEX_BITS]
+        self._used -= OBJECT_BYTES

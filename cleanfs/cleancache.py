@@ -66,9 +66,8 @@ class CleancacheFs:
         """Ask for one page."""
         if self.pool_id < 0:
             return None
-        cc = self._cleancache
-        page = cc.call(lambda ops: ops.get_page(self.pool_id, key, index), None)
-        return self._checked(key, index, [page])[0]
+        pages = [self._cleancache.call(lambda ops: ops.get_page(self.pool_id, key, index), None)]
+        return self._checked(key, index, pages)[0]
 
     def get_pages(self, key: FileKey, first: int, count: int) -> list[bytes | None] | None:
         """Ask for ``count`` pages from index ``first`` on; None if there is no pool to ask."""
@@ -76,8 +75,12 @@ class CleancacheFs:
             return None
         cc = self._cleancache
         pages = cc.call(lambda ops: ops.get_pages(self.pool_id, key, first, count), None)
-        if pages is None or len(pages) != count:
+        if pages is None:
             pages = [None] * count
+        elif len(pages) != count:
+            pages = [None] * count
+            cc.count_error("gave the wrong number of pages")
+            self._discard(lambda ops: ops.flush_pages(self.pool_id, key, first, first + count))
         return self._checked(key, first, pages)
 
     def put_page(self, key: FileKey, index: int, page: bytes) -> None:
@@ -91,7 +94,9 @@ class CleancacheFs:
             return
         cc = self._cleancache
         cc.puts += len(pages)
-        if not cc.call_ok(lambda ops: ops.put_pages(self.pool_id, key, pages)):
+        if cc.call_ok(lambda ops: ops.put_pages(self.pool_id, key, pages)):
+            cc.went_well()
+        else:
             for index, _ in pages:
                 self._discard(partial(_flush_page, self.pool_id, key, index))
 
@@ -160,6 +165,8 @@ class CleancacheFs:
                 cc.count_error("gave a page of the wrong size")
                 self._discard(partial(_flush_page, self.pool_id, key, first + i))
         misses = pages.count(None)
+        if misses < len(pages):
+            cc.went_well()
         cc.failed_gets += misses
         cc.succ_gets += len(pages) - misses
         return pages
@@ -235,12 +242,14 @@ class Cleancache:
         if backend is None:
             return otherwise
         try:
-            result = use(backend)
+            return use(backend)
         except Exception as exc:
             self.count_error("raised", exc)
             return otherwise
+
+    def went_well(self) -> None:
+        """A put was taken or a get gave a good page. That a discard works proves little."""
         self._errors_in_a_row = 0
-        return result
 
     def call_ok(self, use: Callable[[Backend], None]) -> bool:
         """Whether ``use(backend)`` went through; trivially so without a backend."""

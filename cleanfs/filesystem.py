@@ -256,7 +256,10 @@ class CleanFS(pyfuse3.Operations):
         async with self._using(inode) as held:
             as_of = self._services.pagecache.clock
             opened = await self._open(held, flags)
-            return await self._opened(held, opened, flags, as_of)
+            info = await self._opened(held, opened, flags & ~os.O_TRUNC, as_of)
+            if flags & os.O_TRUNC:
+                await self._truncate_open(held, info.fh, opened.stat.st_mode, ctx)
+            return info
 
     @handler
     async def create(
@@ -289,7 +292,6 @@ class CleanFS(pyfuse3.Operations):
                     file = self._services.pagecache.file(opened.key)
                     self._services.coherency.distrust(file)
                 as_of = self._services.pagecache.clock
-                flags = FlagT(flags & ~os.O_TRUNC)
                 return await self._opened(inode, opened, flags, as_of), entry
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -315,10 +317,7 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def release(self, fh: FileHandleT) -> None:
         """The last descriptor of an open file was closed."""
-        handle = self._handles.pop(fh)
-        if isinstance(handle, FileHandle):
-            self._inodes.released(handle.inode, handle.fd)
-        await handle.release()
+        await self._release(fh)
 
     @handler
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -353,20 +352,23 @@ class CleanFS(pyfuse3.Operations):
         if start_id == 0:
             await directory.rewind()
         for position, name in ((0, b"."), (1, b"..")):
-            if start_id <= position:
-                dot = _entry(directory.dot(name))
-                if not pyfuse3.readdir_reply(token, FileNameT(name), dot, position + 1):
-                    return
+            if start_id <= position and not pyfuse3.readdir_reply(
+                token, FileNameT(name), self._dot_entry(directory, name), position + 1
+            ):
+                return
         position = max(start_id, 2)
         while (found := await directory.entry(position - 2)) is not None:
-            name, st_or_gone = found
+            name, st = found
             position += 1
-            if st_or_gone is None or (directory.inode is self._inodes.root and name == CONTROL_NAME):
+            if st is None or (directory.inode is self._inodes.root and name == CONTROL_NAME):
                 continue
-            inode = self._inodes.listed(st_or_gone, directory.inode, name)
-            self._observe(inode, st_or_gone, directory.as_of)
-            attributes = self._attributes(inode, st_or_gone)
-            if not pyfuse3.readdir_reply(token, FileNameT(name), attributes, position):
+            if isinstance(st, OSError):
+                if not pyfuse3.readdir_reply(token, FileNameT(name), self._unknown_entry(), position):
+                    return
+                continue
+            inode = self._inodes.listed(st, directory.inode, name)
+            self._observe(inode, st, directory.as_of)
+            if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
                 self._inodes.unreferenced(inode)
                 return
             self._inodes.referenced(inode, directory.inode, name)
@@ -424,7 +426,8 @@ class CleanFS(pyfuse3.Operations):
             return []
         async with self._using(inode) as held:
             names = await self._near(held, namespace.list_xattrs, held.path())
-            return [XAttrNameT(name) for name in names]
+            # The daemon may see more than the caller would on the source itself.
+            return [XAttrNameT(n) for n in names if ctx.uid == 0 or not n.startswith(b"trusted.")]
 
     @handler
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
@@ -618,24 +621,42 @@ class CleanFS(pyfuse3.Operations):
         try:
             st = opened.stat
             changed = services.coherency.on_open(file, self._fingerprint(st), as_of)
-            if flags & os.O_TRUNC:
-                io_fd = opened.fd if handle.writable else -1
-                await self._set_attributes(inode, io_fd, NewAttributes(size=0))
-            elif inode.sent != (st.st_size, st.st_mtime_ns, st.st_ctime_ns):
+            if inode.sent != (st.st_size, st.st_mtime_ns, st.st_ctime_ns):
                 # Within the attribute timeout the kernel would go by an old size.
                 await attributes_changed(inode.node)
                 inode.sent = None
         except BaseException:
-            del self._handles[fh]
-            self._inodes.released(inode, opened.fd)
-            await handle.release()
+            await self._release(fh)
             raise
         return FileInfo(fh=fh, keep_cache=not changed)
+
+    async def _truncate_open(
+        self, inode: Inode, fh: FileHandleT, mode: int, ctx: RequestContext
+    ) -> None:
+        """The O_TRUNC of an open, which also clears the set-id bits unless root asks for it."""
+        handle = self._handles[fh]
+        io_fd = handle.fd if isinstance(handle, FileHandle) and handle.writable else -1
+        cleared = mode & ~stat_module.S_ISUID
+        if mode & stat_module.S_IXGRP:
+            cleared &= ~stat_module.S_ISGID
+        keep = ctx.uid == 0 or cleared == mode
+        try:
+            new = NewAttributes(size=0, mode=None if keep else cleared)
+            await self._set_attributes(inode, io_fd, new)
+        except BaseException:
+            await self._release(fh)
+            raise
 
     def _add(self, handle: Handle) -> FileHandleT:
         fh = FileHandleT(next(self._fhs))
         self._handles[fh] = handle
         return fh
+
+    async def _release(self, fh: FileHandleT) -> None:
+        handle = self._handles.pop(fh)
+        if isinstance(handle, FileHandle):
+            self._inodes.released(handle.inode, handle.fd)
+        await handle.release()
 
     async def _retry_emfile(
         self,
@@ -666,6 +687,28 @@ class CleanFS(pyfuse3.Operations):
         entry.generation = inode.generation
         entry.attr_timeout = entry.entry_timeout = self._attr_timeout
         inode.sent = (st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+        return entry
+
+    def _dot_entry(self, directory: DirHandle, name: bytes) -> EntryAttributes:
+        """``.`` or ``..`` in a listing; the kernel takes no reference to them."""
+        if directory.inode is self._inodes.root:
+            return _entry(directory.dot(b"."))  # what is above is not ours to show
+        entry = _entry(directory.dot(name))
+        known = self._inodes.find(directory.dot(name))
+        if known is not None and known is not self._inodes.root:
+            entry.st_ino = InodeT(known.node)
+        return entry
+
+    def _unknown_entry(self) -> EntryAttributes:
+        """A name whose stat failed: listed, and whoever looks at it gets the error.
+
+        It is shown as a directory, as dead mount points are what fails in practice. Its node id is
+        given out once, stands for nothing, and is outdated at once.
+        """
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(self._inodes.next_dynamic())
+        entry.st_mode = ModeT(stat_module.S_IFDIR)
+        entry.attr_timeout = entry.entry_timeout = 0
         return entry
 
     def _control_entry(self, node: Node) -> EntryAttributes:

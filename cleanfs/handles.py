@@ -10,6 +10,7 @@ from cleanfs.backing import Backing
 from cleanfs.coherency import CoherencyChecker, Fingerprint, fingerprint
 from cleanfs.inodes import Inode
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
+from cleanfs.namespace import EntryStat
 from cleanfs.notify import Notifier
 from cleanfs.pagecache import Buffer, CachedFile, PageCache
 
@@ -141,7 +142,7 @@ class DirHandle:
         self.inode = inode
         self.fd = fd
         self._names: list[bytes] = []
-        self._stats: dict[int, os.stat_result | None] = {}
+        self._stats: dict[int, EntryStat] = {}
         self._dots: dict[bytes, os.stat_result] = {}
         self.as_of = 0
         """The page cache's clock before the attributes at hand were read."""
@@ -158,8 +159,8 @@ class DirHandle:
         """Attributes of ``.`` or ``..``."""
         return self._dots[name]
 
-    async def entry(self, position: int) -> tuple[bytes, os.stat_result | None] | None:
-        """The name at a position and its attributes (None: gone); None at the end. Raises OSError."""
+    async def entry(self, position: int) -> tuple[bytes, EntryStat] | None:
+        """The name at a position and what its stat gave; None at the end. Raises OSError."""
         if position >= len(self._names):
             return None
         if position not in self._stats:

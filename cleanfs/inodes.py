@@ -281,6 +281,10 @@ class InodeTable:
             self._nodes.move_to_end(inode.node)  # others come first next time
         return places
 
+    def next_dynamic(self) -> int:
+        """A node id that nothing has, had or will have."""
+        return next(self._dynamic)
+
     def stats(self) -> InodeStats:
         """A snapshot."""
         return InodeStats(len(self._nodes), len(self._held) + 1, self._parked_total)
@@ -311,7 +315,7 @@ class InodeTable:
         fits = 1 < node < DYNAMIC_BASE and not CONTROL_BASE <= node < CONTROL_END
         if fits and (nth == 0 or st.st_ino < 1 << DEVICE_SHIFT) and node not in self._nodes:
             return node
-        return next(self._dynamic)
+        return self.next_dynamic()
 
     def _hold(self, inode: Inode, fd: int) -> None:
         inode.fd = fd

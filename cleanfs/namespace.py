@@ -236,14 +236,20 @@ def set_attributes(fd: int, io_fd: int, new: NewAttributes) -> tuple[os.stat_res
     return before, os.fstat(fd)
 
 
-def stat_names(dir_fd: int, names: list[bytes]) -> list[os.stat_result | None]:
-    """Attributes of directory entries; None for one that is gone meanwhile."""
-    stats: list[os.stat_result | None] = []
+EntryStat = os.stat_result | OSError | None
+"""What came of the stat of a directory entry: attributes, an error, or None if it is gone."""
+
+
+def stat_names(dir_fd: int, names: list[bytes]) -> list[EntryStat]:
+    """Stat directory entries. That one of them fails says nothing about its neighbours."""
+    stats: list[EntryStat] = []
     for name in names:
         try:
             stats.append(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
         except FileNotFoundError:
             stats.append(None)
+        except OSError as exc:
+            stats.append(exc)
     return stats
 
 
@@ -252,7 +258,7 @@ class Listing:
     """A directory at one moment: names without the dots, and the attributes of the first ones."""
 
     names: list[bytes]
-    stats: list[os.stat_result | None]
+    stats: list[EntryStat]
     dot: os.stat_result
     dot_dot: os.stat_result
 

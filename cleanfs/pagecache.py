@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import trio
@@ -41,6 +41,9 @@ PAGE_OVERHEAD = 512
 MAX_FILES = 1 << 16
 """File records kept, of 0.7 KiB each. Beyond, the longest unused files are flushed and forgotten."""
 
+FORGET_BATCH = 64
+"""File records looked at when one must go."""
+
 Buffer = bytes | bytearray | memoryview
 
 SourceRead = Callable[[int, int], Awaitable[Buffer]]
@@ -59,6 +62,11 @@ class _Flight:
         self.done = trio.Event()
         self.data: Buffer = b""
         self.error: OSError | None = None
+
+    def end(self, page_size: int) -> int | None:
+        """Where the source ended, if the read came short."""
+        whole = (self.stop - self.first) * page_size
+        return None if len(self.data) == whole else self.first * page_size + len(self.data)
 
 
 class CachedFile:
@@ -162,11 +170,13 @@ class PageCache:
             del self._by_serial[file.base >> INDEX_BITS]
 
     def _forget_oldest(self) -> None:
-        # The newest is the one that is being made. A pinned file is passed over, not waited for.
-        for file in list(self._files.values())[: len(self._files) // 8]:
+        # All but the newest, which is being made; some at a time, as many may be pinned.
+        for file in list(islice(self._files.values(), min(len(self._files) - 1, FORGET_BATCH))):
             if len(self._files) <= self._max_files:
                 return
-            if not file.pins:
+            if file.pins:
+                self._files.move_to_end(file.key)
+            else:
                 self.forget(file)
 
     # -- reading ----------------------------------------------------------------------------
@@ -190,7 +200,7 @@ class PageCache:
         version = file.version
         self._get_missing(file, first, pages)
         if None in pages:
-            await self._read_missing(file, source, version, first, pages)
+            end = min(end, await self._read_missing(file, source, version, first, pages))
         return self._reply(pages, first, offset, end)
 
     def _reply(self, pages: list[bytes | None], first: int, offset: int, end: int) -> Buffer:
@@ -201,7 +211,7 @@ class PageCache:
         start = first * self.page_size
         if offset == start and end - start == len(data):
             return data
-        return memoryview(data)[offset - start : end - start]
+        return memoryview(data)[offset - start : max(end - start, 0)]
 
     def _get_missing(self, file: CachedFile, first: int, pages: list[bytes | None]) -> None:
         """Ask cleancache for each run of missing pages, and make what it has resident."""
@@ -219,8 +229,12 @@ class PageCache:
         version: int,
         first: int,
         pages: list[bytes | None],
-    ) -> None:
-        """Fill what is still missing from the source: join flights, start one per remaining run."""
+    ) -> int:
+        """Fill what is still missing from the source: join flights, start one per remaining run.
+
+        Returns the offset at which the source was found to end, if a read came short, else the end
+        of the last page.
+        """
         file.pins += 1
         try:
             joined = self._join(file, version, first, pages)
@@ -244,6 +258,10 @@ class PageCache:
             if flight.error is not None:
                 raise OSError(*flight.error.args)
             self._take(flight, first, pages)
+        ends = [flight.end(self.page_size) for flight in (*joined, *own)]
+        return min(
+            (end for end in ends if end is not None), default=(first + len(pages)) * self.page_size
+        )
 
     def _join(
         self, file: CachedFile, version: int, first: int, pages: list[bytes | None]

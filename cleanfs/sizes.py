@@ -9,7 +9,8 @@ MAX_SIZE = 1 << 62
 def parse_size(text: str) -> int:
     """Bytes. Raises ValueError, with a message for the user, for what is not a size."""
     try:
-        size = int(bitmath.parse_string(text.strip(), strict=False, system=bitmath.NIST).to_Byte())
+        parsed = bitmath.parse_string(text.strip(), strict=False, system=bitmath.NIST)
+        size = -1 if isinstance(parsed, bitmath.Bit) else int(parsed.to_Byte())
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is not a size (examples: 512M, 1.5G, 65536)") from None
     if not 0 <= size <= MAX_SIZE:
