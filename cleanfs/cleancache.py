@@ -66,22 +66,44 @@ class CleancacheFs:
         """Ask for one page."""
         if self.pool_id < 0:
             return None
-        pages = [self._cleancache.call(lambda ops: ops.get_page(self.pool_id, key, index), None)]
-        return self._checked(key, index, pages)[0]
+        pages = self._cleancache.call(lambda ops: [ops.get_page(self.pool_id, key, index)], None)
+        return self._checked(key, index, 1, pages)[0]
 
     def get_pages(self, key: FileKey, first: int, count: int) -> list[bytes | None] | None:
         """Ask for ``count`` pages from index ``first`` on; None if there is no pool to ask."""
         if self.pool_id < 0:
             return None
-        cc = self._cleancache
-        pages = cc.call(lambda ops: ops.get_pages(self.pool_id, key, first, count), None)
+        call = self._cleancache.call
+        pages = call(lambda ops: ops.get_pages(self.pool_id, key, first, count), None)
+        return self._checked(key, first, count, pages)
+
+    def _checked(
+        self, key: FileKey, first: int, count: int, pages: list[bytes | None] | None
+    ) -> list[bytes | None]:
+        """What a get may return of a backend's answer (None: it raised), and the counters."""
         if pages is None:
             pages = [None] * count
-        elif len(pages) != count:
-            pages = [None] * count
-            cc.count_error("gave the wrong number of pages")
+        elif self._all_right(key, first, count, pages):
+            self._cleancache.went_well()
+        misses = pages.count(None)
+        self._cleancache.failed_gets += misses
+        self._cleancache.succ_gets += count - misses
+        return pages
+
+    def _all_right(self, key: FileKey, first: int, count: int, pages: list[bytes | None]) -> bool:
+        """Whether a backend's answer is sound; if not, it is made misses, and discarded there."""
+        sound = len(pages) == count
+        if not sound:
+            pages[:] = [None] * count
+            self._cleancache.count_error("gave the wrong number of pages")
             self._discard(lambda ops: ops.flush_pages(self.pool_id, key, first, first + count))
-        return self._checked(key, first, pages)
+        for i, page in enumerate(pages):
+            if page is not None and len(page) != self.page_size:
+                sound = False
+                pages[i] = None
+                self._cleancache.count_error("gave a page of the wrong size")
+                self._discard(partial(_flush_page, self.pool_id, key, first + i))
+        return sound
 
     def put_page(self, key: FileKey, index: int, page: bytes) -> None:
         """Offer one clean page."""
@@ -155,21 +177,6 @@ class CleancacheFs:
     def _discard(self, flush: Callable[[Backend], None]) -> None:
         if not self._cleancache.call_ok(flush):
             self._cleancache.out_of_service("it failed to discard pages")
-
-    def _checked(self, key: FileKey, first: int, pages: list[bytes | None]) -> list[bytes | None]:
-        """Count hits and misses; a page of the wrong size is a fault, never an answer."""
-        cc = self._cleancache
-        for i, page in enumerate(pages):
-            if page is not None and len(page) != self.page_size:
-                pages[i] = None
-                cc.count_error("gave a page of the wrong size")
-                self._discard(partial(_flush_page, self.pool_id, key, first + i))
-        misses = pages.count(None)
-        if misses < len(pages):
-            cc.went_well()
-        cc.failed_gets += misses
-        cc.succ_gets += len(pages) - misses
-        return pages
 
 
 def _flush_page(pool_id: int, key: FileKey, index: int, ops: Backend) -> None:

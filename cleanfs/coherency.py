@@ -16,8 +16,7 @@ fingerprint is racy, so the next open flushes.
 """
 
 import os
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS
@@ -60,12 +59,20 @@ def granularity_ns(st: os.stat_result, fs_type: str) -> int:
     return FINE_NS if fs_type in LOCAL_FILE_SYSTEMS and not whole_seconds else COARSE_NS
 
 
-def fingerprint(st: os.stat_result, fs_type: str, now_ns: int | None = None) -> Fingerprint:
-    """The fingerprint of a file whose ``stat`` was taken now."""
-    now = time.time_ns() if now_ns is None else now_ns
+def fingerprint(st: os.stat_result, fs_type: str, now_ns: int) -> Fingerprint:
+    """The fingerprint of a file that was stat'ed at ``now_ns`` or later (``time.time_ns``).
+
+    The time must be from before the stat: taken after, it would make an old fingerprint of a young
+    one whenever the answer was slow to arrive.
+    """
     # A stamp from the future (another machine's clock) can be met again by a later change.
-    racy = now - max(st.st_mtime_ns, st.st_ctime_ns) < granularity_ns(st, fs_type)
+    racy = now_ns - max(st.st_mtime_ns, st.st_ctime_ns) < granularity_ns(st, fs_type)
     return Fingerprint(st.st_size, st.st_mtime_ns, st.st_ctime_ns, racy)
+
+
+def own_fingerprint(st: os.stat_result) -> Fingerprint:
+    """The fingerprint around a change of ours: racy, as somebody else's may hide behind it."""
+    return Fingerprint(st.st_size, st.st_mtime_ns, st.st_ctime_ns, racy=True)
 
 
 class CoherencyChecker:
@@ -120,7 +127,7 @@ class CoherencyChecker:
         theirs = file.fingerprint not in (None, before) and self.mode is Coherency.OPEN
         if theirs:
             self._flush(file)
-        self._accept(file, after)
+        self._accept(file, replace(after, racy=True))
         return theirs
 
     def after_name_change(self, file: CachedFile, before: Fingerprint, after: Fingerprint) -> None:
@@ -128,7 +135,7 @@ class CoherencyChecker:
         if file.fingerprint is None:
             return
         if file.mutations == 0 and file.fingerprint == before:
-            self._accept(file, after)
+            self._accept(file, replace(after, racy=True))
         elif file.fingerprint != after:
             self.distrust(file)
 

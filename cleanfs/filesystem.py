@@ -37,9 +37,9 @@ from pyfuse3 import (
 )
 
 from cleanfs import namespace
-from cleanfs.coherency import Fingerprint, fingerprint
+from cleanfs.coherency import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.control import CONTROL_NAME, Control, Node
-from cleanfs.handles import IO_FLAGS, DirHandle, FileHandle, Handle, Services
+from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
 from cleanfs.inodes import ROOT, Inode, InodeTable, StaleError, is_parked, open_parked
 from cleanfs.namespace import Changed, NewAttributes, OpenedFile, Owner
 from cleanfs.notify import attributes_changed
@@ -254,9 +254,9 @@ class CleanFS(pyfuse3.Operations):
             fh = self._add(self._control.open(node, flags))
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)
         async with self._using(inode) as held:
-            as_of = self._services.pagecache.clock
+            before = self._services.before()
             opened = await self._open(held, flags)
-            info = await self._opened(held, opened, flags & ~os.O_TRUNC, as_of)
+            info = await self._opened(held, opened, flags & ~os.O_TRUNC, before)
             if flags & os.O_TRUNC:
                 await self._truncate_open(held, info.fh, opened.stat.st_mode, ctx)
             return info
@@ -291,8 +291,8 @@ class CleanFS(pyfuse3.Operations):
                 if not opened.created:  # and perhaps truncated
                     file = self._services.pagecache.file(opened.key)
                     self._services.coherency.distrust(file)
-                as_of = self._services.pagecache.clock
-                return await self._opened(inode, opened, flags, as_of), entry
+                before = self._services.before()
+                return await self._opened(inode, opened, flags, before), entry
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """The hook of the fast path (see ``PageCache.read``)."""
@@ -367,7 +367,7 @@ class CleanFS(pyfuse3.Operations):
                     return
                 continue
             inode = self._inodes.listed(st, directory.inode, name)
-            self._observe(inode, st, directory.as_of)
+            self._observe(inode, st, directory.before)
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
                 self._inodes.unreferenced(inode)
                 return
@@ -491,12 +491,12 @@ class CleanFS(pyfuse3.Operations):
             self._inodes.unpark(inode, await self._run(open_parked, inode, mount_fd, parent.fd))
 
     async def _look_up(self, parent: Inode, name: bytes) -> EntryAttributes:
-        as_of = self._services.pagecache.clock
+        before = self._services.before()
         opened = namespace.lookup_cached(parent.fd, name)
         if opened is None:
             opened = await self._retry_emfile(self._run, namespace.lookup, parent.fd, name)
         inode = self._inodes.looked_up(opened.fd, opened.stat, parent, name)
-        self._observe(inode, opened.stat, as_of)
+        self._observe(inode, opened.stat, before)
         self._ask_to_forget()
         return self._attributes(inode, opened.stat)
 
@@ -525,22 +525,22 @@ class CleanFS(pyfuse3.Operations):
 
     async def _stat(self, inode: Inode) -> os.stat_result:
         """Attributes now, held against what is known."""
-        as_of = self._services.pagecache.clock
+        before = self._services.before()
         st = await self._near(inode, os.fstat, inode.fd)
-        self._observe(inode, st, as_of)
+        self._observe(inode, st, before)
         return st
 
-    def _observe(self, inode: Inode, st: os.stat_result, as_of: int) -> None:
-        """A stat taken since ``as_of``: if the source changed, flush, and tell the kernel."""
+    def _observe(self, inode: Inode, st: os.stat_result, before: Before) -> None:
+        """A stat taken since ``before``: if the source changed, flush, and tell the kernel."""
         if inode.file_key is not None:
             file = self._services.pagecache.known(inode.file_key)
             if file is not None and self._services.coherency.on_refresh(
-                file, self._fingerprint(st), as_of
+                file, self._fingerprint(st, before), before.clock
             ):
                 self._services.notifier.inode(inode.node)
 
-    def _fingerprint(self, st: os.stat_result) -> Fingerprint:
-        return fingerprint(st, self._services.types[st.st_dev])
+    def _fingerprint(self, st: os.stat_result, before: Before) -> Fingerprint:
+        return fingerprint(st, self._services.types[st.st_dev], before.now_ns)
 
     async def _known_file(self, inode: Inode) -> CachedFile | None:
         """The record of a regular file, if pages of it may be cached."""
@@ -585,13 +585,13 @@ class CleanFS(pyfuse3.Operations):
         """A change of ours that reports attributes before and after; under the file's lock."""
         coherency = self._services.coherency
         try:
-            before, after = await self._run(change, *args)
+            old, new = await self._run(change, *args)
         except BaseException:
             coherency.distrust(file)  # a part of it may have been done
             raise
-        if coherency.after_own_change(file, self._fingerprint(before), self._fingerprint(after)):
+        if coherency.after_own_change(file, own_fingerprint(old), own_fingerprint(new)):
             self._services.notifier.inode(inode.node)
-        return after
+        return new
 
     def _name_changed(self, changed: Changed) -> None:
         """A file lost or gained a name by our hand: its ctime moved; without a name it is gone."""
@@ -602,14 +602,14 @@ class CleanFS(pyfuse3.Operations):
             self._services.pagecache.forget(file)
         else:
             self._services.coherency.after_name_change(
-                file, self._fingerprint(changed.before), self._fingerprint(changed.after)
+                file, own_fingerprint(changed.before), own_fingerprint(changed.after)
             )
 
     async def _open(self, inode: Inode, flags: int) -> OpenedFile:
         near = functools.partial(self._near, inode)
         return await self._retry_emfile(near, namespace.open_file, inode.path(), flags & IO_FLAGS)
 
-    async def _opened(self, inode: Inode, opened: OpenedFile, flags: int, as_of: int) -> FileInfo:
+    async def _opened(self, inode: Inode, opened: OpenedFile, flags: int, before: Before) -> FileInfo:
         """Make a handle of an opened file, with what coherency has to say."""
         services = self._services
         inode.file_key = opened.key
@@ -620,7 +620,7 @@ class CleanFS(pyfuse3.Operations):
         fh = self._add(handle)
         try:
             st = opened.stat
-            changed = services.coherency.on_open(file, self._fingerprint(st), as_of)
+            changed = services.coherency.on_open(file, self._fingerprint(st, before), before.clock)
             if inode.sent != (st.st_size, st.st_mtime_ns, st.st_ctime_ns):
                 # Within the attribute timeout the kernel would go by an old size.
                 await attributes_changed(inode.node)

@@ -1,13 +1,14 @@
 """What a FUSE file handle stands for: an open file or directory of the source."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from cleanfs import namespace
 from cleanfs.backing import Backing
-from cleanfs.coherency import CoherencyChecker, Fingerprint, fingerprint
+from cleanfs.coherency import CoherencyChecker, own_fingerprint
 from cleanfs.inodes import Inode
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
@@ -43,6 +44,15 @@ class Handle(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """A moment before a stat, to judge its result by."""
+
+    clock: int
+    """The page cache's: what changed since has a later version."""
+    now_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """What the handlers of one mount share."""
 
@@ -51,6 +61,10 @@ class Services:
     coherency: CoherencyChecker
     types: FileSystemTypes
     notifier: Notifier
+
+    def before(self) -> Before:
+        """This moment."""
+        return Before(self.pagecache.clock, time.time_ns())
 
     async def run_near(self, inode: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that only touches an inode that we hold: at once where that is in memory.
@@ -94,7 +108,7 @@ class FileHandle:
                 services.coherency.distrust(file)  # a part may have been written
                 raise
             theirs = services.coherency.after_own_change(
-                file, self._fingerprint(written.before), self._fingerprint(written.after)
+                file, own_fingerprint(written.before), own_fingerprint(written.after)
             )
         elsewhere = self._appends and written.after.st_size != offset + len(data)
         if theirs or elsewhere:
@@ -121,9 +135,6 @@ class FileHandle:
     async def _read_source(self, offset: int, size: int) -> Buffer:
         return await self._services.backing.read(self.fd, offset, size)
 
-    def _fingerprint(self, st: os.stat_result) -> Fingerprint:
-        return fingerprint(st, self._services.types[st.st_dev])
-
 
 class DirHandle:
     """An open directory: a snapshot of its names, taken anew at each rewind.
@@ -144,12 +155,12 @@ class DirHandle:
         self._names: list[bytes] = []
         self._stats: dict[int, EntryStat] = {}
         self._dots: dict[bytes, os.stat_result] = {}
-        self.as_of = 0
-        """The page cache's clock before the attributes at hand were read."""
+        self.before = Before(0, 0)
+        """When the attributes at hand had not yet been read."""
 
     async def rewind(self) -> None:
         """Take the snapshot. Raises OSError."""
-        self.as_of = self._services.pagecache.clock
+        self.before = self._services.before()
         listing = await self._services.backing.run(namespace.list_directory, self.fd, self.BATCH)
         self._names = listing.names
         self._stats = dict(enumerate(listing.stats))
@@ -164,7 +175,7 @@ class DirHandle:
         if position >= len(self._names):
             return None
         if position not in self._stats:
-            self.as_of = self._services.pagecache.clock
+            self.before = self._services.before()
             names = self._names[position : position + self.BATCH]
             stats = await self._services.backing.run(namespace.stat_names, self.fd, names)
             self._stats = dict(enumerate(stats, position))

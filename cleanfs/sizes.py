@@ -8,14 +8,22 @@ MAX_SIZE = 1 << 62
 
 def parse_size(text: str) -> int:
     """Bytes. Raises ValueError, with a message for the user, for what is not a size."""
+    number = text.strip()
     try:
-        parsed = bitmath.parse_string(text.strip(), strict=False, system=bitmath.NIST)
-        size = -1 if isinstance(parsed, bitmath.Bit) else int(parsed.to_Byte())
+        # bitmath computes in floats; plain bytes are kept to the last one.
+        size = int(number) if number.isdecimal() else _with_unit(number)
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is not a size (examples: 512M, 1.5G, 65536)") from None
     if not 0 <= size <= MAX_SIZE:
         raise ValueError(f"size {text!r} is out of range")
     return size
+
+
+def _with_unit(text: str) -> int:
+    parsed = bitmath.parse_string(text, strict=False, system=bitmath.NIST)
+    if isinstance(parsed, bitmath.Bit):
+        raise ValueError(text)  # noqa: TRY004 - a user's mistake, not a type error
+    return int(parsed.to_Byte())
 
 
 def format_size(size: float) -> str:
