@@ -2,8 +2,10 @@
 
 import errno
 import getopt
+import io
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -66,6 +68,19 @@ class PageSizeType(SizeType):
         if size & (size - 1) or size > MAX_PAGE_SIZE:
             self.fail(f"{value!r} is not a power of two from 4K to 1M", param, ctx)
         return size
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds; unlike FloatRange's, it is a number."""
+
+    name = "seconds"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
 
 
 class BackendType(click.ParamType[str]):
@@ -135,8 +150,14 @@ FSTAB_OPTIONS = frozenset(
 
 def main() -> NoReturn:
     """Entry point: run, and turn every failure into one line and a status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # paths hold any bytes
     try:
         cli.main(standalone_mode=False, prog_name="cleanfs")
+    except click.exceptions.NoArgsIsHelpError as exc:
+        print(exc.format_message(), file=sys.stderr)
+        sys.exit(2)
     except click.UsageError as exc:
         _complain(exc.format_message())
         sys.exit(2)
@@ -168,11 +189,7 @@ def mount_helper() -> NoReturn:
 
 
 def _complain(message: str) -> None:
-    line = " ".join(message.split())
-    print(
-        f"cleanfs: {line}".encode(errors="surrogateescape").decode(errors="replace"),
-        file=sys.stderr,
-    )
+    print("cleanfs:", " ".join(message.split()), file=sys.stderr)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -182,8 +199,8 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", type=click.Path())
-@click.argument("mountpoint", type=click.Path())
+@click.argument("source", type=click.Path(readable=False))
+@click.argument("mountpoint", type=click.Path(readable=False))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option(
     "--backend",
@@ -230,7 +247,7 @@ def cli() -> None:
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option(
     "--attr-timeout",
-    type=click.FloatRange(0, 86400),
+    type=Seconds(0, 86400),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
@@ -268,9 +285,7 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
     params = ctx.params
     config = mounting.MountConfig(
         source=os.path.realpath(params["source"]),
-        mountpoint=os.path.realpath(params["mountpoint"])
-        if not _is_dead(params["mountpoint"])
-        else os.path.abspath(params["mountpoint"]),
+        mountpoint=os.path.realpath(params["mountpoint"]),
         backend=params["backend"],
         pool_limit=params["pool_limit"],
         page_cache=params["page_cache"],
@@ -283,6 +298,10 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         coherency=Coherency(params["coherency"]),
         fuse_options=fuse_options,
     )
+    try:
+        mounting.check_sizes(config.pool_limit, config.page_cache, config.page_size)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
     log_file = None if params["log_file"] is None else os.path.abspath(params["log_file"])
     level = params["log_level"].upper()
     if log_file is not None:
@@ -319,14 +338,6 @@ def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> 
     return tuple(for_kernel)
 
 
-def _is_dead(path: str) -> bool:
-    try:
-        os.stat(path)
-    except OSError as exc:
-        return exc.errno == errno.ENOTCONN
-    return False
-
-
 def _log_to(log_file: str | None, level: str, *, daemon: bool) -> None:
     handler: logging.Handler
     if log_file is not None:
@@ -346,12 +357,12 @@ def _log_to(log_file: str | None, level: str, *, daemon: bool) -> None:
 
 
 @cli.command()
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=click.Path(readable=False))
 @click.option("-l", "--lazy", is_flag=True, help="Detach now, end when nobody uses it any more.")
 def umount(mountpoint: str, lazy: bool) -> None:
     """Unmount MOUNTPOINT; its cached pages are discarded."""
     path = _cleanfs_mount(mountpoint)
-    pid = None if _is_dead(path) else _read_stats(path)["pid"]
+    pid = None if mounting.is_dead(path) else _read_stats(path)["pid"]
     mounting.unmount(path, lazy=lazy or pid is None)
     if pid is not None and not lazy:
         _wait_for_end(pid)
@@ -360,16 +371,24 @@ def umount(mountpoint: str, lazy: bool) -> None:
 def _wait_for_end(pid: int, timeout_seconds: float = 10.0) -> None:
     """Wait until the daemon has gone: its memory is free when the command returns."""
     deadline = time.monotonic() + timeout_seconds
-    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+    while _runs(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
+def _runs(pid: int) -> bool:
+    """Whether a process is there and has not ended; its parent may not have waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @cli.command()
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=click.Path(readable=False))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option(
     "--watch",
-    type=click.FloatRange(0.05),
+    type=Seconds(0.05, 86400),
     metavar="SECONDS",
     help="Show again at that interval, with rates.",
 )
@@ -384,14 +403,19 @@ def stats(mountpoint: str, as_json: bool, watch: float | None) -> None:
             sys.stdout.flush()
             time.sleep(watch or 0)
     elif watch is None:
-        Console().print(_stats_table(_read_stats(path), None))
+        _console().print(_stats_table(_read_stats(path), None))
     else:
         _watch(path, watch)
 
 
+def _console() -> Console:
+    """A pipe has no width: nothing is folded or cut there."""
+    return Console(width=None if sys.stdout.isatty() else 1000)
+
+
 def _watch(path: str, seconds: float) -> None:
     before = _read_stats(path)
-    console = Console()
+    console = _console()
     with Live(_stats_table(before, None), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(seconds)
@@ -452,7 +476,7 @@ def _interval_hit_ratio(now: Stats, before: Stats) -> float:
 
 
 @cli.command()
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=click.Path(readable=False))
 @click.option(
     "--page-cache", is_flag=True, help="Only the page cache; cleancache may keep what it evicts."
 )
@@ -481,12 +505,12 @@ def list_mounts() -> None:
         else:
             ratio = f"{now['hit_ratio']:.1%}"
             table.add_row(now["source"], point.path, now["backend"], ratio, str(now["pid"]))
-    Console().print(table)
+    _console().print(table)
 
 
 def _cleanfs_mount(path: str) -> str:
     """The absolute path of a cleanfs mount point. Raises ClickException for anything else."""
-    absolute = os.path.abspath(path) if _is_dead(path) else os.path.realpath(path)
+    absolute = os.path.realpath(path)
     point = mounted_at(absolute)
     if point is None or point.fs_type != FS_TYPE:
         raise click.ClickException(f"{path} is not a cleanfs mount point")

@@ -10,7 +10,8 @@ import socket
 import stat as stat_module
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -28,7 +29,7 @@ from cleanfs.inodes import InodeTable
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, mounted_at
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
-from cleanfs.pagecache import PageCache
+from cleanfs.pagecache import PAGE_OVERHEAD, PageCache
 from cleanfs.reclaim import TwoListReclaim
 from cleanfs.stats import MountStats
 
@@ -108,12 +109,12 @@ class Mount:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call ``ready`` when the mount answers, serve until unmounted or told to stop."""
-        try:
-            pyfuse3.init(self._filesystem, self.config.mountpoint, self._fuse_options())
-        except RuntimeError as exc:
-            raise MountError(
-                f"can not mount on {self.config.mountpoint}: {why_no_mount(self.config)}"
-            ) from exc
+        with _captured_stderr() as complaints:
+            try:
+                pyfuse3.init(self._filesystem, self.config.mountpoint, self._fuse_options())
+            except RuntimeError as exc:
+                why = _last_line(complaints) or why_no_mount(self.config)
+                raise MountError(f"can not mount on {self.config.mountpoint}: {why}") from exc
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._notifier.run)
@@ -171,16 +172,16 @@ class Mount:
 
     def set_pool_limit(self, limit: int) -> None:
         """Resize, at once. Raises ValueError for what no backend could work with."""
+        check_sizes(limit, 0, self.config.page_size)
         backend = self._cleancache.backend
         if backend is not None:
             backend.resize(limit)
             syscalls.trim_malloc()
-        elif limit < MIN_POOL_LIMIT:
-            raise ValueError(f"pool limit {limit} is below {MIN_POOL_LIMIT} bytes")
         self._pool_limit = limit
 
     def set_page_cache(self, limit: int) -> None:
-        """Resize, at once."""
+        """Resize, at once. Raises ValueError for less than a page, except 0."""
+        check_sizes(self._pool_limit, limit, self.config.page_size)
         self._pagecache.resize(limit)
         syscalls.trim_malloc()
 
@@ -253,15 +254,32 @@ def check(config: MountConfig) -> None:
 
 def reuse_dead_mountpoint(mountpoint: str) -> None:
     """Unmount what a killed daemon left ("Transport endpoint is not connected"); ours only."""
+    mounted = mounted_at(mountpoint)
+    if mounted is not None and mounted.fs_type == FS_TYPE and is_dead(mountpoint):
+        unmount(mountpoint, lazy=True)
+        log.info("cleaned up the dead mount on %s", mountpoint)
+
+
+def is_dead(mountpoint: str) -> bool:
+    """Whether a FUSE mount has lost its daemon.
+
+    The kernel's cached attributes do not tell; a name that it never caches does.
+    """
     try:
-        os.stat(mountpoint)
+        os.stat(os.path.join(os.fsencode(mountpoint), CONTROL_NAME))
     except OSError as exc:
-        if exc.errno != errno.ENOTCONN:
-            return
-        mounted = mounted_at(mountpoint)
-        if mounted is not None and mounted.fs_type == FS_TYPE:
-            unmount(mountpoint, lazy=True)
-            log.warning("cleaned up the dead mount on %s", mountpoint)
+        return exc.errno == errno.ENOTCONN
+    return False
+
+
+def check_sizes(pool_limit: int, page_cache: int, page_size: int) -> None:
+    """Raises ValueError, with a message for the user, for limits that nothing would fit into."""
+    least_pool = max(MIN_POOL_LIMIT, 4 * page_size)
+    if pool_limit < least_pool:
+        raise ValueError(f"pool limit {pool_limit} is below {least_pool} bytes")
+    least_page_cache = page_size + PAGE_OVERHEAD
+    if 0 < page_cache < least_page_cache:
+        raise ValueError(f"page cache {page_cache} is neither 0 nor at least {least_page_cache} bytes")
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
@@ -308,14 +326,12 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None]) -> None:
     if os.fork():
         os._exit(0)
     status = 1
-    complaints = -1
     try:
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
-        # What libfuse and fusermount3 have to say about a failure to mount goes to stderr.
-        complaints = os.memfd_create("stderr")
-        for target, fd in ((null, 0), (null, 1), (complaints, 2)):
-            os.dup2(target, fd)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
         setup_logging()
 
         def ready() -> None:
@@ -323,12 +339,11 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None]) -> None:
             os.write(writer, READY.encode())
             os.close(writer)
             writer = -1
-            os.dup2(null, 2)
 
         serve(config, ready)
         status = 0
     except (MountError, OSError) as exc:
-        _report(writer, f"{exc} {_last_line(complaints)}".strip())
+        _report(writer, str(exc))
     except BaseException as exc:
         log.exception("the daemon failed")
         _report(writer, f"internal error: {exc!r}")
@@ -337,11 +352,22 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None]) -> None:
         os._exit(status)
 
 
+@contextmanager
+def _captured_stderr() -> Iterator[int]:
+    """Catch what C code writes to stderr (libfuse, fusermount3) in a file, whose descriptor this is."""
+    before, caught = os.dup(2), os.memfd_create("stderr")
+    os.dup2(caught, 2)
+    try:
+        yield caught
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(caught)
+
+
 def _last_line(fd: int) -> str:
-    if fd < 0:
-        return ""
     lines = os.pread(fd, 1 << 16, 0).decode(errors="replace").strip().splitlines()
-    return f"({lines[-1]})" if lines else ""
+    return lines[-1] if lines else ""
 
 
 def _report(writer: int, message: str) -> None:
@@ -356,7 +382,7 @@ def _check_directory(what: str, path: str) -> None:
     except FileNotFoundError:
         raise MountError(f"{what} {path} does not exist") from None
     except OSError as exc:
-        raise MountError(f"{what} {path}: {exc.strerror}") from None
+        raise MountError(f"{what} {path} is not readable: {exc.strerror}") from None
     if not stat_module.S_ISDIR(st.st_mode):
         raise MountError(f"{what} {path} is not a directory")
 
