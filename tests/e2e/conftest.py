@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from tests.e2e.mounting import MountedFs, mounted
 
 Mounter = Callable[..., MountedFs]
+
+SMALL_CACHES = ("--page-cache", "1M", "--pool-limit", "64M")
 
 
 @pytest.fixture
@@ -32,9 +35,42 @@ def mount(source: Path, mountpoint: Path) -> Iterator[Mounter]:
     """``mount(*options)``: the source mounted until the test ends, with a small page cache."""
     with ExitStack() as stack:
 
-        def mounter(*options: str) -> MountedFs:
+        def mounter(*options: str, prefix: tuple[str, ...] = ()) -> MountedFs:
             return stack.enter_context(
-                mounted(source, mountpoint, "--page-cache", "1M", "--pool-limit", "64M", *options)
+                mounted(source, mountpoint, *SMALL_CACHES, *options, prefix=prefix)
             )
 
         yield mounter
+
+
+@dataclass(frozen=True)
+class Place:
+    """One directory three times: in a source, in its mount, and a plain one to compare with."""
+
+    fs: MountedFs
+    source: Path
+    path: Path
+    plain: Path
+
+
+@pytest.fixture(scope="module")
+def shared_fs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedFs]:
+    """One mount, open to other users, for the tests of a module that need no other options."""
+    top = tmp_path_factory.mktemp("shared")
+    for name in ("source", "mnt", "plain"):
+        (top / name).mkdir()
+    options = (*SMALL_CACHES, "--attr-timeout", "0.2", "--allow-other")
+    with mounted(top / "source", top / "mnt", *options) as fs:
+        yield fs
+
+
+@pytest.fixture
+def place(shared_fs: MountedFs) -> Place:
+    """A place of its own for each test below the shared mount."""
+    plains = shared_fs.source.with_name("plain")
+    number = len(list(plains.iterdir()))
+    plain = plains / str(number)
+    made = Place(shared_fs, shared_fs.source / str(number), shared_fs.path / str(number), plain)
+    made.source.mkdir()
+    made.plain.mkdir()
+    return made

@@ -1,7 +1,9 @@
 """Real mounts for tests: started as a user would, always cleaned up, never waited for without end."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from typing import Any
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 20.0
+LIFETIME = 100.0
+"""Seconds that a daemon may live: a test that hangs in a system call on its mount is freed by then."""
 
 
 def cleanfs(*args: str | Path, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
@@ -21,7 +25,8 @@ def cleanfs(*args: str | Path, timeout: float = 30.0) -> subprocess.CompletedPro
     return subprocess.run(
         [sys.executable, "-m", "cleanfs", *map(str, args)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
         timeout=timeout,
         check=False,
     )
@@ -29,8 +34,45 @@ def cleanfs(*args: str | Path, timeout: float = 30.0) -> subprocess.CompletedPro
 
 def is_mounted(path: Path) -> bool:
     """Whether something is mounted on ``path``; works on a dead mount, too."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return any(line.split()[4] == str(path) for line in lines)
+    return mount_line(path) is not None
+
+
+def mount_line(path: Path) -> str | None:
+    """The line of mountinfo of a mount point, the topmost if several."""
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")
+    escaped = re.sub(r"[\\ \t\n#]", lambda match: f"\\{ord(match[0]):03o}", str(path))
+    found = [line for line in lines if line and line.split(" ")[4] == escaped]
+    return found[-1] if found else None
+
+
+def as_user(
+    directory: Path,
+    code: str,
+    *,
+    uid: int = 12345,
+    gid: int = 23456,
+    groups: tuple[int, ...] = (),
+    umask: int = 0o022,
+) -> str:
+    """What Python code prints that runs in ``directory`` as somebody else; the name of its OSError."""
+    body = "".join(f"    {line}\n" for line in code.splitlines())
+    script = (
+        "import ctypes, errno, mmap, os, socket, stat\n"  # an interpreter in /root is out of reach soon
+        f"os.umask({umask}); os.setgroups({list(groups)})\n"
+        f"os.setresgid({gid}, {gid}, {gid}); os.setresuid({uid}, {uid}, {uid})\n"
+        f"try:\n{body}"
+        "except OSError as exc:\n    print(errno.errorcode[exc.errno])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = STOP_TIMEOUT) -> None:
@@ -81,26 +123,54 @@ class MountedFs:
 
 
 @contextmanager
-def mounted(source: Path, mountpoint: Path, *options: str) -> Iterator[MountedFs]:
-    """Mount in a foreground process and clean up whatever happens."""
+def killed_after(seconds: float, pid: int) -> Iterator[None]:
+    """A process is killed by another one if the block, or this whole process, does not end in order."""
+    script = f'read -t {seconds} && exit; kill -9 "$0"'
+    with subprocess.Popen(["bash", "-c", script, str(pid)], stdin=subprocess.PIPE) as watchdog:
+        try:
+            yield
+        finally:
+            watchdog.communicate(b"\n")
+
+
+@contextmanager
+def mounted(
+    source: Path, mountpoint: Path, *options: str, prefix: tuple[str, ...] = ()
+) -> Iterator[MountedFs]:
+    """Mount in a foreground process and clean up whatever happens.
+
+    ``prefix`` is a command that runs the daemon, by exec, such as prlimit(1).
+    """
     log = mountpoint.with_name(mountpoint.name + ".log")
+    command = (*prefix, sys.executable, "-m", "cleanfs", "mount", "-f", *options)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cleanfs", "mount", "-f", *options, str(source), str(mountpoint)],
+            [*command, str(source), str(mountpoint)],
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
         )
     try:
-        wait_until(lambda: is_mounted(mountpoint) or process.poll() is not None, START_TIMEOUT)
-        assert process.poll() is None, log.read_text()
-        yield MountedFs(source, mountpoint, process, log, options)
+        with killed_after(LIFETIME, process.pid):
+            wait_until(lambda: _answers(mountpoint) or process.poll() is not None, START_TIMEOUT)
+            assert process.poll() is None, log.read_text()
+            yield MountedFs(source, mountpoint, process, log, options)
     finally:
         _clean_up(process, mountpoint)
     unexpected = [
         line for line in log.read_text().splitlines() if "Traceback" in line or " ERROR " in line
     ]
     assert not unexpected, log.read_text()
+
+
+def _answers(mountpoint: Path) -> bool:
+    """Whether a daemon serves a mount there, which the kernel's cached attributes do not tell."""
+    try:
+        return is_mounted(mountpoint) and bool(os.statvfs(mountpoint))
+    except OSError as exc:
+        if exc.errno != errno.ENOTCONN:
+            raise
+        return False
 
 
 def _clean_up(process: subprocess.Popen[bytes], mountpoint: Path) -> None:
