@@ -9,13 +9,13 @@ A handler holds what it uses across an await (``_using``), runs what may wait fo
 thread (``Backing.run``), and raises only FUSEError (``handler``).
 """
 
+import contextlib
 import errno
 import functools
 import logging
 import os
 import stat as stat_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
@@ -450,7 +450,7 @@ class CleanFS(pyfuse3.Operations):
 
     # -- shared pieces ------------------------------------------------------------------------
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _using(self, node: int) -> AsyncIterator[Inode]:
         """An inode whose descriptor is there, and stays, for the length of the block."""
         inode = self._inodes[node]
@@ -459,7 +459,7 @@ class CleanFS(pyfuse3.Operations):
                 await self._unpark(inode)
             yield inode
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _changing_names(self, parent_node: int, name: bytes) -> AsyncIterator[Inode]:
         """A directory in which ``name`` is about to change."""
         if parent_node == ROOT and name == CONTROL_NAME:
@@ -475,20 +475,24 @@ class CleanFS(pyfuse3.Operations):
         parent = inode.parent
         by_place = parent is not None and parent.nlookup > 0 and depth < MAX_DEPTH
         if by_place and parent is not None and parent.fd >= 0:
-            at_place = namespace.lookup_cached(parent.fd, inode.name)
-            if at_place is not None:
-                if is_parked(inode, at_place.fd, at_place.stat):
+            with contextlib.suppress(FileNotFoundError):  # moved: the handle may still find it
+                at_place = namespace.lookup_cached(parent.fd, inode.name)
+                if at_place is not None and is_parked(inode, at_place.fd, at_place.stat):
                     self._inodes.unpark(inode, at_place.fd)
                     return
-                os.close(at_place.fd)
-        mount_fd = self._inodes.mount_fd(inode.device)
-        if not by_place or parent is None:
-            self._inodes.unpark(inode, await self._run(open_parked, inode, mount_fd, -1))
-            return
-        if parent.fd < 0:
-            await self._unpark(parent, depth + 1)
-        with self._inodes.using(parent):
-            self._inodes.unpark(inode, await self._run(open_parked, inode, mount_fd, parent.fd))
+                if at_place is not None:
+                    os.close(at_place.fd)
+        try:
+            mount_fd = self._inodes.mount_fd(inode.device)
+            fd = await self._run(open_parked, inode, mount_fd, -1)
+        except StaleError:
+            if not by_place or parent is None:
+                raise
+            if parent.fd < 0:
+                await self._unpark(parent, depth + 1)
+            with self._inodes.using(parent):
+                fd = await self._run(open_parked, inode, -1, parent.fd)
+        self._inodes.unpark(inode, fd)
 
     async def _look_up(self, parent: Inode, name: bytes) -> EntryAttributes:
         before = self._services.before()
@@ -556,12 +560,8 @@ class CleanFS(pyfuse3.Operations):
             _, after = await self._run(namespace.set_attributes, inode.fd, io_fd, new)
             return after
         pagecache = self._services.pagecache
-        if new.size is None:
-            changing = pagecache.changing(file)
-        else:
-            # From the shorter of the two ends on. The last page is cut or grows, so it goes too.
-            changing = pagecache.mutating(file, min(new.size, file.size))
-        async with changing:
+        size = new.size
+        async with pagecache.changing(file) if size is None else pagecache.mutating(file, size):
             return await self._bracketed(inode, file, namespace.set_attributes, inode.fd, io_fd, new)
 
     async def _change_xattr(self, node: int, name: bytes, value: bytes | None) -> None:

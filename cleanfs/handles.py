@@ -98,10 +98,9 @@ class FileHandle:
     async def write(self, offset: int, data: bytes) -> int:
         """Write through, with what is cached of the range discarded before and after."""
         services, file = self._services, self.file
-        # The source appends at its own end, which may have moved: discard from where we see it.
-        start = min(offset, file.size) if self._appends else offset
+        # The source appends at its own end, which may have moved.
         stop = None if self._appends else offset + len(data)
-        async with services.pagecache.mutating(file, start, stop):
+        async with services.pagecache.mutating(file, offset, stop):
             try:
                 written = await services.backing.write(self.fd, offset, data)
             except BaseException:

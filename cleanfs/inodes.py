@@ -233,6 +233,7 @@ class InodeTable:
     @contextmanager
     def using(self, inode: Inode) -> Iterator[None]:
         """Around requests that use ``inode.fd`` across an await."""
+        self._touch(inode)
         inode.pins += 1
         try:
             yield
@@ -261,7 +262,10 @@ class InodeTable:
                 self._held[node] = inode  # in use: to the young end
                 continue
             if inode.handle is None:
-                inode.handle = syscalls.name_to_handle(inode.fd)
+                try:
+                    inode.handle = syscalls.name_to_handle(inode.fd)
+                except OSError:
+                    inode.handle = b""  # the source fails: it has its place
             os.close(inode.fd)
             inode.fd = -1
             self._parked_total += 1

@@ -408,8 +408,14 @@ class PageCache:
     async def mutating(
         self, file: CachedFile, start: int = 0, stop: int | None = None
     ) -> AsyncIterator[None]:
-        """Around a change of ours to these bytes of the source: invalidate before and after."""
+        """Around a change of ours to these bytes of the source: invalidate before and after.
+
+        Without a stop it moves the end of the file: from the old end on, if that is before
+        ``start``, as the page that was the last one grows.
+        """
         async with self.changing(file):
+            if stop is None:
+                start = min(start, file.size)
             self.invalidate(file, start, stop)
             try:
                 yield
