@@ -670,8 +670,7 @@ class CleanFS(pyfuse3.Operations):
         except OSError as exc:
             if exc.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-        self._inodes.fd_budget = self._inodes.stats().held // 2
-        self._inodes.shrink()
+        self._inodes.shrink(self._inodes.stats().held // 2)
         return await run(call, *args)
 
     def _ask_to_forget(self) -> None:

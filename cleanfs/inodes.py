@@ -252,10 +252,11 @@ class InodeTable:
         """A descriptor on the file system ``device``, for opening by handle; -1 if there is none."""
         return self._mount_fds.get(device, -1)
 
-    def shrink(self) -> None:
-        """Park the least recently used idle inodes down to the budget of descriptors."""
+    def shrink(self, budget: int | None = None) -> None:
+        """Park the least recently used idle inodes down to ``budget`` descriptors, or to the usual."""
+        most = self.fd_budget if budget is None else budget
         tries = len(self._held)
-        while len(self._held) > self.fd_budget and tries > 0:
+        while len(self._held) > most and tries > 0:
             tries -= 1
             node, inode = self._held.popitem(last=False)
             if inode.pins:

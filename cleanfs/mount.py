@@ -10,7 +10,7 @@ import socket
 import stat as stat_module
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -109,24 +109,28 @@ class Mount:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call ``ready`` when the mount answers, serve until unmounted or told to stop."""
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            self._mount()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._notifier.run)
+                    nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
+                    nursery.start_soon(self._announce, ready)
+                    await pyfuse3.main()
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._fs.flush_fs()
+                self._inodes.close()
+                pyfuse3.close(unmount=True)
+                log.info("unmounted %s", self.config.mountpoint)
+
+    def _mount(self) -> None:
         with _captured_stderr() as complaints:
             try:
                 pyfuse3.init(self._filesystem, self.config.mountpoint, self._fuse_options())
             except RuntimeError as exc:
                 why = _last_line(complaints) or why_no_mount(self.config)
                 raise MountError(f"can not mount on {self.config.mountpoint}: {why}") from exc
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._notifier.run)
-                nursery.start_soon(self._stop_on_signal, nursery.cancel_scope)
-                nursery.start_soon(self._announce, ready)
-                await pyfuse3.main()
-                nursery.cancel_scope.cancel()
-        finally:
-            self._fs.flush_fs()
-            self._inodes.close()
-            pyfuse3.close(unmount=True)
-            log.info("unmounted %s", self.config.mountpoint)
 
     # -- the operator's view ------------------------------------------------------------------
 
@@ -219,14 +223,15 @@ class Mount:
         ready()
         notify_systemd()
 
-    async def _stop_on_signal(self, everything: trio.CancelScope) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async for number in signals:
-                log.info("stopping on %s", signal.Signals(number).name)
-                pyfuse3.terminate()
-                await trio.sleep(STOP_GRACE_SECONDS)
-                log.warning("the source does not answer; open requests are abandoned")
-                everything.cancel()
+
+async def _stop_on_signal(signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
+    """Leave the main loop at the first signal; abandon what does not end in time."""
+    number = await anext(signals)
+    log.info("stopping on %s", signal.Signals(number).name)
+    pyfuse3.terminate()
+    await trio.sleep(STOP_GRACE_SECONDS)
+    log.warning("the source does not answer; open requests are abandoned")
+    everything.cancel()
 
 
 def check(config: MountConfig) -> None:
@@ -305,6 +310,9 @@ def serve(config: MountConfig, ready: Callable[[], None]) -> None:
     # Pages are bytes and ints, which the cycle collector need not look at; what it would look at
     # are the tables that hold them, ever larger, while requests wait.
     gc.freeze()
+    # What trio restores when it ends. A second signal must not kill us before we have unmounted.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     trio.run(mount.run, ready)
 
 
