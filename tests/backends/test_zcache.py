@@ -1,0 +1,549 @@
+"""zcache: the contract, and what is its own: the limit, poor pages, loans, counters."""
+
+# ruff: noqa: SLF001  the books are checked against what they are about
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from cleanfs import backends
+from cleanfs.backends import zcache
+from cleanfs.backends.zcache import ENTRY_BYTES, LOAN_SHARE, MIN_POOL_LIMIT, Zcache
+from cleanfs.cleancache import Cleancache
+from cleanfs.ops import Backend, FileKey
+from tests.backends.conformance import (
+    KEY,
+    OTHER_KEYS,
+    PAGE_SIZE,
+    UUID_A,
+    BackendConformance,
+    noise,
+    text,
+)
+
+MIB = 1 << 20
+ZERO = bytes(PAGE_SIZE)
+LOAN_ROOM = LOAN_SHARE * MIN_POOL_LIMIT / PAGE_SIZE
+"""Pages that can be on loan at the smallest limit."""
+
+
+def same(word: int) -> bytes:
+    """A same-filled page."""
+    return word.to_bytes(8, "little") * (PAGE_SIZE // 8)
+
+
+def recomputed_use(z: Zcache) -> int:
+    """Bytes that count against the limit, from the tables."""
+    kept = [*z._zpages.values(), *z._raw.values(), *(zpage for zpage, _ in z._loans.values())]
+    lent = sum(len(page) for _, page in z._loans.values())
+    return sum(map(zcache._cost, kept)) + lent + zcache.OBJECT_BYTES * len(z._objects)
+
+
+def check_books(z: Zcache) -> None:
+    """The invariants that the code states, and every gauge against the tables."""
+    queues: list[dict[int, Any]] = [z._zpages, z._raw, z._loans]
+    ids = [zid for queue in queues for zid in queue]
+    assert len(ids) == len(set(ids))
+    assert sorted(ids) == sorted(zid for obj in z._objects.values() for zid in obj.ids)
+    assert all(obj.ids for obj in z._objects.values()), "an object without pages"
+    by_pool = [obj for pool in z._pools.values() for obj in pool.objects.values()]
+    assert {id(obj) for obj in by_pool} == {id(obj) for obj in z._objects.values()}
+    for serial, obj in z._objects.items():
+        assert all(zid >> zcache.INDEX_BITS == serial for zid in obj.ids)
+    counters = z.counters()
+    assert counters["pool_used"] == recomputed_use(z) <= z.pool_limit
+    lent = sum(len(page) for _, page in z._loans.values())
+    assert z._loan_bytes == lent <= z.pool_limit * LOAN_SHARE
+    kept = [*z._zpages.values(), *z._raw.values(), *(zpage for zpage, _ in z._loans.values())]
+    assert counters["eph_zbytes"] == sum(len(zpage) for zpage in kept if isinstance(zpage, bytes))
+    assert counters["eph_zpages"] == len(z._zpages) + len(z._raw)
+    assert counters["raw_pages"] == len(z._raw)
+    assert counters["loaned_zpages"] == len(z._loans)
+    assert counters["obj_count"] == len(z._objects)
+    assert counters["same_filled_pages"] == sum(isinstance(zpage, int) for zpage in kept)
+    assert counters["zero_filled_pages"] == kept.count(0)
+
+
+@pytest.fixture
+def z() -> Iterator[Zcache]:
+    """A zcache whose books must balance when the test is over."""
+    made = Zcache(MIB)
+    yield made
+    check_books(made)
+
+
+@pytest.fixture
+def pool(z: Zcache) -> int:
+    return z.init_fs(PAGE_SIZE)
+
+
+class TestConformance(BackendConformance):
+    """The contract."""
+
+    def make(self) -> Backend:
+        return Zcache(16 * MIB)
+
+    def fill(self, backend: Backend, pool_id: int) -> None:
+        backend.resize(MIN_POOL_LIMIT)
+        pages = [(i, same(i + 1)) for i in range(MIN_POOL_LIMIT // ENTRY_BYTES)]
+        backend.put_pages(pool_id, FileKey(9, 9, b""), pages)
+
+
+def test_it_is_found_by_name() -> None:
+    assert "zcache" in backends.names()
+    assert isinstance(backends.load("zcache")(MIB, "lz4hc:3"), Zcache)
+    with pytest.raises(backends.UnknownBackendError, match=r"nosuch.*zcache"):
+        backends.load("nosuch")
+
+
+# -- arguments ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [-1, 0, MIN_POOL_LIMIT - 1])
+def test_a_limit_that_is_too_small_is_refused_and_changes_nothing(
+    z: Zcache, pool: int, limit: int
+) -> None:
+    z.put_page(pool, KEY, 0, text("a"))
+    with pytest.raises(ValueError, match="limit"):
+        z.resize(limit)
+    with pytest.raises(ValueError, match="limit"):
+        Zcache(limit)
+    assert z.pool_limit == MIB
+    assert z.get_page(pool, KEY, 0) == text("a")
+
+
+def test_an_unknown_compression_is_refused() -> None:
+    with pytest.raises(ValueError, match="compression"):
+        Zcache(MIB, "zip")
+
+
+@pytest.mark.parametrize("page_size", [-4096, 0, 1, 2048, 4095, 4097, 3 * 4096, 2 * MIB])
+def test_page_sizes_that_are_no_power_of_two_in_range_are_refused(z: Zcache, page_size: int) -> None:
+    assert z.init_fs(page_size) < 0
+    assert z.init_shared_fs(UUID_A, page_size) < 0
+
+
+@pytest.mark.parametrize("page", [b"", text("x")[:-1], text("x") + b"y"])
+def test_a_page_of_the_wrong_size_is_refused(z: Zcache, pool: int, page: bytes) -> None:
+    with pytest.raises(ValueError, match="4096"):
+        z.put_pages(pool, KEY, [(0, text("a")), (1, page)])
+    assert z.counters()["obj_count"] == 0
+
+
+def test_a_put_that_raises_discards_the_older_page_through_the_frontend(z: Zcache) -> None:
+    cleancache = Cleancache()
+    cleancache.register(z)
+    fs = cleancache.init_fs(PAGE_SIZE)
+    fs.put_page(KEY, 0, text("AAA"))
+    fs.put_page(KEY, 0, b"short")
+    assert fs.get_page(KEY, 0) is None
+
+
+def test_pool_ids_are_never_used_again(z: Zcache) -> None:
+    seen = set()
+    for _ in range(5):
+        pool = z.init_fs(PAGE_SIZE)
+        assert pool not in seen
+        seen.add(pool)
+        z.flush_fs(pool)
+
+
+# -- the limit ----------------------------------------------------------------------------------
+
+
+def kept(z: Zcache, pool: int, indices: range, key: FileKey = KEY) -> set[int]:
+    """Which pages a get would find, without getting them."""
+    obj = z._pools[pool].objects.get(key)
+    base = obj.base if obj else 0
+    return {i for i in indices if base + i in z._zpages or base + i in z._raw}
+
+
+def test_the_oldest_put_goes_first(z: Zcache, pool: int) -> None:
+    n = MIB // ENTRY_BYTES
+    for i in range(n + 100):
+        z.put_page(pool, KEY, i, same(i))
+    evicted = z.counters()["evicted_eph_zpages"]
+    assert 100 <= evicted < 110
+    assert kept(z, pool, range(n + 100)) == set(range(evicted, n + 100))
+
+
+def test_a_page_that_was_put_again_is_young(z: Zcache, pool: int) -> None:
+    n = (MIB - zcache.OBJECT_BYTES) // ENTRY_BYTES
+    z.put_pages(pool, KEY, [(i, same(i)) for i in range(n)])
+    z.put_page(pool, KEY, 0, same(77))
+    for i in range(n, n + 3):
+        z.put_page(pool, KEY, i, same(i))
+    assert kept(z, pool, range(n + 3)) == {0, *range(4, n + 3)}
+
+
+def test_a_hit_on_a_shared_pool_makes_the_page_young(z: Zcache) -> None:
+    pool = z.init_shared_fs(UUID_A, PAGE_SIZE)
+    n = (MIB - zcache.OBJECT_BYTES) // ENTRY_BYTES
+    z.put_pages(pool, KEY, [(i, same(i)) for i in range(n)])
+    assert z.get_page(pool, KEY, 0) == same(0)
+    for i in range(n, n + 3):
+        z.put_page(pool, KEY, i, same(i))
+    assert kept(z, pool, range(n + 3)) == {0, *range(4, n + 3)}
+
+
+def test_one_queue_spans_all_pools(z: Zcache, pool: int) -> None:
+    other = z.init_fs(PAGE_SIZE)
+    z.put_page(pool, KEY, 0, same(1))
+    z.put_pages(other, KEY, [(i, same(i)) for i in range(MIB // ENTRY_BYTES)])
+    assert z.get_page(pool, KEY, 0) is None
+
+
+def test_a_lower_limit_evicts_at_once(z: Zcache, pool: int) -> None:
+    z.resize(4 * MIB)
+    z.put_pages(pool, KEY, [(i, text(i)) for i in range(1500)])
+    z.put_pages(pool, OTHER_KEYS[0], [(i, noise(i)) for i in range(300)])
+    z.get_pages(pool, KEY, 0, 50)
+    assert z.counters()["pool_used"] > MIB
+    z.resize(MIB)
+    check_books(z)
+    assert z.pool_limit == z.counters()["pool_limit"] == MIB
+
+
+def test_a_higher_limit_is_used(z: Zcache, pool: int) -> None:
+    z.resize(4 * MIB)
+    z.put_pages(pool, KEY, [(i, noise(i)) for i in range(800)])
+    assert z.counters()["eph_zpages"] == 800
+
+
+def test_the_limit_holds_within_one_large_put(z: Zcache, pool: int) -> None:
+    peak = 0
+    compress = z._compress
+
+    def watched(page: bytes) -> bytes:
+        nonlocal peak
+        peak = max(peak, z.counters()["pool_used"])
+        return compress(page)
+
+    z._compress = watched
+    z.put_pages(pool, KEY, [(i, text(i) if i % 2 else noise(i)) for i in range(2000)])
+    assert peak <= MIB + 64 * PAGE_SIZE  # a page cache that is dropped puts all of it in one call
+
+
+def test_many_small_files_stay_within_the_limit(z: Zcache, pool: int) -> None:
+    for i in range(3000):
+        z.put_page(pool, FileKey(1, i, b""), 0, same(i))
+        assert z.counters()["pool_used"] <= MIB
+    assert z.counters()["obj_count"] * (ENTRY_BYTES + 600) < MIB
+
+
+# -- poor and same-filled pages -------------------------------------------------------------------
+
+
+def test_a_poor_page_is_kept_raw_while_there_is_room(z: Zcache, pool: int) -> None:
+    z.put_page(pool, KEY, 0, noise(1))
+    assert z.counters()["raw_pages"] == z.counters()["compress_poor"] == 1
+    assert z.get_page(pool, KEY, 0) == noise(1)
+
+
+@pytest.mark.parametrize(("random_bytes", "raw"), [(3400, 0), (3800, 1)])
+def test_poor_is_what_takes_more_than_seven_eighths(
+    z: Zcache, pool: int, random_bytes: int, raw: int
+) -> None:
+    z.put_page(pool, KEY, 0, noise(1)[:random_bytes].ljust(PAGE_SIZE, b"\0"))
+    assert z.counters()["raw_pages"] == raw
+
+
+def test_a_poor_page_never_displaces_a_compressed_one(z: Zcache, pool: int) -> None:
+    z.put_pages(pool, KEY, [(i, same(i)) for i in range(MIB // ENTRY_BYTES)])
+    before = z.counters()["eph_zpages"]
+    for i in range(10):
+        z.put_page(pool, OTHER_KEYS[0], i, noise(i))
+    assert z.counters()["eph_zpages"] == before
+    assert z.counters()["failed_eph_puts"] == 10
+
+
+def test_raw_pages_are_eaten_before_older_compressed_ones(z: Zcache, pool: int) -> None:
+    z.put_page(pool, KEY, 0, text("old"))
+    z.put_pages(pool, OTHER_KEYS[0], [(i, noise(i)) for i in range(300)])
+    c = z.counters()
+    assert c["evicted_raw_pages"] + c["raw_pages"] == 300
+    oldest = c["evicted_raw_pages"]
+    assert oldest > 0
+    assert kept(z, pool, range(300), OTHER_KEYS[0]) == set(range(oldest, 300))
+    z.put_pages(pool, OTHER_KEYS[1], [(i, same(i)) for i in range(3000)])
+    assert kept(z, pool, range(1)) == {0}
+    assert z.counters()["evicted_eph_zpages"] == 0
+
+
+@pytest.mark.parametrize("word", [0, 1, 0xFF, 0x0102030405060708, (1 << 64) - 1])
+def test_a_same_filled_page_is_kept_as_its_word(z: Zcache, pool: int, word: int) -> None:
+    z.put_page(pool, KEY, 0, same(word))
+    c = z.counters()
+    assert (c["same_filled_pages"], c["zero_filled_pages"], c["eph_zbytes"]) == (1, word == 0, 0)
+    assert z.get_page(pool, KEY, 0) == same(word)
+
+
+@pytest.mark.parametrize("at", [0, 7, 8, 15, 16, 2048, 4088, 4095])
+def test_a_page_with_one_other_byte_is_not_same_filled(z: Zcache, pool: int, at: int) -> None:
+    page = ZERO[:at] + b"x" + ZERO[at + 1 :]
+    z.put_page(pool, KEY, 0, page)
+    assert z.counters()["same_filled_pages"] == 0
+    assert z.get_page(pool, KEY, 0) == page
+
+
+# -- loans --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [ZERO, text("x"), noise(1)], ids=["same-filled", "zpage", "raw"])
+def test_the_very_page_handed_out_is_revived_without_compressing(
+    z: Zcache, pool: int, monkeypatch: pytest.MonkeyPatch, page: bytes
+) -> None:
+    z.put_page(pool, KEY, 0, page)
+    got = z.get_page(pool, KEY, 0)
+    assert got is not None
+    monkeypatch.setattr(z, "_encode", lambda _: pytest.fail("compressed again"))
+    z.put_page(pool, KEY, 0, got)
+    assert z.counters()["revived_zpages"] == 1
+    assert z.counters()["loaned_zpages"] == 0
+    assert z.get_page(pool, KEY, 0) == page
+
+
+def test_an_equal_page_is_not_the_very_page(z: Zcache, pool: int) -> None:
+    z.put_page(pool, KEY, 0, text("x"))
+    assert z.get_page(pool, KEY, 0) == text("x")
+    z.put_page(pool, KEY, 0, text("x"))
+    assert z.counters()["revived_zpages"] == 0
+    assert z.counters()["loaned_zpages"] == 0
+
+
+def test_the_very_page_put_at_another_handle_is_compressed_anew(z: Zcache, pool: int) -> None:
+    z.put_page(pool, KEY, 0, text("x"))
+    z.put_page(pool, KEY, 1, text("y"))
+    x, y = z.get_pages(pool, KEY, 0, 2)
+    assert x is not None
+    assert y is not None
+    z.put_pages(pool, KEY, [(0, y), (1, x)])
+    assert z.counters()["revived_zpages"] == 0
+    assert z.get_pages(pool, KEY, 0, 2) == [y, x]
+
+
+def test_a_flush_ends_the_loan(z: Zcache, pool: int) -> None:
+    for flush in (
+        lambda: z.flush_page(pool, KEY, 0),
+        lambda: z.flush_pages(pool, KEY, 0, 5),
+        lambda: z.flush_inode(pool, KEY),
+    ):
+        z.put_page(pool, KEY, 0, text("x"))
+        got = z.get_page(pool, KEY, 0)
+        assert got is not None
+        flush()
+        assert z.counters()["pool_used"] == 0
+        z.put_page(pool, KEY, 0, got)
+        assert z.counters()["revived_zpages"] == 0
+        z.flush_inode(pool, KEY)
+
+
+def test_loans_are_bounded_and_the_oldest_end_first(z: Zcache, pool: int) -> None:
+    n = int(LOAN_ROOM)
+    z.put_pages(pool, KEY, [(i, text(i)) for i in range(2 * n)])
+    pages = [z.get_page(pool, KEY, i) for i in range(2 * n)]
+    assert 0 < z.counters()["loaned_zpages"] <= n
+    youngest, oldest = pages[-1], pages[0]
+    assert youngest is not None
+    assert oldest is not None
+    z.put_page(pool, KEY, 2 * n - 1, youngest)
+    assert z.counters()["revived_zpages"] == 1
+    z.put_page(pool, KEY, 0, oldest)
+    assert z.counters()["revived_zpages"] == 1
+    assert z.get_page(pool, KEY, 0) == text(0)
+
+
+def test_a_loan_ends_before_its_page_is_more_than_its_share() -> None:
+    z = Zcache(MIN_POOL_LIMIT)
+    pool = z.init_fs(MIB)
+    z.put_page(pool, KEY, 0, text("x", MIB))
+    assert z.get_page(pool, KEY, 0) == text("x", MIB)
+    assert z.counters()["loaned_zpages"] == 0
+    check_books(z)
+
+
+def test_a_shared_pool_makes_no_loans(z: Zcache) -> None:
+    pool = z.init_shared_fs(UUID_A, PAGE_SIZE)
+    z.put_page(pool, KEY, 0, text("x"))
+    z.get_page(pool, KEY, 0)
+    assert z.counters()["loaned_zpages"] == 0
+
+
+# -- corrupt pages and failing puts -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("how", ["broken", "short"])
+def test_a_corrupt_page_becomes_a_miss(z: Zcache, shared: bool, how: str) -> None:
+    pool = z.init_shared_fs(UUID_A, PAGE_SIZE) if shared else z.init_fs(PAGE_SIZE)
+    z.put_page(pool, KEY, 0, text("x"))
+    [(zid, zpage)] = z._zpages.items()
+    assert isinstance(zpage, bytes)
+    # "short" decompresses without an error, to less than a page.
+    bad = b"\xff" * len(zpage) if how == "broken" else z._compress(b"x" * 100)
+    z._account(z._objects[zid >> zcache.INDEX_BITS], zpage, -1)
+    z._account(z._objects[zid >> zcache.INDEX_BITS], bad, 1)
+    z._zpages[zid] = bad
+    assert z.get_page(pool, KEY, 0) is None
+    assert z.counters()["corrupt_zpages"] == 1
+    assert z.counters()["pool_used"] == 0
+    z.put_page(pool, KEY, 0, text("y"))
+    assert z.get_page(pool, KEY, 0) == text("y")
+
+
+def test_a_put_that_fails_on_the_way_discards_the_older_page(z: Zcache, pool: int) -> None:
+    z.put_pages(pool, KEY, [(0, text("a")), (1, text("b"))])
+
+    def failing(page: bytes) -> bytes:
+        raise MemoryError
+
+    z._compress = failing
+    with pytest.raises(MemoryError):
+        z.put_page(pool, KEY, 0, text("c"))
+    assert z.get_pages(pool, KEY, 0, 2) == [None, text("b")]
+
+
+# -- counters -------------------------------------------------------------------------------------
+
+
+def test_flush_counters_tell_what_was_found(z: Zcache, pool: int) -> None:
+    z.put_pages(pool, KEY, [(i, same(i)) for i in range(10)])
+    z.flush_page(pool, KEY, 0)
+    z.flush_page(pool, KEY, 0)
+    z.flush_pages(pool, KEY, 5, None)
+    z.flush_page(pool, OTHER_KEYS[0], 0)
+    z.flush_inode(pool, KEY)
+    z.flush_inode(pool, KEY)
+    c = z.counters()
+    assert (c["flush_total"], c["flush_found"]) == (4, 6)
+    assert (c["flobj_total"], c["flobj_found"]) == (2, 1)
+
+
+def test_maxima_remember(z: Zcache, pool: int) -> None:
+    z.put_pages(pool, KEY, [(i, same(i)) for i in range(10)])
+    z.put_page(pool, OTHER_KEYS[0], 0, ZERO)
+    z.flush_fs(pool)
+    c = z.counters()
+    assert (c["obj_count"], c["obj_count_max"], c["eph_zpages"], c["eph_zpages_max"]) == (0, 2, 0, 11)
+    assert c["pool_used"] == 0
+
+
+def test_counters_are_a_snapshot(z: Zcache, pool: int) -> None:
+    before = z.counters()
+    z.put_page(pool, KEY, 0, ZERO)
+    assert before["eph_zpages"] == 0
+
+
+# -- against a model --------------------------------------------------------------------------------
+
+KEYS = [KEY, *OTHER_KEYS]
+INDICES = st.integers(0, 60)
+
+
+class ZcacheMachine(RuleBasedStateMachine):
+    """Against a dict of what was put last: every get gives that or a miss, never more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z = Zcache(MIN_POOL_LIMIT)
+        self.private = {self.z.init_fs(PAGE_SIZE)}
+        self.shared = {self.z.init_shared_fs(UUID_A, PAGE_SIZE): 1}
+        self.model: dict[tuple[int, FileKey, int], bytes] = {}
+        self.got: dict[tuple[int, FileKey, int], bytes] = {}
+        self.tags = count()
+
+    def any_pool(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted({*self.private, *self.shared})), label="pool")
+
+    @precondition(lambda self: self.private or self.shared)
+    @rule(
+        data=st.data(),
+        key=st.sampled_from(KEYS),
+        first=INDICES,
+        n=st.sampled_from([1, 2, 20, 80]),
+        kind=st.sampled_from(["same", "text", "noise"]),
+    )
+    def put(self, data: st.DataObject, key: FileKey, first: int, n: int, kind: str) -> None:
+        pool = self.any_pool(data)
+        make = {"same": same, "text": text, "noise": noise}[kind]
+        pages = [(first + i, make(next(self.tags))) for i in range(n)]
+        self.z.put_pages(pool, key, pages)
+        for index, page in pages:
+            self.model[pool, key, index] = page
+
+    @precondition(lambda self: self.got)
+    @rule(data=st.data())
+    def put_back(self, data: st.DataObject) -> None:
+        handle = data.draw(st.sampled_from(sorted(self.got)), label="handle")
+        self.z.put_page(*handle, self.got[handle])
+        self.model[handle] = self.got[handle]
+
+    @precondition(lambda self: self.private or self.shared)
+    @rule(data=st.data(), key=st.sampled_from(KEYS), first=INDICES, n=st.sampled_from([1, 5, 40]))
+    def get(self, data: st.DataObject, key: FileKey, first: int, n: int) -> None:
+        pool = self.any_pool(data)
+        pages = self.z.get_pages(pool, key, first, n)
+        assert len(pages) == n
+        for index, page in enumerate(pages, first):
+            if page is not None:
+                assert page == self.model.get((pool, key, index))
+                self.got[pool, key, index] = page
+            if page is None or pool in self.private:
+                self.model.pop((pool, key, index), None)  # get-get, exclusive
+
+    @precondition(lambda self: self.private or self.shared)
+    @rule(data=st.data(), key=st.sampled_from(KEYS), start=INDICES, n=st.none() | st.integers(0, 99))
+    def flush(self, data: st.DataObject, key: FileKey, start: int, n: int | None) -> None:
+        pool = self.any_pool(data)
+        stop = None if n is None else start + n
+        if n == 1:
+            self.z.flush_page(pool, key, start)
+        elif start == 0 and n is None:
+            self.z.flush_inode(pool, key)
+        else:
+            self.z.flush_pages(pool, key, start, stop)
+        for handle in list(self.model):
+            if handle[:2] == (pool, key) and start <= handle[2] < (1 << 60 if stop is None else stop):
+                del self.model[handle]
+
+    @rule()
+    def open(self) -> None:
+        self.private.add(self.z.init_fs(PAGE_SIZE))
+
+    @rule()
+    def join(self) -> None:
+        pool = self.z.init_shared_fs(UUID_A, PAGE_SIZE)
+        assert pool in self.shared or not self.shared
+        self.shared[pool] = self.shared.get(pool, 0) + 1
+
+    @precondition(lambda self: self.private or self.shared)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        pool = self.any_pool(data)
+        self.z.flush_fs(pool)
+        if self.shared.get(pool, 0) > 1:
+            self.shared[pool] -= 1
+            return
+        self.private.discard(pool)
+        self.shared.pop(pool, None)
+        self.model = {handle: page for handle, page in self.model.items() if handle[0] != pool}
+        self.got = {handle: page for handle, page in self.got.items() if handle[0] != pool}
+
+    @rule(limit=st.sampled_from([MIN_POOL_LIMIT, MIN_POOL_LIMIT + 100_000, 2 * MIN_POOL_LIMIT]))
+    def resize(self, limit: int) -> None:
+        self.z.resize(limit)
+
+    @invariant()
+    def books_balance(self) -> None:
+        check_books(self.z)
+
+
+TestAgainstAModel = ZcacheMachine.TestCase
+TestAgainstAModel.settings = settings(
+    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)

@@ -1,0 +1,334 @@
+"""Changes through the mount and behind its back: the next open and read gives the source's bytes."""
+
+import mmap
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Mounter
+from tests.e2e.mounting import MountedFs, mounted
+
+ATTR_TIMEOUT = 0.2
+SIZE = 2_000_123
+QUICK = ("--attr-timeout", str(ATTR_TIMEOUT))
+
+
+def expire() -> None:
+    """Wait until the kernel believes no name and no attribute any more."""
+    time.sleep(ATTR_TIMEOUT + 0.05)
+
+
+def settle() -> None:
+    """Wait until a file that was just written has a stamp that another change would move."""
+    time.sleep(0.03)
+
+
+def noise(seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(SIZE)
+
+
+def shell(directory: Path, script: str) -> None:
+    subprocess.run(["sh", "-ec", script], cwd=directory, check=True, timeout=20, capture_output=True)
+
+
+@contextmanager
+def held(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    fd = os.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def cached(fs: MountedFs, name: str, data: bytes) -> None:
+    """A file in the source, read through the mount: in cleancache, page cache and the kernel's."""
+    (fs.source / name).write_bytes(data)
+    settle()
+    for _ in range(2):
+        assert (fs.path / name).read_bytes() == data
+    assert fs.stats()["puts"] > 0
+
+
+def same(fs: MountedFs, name: str) -> None:
+    """Through the mount, open, fstat, read and map give what the source has."""
+    expected = (fs.source / name).read_bytes()
+    with held(fs.path / name) as fd:
+        assert os.fstat(fd).st_size == len(expected)
+        if expected:
+            with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as area:
+                assert area[:] == expected
+        assert os.read(fd, len(expected) + 1) == expected
+    with held(fs.path / name, os.O_RDONLY | os.O_DIRECT) as fd, mmap.mmap(-1, SIZE * 2) as buffer:
+        assert os.preadv(fd, [buffer], 0) == len(expected)
+        assert buffer[: len(expected)] == expected
+
+
+IN_PLACE = {
+    "append": "echo x >> f",
+    "cut": "truncate -s 5 f",
+    "cut to a page": "truncate -s 8192 f",
+    "empty": ": > f",
+    "grow": "truncate -s +10000 f",
+    "cut and grow": "truncate -s 5 f; truncate -s 2000123 f",
+    "middle": "printf 0123456789 | dd of=f conv=notrunc bs=1 seek=1000000",
+    "first byte": "printf '\\001\\002' | dd of=f conv=notrunc bs=1",
+    "last byte": "printf 'z' | dd of=f conv=notrunc bs=1 seek=2000122",
+    "rewrite": "head -c 2000123 /dev/zero > f",
+    "punch a hole": "fallocate -p -o 500000 -l 100000 f",
+    "link, change by the link": "ln f g; echo x >> g; rm g",
+}
+
+
+@pytest.mark.parametrize("where", ["mount", "source"])
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_a_change_in_place_is_seen_by_the_next_open(mount: Mounter, change: str, where: str) -> None:
+    if change == "punch a hole" and where == "mount":
+        pytest.skip("FUSE without a fallocate handler refuses to punch holes")
+    fs = mount("--attr-timeout", "60")  # no timeout may be what makes it work
+    cached(fs, "f", noise())
+    flushes = fs.stats()["flushes"]
+    shell(fs.path if where == "mount" else fs.source, IN_PLACE[change])
+    same(fs, "f")
+    assert fs.stats()["flushes"] > flushes
+    fs.drop_kernel()
+    same(fs, "f")
+
+
+REPLACED = {
+    "move over": "printf 'new text' > g; mv g f",
+    "move a longer one over": "head -c 3000000 /dev/zero > g; mv g f",
+    "remove and make again": "rm f; printf 'again' > f",
+    "move away and make again": "mv f old; printf 'again' > f",
+    "link over": "printf 'linked' > g; ln -f g f",
+    "symbolic link over": "printf 'target' > g; rm f; ln -s g f",
+}
+
+
+@pytest.mark.parametrize("where", ["mount", "source"])
+@pytest.mark.parametrize("change", REPLACED)
+def test_a_replaced_file_is_seen_after_the_timeout(mount: Mounter, change: str, where: str) -> None:
+    fs = mount(*QUICK)
+    cached(fs, "f", noise())
+    flushes = fs.stats()["flushes"]
+    shell(fs.path if where == "mount" else fs.source, REPLACED[change])
+    if where == "source":
+        expire()
+    same(fs, "f")
+    if change == "move away and make again":
+        same(fs, "old")
+    elif where == "mount":
+        assert fs.stats()["flushes"] > flushes
+
+
+@pytest.mark.parametrize("where", ["mount", "source"])
+def test_one_cached_file_moved_over_another_takes_its_place(mount: Mounter, where: str) -> None:
+    fs = mount(*QUICK)
+    cached(fs, "a", noise(1))
+    cached(fs, "b", noise(2))
+    shell(fs.path if where == "mount" else fs.source, "mv a b")
+    if where == "source":
+        expire()
+    same(fs, "b")
+    assert (fs.path / "b").read_bytes() == noise(1)
+    assert not (fs.path / "a").exists()
+    assert os.listdir(fs.path) == ["b"]
+
+
+@pytest.mark.parametrize("where", ["mount", "source"])
+def test_a_removed_file_is_gone(mount: Mounter, where: str) -> None:
+    fs = mount(*QUICK)
+    cached(fs, "f", noise())
+    flushes = fs.stats()["flushes"]
+    shell(fs.path if where == "mount" else fs.source, "rm f")
+    if where == "source":
+        expire()
+    else:
+        assert fs.stats()["flushes"] > flushes
+    assert not (fs.path / "f").exists()
+    with pytest.raises(FileNotFoundError):
+        (fs.path / "f").read_bytes()
+
+
+def test_removing_a_file_frees_its_compressed_pages(mount: Mounter) -> None:
+    fs = mount(*QUICK)
+    cached(fs, "f", bytes(range(256)) * 20_000)
+    assert fs.stats()["backend_counters"]["eph_zpages"] > 500
+    (fs.path / "f").unlink()
+    stats = fs.stats()
+    assert stats["backend_counters"]["eph_zpages"] == 0
+    assert stats["pagecache_resident"] == 0
+
+
+def test_a_change_that_restores_size_and_mtime_is_caught(mount: Mounter) -> None:
+    fs = mount("--attr-timeout", "60")
+    cached(fs, "f", noise())
+    before = (fs.source / "f").stat()
+    with held(fs.source / "f", os.O_WRONLY) as fd:
+        os.pwrite(fd, b"changed", 1_000_000)
+    os.utime(fs.source / "f", ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = (fs.source / "f").stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    found = fs.stats()["changes_found"]
+    same(fs, "f")
+    assert fs.stats()["changes_found"] > found
+
+
+@pytest.mark.parametrize("kind", ["disk", "tmpfs"])
+def test_changes_within_one_tick_of_the_clock_are_seen(source: Path, mount: Mounter, kind: str) -> None:
+    if kind == "tmpfs":
+        subprocess.run(["mount", "-t", "tmpfs", "none", source], check=True, timeout=10)
+    try:
+        fs = mount("--attr-timeout", "60")
+        with held(source, os.O_RDONLY):
+            for i in range(300):
+                with held(source / "f", os.O_WRONLY | os.O_CREAT) as fd:
+                    os.pwrite(fd, b"%06d" % i, 5000)
+                assert (fs.path / "f").read_bytes()[5000:] == b"%06d" % i
+    finally:
+        if kind == "tmpfs":
+            subprocess.run(["umount", "-l", source], check=True, timeout=10)
+
+
+def test_changes_by_turns_within_one_tick_are_seen(mount: Mounter) -> None:
+    fs = mount("--attr-timeout", "60")
+    (fs.source / "f").write_bytes(bytes(10_000))
+    model = bytearray(10_000)
+    for i in range(200):
+        for side in (fs.source, fs.path):
+            with held(side / "f", os.O_RDWR) as fd:
+                assert os.pread(fd, 20_000, 0) == model
+                model[i * 40 : i * 40 + 5] = b"%05d" % (i * 2 + (side == fs.path))
+                os.pwrite(fd, model[i * 40 : i * 40 + 5], i * 40)
+                assert os.pread(fd, 20_000, 0) == model
+    assert (fs.source / "f").read_bytes() == (fs.path / "f").read_bytes() == model
+
+
+def test_an_append_goes_to_the_end_that_the_source_has(mount: Mounter) -> None:
+    fs = mount("--attr-timeout", "60")
+    cached(fs, "f", noise())
+    for i in range(3):
+        shell(fs.source, f"echo source {i} >> f")
+        shell(fs.path, f"echo mount {i} >> f")
+        same(fs, "f")
+    assert (fs.path / "f").read_bytes()[SIZE:].decode().splitlines() == [
+        f"{side} {i}" for i in range(3) for side in ("source", "mount")
+    ]
+
+
+def test_a_held_append_handle_goes_to_the_end_that_the_source_has(mount: Mounter) -> None:
+    fs = mount(*QUICK)
+    (fs.source / "f").write_bytes(b"start\n")
+    with held(fs.path / "f", os.O_WRONLY | os.O_APPEND) as fd:
+        for i in range(3):
+            os.write(fd, b"mount\n")
+            shell(fs.source, f"echo source {i} >> f")
+            same(fs, "f")
+        os.write(fd, b"mount\n")
+        same(fs, "f")
+    assert (
+        fs.source / "f"
+    ).read_bytes() == b"start\nmount\nsource 0\nmount\nsource 1\nmount\nsource 2\nmount\n"
+
+
+def test_a_change_is_seen_while_the_file_is_held_open(mount: Mounter) -> None:
+    fs = mount("--attr-timeout", "60")
+    cached(fs, "f", noise())
+    with held(fs.path / "f") as fd:
+        assert os.pread(fd, SIZE, 0) == noise()
+        shell(fs.source, "printf changed | dd of=f conv=notrunc bs=1 seek=1000000; echo more >> f")
+        same(fs, "f")
+        assert os.pread(fd, 2 * SIZE, 0) == (fs.source / "f").read_bytes()
+        shell(fs.source, "truncate -s 100 f")
+        same(fs, "f")
+        assert os.pread(fd, 2 * SIZE, 0) == (fs.source / "f").read_bytes()
+
+
+def test_stat_shows_the_change_after_the_timeout(mount: Mounter) -> None:
+    fs = mount(*QUICK)
+    cached(fs, "f", noise())
+    with held(fs.path / "f") as fd:
+        shell(fs.source, "truncate -s 7777 f; chmod 600 f")
+        expire()
+        assert os.fstat(fd).st_size == (fs.path / "f").stat().st_size == 7777
+        assert os.fstat(fd).st_ctime_ns == (fs.source / "f").stat().st_ctime_ns
+        assert os.pread(fd, SIZE, 0) == noise()[:7777]
+
+
+def test_a_listing_with_attributes_finds_a_change_as_well(mount: Mounter) -> None:
+    fs = mount(*QUICK)
+    cached(fs, "f", noise())
+    found = fs.stats()["changes_found"]
+    shell(fs.source, "echo x >> f")
+    expire()
+    with os.scandir(fs.path) as entries:
+        assert [entry.stat().st_size for entry in entries] == [SIZE + 2]
+    assert fs.stats()["changes_found"] == found + 1
+
+
+def test_an_unchanged_file_is_not_read_from_the_source_again(mount: Mounter) -> None:
+    fs = mount(*QUICK)
+    cached(fs, "f", bytes(range(256)) * 8000)
+    before = fs.stats()
+    for _ in range(3):
+        expire()
+        fs.drop_kernel()
+        assert len((fs.path / "f").read_bytes()) == 2_048_000
+    after = fs.stats()
+    for name in ("source_read_bytes", "flushes", "changes_found"):
+        assert after[name] == before[name], name
+    assert after["succ_gets"] > before["succ_gets"]
+
+
+def test_our_own_metadata_changes_flush_once_at_most(mount: Mounter) -> None:
+    fs = mount(*QUICK)
+    cached(fs, "f", noise())
+    shell(fs.path, "chmod 600 f; chown 1:1 f; ln f g; mv f h; rm g; setfattr -n user.x -v y h; touch h")
+    expire()
+    assert (fs.path / "h").read_bytes() == noise()  # the racy stamps of the changes cost one flush
+    before = fs.stats()
+    fs.drop_kernel()
+    assert (fs.path / "h").read_bytes() == noise()
+    after = fs.stats()
+    assert after["changes_found"] == before["changes_found"]
+    assert after["source_read_bytes"] == before["source_read_bytes"]
+
+
+def test_with_coherency_none_the_source_is_not_looked_at(mount: Mounter) -> None:
+    fs = mount("--coherency", "none", *QUICK)
+    cached(fs, "f", b"A" * SIZE)
+    with held(fs.source / "f", os.O_WRONLY) as fd:
+        os.pwrite(fd, b"B" * SIZE, 0)
+    expire()
+    fs.drop_kernel()
+    before = fs.stats()
+    assert (fs.path / "f").read_bytes() == b"A" * SIZE
+    after = fs.stats()
+    assert after["changes_found"] == 0
+    assert after["source_read_bytes"] == before["source_read_bytes"]
+    fs.drop()
+    assert (fs.path / "f").read_bytes() == b"B" * SIZE
+
+
+@pytest.mark.parametrize("change", ["append", "cut", "middle", "rewrite"])
+def test_with_coherency_none_changes_through_the_mount_are_seen(mount: Mounter, change: str) -> None:
+    fs = mount("--coherency", "none", "--attr-timeout", "60")
+    cached(fs, "f", noise())
+    shell(fs.path, IN_PLACE[change])
+    same(fs, "f")
+
+
+def test_two_mounts_of_one_source_see_each_other(source: Path, mount: Mounter, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    one = mount("--attr-timeout", "60")
+    with mounted(source, tmp_path / "second", "--attr-timeout", "60") as two:
+        (source / "f").write_bytes(bytes(SIZE))
+        for i, (writer, reader) in enumerate([(one, two), (two, one)] * 10):
+            with held(writer.path / "f", os.O_WRONLY) as fd:
+                os.pwrite(fd, b"%d" % i * 300, i * 1000)
+            same(reader, "f")

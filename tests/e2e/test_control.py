@@ -1,0 +1,349 @@
+"""The control directory of a real mount."""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.conftest import Mounter
+from tests.e2e.mounting import MountedFs, cleanfs, is_mounted, wait_until
+
+NUMBERS = ("succ_gets", "failed_gets", "puts", "flushes")
+READABLE = (*NUMBERS, "stats", "stats.json", "metrics", "backend", "pool_limit", "page_cache")
+KERNEL_NAMES = ("obj_count", "eph_zpages", "eph_zbytes", "evicted_eph_zpages", "compress_poor",
+                "zero_filled_pages", "flush_total", "flush_found", "flobj_total", "flobj_found",
+                "failed_eph_puts")  # fmt: skip
+SIZE = 4 << 20
+
+
+def fill(fs: MountedFs, name: str = "f") -> bytes:
+    """Four times what the page cache takes, so that most of it is in cleancache; all compressible."""
+    data = b"".join(b"%07d\n" % i for i in range(SIZE // 8))
+    (fs.source / name).write_bytes(data)
+    wait_until((fs.path / name).exists, 2)
+    assert (fs.path / name).read_bytes() == data
+    return data
+
+
+def refused(fs: MountedFs, name: str, text: str | bytes) -> str:
+    """The name of the error of a write; empty if there was none."""
+    data = text.encode() if isinstance(text, str) else text
+    fd = os.open(fs.control(name), os.O_WRONLY | os.O_TRUNC)
+    try:
+        os.write(fd, data)
+    except OSError as exc:
+        return errno.errorcode[exc.errno or 0]
+    finally:
+        os.close(fd)
+    return ""
+
+
+def test_it_is_reachable_but_not_listed(mount: Mounter) -> None:
+    fs = mount()
+    assert os.listdir(fs.path) == []
+    assert [entry.name for entry in os.scandir(fs.path)] == []
+    assert fs.control("").is_dir()
+    assert not (fs.source / ".cleancache").exists()
+    assert sorted(os.listdir(fs.control(""))) == sorted((*READABLE, "drop", "zcache"))
+    assert set(KERNEL_NAMES) <= set(os.listdir(fs.control("zcache")))
+
+
+def test_every_file_reads_and_has_a_size_that_hides_nothing(mount: Mounter) -> None:
+    fs = mount()
+    fill(fs)
+    for name in (*READABLE, *(f"zcache/{counter}" for counter in os.listdir(fs.control("zcache")))):
+        text = fs.control(name).read_text()
+        assert text.endswith("\n"), name
+        assert fs.control(name).stat().st_size in (0, len(text)), name
+        assert fs.control(name).stat().st_mode & 0o444 == 0o444, name
+        if name in NUMBERS or name.startswith("zcache/"):
+            assert text == f"{int(text)}\n", name
+    with pytest.raises(PermissionError):
+        fs.control("drop").read_text()
+
+
+def test_modes_say_who_may_write(mount: Mounter) -> None:
+    fs = mount()
+    for name in (*READABLE, "drop"):
+        st = fs.control(name).stat()
+        writable = name in ("backend", "pool_limit", "page_cache", "drop")
+        assert stat.S_IMODE(st.st_mode) & 0o222 == (0o200 if writable else 0), name
+        assert st.st_uid == os.getuid()
+    for name in (*NUMBERS, "stats", "zcache/obj_count"):
+        with pytest.raises(PermissionError):
+            os.open(fs.control(name), os.O_WRONLY)
+
+
+def test_the_four_counters_agree_with_all_other_views(mount: Mounter) -> None:
+    fs = mount()
+    fill(fs)
+    fs.drop_kernel()
+    fill(fs, "g")
+    stats = fs.stats()
+    assert stats["puts"] > 500
+    lines = dict(line.split(" ", 1) for line in fs.control("stats").read_text().splitlines())
+    metrics = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(fs.control("metrics").read_text())
+        for sample in family.samples
+    }
+    for name in NUMBERS:
+        number = int(fs.control(name).read_text())
+        assert number == stats[name] == int(lines[name]) == metrics[f"cleanfs_{name}_total"], name
+    for name, value in stats["backend_counters"].items():
+        assert int(fs.control(f"zcache/{name}").read_text()) == value == int(lines[f"zcache_{name}"])
+    assert stats["mountpoint"] == lines["mountpoint"] == str(fs.path)
+
+
+def test_metrics_are_valid_prometheus_text(mount: Mounter) -> None:
+    fs = mount()
+    fill(fs)
+    families = {f.name: f for f in text_string_to_metric_families(fs.control("metrics").read_text())}
+    assert families["cleanfs_puts"].type == "counter"
+    assert families["cleanfs_pagecache_used"].type == "gauge"
+    assert all(family.documentation for family in families.values())
+    assert families["cleanfs_puts"].samples[0].labels == {"mountpoint": str(fs.path)}
+    assert families["cleanfs_info"].samples[0].labels["source"] == str(fs.source)
+
+
+def test_values_are_fresh_on_each_reading_of_one_open_file(mount: Mounter) -> None:
+    fs = mount()
+    with fs.control("puts").open() as puts, fs.control("stats.json").open() as stats:
+        assert puts.read() == "0\n"
+        assert json.load(stats)["puts"] == 0
+        fill(fs)
+        puts.seek(0)
+        stats.seek(0)
+        assert int(puts.read()) > 500
+        assert json.load(stats)["puts"] > 500
+
+
+def test_a_text_read_in_small_pieces_is_not_torn(mount: Mounter) -> None:
+    fs = mount()
+    fd = os.open(fs.control("stats.json"), os.O_RDONLY)
+    try:
+        text = b""
+        while piece := os.read(fd, 7):
+            text += piece
+            if len(text) % 70 == 0:
+                (fs.path / f"f{len(text)}").write_bytes(b"x" * len(text))
+    finally:
+        os.close(fd)
+    assert json.loads(text)["source"] == str(fs.source)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"), [("2M", 2 << 20), ("1048576\n", 1 << 20), ("1.5M", 3 << 19)]
+)
+def test_pool_limit_is_effective_at_once(mount: Mounter, text: str, limit: int) -> None:
+    fs = mount()
+    (fs.source / "f").write_bytes(os.urandom(1 << 20) * 4)
+    fill(fs)
+    fill(fs, "g")
+    fill(fs, "h")
+    assert fs.stats()["backend_counters"]["pool_used"] > limit
+    assert refused(fs, "pool_limit", text) == ""
+    assert fs.control("pool_limit").read_text() == f"{limit}\n"
+    counters = fs.stats()["backend_counters"]
+    assert counters["pool_limit"] == limit
+    assert counters["pool_used"] <= limit
+    assert counters["evicted_eph_zpages"] > 0
+    fs.drop_kernel()
+    assert fill(fs) == (fs.source / "f").read_bytes()
+    assert fs.stats()["backend_counters"]["pool_used"] <= limit
+
+
+def test_page_cache_is_effective_at_once(mount: Mounter) -> None:
+    fs = mount("--page-cache", "16M")
+    fill(fs)
+    assert fs.stats()["pagecache_used"] > SIZE
+    for text, limit in (("512K", 512 << 10), ("0", 0)):
+        assert refused(fs, "page_cache", text) == ""
+        assert fs.control("page_cache").read_text() == f"{limit}\n"
+        assert fs.stats()["pagecache_used"] <= limit
+        fs.drop_kernel()
+        fill(fs)
+        assert fs.stats()["pagecache_used"] <= limit
+    assert refused(fs, "page_cache", "32M") == ""
+    fs.drop_kernel()
+    fill(fs)
+    assert fs.stats()["pagecache_used"] > SIZE
+
+
+WRONG = {
+    "pool_limit": (" ", "x", "-1", "0", "1", "4096", "12Q", "1 2", "1e99", "nan", b"\xff", "9" * 500),
+    "page_cache": ("x", "-1", "1", "4095", "1e99", "nan", "1M 2M", b"\x00", b"\xff\xfe"),
+    "drop": ("0", "4", "-1", "12", "1 2", "both", b"1\x00", "\u0663"),
+    "backend": ("x", "zcache x", "ZCACHE", "../zcache", b"\xff", "zcache\nnone"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_einval_and_changes_nothing(mount: Mounter, name: str) -> None:
+    fs = mount()
+    fill(fs)
+    before = fs.stats()
+    said = {text: refused(fs, name, text)
+            for text in WRONG[name]}  # fmt: skip
+    assert said == dict.fromkeys(said, "EINVAL")
+    assert refused(fs, name, "\n") == "EINVAL"
+    after = fs.stats()
+    for value in ("backend", "pool_id", "pagecache_limit", "pagecache_resident", "backend_counters"):
+        assert after[value] == before[value], value
+
+
+def test_a_backend_registers_late_and_gets_its_pool_then(mount: Mounter) -> None:
+    fs = mount("--backend", "none")
+    data = fill(fs)
+    assert fs.control("backend").read_text() == "none\n"
+    assert fs.stats()["pool_id"] < 0
+    assert fs.stats()["puts"] == 0
+    assert not fs.control("zcache").exists()
+    assert refused(fs, "pool_limit", "8M") == ""
+    assert refused(fs, "backend", "zcache\n") == ""
+    assert fs.control("backend").read_text() == "zcache\n"
+    pool = fs.stats()["pool_id"]
+    assert pool >= 0
+    assert fs.control("pool_limit").read_text() == f"{8 << 20}\n"
+    for _ in range(2):
+        fs.drop_kernel()
+        assert (fs.path / "f").read_bytes() == data
+    assert fs.stats()["succ_gets"] > 500
+    assert refused(fs, "backend", "zcache") == "EBUSY"
+    assert fs.stats()["pool_id"] == pool
+    assert fs.stats()["backend_counters"]["eph_zpages"] > 0
+
+
+def test_none_unregisters_and_forgets_every_page(mount: Mounter) -> None:
+    fs = mount()
+    data = fill(fs)
+    for _ in range(2):
+        assert refused(fs, "backend", "none") == ""
+        assert fs.control("backend").read_text() == "none\n"
+        stats = fs.stats()
+        assert stats["backend_counters"] == {}
+        assert stats["pool_id"] < 0
+        fs.drop_kernel()
+        assert (fs.path / "f").read_bytes() == data
+        assert fs.stats()["succ_gets"] == stats["succ_gets"]
+    assert refused(fs, "backend", "zcache") == ""
+    assert fs.stats()["backend_counters"]["eph_zpages"] == 0
+
+
+def test_nothing_stale_survives_a_change_of_the_backend(mount: Mounter) -> None:
+    fs = mount()
+    data = fill(fs)
+    assert refused(fs, "backend", "none") == ""
+    (fs.path / "f").write_bytes(b"new" + data[3:])
+    assert refused(fs, "backend", "zcache") == ""
+    fs.drop_kernel()
+    assert (fs.path / "f").read_bytes() == b"new" + data[3:]
+
+
+@pytest.mark.parametrize("what", [1, 2, 3])
+def test_drop(mount: Mounter, what: int) -> None:
+    fs = mount()
+    data = fill(fs)
+    before = fs.stats()
+    assert before["pagecache_resident"] > 100
+    assert before["backend_counters"]["eph_zpages"] > 500
+    assert refused(fs, "drop", f"{what}\n") == ""
+    after = fs.stats()
+    kept = after["backend_counters"]["eph_zpages"]
+    if what == 1:
+        # As the kernel's drop_caches did: cleancache takes what the page cache gives up.
+        assert kept == before["backend_counters"]["eph_zpages"] + before["pagecache_resident"]
+    else:
+        assert kept == 0
+    assert after["pagecache_resident"] == (before["pagecache_resident"] if what == 2 else 0)
+    fs.drop_kernel()
+    assert (fs.path / "f").read_bytes() == data
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "dangling link"])
+def test_a_real_entry_of_that_name_is_refused_at_mount(
+    source: Path, mountpoint: Path, kind: str
+) -> None:
+    entry = source / ".cleancache"
+    {"file": entry.touch, "directory": entry.mkdir, "dangling link": lambda: entry.symlink_to("x")}[
+        kind
+    ]()
+    done = cleanfs("mount", source, mountpoint)
+    assert done.returncode == 1
+    assert ".cleancache" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not is_mounted(mountpoint)
+
+
+def fails(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except OSError:
+        return True
+    return False
+
+
+def test_the_name_can_not_be_taken_removed_or_moved(mount: Mounter) -> None:
+    fs = mount()
+    control, other = fs.control(""), fs.path / "other"
+    other.mkdir()
+    (fs.path / "file").touch()
+    attempts = {
+        "rmdir": control.rmdir,
+        "rename away": lambda: control.rename(fs.path / "x"),
+        "rename over": lambda: other.rename(control),
+        "rename a file over": lambda: (fs.path / "file").rename(control),
+        "mkdir": control.mkdir,
+        "symlink": lambda: control.symlink_to("x"),
+        "link": lambda: os.link(fs.path / "file", control),
+        "unlink a file": lambda: fs.control("puts").unlink(),
+        "rename a file": lambda: fs.control("puts").rename(fs.path / "x"),
+        "rename into": lambda: (fs.path / "file").rename(fs.control("new")),
+        "create in": lambda: fs.control("new").touch(),
+        "mkdir in": lambda: fs.control("new").mkdir(),
+        "link out of": lambda: os.link(fs.control("puts"), fs.path / "x"),
+        "chmod": lambda: fs.control("drop").chmod(0o666),
+        "chown": lambda: os.chown(fs.control("drop"), 1, 1),
+        "chmod the directory": lambda: control.chmod(0o777),
+        "truncate": lambda: os.truncate(fs.control("puts"), 0),
+        "set an xattr": lambda: os.setxattr(control, "user.x", b""),
+        "remove an xattr": lambda: os.removexattr(fs.control("puts"), "user.x"),
+        "open a missing one": lambda: fs.control("missing").read_text(),
+        "look below a file": lambda: fs.control("puts/x").read_text(),
+        "list a file": lambda: os.listdir(fs.control("puts")),
+    }
+    assert [what for what, attempt in attempts.items() if not fails(attempt)] == []
+    assert sorted(os.listdir(fs.source)) == ["file", "other"]
+    assert fs.control("puts").read_text() == "0\n"
+
+
+def test_reading_xattrs_of_control_files_finds_none(mount: Mounter) -> None:
+    fs = mount()
+    for path in (fs.control(""), fs.control("puts")):
+        assert os.listxattr(path) == []
+        with pytest.raises(OSError, match="No data"):
+            os.getxattr(path, "user.x")
+
+
+def test_an_entry_made_in_the_source_later_does_not_get_in_the_way(mount: Mounter) -> None:
+    fs = mount("--attr-timeout", "0")
+    (fs.source / ".cleancache").mkdir()
+    (fs.source / ".cleancache" / "puts").write_text("not ours")
+    assert fs.control("puts").read_text() == "0\n"
+    assert os.listdir(fs.path) == []
+    assert (fs.source / ".cleancache" / "puts").read_text() == "not ours"
+
+
+def test_shell_redirection_works(mount: Mounter) -> None:
+    fs = mount()
+    for script in ("echo 2M > pool_limit", "echo 3 >> drop", "echo 0 | tee page_cache", "cat * */*"):
+        # cat fails on drop and on the directory, and must get through the rest.
+        status = os.system(f"cd {fs.control('')} && ({script}) > /dev/null 2>&1")
+        assert (status == 0) == (not script.startswith("cat")), script
+    assert fs.control("pool_limit").read_text() == f"{2 << 20}\n"
+    assert fs.control("page_cache").read_text() == "0\n"

@@ -1,0 +1,172 @@
+"""One snapshot, three ways to write it down."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cleanfs.backends.zcache import Zcache
+from cleanfs.backing import BackingStats
+from cleanfs.cleancache import CleancacheStats
+from cleanfs.inodes import InodeStats
+from cleanfs.pagecache import PageCacheStats
+from cleanfs.stats import GAUGES, MountStats
+from tests.backends.conformance import KEY, noise, text
+
+STATS = MountStats(
+    version="1.2.3",
+    source="/source",
+    mountpoint="/mnt",
+    pid=4242,
+    uptime_seconds=1.23456,
+    rss_bytes=1000,
+    page_size=4096,
+    backend="zcache",
+    pool_id=0,
+    coherency="open",
+    changes_found=9,
+    open_files=3,
+    cleancache=CleancacheStats(succ_gets=30, failed_gets=20, puts=11, flushes=12, backend_errors=13),
+    pagecache=PageCacheStats(
+        limit=1,
+        used=2,
+        resident=3,
+        files=4,
+        hits=50,
+        misses=50,
+        evictions=7,
+        shared_reads=8,
+        stale_reads=9,
+    ),
+    backing=BackingStats(1, 2, 3, 4, 5, 6),
+    inodes=InodeStats(inodes=100, held=50, parked_total=7),
+    counters={"pool_used": 77, "eph_zbytes": 100, "eph_pagebytes": 250, "flush_total": 5},
+)
+
+
+def test_the_hit_ratio_is_of_pages_asked_for_in_both_caches() -> None:
+    assert STATS.hit_ratio == 0.8
+
+
+def test_ratios_of_nothing_are_0() -> None:
+    idle = replace(STATS, pagecache=replace(STATS.pagecache, hits=0, misses=0), counters={})
+    assert idle.hit_ratio == 0
+    assert idle.compression_ratio == 0
+    assert replace(STATS, counters={"eph_pagebytes": 4096, "eph_zbytes": 0}).compression_ratio == 0
+
+
+def test_the_compression_ratio_is_pages_over_what_they_are_kept_in() -> None:
+    assert STATS.compression_ratio == 2.5
+
+
+def parse_text(text: str) -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in text.splitlines())
+
+
+def test_text_has_a_line_for_each_value() -> None:
+    values = parse_text(STATS.as_text())
+    assert len(values) == len(STATS.as_text().splitlines()) == len(STATS.values()) + 4
+    assert values["succ_gets"] == "30"
+    assert values["pagecache_hits"] == "50"
+    assert values["uptime_seconds"] == "1.235"
+    assert values["inodes_parked_total"] == "7"
+    assert values["zcache_pool_used"] == "77"
+    assert STATS.as_text().endswith("\n")
+
+
+@pytest.mark.parametrize("path", ["/a\nsucc_gets 5", "/ä\n", "/back\\slash\n"])
+def test_a_newline_in_a_path_makes_no_line_of_its_own(path: str) -> None:
+    text = replace(STATS, source=path).as_text()
+    assert len(text.splitlines()) == len(STATS.as_text().splitlines())
+    assert parse_text(text)["succ_gets"] == "30"
+    assert parse_text(text)["source"].encode().decode("unicode_escape") == path
+
+
+def test_json_has_the_same_values_and_the_backends_apart() -> None:
+    parsed = json.loads(STATS.as_json())
+    assert parsed.pop("backend_counters") == dict(STATS.counters)
+    assert parsed == STATS.values()
+
+
+def test_every_part_of_the_snapshot_is_in_the_values() -> None:
+    values = STATS.values()
+    for name in (
+        "source_reads",
+        "source_errors",
+        "puts",
+        "backend_errors",
+        "changes_found",
+        "open_files",
+    ):
+        assert name in values
+    assert [values[f"pagecache_{name}"] for name in PageCacheStats.__slots__] == [
+        1,
+        2,
+        3,
+        4,
+        50,
+        50,
+        7,
+        8,
+        9,
+    ]
+    assert [values[name] for name in BackingStats.__slots__] == [1, 2, 3, 4, 5, 6]
+
+
+def test_prometheus_text_parses_and_has_every_number_with_its_mount() -> None:
+    families = list(text_string_to_metric_families(STATS.as_prometheus()))
+    samples = {sample.name: sample for family in families for sample in family.samples}
+    assert samples["cleanfs_succ_gets_total"].value == 30
+    assert samples["cleanfs_zcache_flush_total"].value == 5
+    assert samples["cleanfs_zcache_pool_used"].value == 77
+    assert samples["cleanfs_hit_ratio"].value == 0.8
+    assert samples["cleanfs_inodes_parked_total"].value == 7
+    assert samples["cleanfs_info"].labels == {
+        "mountpoint": "/mnt", "source": "/source", "backend": "zcache", "version": "1.2.3",
+    }  # fmt: skip
+    numbers = [v for k, v in STATS.values().items() if not isinstance(v, str) and k != "pid"]
+    assert len(samples) == 1 + len(numbers) + len(STATS.counters)
+    assert {s.labels["mountpoint"] for s in samples.values()} == {"/mnt"}
+
+
+def test_gauges_are_gauges_and_all_else_counters() -> None:
+    families = {f.name: f.type for f in text_string_to_metric_families(STATS.as_prometheus())}
+    assert families["cleanfs_pagecache_used"] == "gauge"
+    assert families["cleanfs_pagecache_hits"] == "counter"
+    assert families["cleanfs_zcache_eph_zbytes"] == "gauge"
+    assert families["cleanfs_zcache_flush"] == "counter"
+
+
+def test_what_goes_down_in_zcache_is_a_gauge() -> None:
+    z = Zcache(4 << 20)
+    pool = z.init_fs(4096)
+    busy = dict(z.counters())
+    z.put_pages(
+        pool, KEY, [(0, bytes(4096)), (1, b"\1" * 4096), (2, text("x")), (3, noise(1)), (4, text("y"))]
+    )
+    z.get_page(pool, KEY, 4)
+    busy = dict(z.counters())
+    z.flush_fs(pool)
+    z.resize(1 << 20)
+    idle = z.counters()
+    fell = {name for name in busy if idle[name] < busy[name]}
+    assert fell == {name for name in idle if name in GAUGES and not name.endswith("_max")}
+
+
+@pytest.mark.parametrize("path", ["/caf\udce9", "/new\nline", '/quo"te', "/back\\slash"])
+def test_any_path_can_be_a_label(path: str) -> None:
+    text = replace(STATS, source=path, mountpoint=path).as_prometheus()
+    [info] = [f for f in text_string_to_metric_families(text) if f.name == "cleanfs_info"]
+    assert info.samples[0].labels["source"] == path.replace("\udce9", "�")
+    text.encode()
+
+
+def test_any_path_can_be_in_the_json() -> None:
+    path = "/caf\udce9\n"
+    assert json.loads(replace(STATS, source=path).as_json().encode().decode())["source"] == path
+
+
+def test_text_of_a_path_that_is_not_utf_8_can_be_encoded_back() -> None:
+    text = replace(STATS, source="/caf\udce9", mountpoint="/caf\udce9\n").as_text()
+    assert b"source /caf\xe9\n" in text.encode("utf-8", "surrogateescape")
