@@ -5,113 +5,32 @@ import getopt
 import io
 import json
 import logging
-import math
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import NoReturn
 
 import click
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cleanfs import __version__, backends
-from cleanfs import mount as mounting
+from cleanfs import __version__
+from cleanfs.checks import check
 from cleanfs.coherency import Coherency
-from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND
+from cleanfs.config import MIN_POOL_LIMIT, MountConfig, MountError, check_sizes
+from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE
+from cleanfs.daemon import daemonise
+from cleanfs.mount import serve
+from cleanfs.mountpoint import is_dead, unmount
 from cleanfs.mounts import FS_TYPE, mount_points, mounted_at
-from cleanfs.sizes import format_size, parse_size
+from cleanfs.params import BackendType, CompressionType, PageSizeType, Seconds, SizeType
+from cleanfs.tables import Stats, stats_table
 
 MIN_PAGE_SIZE = 4096
-MAX_PAGE_SIZE = 1 << 20
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
-Stats = dict[str, Any]
-"""The parsed ``stats.json``: the values are what their names say (stats.MountStats.values)."""
-
-
-class SizeType(click.ParamType[int]):
-    """A size option: at least ``least`` bytes, or zero where that has a meaning."""
-
-    name = "size"
-
-    def __init__(self, least: int, zero: bool = False) -> None:
-        """See the class."""
-        self._least = least
-        self._zero = zero
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
-        if isinstance(value, int):
-            return value
-        try:
-            size = parse_size(str(value))
-        except ValueError as exc:
-            self.fail(str(exc), param, ctx)
-        if size < self._least and not (self._zero and size == 0):
-            self.fail(f"{value!r} is below {format_size(self._least)}", param, ctx)
-        return size
-
-
-class PageSizeType(SizeType):
-    """A power of two from 4 KiB to 1 MiB."""
-
-    name = "page size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
-        size = super().convert(value, param, ctx)
-        if size & (size - 1) or size > MAX_PAGE_SIZE:
-            self.fail(f"{value!r} is not a power of two from 4K to 1M", param, ctx)
-        return size
-
-
-class Seconds(click.FloatRange):
-    """A number of seconds; unlike FloatRange's, it is a number."""
-
-    name = "seconds"
-
-    def convert(
-        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Seconds."""
-        seconds = float(super().convert(cast(float, value), param, ctx))
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is not a number of seconds", param, ctx)
-        return seconds
-
-
-class BackendType(click.ParamType[str]):
-    """An installed backend, or none."""
-
-    name = "backend"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Its name."""
-        known = [*backends.names(), NO_BACKEND]
-        if value not in known:
-            self.fail(f"unknown backend {value!r} (one of {', '.join(known)})", param, ctx)
-        return str(value)
-
-
-class CompressionType(click.ParamType[str]):
-    """What the codecs of our backends accept."""
-
-    name = "compression"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The specification, checked."""
-        from cleanfs.backends import codec
-
-        try:
-            codec.parse(str(value))
-        except ValueError as exc:
-            self.fail(str(exc), param, ctx)
-        return str(value)
 
 
 KERNEL_OPTIONS = frozenset(
@@ -171,7 +90,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nothing to report
         sys.exit(1)
-    except (mounting.MountError, OSError) as exc:
+    except (MountError, OSError) as exc:
         _complain(str(exc))
         sys.exit(1)
     sys.exit(0)
@@ -213,7 +132,7 @@ def cli() -> None:
 )
 @click.option(
     "--pool-limit",
-    type=SizeType(mounting.MIN_POOL_LIMIT),
+    type=SizeType(MIN_POOL_LIMIT),
     default="512M",
     show_default=True,
     help="RAM for the backend, metadata included.",
@@ -285,7 +204,7 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
     """Mount SOURCE on MOUNTPOINT."""
     fuse_options = _apply_mount_options(ctx, mount_options)
     params = ctx.params
-    config = mounting.MountConfig(
+    config = MountConfig(
         source=os.path.realpath(params["source"]),
         mountpoint=os.path.realpath(params["mountpoint"]),
         backend=params["backend"],
@@ -301,19 +220,19 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         fuse_options=fuse_options,
     )
     try:
-        mounting.check_sizes(config.pool_limit, config.page_cache, config.page_size)
+        check_sizes(config.pool_limit, config.page_cache, config.page_size)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     log_file = None if params["log_file"] is None else os.path.abspath(params["log_file"])
     level = params["log_level"].upper()
     if log_file is not None:
         Path(log_file).open("a").close()  # a log that can not be written is found out now
-    mounting.check(config)
+    check(config)
     if params["foreground"]:
         _log_to(log_file, level, daemon=False)
-        mounting.serve(config, lambda: None)
+        serve(config, lambda: None)
     else:
-        mounting.daemonise(config, lambda: _log_to(log_file, level, daemon=True))
+        daemonise(config, lambda: _log_to(log_file, level, daemon=True))
 
 
 def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> tuple[str, ...]:
@@ -364,8 +283,8 @@ def _log_to(log_file: str | None, level: str, *, daemon: bool) -> None:
 def umount(mountpoint: str, lazy: bool) -> None:
     """Unmount MOUNTPOINT; its cached pages are discarded."""
     path = _cleanfs_mount(mountpoint)
-    pid = None if mounting.is_dead(path) else _read_stats(path)["pid"]
-    mounting.unmount(path, lazy=lazy or pid is None)
+    pid = None if is_dead(path) else _read_stats(path)["pid"]
+    unmount(path, lazy=lazy or pid is None)
     if pid is not None and not lazy:
         _wait_for_end(pid)
 
@@ -405,7 +324,7 @@ def stats(mountpoint: str, as_json: bool, watch: float | None) -> None:
             sys.stdout.flush()
             time.sleep(watch or 0)
     elif watch is None:
-        _console().print(_stats_table(_read_stats(path), None))
+        _console().print(stats_table(_read_stats(path), None))
     else:
         _watch(path, watch)
 
@@ -418,63 +337,12 @@ def _console() -> Console:
 def _watch(path: str, seconds: float) -> None:
     before = _read_stats(path)
     console = _console()
-    with Live(_stats_table(before, None), console=console, auto_refresh=False) as live:
+    with Live(stats_table(before, None), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(seconds)
             now = _read_stats(path)
-            live.update(_stats_table(now, before), refresh=True)
+            live.update(stats_table(now, before), refresh=True)
             before = now
-
-
-def _stats_table(now: Stats, before: Stats | None) -> Table:
-    """What matters at a glance; per second in a second column if there is an earlier snapshot."""
-    table = Table(title=f"{now['source']} on {now['mountpoint']}", title_justify="left")
-    table.add_column("")
-    table.add_column("total", justify="right")
-    elapsed = now["uptime_seconds"] - before["uptime_seconds"] if before else 0
-    if before:
-        table.add_column("per second", justify="right")
-
-    def row(label: str, name: str, show: Callable[[float], str] = lambda n: f"{n:,.0f}") -> None:
-        cells = [label, show(now[name])]
-        if before and elapsed > 0:
-            cells.append(show((now[name] - before[name]) / elapsed))
-        table.add_row(*cells)
-
-    row("pages hit in the page cache", "pagecache_hits")
-    row("pages got from cleancache (succ_gets)", "succ_gets")
-    row("pages not there (failed_gets)", "failed_gets")
-    row("pages put (puts)", "puts")
-    row("flushes", "flushes")
-    row("reads of the source", "source_reads")
-    row("read from the source", "source_read_bytes", format_size)
-    row("written to the source", "source_write_bytes", format_size)
-    row("changes found in the source", "changes_found")
-    table.add_section()
-    ratio = _interval_hit_ratio(now, before) if before else now["hit_ratio"]
-    facts = {
-        "hit ratio" + (" in the interval" if before else ""): f"{ratio:.1%}",
-        "compression ratio": f"{now['compression_ratio']:.2f}",
-        "backend": now["backend"],
-        "pool": _of(
-            now["backend_counters"].get("pool_used"), now["backend_counters"].get("pool_limit")
-        ),
-        "page cache": _of(now["pagecache_used"], now["pagecache_limit"]),
-        "daemon's memory": format_size(now["rss_bytes"]),
-    }
-    for label, fact in facts.items():
-        table.add_row(label, fact)
-    return table
-
-
-def _of(used: float | None, limit: float | None) -> str:
-    return "-" if used is None or limit is None else f"{format_size(used)} of {format_size(limit)}"
-
-
-def _interval_hit_ratio(now: Stats, before: Stats) -> float:
-    hits = sum(now[name] - before[name] for name in ("pagecache_hits", "succ_gets"))
-    asked = sum(now[name] - before[name] for name in ("pagecache_hits", "pagecache_misses"))
-    return hits / asked if asked else 0.0
 
 
 @cli.command()

@@ -1,0 +1,44 @@
+"""What a mount is asked to be."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from cleanfs.coherency import Coherency
+from cleanfs.pagecache import PAGE_OVERHEAD
+
+MIN_POOL_LIMIT = 1 << 20
+"""Bytes; less is not worth a pool, whatever the backend."""
+
+
+class MountError(Exception):
+    """The mount can not be made; the message is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    """What ``cleanfs mount`` was asked for. Sizes in bytes, paths absolute and resolved."""
+
+    source: str
+    mountpoint: str
+    backend: str = "zcache"
+    pool_limit: int = 512 << 20
+    page_cache: int = 64 << 20
+    page_size: int = 4096
+    compression: str = "lz4"
+    shared_pool: UUID | None = None
+    allow_other: bool = False
+    read_only: bool = False
+    attr_timeout: float = 1.0
+    coherency: Coherency = Coherency.OPEN
+    fuse_options: tuple[str, ...] = ()
+    """Options for the kernel that have no name of ours: noexec, dev, suid..."""
+
+
+def check_sizes(pool_limit: int, page_cache: int, page_size: int) -> None:
+    """Raises ValueError, with a message for the user, for limits that nothing would fit into."""
+    least_pool = max(MIN_POOL_LIMIT, 4 * page_size)
+    if pool_limit < least_pool:
+        raise ValueError(f"pool limit {pool_limit} is below {least_pool} bytes")
+    least_page_cache = page_size + PAGE_OVERHEAD
+    if 0 < page_cache < least_page_cache:
+        raise ValueError(f"page cache {page_cache} is neither 0 nor at least {least_page_cache} bytes")

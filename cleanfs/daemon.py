@@ -1,0 +1,63 @@
+"""Serving a mount from a background process that the caller can wait for."""
+
+import logging
+import os
+from collections.abc import Callable
+
+from cleanfs.config import MountConfig, MountError
+from cleanfs.mount import serve
+
+log = logging.getLogger(__name__)
+
+READY = "ready"
+"""What the daemon tells the process that waits for it."""
+
+
+def daemonise(config: MountConfig, setup_logging: Callable[[], None]) -> None:
+    """Serve from a background process; returns in the caller once the mount answers.
+
+    Raises MountError with the daemon's reason if it does not come up.
+    """
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            message = pipe.read().decode(errors="replace")
+        if message != READY:
+            raise MountError(message or "the daemon died before the mount was ready")
+        return
+    os.close(reader)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    status = 1
+    try:
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+        setup_logging()
+
+        def ready() -> None:
+            nonlocal writer
+            os.write(writer, READY.encode())
+            os.close(writer)
+            writer = -1
+
+        serve(config, ready)
+        status = 0
+    except (MountError, OSError) as exc:
+        _report(writer, str(exc))
+    except BaseException as exc:
+        log.exception("the daemon failed")
+        _report(writer, f"internal error: {exc!r}")
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _report(writer: int, message: str) -> None:
+    log.error("%s", message)
+    if writer >= 0:
+        os.write(writer, message.encode(errors="surrogateescape"))

@@ -1,0 +1,47 @@
+"""Mount points, alive and dead: telling them apart, and getting rid of them."""
+
+import errno
+import logging
+import os
+import subprocess
+
+from cleanfs.config import MountError
+from cleanfs.control import CONTROL_NAME
+from cleanfs.mounts import FS_TYPE, mounted_at
+
+log = logging.getLogger(__name__)
+
+
+def is_dead(mountpoint: str) -> bool:
+    """Whether a FUSE mount has lost its daemon.
+
+    The kernel's cached attributes do not tell; a name that it never caches does.
+    """
+    try:
+        os.stat(os.path.join(os.fsencode(mountpoint), CONTROL_NAME))
+    except OSError as exc:
+        return exc.errno == errno.ENOTCONN
+    return False
+
+
+def reuse_dead_mountpoint(mountpoint: str) -> None:
+    """Unmount what a killed daemon left ("Transport endpoint is not connected"); ours only."""
+    mounted = mounted_at(mountpoint)
+    if mounted is not None and mounted.fs_type == FS_TYPE and is_dead(mountpoint):
+        unmount(mountpoint, lazy=True)
+        log.info("cleaned up the dead mount on %s", mountpoint)
+
+
+def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+    """Unmount as root or as the user who mounted. Raises MountError."""
+    root = os.geteuid() == 0
+    command = ["umount"] if root else ["fusermount3", "-u"]
+    if lazy:
+        command.append("-l" if root else "-z")
+    done = subprocess.run([*command, "--", mountpoint], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MountError(
+            done.stderr.strip().splitlines()[-1]
+            if done.stderr.strip()
+            else f"can not unmount {mountpoint}"
+        )

@@ -1,0 +1,91 @@
+"""Types of command line options: what is wrong is refused with a line that says so."""
+
+import math
+from typing import cast
+
+import click
+
+from cleanfs import backends
+from cleanfs.backends import codec
+from cleanfs.control import NO_BACKEND
+from cleanfs.sizes import format_size, parse_size
+
+MAX_PAGE_SIZE = 1 << 20
+
+
+class SizeType(click.ParamType[int]):
+    """A size option: at least ``least`` bytes, or zero where that has a meaning."""
+
+    name = "size"
+
+    def __init__(self, least: int, zero: bool = False) -> None:
+        """See the class."""
+        self._least = least
+        self._zero = zero
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            size = parse_size(str(value))
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+        if size < self._least and not (self._zero and size == 0):
+            self.fail(f"{value!r} is below {format_size(self._least)}", param, ctx)
+        return size
+
+
+class PageSizeType(SizeType):
+    """A power of two from 4 KiB to 1 MiB."""
+
+    name = "page size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        size = super().convert(value, param, ctx)
+        if size & (size - 1) or size > MAX_PAGE_SIZE:
+            self.fail(f"{value!r} is not a power of two from 4K to 1M", param, ctx)
+        return size
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds; unlike FloatRange's, it is a number."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds."""
+        seconds = float(super().convert(cast(float, value), param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
+
+
+class BackendType(click.ParamType[str]):
+    """An installed backend, or none."""
+
+    name = "backend"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Its name."""
+        known = [*backends.names(), NO_BACKEND]
+        if value not in known:
+            self.fail(f"unknown backend {value!r} (one of {', '.join(known)})", param, ctx)
+        return str(value)
+
+
+class CompressionType(click.ParamType[str]):
+    """What the codecs of our backends accept."""
+
+    name = "compression"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The specification, checked."""
+        try:
+            codec.parse(str(value))
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+        return str(value)
