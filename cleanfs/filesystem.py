@@ -5,8 +5,7 @@
 * last unlink, rename over: ``PageCache.forget`` -> ``flush_inode``
 * open, getattr, lookup: ``CoherencyChecker`` -> ``flush_inode`` if the source changed
 
-A handler holds what it uses across an await (``_using``), runs what may wait for the source in a
-thread (``Backing.run``), and raises only FUSEError (``handler``).
+A handler works on inodes that are held (``Tree.using``) and raises only FUSEError (``handler``).
 """
 
 import contextlib
@@ -15,7 +14,7 @@ import functools
 import logging
 import os
 import stat as stat_module
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from itertools import count
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
@@ -37,26 +36,18 @@ from pyfuse3 import (
 )
 
 from cleanfs import namespace
-from cleanfs.coherency import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
-from cleanfs.inodes import ROOT, Inode, InodeTable, StaleError, is_parked, open_parked
-from cleanfs.namespace import Changed, NewAttributes, OpenedFile, Owner
+from cleanfs.inodes import ROOT, Inode, InodeTable
+from cleanfs.namespace import NewAttributes, OpenedFile, Owner
 from cleanfs.notify import attributes_changed
-from cleanfs.ops import FileKey
-from cleanfs.pagecache import CachedFile
+from cleanfs.tree import Tree
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-MAX_DEPTH = 128
-"""Parked inodes that are opened by their parents' places, at most, to get at one."""
-
-FORGET_BATCH = 256
-"""Names that the kernel is asked to forget in one go."""
 
 
 def handler(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -95,9 +86,8 @@ class CleanFS(pyfuse3.Operations):
         """``attr_timeout`` in seconds, for attributes and names."""
         super().__init__()
         self._services = services
-        self._run = services.backing.run
-        self._near = services.run_near
         self._inodes = inodes
+        self._tree = Tree(services, inodes)
         self._control = control
         self._attr_timeout = attr_timeout
         self._handles: dict[int, Handle] = {}
@@ -122,8 +112,8 @@ class CleanFS(pyfuse3.Operations):
         if (directory := self._control.node(parent_inode)) is not None:
             return self._control_entry(self._control.lookup(directory, name))
         namespace.forbid_slash(name)
-        async with self._using(parent_inode) as parent:
-            return await self._look_up(parent, name)
+        async with self._tree.using(parent_inode) as parent:
+            return self._attributes(*await self._tree.look_up(parent, name))
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The kernel gave up references."""
@@ -135,8 +125,8 @@ class CleanFS(pyfuse3.Operations):
         """Attributes, and with them a look at whether the source changed."""
         if (node := self._control.node(inode)) is not None:
             return self._control_entry(node)
-        async with self._using(inode) as held:
-            return self._attributes(held, await self._stat(held))
+        async with self._tree.using(inode) as held:
+            return self._attributes(held, await self._tree.stat(held))
 
     @handler
     async def setattr(
@@ -161,14 +151,14 @@ class CleanFS(pyfuse3.Operations):
         )
         handle = self._handles.get(fh) if fh is not None else None
         io_fd = handle.fd if isinstance(handle, FileHandle) and handle.writable else -1
-        async with self._using(inode) as held:
-            return self._attributes(held, await self._set_attributes(held, io_fd, new))
+        async with self._tree.using(inode) as held:
+            return self._attributes(held, await self._tree.set_attributes(held, io_fd, new))
 
     @handler
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """Target of a symbolic link."""
-        async with self._using(inode) as held:
-            return FileNameT(await self._near(held, namespace.read_link, held.fd))
+        async with self._tree.using(inode) as held:
+            return FileNameT(await self._tree.near(held, namespace.read_link, held.fd))
 
     # -- names ------------------------------------------------------------------------------
 
@@ -177,34 +167,41 @@ class CleanFS(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         """A fifo, socket, device or plain file."""
-        return await self._make(parent_inode, name, mode, rdev, b"", ctx)
+        async with self._changing_names(parent_inode, name) as parent:
+            owner = Owner(ctx.uid, ctx.gid)
+            return self._attributes(*await self._tree.make(parent, name, mode, rdev, b"", owner))
 
     @handler
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
         """A directory."""
-        return await self._make(parent_inode, name, stat_module.S_IFDIR | mode, 0, b"", ctx)
+        async with self._changing_names(parent_inode, name) as parent:
+            mode = ModeT(stat_module.S_IFDIR | mode)
+            owner = Owner(ctx.uid, ctx.gid)
+            return self._attributes(*await self._tree.make(parent, name, mode, 0, b"", owner))
 
     @handler
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """A symbolic link."""
-        mode = stat_module.S_IFLNK | 0o777
-        return await self._make(parent_inode, name, mode, 0, target, ctx)
+        async with self._changing_names(parent_inode, name) as parent:
+            mode = stat_module.S_IFLNK | 0o777
+            owner = Owner(ctx.uid, ctx.gid)
+            return self._attributes(*await self._tree.make(parent, name, mode, 0, target, owner))
 
     @handler
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a name; the last one takes the file's pages with it."""
         async with self._changing_names(parent_inode, name) as parent:
-            self._name_changed(await self._run(namespace.unlink, parent.fd, name))
+            self._tree.name_changed(await self._tree.run(namespace.unlink, parent.fd, name))
 
     @handler
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a directory."""
         async with self._changing_names(parent_inode, name) as parent:
-            await self._run(functools.partial(os.rmdir, name, dir_fd=parent.fd))
+            await self._tree.run(functools.partial(os.rmdir, name, dir_fd=parent.fd))
 
     @handler
     async def rename(
@@ -221,12 +218,12 @@ class CleanFS(pyfuse3.Operations):
             self._changing_names(parent_inode_old, name_old) as old,
             self._changing_names(parent_inode_new, name_new) as new,
         ):
-            done = await self._run(namespace.rename, old.fd, name_old, new.fd, name_new, flags)
-            self._name_changed(done.moved)
+            done = await self._tree.run(namespace.rename, old.fd, name_old, new.fd, name_new, flags)
+            self._tree.name_changed(done.moved)
             if (inode := self._inodes.find(done.moved.before)) is not None:
                 self._inodes.moved(inode, new, name_new)
             if done.replaced is not None:
-                self._name_changed(done.replaced)
+                self._tree.name_changed(done.replaced)
                 exchanged = self._inodes.find(done.replaced.before)
                 if exchanged is not None and flags & pyfuse3.RENAME_EXCHANGE:
                     self._inodes.moved(exchanged, old, name_old)
@@ -239,11 +236,11 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(errno.EPERM)
         async with (
-            self._using(inode) as held,
+            self._tree.using(inode) as held,
             self._changing_names(new_parent_inode, new_name) as parent,
         ):
-            self._name_changed(await self._run(namespace.link, held.fd, parent.fd, new_name))
-            return await self._look_up(parent, new_name)
+            self._tree.name_changed(await self._tree.run(namespace.link, held.fd, parent.fd, new_name))
+            return self._attributes(*await self._tree.look_up(parent, new_name))
 
     # -- files ------------------------------------------------------------------------------
 
@@ -253,9 +250,9 @@ class CleanFS(pyfuse3.Operations):
         if (node := self._control.node(inode)) is not None:
             fh = self._add(self._control.open(node, flags))
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)
-        async with self._using(inode) as held:
+        async with self._tree.using(inode) as held:
             before = self._services.before()
-            opened = await self._open(held, flags)
+            opened = await self._tree.open(held, flags)
             info = await self._opened(held, opened, flags & ~os.O_TRUNC, before)
             if flags & os.O_TRUNC:
                 await self._truncate_open(held, info.fh, opened.stat.st_mode, ctx)
@@ -272,26 +269,12 @@ class CleanFS(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         """Create and open a file, which becomes the caller's."""
         async with self._changing_names(parent_inode, name) as parent:
+            before = self._services.before()
             io_flags = flags & (IO_FLAGS | os.O_EXCL | os.O_TRUNC)
             owner = Owner(ctx.uid, ctx.gid)
-            opened = await self._retry_emfile(
-                self._run, namespace.create_file, parent.fd, name, mode, io_flags, owner
-            )
-            try:
-                entry = await self._look_up(parent, name)
-            except BaseException:
-                os.close(opened.fd)
-                raise
-            inode = self._inodes[entry.st_ino]
-            if inode.id != (opened.stat.st_dev, opened.stat.st_ino):
-                os.close(opened.fd)
-                self._inodes.forget(inode.node, 1)
-                raise StaleError  # replaced in the source since; the kernel tries again
+            opened, inode, st = await self._tree.create(parent, name, mode, io_flags, owner)
             with self._inodes.using(inode):
-                if not opened.created:  # and perhaps truncated
-                    file = self._services.pagecache.file(opened.key)
-                    self._services.coherency.distrust(file)
-                before = self._services.before()
+                entry = self._attributes(inode, st)
                 return await self._opened(inode, opened, flags, before), entry
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -333,8 +316,8 @@ class CleanFS(pyfuse3.Operations):
         if (node := self._control.node(inode)) is not None:
             self._control_dirs[fh] = node
             return FileHandleT(fh)
-        async with self._using(inode) as held:
-            opened = await self._open(held, os.O_RDONLY | os.O_DIRECTORY)
+        async with self._tree.using(inode) as held:
+            opened = await self._tree.open(held, os.O_RDONLY | os.O_DIRECTORY)
             self._dirs[fh] = DirHandle(self._services, held, opened.fd)
             self._inodes.opened(held, opened.fd)
         return FileHandleT(fh)
@@ -367,12 +350,12 @@ class CleanFS(pyfuse3.Operations):
                     return
                 continue
             inode = self._inodes.listed(st, directory.inode, name)
-            self._observe(inode, st, directory.before)
+            self._tree.observe(inode, st, directory.before)
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
                 self._inodes.unreferenced(inode)
                 return
             self._inodes.referenced(inode, directory.inode, name)
-        self._ask_to_forget()
+        self._tree.ask_to_forget()
 
     @handler
     async def releasedir(self, fh: FileHandleT) -> None:
@@ -395,7 +378,7 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Free space: the source's."""
-        st = await self._run(os.statvfs, self._inodes.root.path())
+        st = await self._tree.run(os.statvfs, self._inodes.root.path())
         data = StatvfsData()
         for name in (
             "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail",
@@ -409,30 +392,36 @@ class CleanFS(pyfuse3.Operations):
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
         """Set an extended attribute (pyfuse3 sees to XATTR_CREATE and XATTR_REPLACE)."""
-        await self._change_xattr(inode, name, value)
+        if self._control.node(inode) is not None:
+            raise FUSEError(errno.EPERM)
+        async with self._tree.using(inode) as held:
+            await self._tree.change_xattr(held, name, value)
 
     @handler
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Value of an extended attribute, or ENODATA."""
         if self._control.node(inode) is not None:
             raise FUSEError(pyfuse3.ENOATTR)
-        async with self._using(inode) as held:
-            return await self._near(held, os.getxattr, held.path(), name)
+        async with self._tree.using(inode) as held:
+            return await self._tree.near(held, os.getxattr, held.path(), name)
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         """Names of the extended attributes."""
         if self._control.node(inode) is not None:
             return []
-        async with self._using(inode) as held:
-            names = await self._near(held, namespace.list_xattrs, held.path())
+        async with self._tree.using(inode) as held:
+            names = await self._tree.near(held, namespace.list_xattrs, held.path())
             # The daemon may see more than the caller would on the source itself.
             return [XAttrNameT(n) for n in names if ctx.uid == 0 or not n.startswith(b"trusted.")]
 
     @handler
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Remove an extended attribute, or ENODATA."""
-        await self._change_xattr(inode, name, None)
+        if self._control.node(inode) is not None:
+            raise FUSEError(errno.EPERM)
+        async with self._tree.using(inode) as held:
+            await self._tree.change_xattr(held, name, None)
 
     @handler
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
@@ -451,15 +440,6 @@ class CleanFS(pyfuse3.Operations):
     # -- shared pieces ------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _using(self, node: int) -> AsyncIterator[Inode]:
-        """An inode whose descriptor is there, and stays, for the length of the block."""
-        inode = self._inodes[node]
-        with self._inodes.using(inode):
-            if inode.fd < 0:
-                await self._unpark(inode)
-            yield inode
-
-    @contextlib.asynccontextmanager
     async def _changing_names(self, parent_node: int, name: bytes) -> AsyncIterator[Inode]:
         """A directory in which ``name`` is about to change."""
         if parent_node == ROOT and name == CONTROL_NAME:
@@ -467,147 +447,8 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(parent_node) is not None:
             raise FUSEError(errno.EPERM)
         namespace.forbid_slash(name)
-        async with self._using(parent_node) as parent:
+        async with self._tree.using(parent_node) as parent:
             yield parent
-
-    async def _unpark(self, inode: Inode, depth: int = 0) -> None:
-        """Give a parked inode a descriptor again. Raises StaleError, OSError."""
-        parent = inode.parent
-        by_place = parent is not None and parent.nlookup > 0 and depth < MAX_DEPTH
-        if by_place and parent is not None and parent.fd >= 0:
-            with contextlib.suppress(FileNotFoundError):  # moved: the handle may still find it
-                at_place = namespace.lookup_cached(parent.fd, inode.name)
-                if at_place is not None and is_parked(inode, at_place.fd, at_place.stat):
-                    self._inodes.unpark(inode, at_place.fd)
-                    return
-                if at_place is not None:
-                    os.close(at_place.fd)
-        try:
-            mount_fd = self._inodes.mount_fd(inode.device)
-            fd = await self._run(open_parked, inode, mount_fd, -1)
-        except StaleError:
-            if not by_place or parent is None:
-                raise
-            if parent.fd < 0:
-                await self._unpark(parent, depth + 1)
-            with self._inodes.using(parent):
-                fd = await self._run(open_parked, inode, -1, parent.fd)
-        self._inodes.unpark(inode, fd)
-
-    async def _look_up(self, parent: Inode, name: bytes) -> EntryAttributes:
-        before = self._services.before()
-        opened = namespace.lookup_cached(parent.fd, name)
-        if opened is None:
-            opened = await self._retry_emfile(self._run, namespace.lookup, parent.fd, name)
-        inode = self._inodes.looked_up(opened.fd, opened.stat, parent, name)
-        self._observe(inode, opened.stat, before)
-        self._ask_to_forget()
-        return self._attributes(inode, opened.stat)
-
-    async def _make(
-        self,
-        parent_node: int,
-        name: bytes,
-        mode: int,
-        rdev: int,
-        target: bytes,
-        ctx: RequestContext,
-    ) -> EntryAttributes:
-        async with self._changing_names(parent_node, name) as parent:
-            made = await self._retry_emfile(
-                self._run,
-                namespace.make_node,
-                parent.fd,
-                name,
-                mode,
-                rdev,
-                target,
-                Owner(ctx.uid, ctx.gid),
-            )
-            inode = self._inodes.looked_up(made.fd, made.stat, parent, name)
-            return self._attributes(inode, made.stat)
-
-    async def _stat(self, inode: Inode) -> os.stat_result:
-        """Attributes now, held against what is known."""
-        before = self._services.before()
-        st = await self._near(inode, os.fstat, inode.fd)
-        self._observe(inode, st, before)
-        return st
-
-    def _observe(self, inode: Inode, st: os.stat_result, before: Before) -> None:
-        """A stat taken since ``before``: if the source changed, flush, and tell the kernel."""
-        if inode.file_key is not None:
-            file = self._services.pagecache.known(inode.file_key)
-            if file is not None and self._services.coherency.on_refresh(
-                file, self._fingerprint(st, before), before.clock
-            ):
-                self._services.notifier.inode(inode.node)
-
-    def _fingerprint(self, st: os.stat_result, before: Before) -> Fingerprint:
-        return fingerprint(st, self._services.types[st.st_dev], before.now_ns)
-
-    async def _known_file(self, inode: Inode) -> CachedFile | None:
-        """The record of a regular file, if pages of it may be cached."""
-        if inode.kind != stat_module.S_IFREG:
-            return None
-        if inode.file_key is None:
-            inode.file_key = await self._near(inode, _key_of, inode.fd)
-        return self._services.pagecache.known(inode.file_key)
-
-    async def _set_attributes(self, inode: Inode, io_fd: int, new: NewAttributes) -> os.stat_result:
-        file = await self._known_file(inode)
-        if file is None:
-            _, after = await self._run(namespace.set_attributes, inode.fd, io_fd, new)
-            return after
-        pagecache = self._services.pagecache
-        size = new.size
-        async with pagecache.changing(file) if size is None else pagecache.mutating(file, size):
-            return await self._bracketed(inode, file, namespace.set_attributes, inode.fd, io_fd, new)
-
-    async def _change_xattr(self, node: int, name: bytes, value: bytes | None) -> None:
-        if self._control.node(node) is not None:
-            raise FUSEError(errno.EPERM)
-        async with self._using(node) as inode:
-            file = await self._known_file(inode)
-            if file is None:
-                await self._run(namespace.change_xattr, inode.fd, name, value)
-                return
-            async with self._services.pagecache.changing(file):
-                await self._bracketed(inode, file, namespace.change_xattr, inode.fd, name, value)
-
-    async def _bracketed(
-        self,
-        inode: Inode,
-        file: CachedFile,
-        change: Callable[[*Ts], tuple[os.stat_result, os.stat_result]],
-        *args: *Ts,
-    ) -> os.stat_result:
-        """A change of ours that reports attributes before and after; under the file's lock."""
-        coherency = self._services.coherency
-        try:
-            old, new = await self._run(change, *args)
-        except BaseException:
-            coherency.distrust(file)  # a part of it may have been done
-            raise
-        if coherency.after_own_change(file, own_fingerprint(old), own_fingerprint(new)):
-            self._services.notifier.inode(inode.node)
-        return new
-
-    def _name_changed(self, changed: Changed) -> None:
-        """A file lost or gained a name by our hand: its ctime moved; without a name it is gone."""
-        file = self._services.pagecache.known(changed.key)
-        if file is None:
-            return
-        if changed.gone:
-            self._services.pagecache.forget(file)
-        else:
-            self._services.coherency.after_name_change(
-                file, own_fingerprint(changed.before), own_fingerprint(changed.after)
-            )
-
-    async def _open(self, inode: Inode, flags: int) -> OpenedFile:
-        near = functools.partial(self._near, inode)
-        return await self._retry_emfile(near, namespace.open_file, inode.path(), flags & IO_FLAGS)
 
     async def _opened(self, inode: Inode, opened: OpenedFile, flags: int, before: Before) -> FileInfo:
         """Make a handle of an opened file, with what coherency has to say."""
@@ -620,7 +461,7 @@ class CleanFS(pyfuse3.Operations):
         fh = self._add(handle)
         try:
             st = opened.stat
-            changed = services.coherency.on_open(file, self._fingerprint(st, before), before.clock)
+            changed = services.coherency.on_open(file, self._tree.fingerprint(st, before), before.clock)
             if inode.sent != (st.st_size, st.st_mtime_ns, st.st_ctime_ns):
                 # Within the attribute timeout the kernel would go by an old size.
                 await attributes_changed(inode.node)
@@ -642,7 +483,7 @@ class CleanFS(pyfuse3.Operations):
         keep = ctx.uid == 0 or cleared == mode
         try:
             new = NewAttributes(size=0, mode=None if keep else cleared)
-            await self._set_attributes(inode, io_fd, new)
+            await self._tree.set_attributes(inode, io_fd, new)
         except BaseException:
             await self._release(fh)
             raise
@@ -657,26 +498,6 @@ class CleanFS(pyfuse3.Operations):
         if isinstance(handle, FileHandle):
             self._inodes.released(handle.inode, handle.fd)
         await handle.release()
-
-    async def _retry_emfile(
-        self,
-        run: Callable[[Callable[[*Ts], T], *Ts], Awaitable[T]],
-        call: Callable[[*Ts], T],
-        *args: *Ts,
-    ) -> T:
-        """Run a call that opens something; when descriptors run out, park inodes and try again."""
-        try:
-            return await run(call, *args)
-        except OSError as exc:
-            if exc.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-        self._inodes.shrink(self._inodes.stats().held // 2)
-        return await run(call, *args)
-
-    def _ask_to_forget(self) -> None:
-        if self._services.notifier.pending < FORGET_BATCH:
-            for parent, name in self._inodes.forgettable(FORGET_BATCH):
-                self._services.notifier.entry(parent, name)
 
     def _attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
         """What the kernel is told, and may believe for the attribute timeout."""
@@ -719,10 +540,6 @@ class CleanFS(pyfuse3.Operations):
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._control.since_ns
         entry.attr_timeout = entry.entry_timeout = 0
         return entry
-
-
-def _key_of(fd: int) -> FileKey:
-    return namespace.file_key(fd, os.fstat(fd))
 
 
 def _entry(st: os.stat_result) -> EntryAttributes:

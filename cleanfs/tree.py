@@ -1,0 +1,226 @@
+"""The source as a tree of inodes: finding, opening and changing what the handlers are asked for.
+
+Sits between the handlers, which speak FUSE, and ``namespace``, which makes the system calls. It holds
+what is used across an await, runs what may wait in threads, and reports what it saw of a file to
+coherency.
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import stat as stat_module
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar, TypeVarTuple
+
+from cleanfs import namespace
+from cleanfs.coherency import Fingerprint, fingerprint, own_fingerprint
+from cleanfs.handles import IO_FLAGS, Before, Services
+from cleanfs.inodes import Inode, InodeTable, StaleError, is_parked, open_parked
+from cleanfs.namespace import Changed, NewAttributes, OpenedFile, Owner
+from cleanfs.ops import FileKey
+from cleanfs.pagecache import CachedFile
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+MAX_DEPTH = 128
+"""Parked inodes that are opened by their parents' places, at most, to get at one."""
+
+FORGET_BATCH = 256
+"""Names that the kernel is asked to forget in one go."""
+
+
+class Tree:
+    """See the module."""
+
+    def __init__(self, services: Services, inodes: InodeTable) -> None:
+        """The tree below the root of ``inodes``."""
+        self.services = services
+        self.inodes = inodes
+        self.run = services.backing.run
+        self.near = services.run_near
+
+    @contextlib.asynccontextmanager
+    async def using(self, node: int) -> AsyncIterator[Inode]:
+        """An inode whose descriptor is there, and stays, for the length of the block."""
+        inode = self.inodes[node]
+        with self.inodes.using(inode):
+            if inode.fd < 0:
+                await self._unpark(inode)
+            yield inode
+
+    async def _unpark(self, inode: Inode, depth: int = 0) -> None:
+        """Give a parked inode a descriptor again. Raises StaleError, OSError."""
+        parent = inode.parent
+        by_place = parent is not None and parent.nlookup > 0 and depth < MAX_DEPTH
+        if by_place and parent is not None and parent.fd >= 0:
+            with contextlib.suppress(FileNotFoundError):  # moved: the handle may still find it
+                at_place = namespace.lookup_cached(parent.fd, inode.name)
+                if at_place is not None and is_parked(inode, at_place.fd, at_place.stat):
+                    self.inodes.unpark(inode, at_place.fd)
+                    return
+                if at_place is not None:
+                    os.close(at_place.fd)
+        try:
+            mount_fd = self.inodes.mount_fd(inode.device)
+            fd = await self._retry_emfile(self.run, open_parked, inode, mount_fd, -1)
+        except StaleError:
+            if not by_place or parent is None:
+                raise
+            if parent.fd < 0:
+                await self._unpark(parent, depth + 1)
+            with self.inodes.using(parent):
+                fd = await self._retry_emfile(self.run, open_parked, inode, -1, parent.fd)
+        self.inodes.unpark(inode, fd)
+
+    async def look_up(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
+        """Find a name: its inode, with one more kernel reference, and its attributes."""
+        before = self.services.before()
+        opened = namespace.lookup_cached(parent.fd, name)
+        if opened is None:
+            opened = await self._retry_emfile(self.run, namespace.lookup, parent.fd, name)
+        inode = self.inodes.looked_up(opened.fd, opened.stat, parent, name)
+        self.observe(inode, opened.stat, before)
+        self.ask_to_forget()
+        return inode, opened.stat
+
+    async def make(
+        self, parent: Inode, name: bytes, mode: int, rdev: int, target: bytes, owner: Owner
+    ) -> tuple[Inode, os.stat_result]:
+        """Make a directory, symbolic link or special file: its inode, with a kernel reference."""
+        made = await self._retry_emfile(
+            self.run, namespace.make_node, parent.fd, name, mode, rdev, target, owner
+        )
+        return self.inodes.looked_up(made.fd, made.stat, parent, name), made.stat
+
+    async def create(
+        self, parent: Inode, name: bytes, mode: int, flags: int, owner: Owner
+    ) -> tuple[OpenedFile, Inode, os.stat_result]:
+        """Create and open a file; its inode has a kernel reference.
+
+        Raises StaleError if it was replaced in the source at once; the kernel then tries again.
+        """
+        opened = await self._retry_emfile(
+            self.run, namespace.create_file, parent.fd, name, mode, flags, owner
+        )
+        try:
+            inode, st = await self.look_up(parent, name)
+        except BaseException:
+            os.close(opened.fd)
+            raise
+        if inode.id != (opened.stat.st_dev, opened.stat.st_ino):
+            os.close(opened.fd)
+            self.inodes.forget(inode.node, 1)
+            raise StaleError
+        if not opened.created:  # and perhaps truncated
+            self.services.coherency.distrust(self.services.pagecache.file(opened.key))
+        return opened, inode, st
+
+    async def stat(self, inode: Inode) -> os.stat_result:
+        """Attributes now, held against what is known."""
+        before = self.services.before()
+        st = await self.near(inode, os.fstat, inode.fd)
+        self.observe(inode, st, before)
+        return st
+
+    def observe(self, inode: Inode, st: os.stat_result, before: Before) -> None:
+        """A stat taken since ``before``: if the source changed, flush, and tell the kernel."""
+        if inode.file_key is not None:
+            file = self.services.pagecache.known(inode.file_key)
+            if file is not None and self.services.coherency.on_refresh(
+                file, self.fingerprint(st, before), before.clock
+            ):
+                self.services.notifier.inode(inode.node)
+
+    def fingerprint(self, st: os.stat_result, before: Before) -> Fingerprint:
+        """The fingerprint of what was stat'ed since ``before``."""
+        return fingerprint(st, self.services.types[st.st_dev], before.now_ns)
+
+    async def _known_file(self, inode: Inode) -> CachedFile | None:
+        """The record of a regular file, if pages of it may be cached."""
+        if inode.kind != stat_module.S_IFREG:
+            return None
+        if inode.file_key is None:
+            inode.file_key = await self.near(inode, _key_of, inode.fd)
+        return self.services.pagecache.known(inode.file_key)
+
+    async def set_attributes(self, inode: Inode, io_fd: int, new: NewAttributes) -> os.stat_result:
+        """Set attributes (``namespace.set_attributes``), flushing what a new size makes wrong."""
+        file = await self._known_file(inode)
+        if file is None:
+            _, after = await self.run(namespace.set_attributes, inode.fd, io_fd, new)
+            return after
+        pagecache = self.services.pagecache
+        size = new.size
+        async with pagecache.changing(file) if size is None else pagecache.mutating(file, size):
+            return await self._bracketed(inode, file, namespace.set_attributes, inode.fd, io_fd, new)
+
+    async def _bracketed(
+        self,
+        inode: Inode,
+        file: CachedFile,
+        change: Callable[[*Ts], tuple[os.stat_result, os.stat_result]],
+        *args: *Ts,
+    ) -> os.stat_result:
+        """A change of ours that reports attributes before and after; under the file's lock."""
+        coherency = self.services.coherency
+        try:
+            old, new = await self.run(change, *args)
+        except BaseException:
+            coherency.distrust(file)  # a part of it may have been done
+            raise
+        if coherency.after_own_change(file, own_fingerprint(old), own_fingerprint(new)):
+            self.services.notifier.inode(inode.node)
+        return new
+
+    def name_changed(self, changed: Changed) -> None:
+        """A file lost or gained a name by our hand: its ctime moved; without a name it is gone."""
+        file = self.services.pagecache.known(changed.key)
+        if file is None:
+            return
+        if changed.gone:
+            self.services.pagecache.forget(file)
+        else:
+            self.services.coherency.after_name_change(
+                file, own_fingerprint(changed.before), own_fingerprint(changed.after)
+            )
+
+    async def open(self, inode: Inode, flags: int) -> OpenedFile:
+        """Open a file or directory for I/O, with those of a program's flags that are for the source."""
+        near = functools.partial(self.near, inode)
+        return await self._retry_emfile(near, namespace.open_file, inode.path(), flags & IO_FLAGS)
+
+    async def _retry_emfile(
+        self,
+        run: Callable[[Callable[[*Ts], T], *Ts], Awaitable[T]],
+        call: Callable[[*Ts], T],
+        *args: *Ts,
+    ) -> T:
+        """Run a call that opens something; when descriptors run out, park inodes and try again."""
+        try:
+            return await run(call, *args)
+        except OSError as exc:
+            if exc.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        self.inodes.shrink(self.inodes.stats().held // 2)
+        return await run(call, *args)
+
+    def ask_to_forget(self) -> None:
+        """Have the kernel forget names while the table is larger than it should be."""
+        if self.services.notifier.pending < FORGET_BATCH:
+            for parent, name in self.inodes.forgettable(FORGET_BATCH):
+                self.services.notifier.entry(parent, name)
+
+    async def change_xattr(self, inode: Inode, name: bytes, value: bytes | None) -> None:
+        """Set an extended attribute, or remove it if ``value`` is None."""
+        file = await self._known_file(inode)
+        if file is None:
+            await self.run(namespace.change_xattr, inode.fd, name, value)
+            return
+        async with self.services.pagecache.changing(file):
+            await self._bracketed(inode, file, namespace.change_xattr, inode.fd, name, value)
+
+
+def _key_of(fd: int) -> FileKey:
+    return namespace.file_key(fd, os.fstat(fd))
