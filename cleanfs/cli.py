@@ -101,7 +101,11 @@ def mount_helper() -> NoReturn:
 
     Turns into ``cleanfs mount``: -f (fake) does nothing, -n, -s and -v have no meaning here.
     """
-    options, words = getopt.gnu_getopt(sys.argv[1:], "sfnvN:t:o:")
+    try:
+        options, words = getopt.gnu_getopt(sys.argv[1:], "sfnvN:t:o:")
+    except getopt.GetoptError as exc:
+        _complain(str(exc))
+        sys.exit(2)
     if ("-f", "") in options:
         sys.exit(0)
     given = [word for name, value in options if name == "-o" for word in ("-o", value)]
