@@ -79,11 +79,14 @@ class Backing:
         self._read_bytes += got
         return buffer if got == size else memoryview(buffer)[:got]
 
-    async def write(self, fd: int, offset: int, data: bytes) -> Written:
-        """Write all of ``data``. Raises OSError, possibly after a part of it was written."""
+    async def write(self, fd: int, offset: int, data: bytes, append: bool = False) -> Written:
+        """Write all of ``data`` at ``offset``, or at the end of the file wherever that is.
+
+        Raises OSError, possibly after a part of it was written.
+        """
         self._writes += 1
         try:
-            written = await self.run(_write, fd, offset, data)
+            written = await self.run(_write, fd, offset, data, append)
         except OSError:
             self._errors += 1
             raise
@@ -142,11 +145,12 @@ def _read_waiting(
     return got, dontcache
 
 
-def _write(fd: int, offset: int, data: bytes) -> Written:
-    """In a thread. On an O_APPEND descriptor Linux ignores the offset and appends."""
+def _write(fd: int, offset: int, data: bytes, append: bool) -> Written:
+    """In a thread."""
     before = os.fstat(fd)
     view = memoryview(data)
+    flags = os.RWF_APPEND if append else 0
     count = 0
     while count < len(data):
-        count += os.pwrite(fd, view[count:], offset + count)
+        count += os.pwritev(fd, [view[count:]], offset + count, flags)
     return Written(count, before, os.fstat(fd))

@@ -21,7 +21,8 @@ Ts = TypeVarTuple("Ts")
 IO_FLAGS = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_NOFOLLOW | os.O_DIRECT | os.O_TRUNC)
 """What of a program's open flags reaches the source. O_DIRECT asks to bypass the kernel's page cache
 of the mount, which the kernel does; on the source it would demand alignment of our buffers. O_TRUNC
-is a change, made apart."""
+is a change, made apart. O_APPEND would move what the kernel writes back from a mapping to the end, so
+appending is said write by write."""
 
 
 class Handle(Protocol):
@@ -96,22 +97,27 @@ class FileHandle:
         return await self._read(self.file, self._read_source, offset, size)
 
     async def write(self, offset: int, data: bytes) -> int:
-        """Write through, with what is cached of the range discarded before and after."""
-        services, file = self._services, self.file
-        # The source appends at its own end, which may have moved.
-        stop = None if self._appends else offset + len(data)
+        """Write through, with what is cached of the range discarded before and after.
+
+        On an O_APPEND handle the kernel sends what a program appends, at the end of the file that
+        it knows, and what it writes back from a mapping, before that end.
+        """
+        services, file, inode = self._services, self.file, self.inode
+        append = self._appends and offset >= inode.kernel_size
+        stop = None if append else offset + len(data)
         async with services.pagecache.mutating(file, offset, stop):
             try:
-                written = await services.backing.write(self.fd, offset, data)
+                written = await services.backing.write(self.fd, offset, data, append)
             except BaseException:
                 services.coherency.distrust(file)  # a part may have been written
                 raise
             theirs = services.coherency.after_own_change(
                 file, own_fingerprint(written.before), own_fingerprint(written.after)
             )
-        elsewhere = self._appends and written.after.st_size != offset + len(data)
+        inode.kernel_size = max(inode.kernel_size, offset + len(data))
+        elsewhere = append and written.after.st_size != offset + len(data)
         if theirs or elsewhere:
-            services.notifier.inode(self.inode.node)
+            services.notifier.inode(inode.node)
         return written.count
 
     async def flush(self) -> None:

@@ -63,6 +63,7 @@ class Inode:
         "generation",
         "handle",
         "ino",
+        "kernel_size",
         "kind",
         "name",
         "nlookup",
@@ -95,6 +96,8 @@ class Inode:
         self.open_fds: list[int] = []
         """Descriptors of its open file handles."""
         self.file_key: FileKey | None = None
+        self.kernel_size = 0
+        """Where the kernel sees the end of the file: it appends there."""
         self.sent: tuple[int, int, int] | None = None
         """Size, mtime and ctime that the kernel was last told."""
 

@@ -75,13 +75,16 @@ def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
 
 
 def open_file(path: str, flags: int) -> OpenedFile:
-    """Open a file for I/O by the /proc path of its O_PATH descriptor."""
+    """Open a file for I/O by the /proc path of its O_PATH descriptor.
+
+    O_NOATIME is for the owner; the program's may not be ours, and it is advice. A file with the
+    append-only attribute opens with O_APPEND alone.
+    """
     try:
-        fd = os.open(path, flags | os.O_CLOEXEC)
+        fd = os.open(path, flags & ~os.O_APPEND | os.O_CLOEXEC)
     except PermissionError:
-        if not flags & os.O_NOATIME:
+        if not flags & (os.O_NOATIME | os.O_APPEND):
             raise
-        # O_NOATIME is for the owner; the program's may not be ours. It is advice, drop it.
         fd = os.open(path, flags & ~os.O_NOATIME | os.O_CLOEXEC)
     try:
         st = os.fstat(fd)

@@ -25,6 +25,7 @@ class Notifier:
         # Unbounded, but each entry names an inode or a name that the kernel has in memory, once.
         self._send, self._receive = trio.open_memory_channel[int | tuple[int, bytes]](math.inf)
         self._queued: set[int | tuple[int, bytes]] = set()
+        self._sending: int | tuple[int, bytes] | None = None
 
     def inode(self, node: int) -> None:
         """The attributes and all pages of a node are out of date."""
@@ -33,6 +34,10 @@ class Notifier:
     def entry(self, parent: int, name: bytes) -> None:
         """The kernel should drop a name, and with it, if idle, the inode."""
         self._queue((parent, name))
+
+    def is_pending(self, node: int) -> bool:
+        """Whether the kernel has yet to learn that a node's pages are out of date."""
+        return node in self._queued or node == self._sending
 
     @property
     def pending(self) -> int:
@@ -44,7 +49,9 @@ class Notifier:
         async for item in self._receive:
             # Before it is sent: what is queued from now on may be news.
             self._queued.discard(item)
+            self._sending = item
             await trio.to_thread.run_sync(_notify, item, abandon_on_cancel=True)
+            self._sending = None
 
     def _queue(self, item: int | tuple[int, bytes]) -> None:
         if item not in self._queued:

@@ -150,8 +150,10 @@ async def test_a_write_reports_attributes_before_and_after(fd: int) -> None:
 
 
 async def test_a_write_in_parts_is_written_whole(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:3], offset))
+    pwritev = os.pwritev
+    monkeypatch.setattr(
+        os, "pwritev", lambda fd, data, offset, flags: pwritev(fd, [data[0][:3]], offset, flags)
+    )
     written = await Backing().write(fd, 5, b"0123456789")
     assert written.count == 10
     assert os.pread(fd, 12, 4) == DATA[4:5] + b"0123456789" + DATA[15:16]
@@ -160,19 +162,26 @@ async def test_a_write_in_parts_is_written_whole(fd: int, monkeypatch: pytest.Mo
 async def test_a_write_that_fails_half_way_is_an_error(
     fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pwrite, left = os.pwrite, [3]
+    pwritev, left = os.pwritev, [3]
 
-    def full(fd: int, data: bytes, offset: int) -> int:
+    def full(fd: int, data: list[memoryview], offset: int, flags: int) -> int:
         if not left:
             raise OSError(errno.ENOSPC, "full")
-        return pwrite(fd, data[: left.pop()], offset)
+        return pwritev(fd, [data[0][: left.pop()]], offset, flags)
 
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "pwritev", full)
     backing = Backing()
     with pytest.raises(OSError, match="full"):
         await backing.write(fd, 0, b"0123456789")
     assert backing.stats().source_errors == 1
     assert backing.stats().source_write_bytes == 0
+
+
+async def test_an_append_lands_at_the_end_whatever_the_offset(fd: int) -> None:
+    written = await Backing().write(fd, 0, b"end", append=True)
+    assert (written.before.st_size, written.after.st_size) == (len(DATA), len(DATA) + 3)
+    assert os.pread(fd, 3, len(DATA)) == b"end"
+    assert os.pread(fd, 3, 0) == DATA[:3]
 
 
 async def test_an_empty_write_changes_nothing(fd: int) -> None:
