@@ -96,7 +96,8 @@ class CoherencyChecker:
         """An open saw ``now``. True if the kernel must drop its pages too."""
         known = file.fingerprint
         if known is None:
-            self.on_refresh(file, now, as_of)
+            if not _overtaken(file, as_of):
+                self._accept(file, now)
             # Nothing of ours is stale, but the kernel may have pages that are older than our record.
             return self.mode is Coherency.OPEN
         if self.mode is Coherency.OPEN and known == now and known.racy:
@@ -108,36 +109,57 @@ class CoherencyChecker:
     def on_refresh(self, file: CachedFile, now: Fingerprint, as_of: int) -> bool:
         """An attribute refresh saw ``now``. True if the file was flushed."""
         known = file.fingerprint
-        overtaken = file.version > as_of or file.mutations > 0
         if known is None:
-            if not overtaken:
-                self._accept(file, now)
+            if not _overtaken(file, as_of):
+                # The kernel's pages may be older than this: racy, so that the next open drops them.
+                self._accept(file, replace(now, racy=True))
             return False
         if known == now or self.mode is Coherency.NONE:
             return False
-        if overtaken:
+        if _overtaken(file, as_of):
             self.distrust(file)
         else:
             self._flush(file)
             self._accept(file, now)
         return True
 
-    def after_own_change(self, file: CachedFile, before: Fingerprint, after: Fingerprint) -> bool:
-        """We changed the file, under its lock. True if somebody else had too, and it was flushed."""
-        theirs = file.fingerprint not in (None, before) and self.mode is Coherency.OPEN
+    def after_own_change(
+        self,
+        file: CachedFile,
+        before: Fingerprint,
+        after: Fingerprint,
+        *,
+        size: int | None = None,
+        data: bool = True,
+    ) -> bool:
+        """We changed the file, under its lock. True if somebody else had too, and it was flushed.
+
+        ``size`` is what our change alone would have made of it, where that is known, and ``data``
+        whether it could move mtime. What differs was somebody else's, between the two stats.
+        """
+        theirs = self.mode is Coherency.OPEN and (
+            file.fingerprint not in (None, before)
+            or (size is not None and after.size != size)
+            or (not data and after.mtime_ns != before.mtime_ns)
+        )
         if theirs:
             self._flush(file)
         self._accept(file, replace(after, racy=True))
         return theirs
 
-    def after_name_change(self, file: CachedFile, before: Fingerprint, after: Fingerprint) -> None:
-        """A link, rename or unlink of ours moved the file's ctime; the lock was not held."""
-        if file.fingerprint is None:
-            return
-        if file.mutations == 0 and file.fingerprint == before:
+    def after_name_change(self, file: CachedFile, before: Fingerprint, after: Fingerprint) -> bool:
+        """A link, rename or unlink of ours moved the file's ctime; the lock was not held.
+
+        True if the file is distrusted: the kernel must drop its pages too.
+        """
+        if file.fingerprint in (None, after):
+            return False
+        same_data = (before.size, before.mtime_ns) == (after.size, after.mtime_ns)
+        if file.mutations == 0 and file.fingerprint == before and same_data:
             self._accept(file, replace(after, racy=True))
-        elif file.fingerprint != after:
-            self.distrust(file)
+            return False
+        self.distrust(file)
+        return True
 
     def distrust(self, file: CachedFile) -> None:
         """Nothing is known for sure: flush, and go to the source until the next stat."""
@@ -154,3 +176,7 @@ class CoherencyChecker:
     def _flush(self, file: CachedFile) -> None:
         self.changes_found += 1
         self._pagecache.invalidate(file)
+
+
+def _overtaken(file: CachedFile, as_of: int) -> bool:
+    return file.version > as_of or file.mutations > 0

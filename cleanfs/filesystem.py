@@ -337,6 +337,8 @@ class CleanFS(pyfuse3.Operations):
         directory = self._dirs[fh]
         if start_id == 0:
             await directory.rewind()
+        else:
+            directory.forget_stats()
         for position, name in ((0, b"."), (1, b"..")):
             if start_id <= position and not pyfuse3.readdir_reply(
                 token, FileNameT(name), self._dot_entry(directory, name), position + 1
@@ -495,6 +497,7 @@ class CleanFS(pyfuse3.Operations):
         try:
             new = NewAttributes(size=0, mode=None if keep else cleared)
             await self._tree.set_attributes(inode, io_fd, new)
+            inode.kernel_size = 0
         except BaseException:
             await self._release(fh)
             raise

@@ -1,5 +1,6 @@
 """What a FUSE file handle stands for: an open file or directory of the source."""
 
+import mmap
 import os
 import time
 from collections.abc import Callable
@@ -103,19 +104,21 @@ class FileHandle:
         it knows, and what it writes back from a mapping, before that end.
         """
         services, file, inode = self._services, self.file, self.inode
-        append = self._appends and offset >= inode.kernel_size
+        # Written back are whole pages, so an offset within one is a program's in any case.
+        append = self._appends and (offset >= inode.kernel_size or offset % mmap.PAGESIZE > 0)
         stop = None if append else offset + len(data)
         async with services.pagecache.mutating(file, offset, stop):
             try:
                 written = await services.backing.write(self.fd, offset, data, append)
             except BaseException:
                 services.coherency.distrust(file)  # a part may have been written
+                services.notifier.inode(inode.node)
                 raise
-            theirs = services.coherency.after_own_change(
-                file, own_fingerprint(written.before), own_fingerprint(written.after)
-            )
+            before, after = own_fingerprint(written.before), own_fingerprint(written.after)
+            size = before.size + len(data) if append else max(before.size, offset + len(data))
+            theirs = services.coherency.after_own_change(file, before, after, size=size)
         inode.kernel_size = max(inode.kernel_size, offset + len(data))
-        elsewhere = append and written.after.st_size != offset + len(data)
+        elsewhere = append and after.size != offset + len(data)
         if theirs or elsewhere:
             services.notifier.inode(inode.node)
         return written.count
@@ -145,12 +148,12 @@ class DirHandle:
     """An open directory: a snapshot of its names, taken anew at each rewind.
 
     The position after the nth name is n, so entries that come and go shift nothing, and ``seekdir``
-    works. Attributes are read in batches, one thread call each; what a reply had no room for is
-    kept for the next one.
+    works. Attributes are read in batches, one thread call each, and only for the request at hand:
+    the kernel believes what a listing says of a file, and takes an old answer for a new one.
     """
 
-    BATCH = 128
-    """Names per thread call: a reply of 4 KiB to 128 KiB takes 20 to 700 entries."""
+    BATCH = 64
+    """Names per thread call. A reply of 4 KiB, the kernel's smallest, takes some 20 entries."""
 
     def __init__(self, services: Services, inode: Inode, fd: int) -> None:
         """Takes over ``fd``."""
@@ -170,6 +173,10 @@ class DirHandle:
         self._names = listing.names
         self._stats = dict(enumerate(listing.stats))
         self._dots = {b".": listing.dot, b"..": listing.dot_dot}
+
+    def forget_stats(self) -> None:
+        """A new request begins."""
+        self._stats.clear()
 
     def dot(self, name: bytes) -> os.stat_result:
         """Attributes of ``.`` or ``..``."""

@@ -346,10 +346,13 @@ class InodeTable:
             self._drop(inode)
 
     def _drop(self, inode: Inode) -> None:
-        self._nodes.pop(inode.node, None)
+        # The tables may have a successor of it by now.
+        if self._nodes.get(inode.node) is inode:
+            del self._nodes[inode.node]
         if self._by_id.get(inode.id) is inode:
             del self._by_id[inode.id]
-        self._held.pop(inode.node, None)
+        if self._held.get(inode.node) is inode:
+            del self._held[inode.node]
         if inode.fd >= 0:
             os.close(inode.fd)
             inode.fd = -1

@@ -1,5 +1,6 @@
 """One mount's life: build, mount, run, unmount."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -8,7 +9,6 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
 
 import pyfuse3
 import trio
@@ -80,7 +80,7 @@ class Mount:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._notifier.run)
-                    nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
+                    nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
                     await pyfuse3.main()
                     nursery.cancel_scope.cancel()
@@ -89,6 +89,20 @@ class Mount:
                 self._inodes.close()
                 pyfuse3.close(unmount=True)
                 log.info("unmounted %s", self.config.mountpoint)
+
+    async def _stop_on_signal(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
+        """Leave the main loop at the first signal; abandon what does not end in time."""
+        number = await anext(signals)
+        log.info("stopping on %s", signal.Signals(number).name)
+        # What programs have dirty in mappings. If the source refuses it, they could not help it.
+        with contextlib.suppress(OSError), trio.move_on_after(STOP_GRACE_SECONDS):
+            await trio.to_thread.run_sync(
+                syscalls.sync_file_system, self.config.mountpoint, abandon_on_cancel=True
+            )
+        pyfuse3.terminate()
+        await trio.sleep(STOP_GRACE_SECONDS)
+        log.warning("the source does not answer; open requests are abandoned")
+        everything.cancel()
 
     def _mount(self) -> None:
         with _captured_stderr() as complaints:
@@ -190,16 +204,6 @@ class Mount:
         notify_systemd()
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
-    """Leave the main loop at the first signal; abandon what does not end in time."""
-    number = await anext(signals)
-    log.info("stopping on %s", signal.Signals(number).name)
-    pyfuse3.terminate()
-    await trio.sleep(STOP_GRACE_SECONDS)
-    log.warning("the source does not answer; open requests are abandoned")
-    everything.cancel()
-
-
 def serve(config: MountConfig, ready: Callable[[], None]) -> None:
     """Make the mount and serve it in this process until it ends. Raises MountError, OSError."""
     syscalls.tune_malloc()
@@ -243,7 +247,7 @@ def notify_systemd() -> None:
             sock.send(b"READY=1")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _captured_stderr() -> Iterator[int]:
     """Catch what C code writes to stderr (libfuse, fusermount3) in a file, whose descriptor this is."""
     before, caught = os.dup(2), os.memfd_create("stderr")

@@ -111,7 +111,7 @@ class Owner:
 
 def create_file(parent_fd: int, name: bytes, mode: int, flags: int, owner: Owner) -> OpenedFile:
     """Create and open a file, or open it if somebody was faster and ``flags`` lack O_EXCL."""
-    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = flags & ~os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC  # appending is said write by write
     try:
         fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode & ~SPECIAL_BITS, dir_fd=parent_fd)
     except FileExistsError:

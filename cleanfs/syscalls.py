@@ -25,8 +25,6 @@ RESOLVE_CACHED: Final = 0x20
 
 UTIME_OMIT: Final = (1 << 30) - 2
 
-UMOUNT_DETACH: Final = 2
-
 RWF_DONTCACHE: Final = 0x80
 """preadv2: do not leave what was read in the page cache (Linux 6.14)."""
 
@@ -138,10 +136,14 @@ def utimens(path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
         _raise()
 
 
-def umount_detach(path: bytes) -> None:
-    """``umount2(2)`` with MNT_DETACH. Raises OSError."""
-    if _libc.umount2(path, UMOUNT_DETACH):
-        _raise(path)
+def sync_file_system(path: str) -> None:
+    """``syncfs(2)``: write back what is dirty on the file system of a directory. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd):
+            _raise(os.fsencode(path))
+    finally:
+        os.close(fd)
 
 
 def tune_malloc() -> None:

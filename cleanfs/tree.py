@@ -53,25 +53,37 @@ class Tree:
     async def _unpark(self, inode: Inode, depth: int = 0) -> None:
         """Give a parked inode a descriptor again. Raises StaleError, OSError."""
         parent = inode.parent
-        by_place = parent is not None and parent.nlookup > 0 and depth < MAX_DEPTH
-        if by_place and parent is not None and parent.fd >= 0:
-            with contextlib.suppress(FileNotFoundError):  # moved: the handle may still find it
-                at_place = namespace.lookup_cached(parent.fd, inode.name)
-                if at_place is not None and is_parked(inode, at_place.fd, at_place.stat):
-                    self.inodes.unpark(inode, at_place.fd)
+        if parent is None or parent.nlookup <= 0 or depth == MAX_DEPTH:
+            await self._open_parked(inode, -1)
+            return
+        with self.inodes.using(parent):
+            if parent.fd >= 0 and self._unpark_at_place(inode, parent.fd):
+                return
+            if inode.open_fds or inode.handle:
+                with contextlib.suppress(StaleError):
+                    await self._open_parked(inode, -1)
                     return
-                if at_place is not None:
-                    os.close(at_place.fd)
-        try:
-            mount_fd = self.inodes.mount_fd(inode.device)
-            fd = await self._retry_emfile(self.run, open_parked, inode, mount_fd, -1)
-        except StaleError:
-            if not by_place or parent is None:
-                raise
             if parent.fd < 0:
                 await self._unpark(parent, depth + 1)
-            with self.inodes.using(parent):
-                fd = await self._retry_emfile(self.run, open_parked, inode, -1, parent.fd)
+            await self._open_parked(inode, parent.fd)
+
+    def _unpark_at_place(self, inode: Inode, parent_fd: int) -> bool:
+        """Find a parked inode where it was last, without waiting. Whether it was there."""
+        try:
+            found = namespace.lookup_cached(parent_fd, inode.name)
+        except FileNotFoundError:
+            return False
+        if found is None:
+            return False
+        if not is_parked(inode, found.fd, found.stat):
+            os.close(found.fd)
+            return False
+        self.inodes.unpark(inode, found.fd)
+        return True
+
+    async def _open_parked(self, inode: Inode, parent_fd: int) -> None:
+        mount_fd = self.inodes.mount_fd(inode.device)
+        fd = await self._retry_emfile(self.run, open_parked, inode, mount_fd, parent_fd)
         self.inodes.unpark(inode, fd)
 
     async def look_up(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
@@ -115,6 +127,7 @@ class Tree:
             raise StaleError
         if not opened.created:  # and perhaps truncated
             self.services.coherency.distrust(self.services.pagecache.file(opened.key))
+            self.services.notifier.inode(inode.node)
         return opened, inode, st
 
     async def stat(self, inode: Inode) -> os.stat_result:
@@ -137,40 +150,52 @@ class Tree:
         """The fingerprint of what was stat'ed since ``before``."""
         return fingerprint(st, self.services.types[st.st_dev], before.now_ns)
 
-    async def _known_file(self, inode: Inode) -> CachedFile | None:
-        """The record of a regular file, if pages of it may be cached."""
+    async def _known_file(self, inode: Inode, *, make: bool = False) -> CachedFile | None:
+        """The record of a regular file, if pages of it may be cached; made if need be."""
         if inode.kind != stat_module.S_IFREG:
             return None
         if inode.file_key is None:
             inode.file_key = await self.near(inode, _key_of, inode.fd)
-        return self.services.pagecache.known(inode.file_key)
+        pagecache = self.services.pagecache
+        return pagecache.file(inode.file_key) if make else pagecache.known(inode.file_key)
 
     async def set_attributes(self, inode: Inode, io_fd: int, new: NewAttributes) -> os.stat_result:
         """Set attributes (``namespace.set_attributes``), flushing what a new size makes wrong."""
-        file = await self._known_file(inode)
+        file = await self._known_file(inode, make=new.size is not None)
         if file is None:
             _, after = await self.run(namespace.set_attributes, inode.fd, io_fd, new)
             return after
         pagecache = self.services.pagecache
         size = new.size
         async with pagecache.changing(file) if size is None else pagecache.mutating(file, size):
-            return await self._bracketed(inode, file, namespace.set_attributes, inode.fd, io_fd, new)
+            data = size is not None or new.mtime_ns is not None
+            return await self._bracketed(
+                inode, file, size, data, namespace.set_attributes, inode.fd, io_fd, new
+            )
 
     async def _bracketed(
         self,
         inode: Inode,
         file: CachedFile,
+        size: int | None,
+        data: bool,
         change: Callable[[*Ts], tuple[os.stat_result, os.stat_result]],
         *args: *Ts,
     ) -> os.stat_result:
-        """A change of ours that reports attributes before and after; under the file's lock."""
+        """A change of ours that reports attributes before and after; under the file's lock.
+
+        ``size`` is the new size if it sets one, ``data`` whether it may move mtime.
+        """
         coherency = self.services.coherency
         try:
             old, new = await self.run(change, *args)
         except BaseException:
             coherency.distrust(file)  # a part of it may have been done
+            self.services.notifier.inode(inode.node)
             raise
-        if coherency.after_own_change(file, own_fingerprint(old), own_fingerprint(new)):
+        expected = old.st_size if size is None else size
+        before, after = own_fingerprint(old), own_fingerprint(new)
+        if coherency.after_own_change(file, before, after, size=expected, data=data):
             self.services.notifier.inode(inode.node)
         return new
 
@@ -182,9 +207,11 @@ class Tree:
         if changed.gone:
             self.services.pagecache.forget(file)
         else:
-            self.services.coherency.after_name_change(
-                file, own_fingerprint(changed.before), own_fingerprint(changed.after)
-            )
+            before, after = own_fingerprint(changed.before), own_fingerprint(changed.after)
+            distrusted = self.services.coherency.after_name_change(file, before, after)
+            inode = self.inodes.find(changed.before)
+            if distrusted and inode is not None:
+                self.services.notifier.inode(inode.node)
 
     async def open(self, inode: Inode, flags: int) -> OpenedFile:
         """Open a file or directory for I/O, with those of a program's flags that are for the source."""
@@ -219,7 +246,9 @@ class Tree:
             await self.run(namespace.change_xattr, inode.fd, name, value)
             return
         async with self.services.pagecache.changing(file):
-            await self._bracketed(inode, file, namespace.change_xattr, inode.fd, name, value)
+            await self._bracketed(
+                inode, file, None, False, namespace.change_xattr, inode.fd, name, value
+            )
 
 
 def _key_of(fd: int) -> FileKey:
