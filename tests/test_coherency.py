@@ -336,3 +336,25 @@ def test_with_mode_none_our_own_changes_still_move_the_size() -> None:
     assert not rig.checker.after_own_change(rig.file, B, C)
     assert rig.has_page
     assert (rig.file.fingerprint, rig.file.size) == (C, 300)
+
+
+def test_a_size_that_our_change_alone_would_not_have_made_is_theirs(rig: Rig) -> None:
+    rig.know(A)
+    assert rig.checker.after_own_change(rig.file, A, B, size=A.size, data=False)
+    assert not rig.has_page
+    assert rig.file.size == B.size
+
+
+def test_an_mtime_that_our_change_could_not_move_is_theirs(rig: Rig) -> None:
+    rig.know(A)
+    after = Fingerprint(A.size, A.mtime_ns + 1, A.ctime_ns + 1, racy=True)
+    assert rig.checker.after_own_change(rig.file, A, after, size=A.size, data=False)
+    assert not rig.has_page
+
+
+def test_what_is_accepted_after_distrust_is_not_yet_trusted_for_the_kernel(rig: Rig) -> None:
+    rig.know(A)
+    rig.checker.distrust(rig.file)
+    rig.checker.on_refresh(rig.file, B, rig.clock)
+    assert rig.checker.on_open(rig.file, B, rig.clock)
+    assert not rig.checker.on_open(rig.file, B, rig.clock)

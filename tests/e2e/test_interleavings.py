@@ -1,0 +1,142 @@
+"""What happens between two steps of somebody: each of these once lost or invented bytes."""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Mounter
+from tests.e2e.mounting import STOP_TIMEOUT
+
+GETDENTS64 = 217
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Listing:
+    """A directory listing that stops after each reply of the kernel's."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._buffer = ctypes.create_string_buffer(32768)
+
+    def more(self) -> list[str]:
+        """The names of one getdents call; none at the end."""
+        size = libc.syscall(GETDENTS64, self._fd, self._buffer, len(self._buffer))
+        assert size >= 0
+        names, start = [], 0
+        while start < size:
+            length = int.from_bytes(self._buffer.raw[start + 16 : start + 18], "little")
+            names.append(self._buffer.raw[start + 19 : start + length].split(b"\0")[0].decode())
+            start += length
+        return names
+
+
+@contextmanager
+def listing(path: Path) -> Iterator[Listing]:
+    """Begin to list a directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield Listing(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="knows the number of getdents64 there")
+@pytest.mark.parametrize("change", ["truncate", "chmod", "unlink", "replace"])
+def test_a_listing_that_goes_on_later_tells_nothing_old(
+    source: Path, mount: Mounter, change: str
+) -> None:
+    for i in range(600):
+        (source / f"file{i:04}").write_bytes(b"x" * 100)
+    fs = mount("--attr-timeout", "60")
+    order = os.listdir(source)
+    with listing(fs.path) as entries:
+        listed = len(entries.more()) - 2
+        victim = fs.path / order[listed + 5]
+        if change == "truncate":
+            os.truncate(victim, 5)
+        elif change == "chmod":
+            victim.chmod(0o600)
+        elif change == "unlink":
+            victim.unlink()
+        else:
+            (fs.path / "new").write_bytes(b"NEW")
+            (fs.path / "new").rename(victim)
+        entries.more()
+        if change == "unlink":
+            assert not victim.exists()
+        else:
+            real = os.stat(source / victim.name)
+            seen = os.stat(victim)
+            assert (seen.st_size, seen.st_mode) == (real.st_size, real.st_mode)
+            assert victim.read_bytes() == (source / victim.name).read_bytes()
+
+
+def test_a_mapping_of_a_file_created_for_appending_is_written_back_in_place(
+    source: Path, mount: Mounter
+) -> None:
+    fs = mount()
+    fd = os.open(fs.path / "f", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(fd, b"a" * 10_000)
+        with mmap.mmap(fd, 10_000) as mapping:
+            mapping[:5] = b"HELLO"
+            mapping.flush()
+    finally:
+        os.close(fd)
+    assert (source / "f").read_bytes() == b"HELLO" + b"a" * 9_995
+
+
+def test_an_append_after_truncating_lands_behind_what_the_source_appended(
+    source: Path, mount: Mounter
+) -> None:
+    (source / "log").write_bytes(b"q" * 100)
+    fs = mount()
+    fd = os.open(fs.path / "log", os.O_WRONLY | os.O_APPEND | os.O_TRUNC)
+    try:
+        with (source / "log").open("ab") as theirs:
+            theirs.write(b"theirs\n")
+        os.write(fd, b"ours\n")
+    finally:
+        os.close(fd)
+    assert (source / "log").read_bytes() == b"theirs\nours\n"
+
+
+def test_a_change_hidden_behind_a_rename_of_ours_is_seen(source: Path, mount: Mounter) -> None:
+    """Same size, mtime put back; the kernel knows the old attributes and has the old pages."""
+    (source / "f").write_bytes(b"old " * 1000)
+    time.sleep(0.1)  # no longer racy
+    fs = mount("--attr-timeout", "0.5")
+    for _ in range(2):
+        assert (fs.path / "f").read_bytes() == b"old " * 1000
+        time.sleep(0.6)
+    assert (fs.path / "f").read_bytes() == b"old " * 1000
+    before = os.stat(source / "f")
+    with (source / "f").open("r+b") as file:
+        file.write(b"new " * 1000)
+    os.utime(source / "f", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (fs.path / "f").rename(fs.path / "g")
+    time.sleep(0.6)
+    os.stat(fs.path / "g")
+    assert (fs.path / "g").read_bytes() == b"new " * 1000
+
+
+def test_what_is_dirty_in_a_mapping_survives_sigterm(source: Path, mount: Mounter) -> None:
+    (source / "f").write_bytes(b"a" * 10_000)
+    fs = mount()
+    fd = os.open(fs.path / "f", os.O_RDWR)
+    try:
+        with mmap.mmap(fd, 10_000) as mapping:
+            mapping[:5] = b"DIRTY"
+            fs.process.terminate()
+            assert fs.process.wait(STOP_TIMEOUT) == 0
+            assert (source / "f").read_bytes()[:5] == b"DIRTY"
+    finally:
+        with contextlib.suppress(OSError):  # the mount is gone
+            os.close(fd)
