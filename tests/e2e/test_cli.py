@@ -191,14 +191,16 @@ def test_a_source_that_is_not_readable_is_refused(
     source: Path, mountpoint: Path, open_path: Path
 ) -> None:
     source.chmod(0o700)
-    complains(as_nobody("mount", source, mountpoint), 1, "not readable")
+    complains(as_nobody("mount", "--backend", "none", source, mountpoint), 1, "not readable")
 
 
 def test_allow_other_must_be_permitted(source: Path, mountpoint: Path, open_path: Path) -> None:
     if re.search(r"^\s*user_allow_other", Path("/etc/fuse.conf").read_text(), re.MULTILINE):
         pytest.skip("/etc/fuse.conf permits it")
     os.chown(mountpoint, 65534, 65534)
-    complains(as_nobody("mount", "--allow-other", source, mountpoint), 1, "fuse.conf")
+    complains(
+        as_nobody("mount", "--backend", "none", "--allow-other", source, mountpoint), 1, "fuse.conf"
+    )
 
 
 @pytest.mark.parametrize("foreground", [True, False], ids=["foreground", "background"])
@@ -209,7 +211,7 @@ def test_a_dev_fuse_that_is_not_permitted_is_named(
         pytest.skip("everybody may open /dev/fuse here")
     os.chown(mountpoint, 65534, 65534)
     options = ["-f"] if foreground else []
-    complains(as_nobody("mount", *options, source, mountpoint), 1, "/dev/fuse")
+    complains(as_nobody("mount", "--backend", "none", *options, source, mountpoint), 1, "/dev/fuse")
 
 
 def test_a_missing_dev_fuse_is_named(source: Path, mountpoint: Path) -> None:
