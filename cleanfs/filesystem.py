@@ -356,7 +356,9 @@ class CleanFS(pyfuse3.Operations):
                 continue
             inode = self._inodes.listed(st, directory.inode, name)
             self._tree.observe(inode, st, directory.before)
+            kernel_size = inode.kernel_size
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
+                inode.kernel_size = kernel_size  # it was not told
                 self._inodes.unreferenced(inode)
                 return
             self._inodes.referenced(inode, directory.inode, name)

@@ -167,9 +167,10 @@ def mounted(source: Path, mountpoint: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run([*cleanfs, "umount", mountpoint], check=True)
-        if mountpoint.is_mount():
-            raise SystemExit(f"{mountpoint} is still mounted")
+        ended = subprocess.run([*cleanfs, "umount", mountpoint], check=False)
+        if ended.returncode or mountpoint.is_mount():
+            subprocess.run([*cleanfs, "umount", "--lazy", mountpoint], check=False)
+            raise SystemExit(f"{mountpoint} could not be unmounted")
 
 
 def stats(mountpoint: Path) -> dict[str, Any]:
