@@ -2,7 +2,7 @@
 
 A read first asks inline, without waiting, for what the source's page cache has (RWF_NOWAIT). The
 rest is read in a worker thread, and does not stay in the source's page cache: one copy of a page is
-enough (RWF_DONTCACHE, on older kernels POSIX_FADV_DONTNEED).
+enough (RWF_DONTCACHE, on older kernels POSIX_FADV_DONTNEED). Where nothing here keeps pages, it stays.
 """
 
 import errno
@@ -51,6 +51,8 @@ class Backing:
 
     def __init__(self) -> None:
         """Nothing is known of the source's abilities yet; each is tried until it is refused."""
+        self.drop_behind = True
+        """Whether what was read is to leave the source's page cache."""
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
         self._nowait = True
         self._dontcache = True
@@ -68,7 +70,7 @@ class Backing:
         try:
             if got < size:
                 got, self._dontcache = await self.run(
-                    _read_waiting, fd, buffer, offset, got, self._dontcache
+                    _read_waiting, fd, buffer, offset, got, self._dontcache, self.drop_behind
                 )
             else:
                 self._reads_inline += 1
@@ -106,7 +108,8 @@ class Backing:
 
     def _read_nowait(self, fd: int, buffer: bytearray, offset: int) -> int:
         """How many bytes the source's page cache had. 0 if it would have to wait."""
-        flags = os.RWF_NOWAIT | (RWF_DONTCACHE if self._dontcache else 0)
+        dontcache = self._dontcache and self.drop_behind
+        flags = os.RWF_NOWAIT | (RWF_DONTCACHE if dontcache else 0)
         try:
             return os.preadv(fd, [buffer], offset, flags)
         except BlockingIOError:
@@ -114,7 +117,7 @@ class Backing:
         except OSError as exc:
             if exc.errno not in UNSUPPORTED:
                 return 0  # the waiting read meets it again, and reports it
-            if self._dontcache:
+            if dontcache:
                 self._dontcache = False
             else:
                 self._nowait = False
@@ -122,7 +125,7 @@ class Backing:
 
 
 def _read_waiting(
-    fd: int, buffer: bytearray, offset: int, got: int, dontcache: bool
+    fd: int, buffer: bytearray, offset: int, got: int, dontcache: bool, drop_behind: bool
 ) -> tuple[int, bool]:
     """In a thread: fill ``buffer`` from ``got`` on.
 
@@ -130,17 +133,18 @@ def _read_waiting(
     """
     view = memoryview(buffer)
     while got < len(buffer):
+        flags = RWF_DONTCACHE if dontcache and drop_behind else 0
         try:
-            count = os.preadv(fd, [view[got:]], offset + got, RWF_DONTCACHE if dontcache else 0)
+            count = os.preadv(fd, [view[got:]], offset + got, flags)
         except OSError as exc:
-            if dontcache and exc.errno in UNSUPPORTED:
+            if flags and exc.errno in UNSUPPORTED:
                 dontcache = False
                 continue
             raise
         if count == 0:
             break
         got += count
-    if not dontcache:
+    if drop_behind and not dontcache:
         os.posix_fadvise(fd, offset, len(buffer), os.POSIX_FADV_DONTNEED)
     return got, dontcache
 

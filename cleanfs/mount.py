@@ -69,6 +69,7 @@ class Mount:
             self._inodes = InodeTable(root_fd, raise_fd_limit(), MAX_INODES)
         finally:
             os.close(root_fd)
+        self._copies_changed()
         self._filesystem = CleanFS(
             services, self._inodes, Control(self), attr_timeout=config.attr_timeout
         )
@@ -153,6 +154,7 @@ class Mount:
             factory = backends.load(name)
             self._cleancache.check_free()
             self._cleancache.register(factory(self._pool_limit, self.config.compression))
+        self._copies_changed()
 
     def set_pool_limit(self, limit: int) -> None:
         """Resize, at once. Raises ValueError for what no backend could work with."""
@@ -167,6 +169,7 @@ class Mount:
         """Resize, at once. Raises ValueError for less than a page, except 0."""
         check_sizes(self._pool_limit, limit, self.config.page_size)
         self._pagecache.resize(limit)
+        self._copies_changed()
         syscalls.trim_malloc()
 
     def drop(self, what: int) -> None:
@@ -178,6 +181,10 @@ class Mount:
         syscalls.trim_malloc()
 
     # -- pieces -----------------------------------------------------------------------------
+
+    def _copies_changed(self) -> None:
+        """Whether we keep pages at all: only then is the source's page cache a second copy."""
+        self._backing.drop_behind = self._pagecache.limit > 0 or self._fs.pool_id >= 0
 
     def _make_backend(self, name: str) -> Backend:
         try:
