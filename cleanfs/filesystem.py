@@ -103,6 +103,10 @@ class CleanFS(pyfuse3.Operations):
         """Open files and directories of the source and of the control directory."""
         return len(self._handles) + len(self._dirs) + len(self._control_dirs)
 
+    async def keep_bounded(self) -> None:
+        """The background task of the inode table."""
+        await self._tree.keep_bounded()
+
     # -- inodes -----------------------------------------------------------------------------
 
     @handler

@@ -81,6 +81,7 @@ class Mount:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._notifier.run)
+                    nursery.start_soon(self._filesystem.keep_bounded)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
                     await pyfuse3.main()

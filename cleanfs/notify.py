@@ -26,6 +26,7 @@ class Notifier:
         self._send, self._receive = trio.open_memory_channel[int | tuple[int, bytes]](math.inf)
         self._queued: set[int | tuple[int, bytes]] = set()
         self._sending: int | tuple[int, bytes] | None = None
+        self._drained = trio.Event()
 
     def inode(self, node: int) -> None:
         """The attributes and all pages of a node are out of date."""
@@ -39,10 +40,10 @@ class Notifier:
         """Whether the kernel has yet to learn that a node's pages are out of date."""
         return node in self._queued or node == self._sending
 
-    @property
-    def pending(self) -> int:
-        """Notifications that wait."""
-        return len(self._queued)
+    async def drained(self) -> None:
+        """Return when all that was queued has been sent."""
+        if self._queued or self._sending is not None:
+            await self._drained.wait()
 
     async def run(self) -> None:
         """Send, one after the other, until cancelled."""
@@ -52,6 +53,9 @@ class Notifier:
             self._sending = item
             await trio.to_thread.run_sync(_notify, item, abandon_on_cancel=True)
             self._sending = None
+            if not self._queued:
+                self._drained.set()
+                self._drained = trio.Event()
 
     def _queue(self, item: int | tuple[int, bytes]) -> None:
         if item not in self._queued:

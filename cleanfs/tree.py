@@ -13,6 +13,8 @@ import stat as stat_module
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
+import trio
+
 from cleanfs import namespace
 from cleanfs.coherency import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.handles import IO_FLAGS, Before, Services
@@ -30,6 +32,9 @@ MAX_DEPTH = 128
 FORGET_BATCH = 256
 """Names that the kernel is asked to forget in one go."""
 
+FORGET_SECONDS = 0.01
+"""What the kernel gets to send its FORGETs after that."""
+
 
 class Tree:
     """See the module."""
@@ -40,6 +45,7 @@ class Tree:
         self.inodes = inodes
         self.run = services.backing.run
         self.near = services.run_near
+        self._crowded = trio.Event()
 
     @contextlib.asynccontextmanager
     async def using(self, node: int) -> AsyncIterator[Inode]:
@@ -233,12 +239,6 @@ class Tree:
         self.inodes.shrink(self.inodes.stats().held // 2)
         return await run(call, *args)
 
-    def ask_to_forget(self) -> None:
-        """Have the kernel forget names while the table is larger than it should be."""
-        if self.services.notifier.pending < FORGET_BATCH:
-            for parent, name in self.inodes.forgettable(FORGET_BATCH):
-                self.services.notifier.entry(parent, name)
-
     async def change_xattr(self, inode: Inode, name: bytes, value: bytes | None) -> None:
         """Set an extended attribute, or remove it if ``value`` is None."""
         file = await self._known_file(inode)
@@ -249,6 +249,25 @@ class Tree:
             await self._bracketed(
                 inode, file, None, False, namespace.change_xattr, inode.fd, name, value
             )
+
+    def ask_to_forget(self) -> None:
+        """Inodes came: have ``keep_bounded`` look whether they are too many."""
+        if len(self.inodes) > self.inodes.max_inodes:
+            self._crowded.set()
+
+    async def keep_bounded(self) -> None:
+        """Have the kernel forget names while the table is larger than it should be; never ends."""
+        while True:
+            await self._crowded.wait()
+            self._crowded = trio.Event()
+            while places := self.inodes.forgettable(FORGET_BATCH):
+                before = len(self.inodes)
+                for parent, name in places:
+                    self.services.notifier.entry(parent, name)
+                await self.services.notifier.drained()
+                await trio.sleep(FORGET_SECONDS)
+                if len(self.inodes) >= before:
+                    break  # all in use; until something is looked up again
 
 
 def _key_of(fd: int) -> FileKey:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from cleanfs.mount import MAX_INODES
 from tests.e2e.conftest import Mounter, Place
-from tests.e2e.mounting import mounted
+from tests.e2e.mounting import mounted, wait_until
 
 NOREPLACE, EXCHANGE = 1, 2
 libc = ctypes.CDLL(None, use_errno=True)
@@ -554,3 +555,12 @@ def test_a_parked_file_is_found_where_it_was_moved_to(source: Path, mount: Mount
         moved.chmod(0o600)
     assert sum(1 for _ in (source / "b").iterdir()) == 300
     assert fs.stats()["inodes_parked_total"] > 300
+
+
+def test_the_inode_table_shrinks_by_itself_after_a_large_listing(source: Path, mount: Mounter) -> None:
+    for i in range(MAX_INODES + 2000):
+        (source / f"{i}").touch()
+    fs = mount("--attr-timeout", "60")
+    assert len(os.listdir(fs.path)) == MAX_INODES + 2000
+    wait_until(lambda: fs.stats()["inodes"] <= MAX_INODES, 30)
+    assert (fs.path / "1").stat().st_size == 0
