@@ -77,7 +77,7 @@ def demonstrate(source: Path, mountpoint: Path, copies: Path, progress: Progress
             "--filename=" + ":".join(map(str, big)), f"--io_size={big_total}", "--size=100%",
             f"--runtime={FIO_SECONDS}", "--invalidate=0", "--randseed=1", "--minimal",
         ]  # fmt: skip
-        passes.append(timed(f"fio 16k random, {number}", command, mountpoint, big_total, progress))
+        passes.append(timed(f"fio 16k, {number}", command, mountpoint, big_total, progress))
     progress.stop()
     failures += [
         f"{p.name} read {format_size(p.from_source)} from the source"
