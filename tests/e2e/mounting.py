@@ -122,6 +122,14 @@ class MountedFs:
         self.process.wait(STOP_TIMEOUT)
 
 
+def settle() -> None:
+    """Wait until a file that was just written has a stamp that another change would move.
+
+    Before that its fingerprint is racy, and the next open flushes.
+    """
+    time.sleep(0.03)
+
+
 @contextmanager
 def killed_after(seconds: float, pid: int) -> Iterator[None]:
     """A process is killed by another one if the block, or this whole process, does not end in order."""

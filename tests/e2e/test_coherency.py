@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, mounted
+from tests.e2e.mounting import MountedFs, mounted, settle
 
 ATTR_TIMEOUT = 0.2
 SIZE = 2_000_123
@@ -22,11 +22,6 @@ QUICK = ("--attr-timeout", str(ATTR_TIMEOUT))
 def expire() -> None:
     """Wait until the kernel believes no name and no attribute any more."""
     time.sleep(ATTR_TIMEOUT + 0.05)
-
-
-def settle() -> None:
-    """Wait until a file that was just written has a stamp that another change would move."""
-    time.sleep(0.03)
 
 
 def noise(seed: int = 0) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, cleanfs, is_mounted, wait_until
+from tests.e2e.mounting import MountedFs, cleanfs, is_mounted, settle, wait_until
 
 NUMBERS = ("succ_gets", "failed_gets", "puts", "flushes")
 READABLE = (*NUMBERS, "stats", "stats.json", "metrics", "backend", "pool_limit", "page_cache")
@@ -25,6 +25,7 @@ def fill(fs: MountedFs, name: str = "f") -> bytes:
     """Four times what the page cache takes, so that most of it is in cleancache; all compressible."""
     data = b"".join(b"%07d\n" % i for i in range(SIZE // 8))
     (fs.source / name).write_bytes(data)
+    settle()
     wait_until((fs.path / name).exists, 2)
     assert (fs.path / name).read_bytes() == data
     return data
