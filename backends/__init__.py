@@ -1,17 +1,18 @@
 """Cleancache backends, found by name through the entry-point group ``cleanfs.backends``.
 
-An entry point is a callable ``(pool_limit: int, compression: str) -> Backend`` that raises
-ValueError, with a message for the user, for arguments that it can not work with.
+An entry point is a callable ``(options: BackendOptions) -> Backend`` that raises ValueError, with a
+message for the user, for options that it can not follow.
 """
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
+from cleanfs.backends.options import BackendOptions
 from cleanfs.ops import Backend
 
 GROUP = "cleanfs.backends"
 
-BackendFactory = Callable[[int, str], Backend]
+BackendFactory = Callable[[BackendOptions], Backend]
 
 
 class UnknownBackendError(LookupError):

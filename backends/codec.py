@@ -1,7 +1,10 @@
 """Page codecs by name: what ``--compression`` accepts.
 
-``lz4`` or ``lz4:N``: the fast compressor with acceleration N (1 to 65537; more is faster and looser).
-``lz4hc`` or ``lz4hc:N``: the slow one at level N (1 to 12). Both decompress alike.
+* ``lz4`` or ``lz4:N``: the fast compressor with acceleration N (1 to 65537; more is faster and looser).
+* ``lz4hc`` or ``lz4hc:N``: the slow one at level N (1 to 12). It decompresses as fast.
+* ``zstd`` or ``zstd:N``: denser and slower, at level N (1 to 19); with ``+dict`` at the end it trains
+  a dictionary from the pages that it is given.
+* ``none``: pages are kept as they are.
 """
 
 from collections.abc import Callable
@@ -10,9 +13,12 @@ from functools import partial
 
 import lz4.block
 
-LZ4_MAX_ACCELERATION = 65537
-LZ4HC_MAX_LEVEL = 12
-LZ4HC_DEFAULT_LEVEL = 9
+LEVELS = {"none": range(1), "lz4": range(1, 65538), "lz4hc": range(1, 13), "zstd": range(1, 20)}
+"""Methods, and what the number after the colon may be."""
+
+DEFAULT_LEVEL = {"none": 0, "lz4": 1, "lz4hc": 9, "zstd": 1}
+
+CHOICES = "lz4[:ACCELERATION], lz4hc[:LEVEL], zstd[:LEVEL][+dict] or none"
 
 CorruptError = lz4.block.LZ4BlockError
 """What a decompressor raises when the bytes are not what a compressor made."""
@@ -20,35 +26,44 @@ CorruptError = lz4.block.LZ4BlockError
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A pair of functions over whole pages."""
+    """How pages are compressed."""
 
-    name: str
-    compress: Callable[[bytes], bytes]
-
-    @staticmethod
-    def decompressor(page_size: int) -> Callable[[bytes], bytes]:
-        """The inverse of ``compress``, for pages of ``page_size`` bytes; raises CorruptError."""
-        return partial(lz4.block.decompress, uncompressed_size=page_size)
+    spec: str
+    method: str
+    level: int
+    """Acceleration in the case of lz4."""
+    dictionary: bool = False
 
 
 def parse(spec: str) -> Codec:
     """The codec that ``spec`` names. Raises ValueError with a message for the user."""
-    name, colon, level = spec.partition(":")
-    number = int(level) if level.isdecimal() else None
-    if colon and number is None:
-        raise ValueError(f"compression {spec!r}: {level!r} is not a number")
-    if name == "lz4":
-        acceleration = 1 if number is None else number
-        if not 1 <= acceleration <= LZ4_MAX_ACCELERATION:
-            raise ValueError(f"compression {spec!r}: acceleration is 1 to {LZ4_MAX_ACCELERATION}")
-        compress = partial(lz4.block.compress, mode="fast", acceleration=acceleration, store_size=False)
-    elif name == "lz4hc":
-        level_hc = LZ4HC_DEFAULT_LEVEL if number is None else number
-        if not 1 <= level_hc <= LZ4HC_MAX_LEVEL:
-            raise ValueError(f"compression {spec!r}: level is 1 to {LZ4HC_MAX_LEVEL}")
-        compress = partial(
-            lz4.block.compress, mode="high_compression", compression=level_hc, store_size=False
-        )
-    else:
-        raise ValueError(f"unknown compression {spec!r} (lz4[:ACCELERATION] or lz4hc[:LEVEL])")
-    return Codec(spec, compress)
+    base, plus, extra = spec.partition("+")
+    method, colon, number = base.partition(":")
+    if method not in LEVELS:
+        raise ValueError(f"unknown compression {spec!r} ({CHOICES})")
+    if plus and (method != "zstd" or extra != "dict"):
+        raise ValueError(f"compression {spec!r}: only zstd[:LEVEL]+dict has something after a +")
+    if not colon:
+        return Codec(spec, method, DEFAULT_LEVEL[method], bool(plus))
+    if not (number.isascii() and number.isdecimal()):
+        raise ValueError(f"compression {spec!r}: {number!r} is not a number")
+    levels = LEVELS[method]
+    if method == "none" or int(number) not in levels:
+        what = "acceleration" if method == "lz4" else "level"
+        raise ValueError(f"compression {spec!r}: the {what} is {levels[0]} to {levels[-1]}")
+    return Codec(spec, method, int(number), bool(plus))
+
+
+def lz4_compressor(codec: Codec) -> Callable[[bytes], bytes]:
+    """The codec over whole pages, in Python. Raises ValueError if it is neither lz4 nor lz4hc."""
+    compress = partial(lz4.block.compress, store_size=False)
+    if codec.method == "lz4":
+        return partial(compress, mode="fast", acceleration=codec.level)
+    if codec.method == "lz4hc":
+        return partial(compress, mode="high_compression", compression=codec.level)
+    raise ValueError(f"compression {codec.spec!r} needs the native engine")
+
+
+def lz4_decompressor(page_size: int) -> Callable[[bytes], bytes]:
+    """The inverse of both, for pages of ``page_size`` bytes; raises CorruptError."""
+    return partial(lz4.block.decompress, uncompressed_size=page_size)

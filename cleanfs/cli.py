@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import click
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.live import Live
 from rich.table import Table
 
 from cleanfs import __version__
+from cleanfs.backends import codec
+from cleanfs.backends.options import Admission, Allocator, Poor
+from cleanfs.backends.zcache import engine_name
 from cleanfs.checks import check
 from cleanfs.coherency import Coherency
 from cleanfs.config import MIN_POOL_LIMIT, MountConfig, MountError, check_sizes
@@ -117,8 +120,24 @@ def _complain(message: str) -> None:
     print("cleanfs:", " ".join(message.split()), file=sys.stderr)
 
 
+def _show_version(ctx: click.Context) -> None:
+    try:
+        engine = engine_name()
+    except ValueError as exc:
+        raise click.ClickException(str(exc)) from exc
+    click.echo(f"cleanfs {__version__} (zcache engine: {engine})")
+    ctx.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, message="cleanfs %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=lambda ctx, _, given: _show_version(ctx) if given else None,
+    help="Show the version and exit.",
+)
 def cli() -> None:
     """Mount a directory through a compressed in-RAM cache of clean pages."""
 
@@ -160,7 +179,32 @@ def cli() -> None:
     type=CompressionType(),
     default="lz4",
     show_default=True,
-    help="lz4[:ACCELERATION] or lz4hc[:LEVEL].",
+    help=f"{codec.CHOICES}.",
+)
+@click.option(
+    "--allocator",
+    type=click.Choice(get_args(Allocator)),
+    default="log",
+    show_default=True,
+    help="log: dense, append only; zbud: two pages to a frame.",
+)
+@click.option(
+    "--poor",
+    type=click.Choice(get_args(Poor)),
+    help="Pages that compress poorly: keep them in spare room (log's default), or refuse them.",
+)
+@click.option(
+    "--admission",
+    type=click.Choice(get_args(Admission)),
+    default="all",
+    show_default=True,
+    help="Who gets into a full pool: all pages, or only those that were seen before.",
+)
+@click.option(
+    "--checksum/--no-checksum",
+    default=True,
+    show_default=True,
+    help="Look for corrupted memory.",
 )
 @click.option(
     "--shared-pool",
@@ -216,6 +260,10 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         page_cache=params["page_cache"],
         page_size=params["page_size"],
         compression=params["compression"],
+        allocator=params["allocator"],
+        poor=params["poor"],
+        admission=params["admission"],
+        checksum=params["checksum"],
         shared_pool=params["shared_pool"],
         allow_other=params["allow_other"],
         read_only=params["read_only"],
@@ -242,10 +290,16 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
 def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> tuple[str, ...]:
     """Set ``-o`` names as if they had been given as options; what is for the kernel is returned."""
     ours = {param.name: param for param in ctx.command.params if param.name != "mount_options"}
+    negated = {
+        flag.lstrip("-").replace("-", "_"): str(param.name)
+        for param in ctx.command.params
+        for flag in param.secondary_opts
+    }
     for_kernel = []
     for word in ",".join(mount_options).split(","):
         name, equals, value = word.partition("=")
-        option = ours.get({"ro": "read_only"}.get(name, name.replace("-", "_")))
+        known_as = {"ro": "read_only"}.get(name, name.replace("-", "_"))
+        option = ours.get(negated.get(known_as, known_as))
         if not word or name in FSTAB_OPTIONS or name.startswith(("x-", "comment")):
             continue
         if name in KERNEL_OPTIONS:
@@ -255,7 +309,7 @@ def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> 
         elif option.is_flag:
             if equals:
                 raise click.UsageError(f"mount option {name!r} takes no value")
-            ctx.params[str(option.name)] = True
+            ctx.params[str(option.name)] = known_as not in negated
         else:
             if not equals:
                 raise click.UsageError(f"mount option {name!r} needs a value")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from uuid import UUID
 
+from cleanfs.backends.options import Admission, Allocator, BackendOptions, Poor
 from cleanfs.coherency import Coherency
 from cleanfs.pagecache import PAGE_OVERHEAD
 
@@ -25,6 +26,10 @@ class MountConfig:
     page_cache: int = 64 << 20
     page_size: int = 4096
     compression: str = "lz4"
+    allocator: Allocator = "log"
+    poor: Poor | None = None
+    admission: Admission = "all"
+    checksum: bool = True
     shared_pool: UUID | None = None
     allow_other: bool = False
     read_only: bool = False
@@ -32,6 +37,12 @@ class MountConfig:
     coherency: Coherency = Coherency.OPEN
     fuse_options: tuple[str, ...] = ()
     """Options for the kernel that have no name of ours: noexec, dev, suid..."""
+
+    def backend_options(self, pool_limit: int) -> BackendOptions:
+        """What a backend is made with, at a limit that may have changed since."""
+        return BackendOptions(
+            pool_limit, self.compression, self.allocator, self.poor, self.admission, self.checksum
+        )
 
 
 def check_sizes(pool_limit: int, page_cache: int, page_size: int) -> None:

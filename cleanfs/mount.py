@@ -129,6 +129,7 @@ class Mount:
             rss_bytes=rss_bytes(),
             page_size=self.config.page_size,
             backend=NO_BACKEND if backend is None else backend.name,
+            engine=NO_BACKEND if backend is None else backend.engine,
             pool_id=self._fs.pool_id,
             coherency=self.config.coherency.value,
             changes_found=self._coherency.changes_found,
@@ -154,7 +155,7 @@ class Mount:
         else:
             factory = backends.load(name)
             self._cleancache.check_free()
-            self._cleancache.register(factory(self._pool_limit, self.config.compression))
+            self._cleancache.register(factory(self.config.backend_options(self._pool_limit)))
         self._copies_changed()
 
     def set_pool_limit(self, limit: int) -> None:
@@ -189,7 +190,7 @@ class Mount:
 
     def _make_backend(self, name: str) -> Backend:
         try:
-            return backends.load(name)(self._pool_limit, self.config.compression)
+            return backends.load(name)(self.config.backend_options(self._pool_limit))
         except (ValueError, backends.UnknownBackendError) as exc:
             raise MountError(str(exc)) from exc
 

@@ -81,6 +81,9 @@ class Backend(CleancacheOps, Protocol):
 
     name: str
 
+    engine: str
+    """What does the work, for the operator: ``native``, ``python``."""
+
     @property
     def pool_limit(self) -> int:
         """Bytes of RAM that the backend may use, metadata included."""

@@ -18,7 +18,10 @@ GAUGES = frozenset({
     "pagecache_limit", "pagecache_used", "pagecache_resident", "pagecache_files", "inodes",
     "inodes_held", "open_files", "pool_limit", "pool_used", "obj_count", "obj_count_max",
     "eph_zpages", "eph_zpages_max", "eph_zbytes", "eph_pagebytes", "raw_pages", "same_filled_pages",
-    "zero_filled_pages", "loaned_zpages",
+    "zero_filled_pages", "loaned_zpages", "staged_pages", "metadata_bytes", "dictionary_bytes",
+    "ghosts",
+    "log_segments", "log_bytes", "log_hole_bytes", "zbud_eph_pageframes", "zbud_eph_zpages",
+    "zbud_eph_zbytes", "zbud_eph_unbuddied_count", "zbud_eph_buddied_count",
 })  # fmt: skip
 """Values that go up and down; all others only grow."""
 
@@ -38,6 +41,8 @@ class MountStats:
     """Resident memory of the daemon."""
     page_size: int
     backend: str
+    engine: str
+    """What does the backend's work: native, python."""
     pool_id: int
     """Negative: the mount has no pool."""
     coherency: str
@@ -74,6 +79,7 @@ class MountStats:
             "rss_bytes": self.rss_bytes,
             "page_size": self.page_size,
             "backend": self.backend,
+            "engine": self.engine,
             "pool_id": self.pool_id,
             "coherency": self.coherency,
             "hit_ratio": round(self.hit_ratio, 4),
@@ -117,6 +123,7 @@ class _Metrics(Collector):
             "mountpoint": stats.mountpoint,
             "source": stats.source,
             "backend": stats.backend,
+            "engine": stats.engine,
             "version": stats.version,
         }
         info = GaugeMetricFamily("cleanfs_info", "What is mounted where.", labels=list(labels))

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cleanfs.backends import codec
-from cleanfs.backends.zcache import ENTRY_BYTES, POOR
+from cleanfs.backends.reference import ENTRY_BYTES, POOR
 from cleanfs.reclaim import TwoListReclaim
 
 PAGE = 4096
@@ -85,7 +85,7 @@ def real_pages(count: int) -> list[int]:
     text = b"".join(path.read_bytes() for path in sorted(stdlib.glob("*.py")))
     binary = Path(sys.executable).resolve().read_bytes()
     packed = zlib.compress(text + binary)
-    compress = codec.parse("lz4").compress
+    compress = codec.lz4_compressor(codec.parse("lz4"))
     sizes = []
     for data in (text, binary, packed):
         pages = [data[i : i + PAGE] for i in range(0, len(data) - PAGE, PAGE)]

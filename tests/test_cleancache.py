@@ -18,6 +18,7 @@ class Fake:
     """A correct backend, over a dict, that records calls and fails on demand."""
 
     name = "fake"
+    engine = "python"
     pool_limit = 1 << 20
 
     def __init__(self) -> None:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from cleanfs.backends.zcache import Zcache
+from cleanfs.backends import zcache
+from cleanfs.backends.options import BackendOptions
 from cleanfs.cleancache import Cleancache
 from cleanfs.ops import Backend, FileKey
 from cleanfs.pagecache import PAGE_OVERHEAD, CachedFile, PageCache
@@ -28,6 +29,7 @@ class Store:
     """An exclusive backend over a dict, with a log of what passed through."""
 
     name = "store"
+    engine = "python"
     pool_limit = 1 << 30
 
     def __init__(self) -> None:
@@ -664,7 +666,7 @@ def test_reads_are_those_of_a_bytearray(
 ) -> None:
     async def run() -> None:
         source = Source(3, tail)
-        rig = Rig(pages, source, Zcache(1 << 20) if backend else None)
+        rig = Rig(pages, source, zcache.make(BackendOptions(1 << 20)) if backend else None)
         for what, offset, size in steps:
             if what == "read":
                 expected = source.data[offset : offset + size]
@@ -737,7 +739,7 @@ def test_concurrent_reads_never_give_what_was_overwritten_before_they_began(
     async def run() -> None:
         source = Source(6)
         source.data[:] = bytes(SIZE)
-        rig = Rig(pages, source, Zcache(1 << 20) if backend else None)
+        rig = Rig(pages, source, zcache.make(BackendOptions(1 << 20)) if backend else None)
         history = History(blocks)
 
         async def slow_source(offset: int, size: int) -> bytes:

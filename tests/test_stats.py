@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cleanfs.backends.zcache import Zcache
+from cleanfs.backends.options import BackendOptions
+from cleanfs.backends.reference import ReferenceZcache
 from cleanfs.backing import BackingStats
 from cleanfs.cleancache import CleancacheStats
 from cleanfs.inodes import InodeStats
@@ -23,6 +24,7 @@ STATS = MountStats(
     rss_bytes=1000,
     page_size=4096,
     backend="zcache",
+    engine="python",
     pool_id=0,
     coherency="open",
     changes_found=9,
@@ -123,7 +125,8 @@ def test_prometheus_text_parses_and_has_every_number_with_its_mount() -> None:
     assert samples["cleanfs_hit_ratio"].value == 0.8
     assert samples["cleanfs_inodes_parked_total"].value == 7
     assert samples["cleanfs_info"].labels == {
-        "mountpoint": "/mnt", "source": "/source", "backend": "zcache", "version": "1.2.3",
+        "mountpoint": "/mnt", "source": "/source", "backend": "zcache", "engine": "python",
+        "version": "1.2.3",
     }  # fmt: skip
     numbers = [v for k, v in STATS.values().items() if not isinstance(v, str) and k != "pid"]
     assert len(samples) == 1 + len(numbers) + len(STATS.counters)
@@ -139,7 +142,7 @@ def test_gauges_are_gauges_and_all_else_counters() -> None:
 
 
 def test_what_goes_down_in_zcache_is_a_gauge() -> None:
-    z = Zcache(4 << 20)
+    z = ReferenceZcache(BackendOptions(4 << 20))
     pool = z.init_fs(4096)
     busy = dict(z.counters())
     z.put_pages(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleanfs.backends.codec import Codec, CorruptError, parse
+from cleanfs.backends.codec import CorruptError, lz4_compressor, lz4_decompressor, parse
 from tests.backends.conformance import noise, text
 
 GOOD = ["lz4", "lz4:1", "lz4:17", "lz4:65537", "lz4hc", "lz4hc:1", "lz4hc:12"]
@@ -13,22 +13,21 @@ GOOD = ["lz4", "lz4:1", "lz4:17", "lz4:65537", "lz4hc", "lz4hc:1", "lz4hc:12"]
 @pytest.mark.parametrize("spec", GOOD)
 @pytest.mark.parametrize("page_size", [4096, 1 << 20])
 def test_a_page_survives_the_round_trip(spec: str, page_size: int) -> None:
-    codec = parse(spec)
-    assert codec.name == spec
-    decompress = Codec.decompressor(page_size)
+    compress = lz4_compressor(parse(spec))
+    decompress = lz4_decompressor(page_size)
     for page in (bytes(page_size), text("x", page_size), noise(1, page_size)):
-        assert decompress(codec.compress(page)) == page
+        assert decompress(compress(page)) == page
 
 
 @given(st.sampled_from(GOOD), st.binary(min_size=64, max_size=64), st.integers(0, 4032))
 def test_any_page_survives_the_round_trip(spec: str, part: bytes, start: int) -> None:
     page = (bytes(start) + part).ljust(4096, part[:1])
-    assert Codec.decompressor(4096)(parse(spec).compress(page)) == page
+    assert lz4_decompressor(4096)(lz4_compressor(parse(spec))(page)) == page
 
 
 def test_acceleration_and_level_reach_the_compressor() -> None:
     page = b"".join(b"%d:%d " % (i, i * i) for i in range(2000))[:4096]
-    sizes = {spec: len(parse(spec).compress(page)) for spec in ("lz4:65537", "lz4", "lz4hc:12")}
+    sizes = {spec: len(lz4_compressor(parse(spec))(page)) for spec in ("lz4:65537", "lz4", "lz4hc:12")}
     assert sizes["lz4:65537"] > sizes["lz4"] > sizes["lz4hc:12"]
 
 
@@ -36,24 +35,23 @@ def test_acceleration_and_level_reach_the_compressor() -> None:
 def test_the_default_parameters_are_1_and_9(spec: str) -> None:
     page = b"".join(b"%d:%d " % (i, i * i) for i in range(2000))[:4096]
     explicit = {"lz4": "lz4:1", "lz4hc": "lz4hc:9"}[spec]
-    assert parse(spec).compress(page) == parse(explicit).compress(page)
+    assert lz4_compressor(parse(spec))(page) == lz4_compressor(parse(explicit))(page)
 
 
 def test_zpages_carry_no_size_header() -> None:
-    assert len(parse("lz4").compress(bytes(4096))) < 30
+    assert len(lz4_compressor(parse("lz4"))(bytes(4096))) < 30
 
 
-@pytest.mark.parametrize("zpage", [b"", b"\xff" * 10, parse("lz4").compress(bytes(8192))])
+@pytest.mark.parametrize("zpage", [b"", b"\xff" * 10, lz4_compressor(parse("lz4"))(bytes(8192))])
 def test_what_no_compressor_made_is_corrupt(zpage: bytes) -> None:
     with pytest.raises(CorruptError):
-        Codec.decompressor(4096)(zpage)
+        lz4_decompressor(4096)(zpage)
 
 
 @pytest.mark.parametrize(
     "spec",
     [
         "",
-        "zstd",
         "LZ4",
         "lz4 ",
         "lz4:",

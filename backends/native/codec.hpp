@@ -1,0 +1,91 @@
+// Page codecs: lz4, lz4hc, zstd and none, and the dictionary that zstd can learn from the pages.
+//
+// A codec is shared by the threads; what compressing needs beside it is a Scratch, one for each thread.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "types.hpp"
+
+namespace zcache {
+
+enum class Method : std::uint8_t { none, lz4, lz4hc, zstd };
+
+struct CodecOptions {
+    Method method = Method::lz4;
+    int level = 1;            // lz4: acceleration
+    bool dictionary = false;  // zstd: train one
+};
+
+class Codec;
+
+// Buffers and contexts of one thread.
+class Scratch {
+public:
+    explicit Scratch(const Codec& codec);
+    ~Scratch();
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+
+    // Bytes that it takes.
+    std::size_t bytes() const;
+
+private:
+    friend class Codec;
+    struct Contexts;
+    std::unique_ptr<Contexts> contexts_;
+    std::vector<std::byte> out_;
+};
+
+class Codec {
+public:
+    // Throws std::invalid_argument for a level that the method does not have.
+    // The samples for a dictionary take up to `sample_bytes`.
+    explicit Codec(CodecOptions options, std::size_t sample_bytes = max_sample_bytes);
+    ~Codec();
+    Codec(const Codec&) = delete;
+    Codec& operator=(const Codec&) = delete;
+
+    const CodecOptions& options() const { return options_; }
+
+    struct Compressed {
+        Bytes bytes;  // in the scratch; valid until its next use
+        bool with_dictionary = false;
+    };
+    // The page compressed to `most` bytes or fewer; none if it does not compress as far.
+    std::optional<Compressed> compress(Scratch& scratch, Bytes page, std::size_t most) const;
+    // Whether `in` decompressed to exactly `out`. Whatever `in` is, nothing beyond `out` is written.
+    bool decompress(Scratch& scratch, Bytes in, bool with_dictionary, MutableBytes out) const;
+
+    // -- the dictionary: only the thread that compresses in the background calls these --------------
+
+    bool wants_samples() const { return options_.dictionary && !trained_.load(std::memory_order_relaxed); }
+    // A page for training. The dictionary is trained, which takes some hundred milliseconds, and used
+    // from then on, when there are enough.
+    void sample(Bytes page);
+    // Bytes of the dictionary in its three forms and of the samples.
+    std::size_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
+    std::size_t dictionary_bytes() const { return dictionary_bytes_.load(std::memory_order_relaxed); }
+
+private:
+    struct Dictionary;
+
+    void train();
+
+    static constexpr std::size_t max_sample_bytes = std::size_t{8} << 20;
+
+    const CodecOptions options_;
+    const std::size_t sample_bytes_;
+    std::vector<std::byte> samples_;
+    std::vector<std::size_t> sample_sizes_;
+    std::uint64_t offered_ = 0;
+    std::unique_ptr<Dictionary> dictionary_;
+    std::atomic<bool> trained_ = false;  // set last: dictionary_ does not change once it is
+    std::atomic<std::size_t> bytes_ = 0;
+    std::atomic<std::size_t> dictionary_bytes_ = 0;
+};
+
+}  // namespace zcache

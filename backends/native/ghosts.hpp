@@ -1,0 +1,38 @@
+// Ghosts: which pages were seen before, though they are not kept. For the WasActive admission.
+//
+// Dan Magenheimer's WasActive let zcache know whether a page had ever been active, because a page that
+// streams past once is not worth a place that another one has. Here a page counts as active if it was
+// put before: its ghost, 32 bits of a hash of its name, is in a table of as many as the pool holds pages.
+// A wrong match admits a page that could have been refused, no more.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace zcache {
+
+class Ghosts {
+public:
+    // For a history of about that many names; what was remembered is forgotten.
+    void resize(std::size_t names);
+    void remember(std::uint64_t name_hash);
+    // Whether it was remembered; it is forgotten then.
+    bool take(std::uint64_t name_hash);
+    std::size_t capacity() const { return sets_.size() * ways; }
+    std::size_t bytes() const { return sets_.capacity() * sizeof(Set); }
+
+private:
+    static constexpr std::size_t ways = 8;
+    // Newest first; 0: none.
+    using Set = std::array<std::uint32_t, ways>;
+
+    Set& set_of(std::uint64_t name_hash) { return sets_[name_hash & (sets_.size() - 1)]; }
+    static std::uint32_t tag_of(std::uint64_t name_hash) {
+        return static_cast<std::uint32_t>(name_hash >> 32) | 1;
+    }
+
+    std::vector<Set> sets_;
+};
+
+}  // namespace zcache

@@ -1,0 +1,60 @@
+// Loans: stored pages that an exclusive get handed out, kept in case the same page comes back.
+//
+// A page that was got is gone for every get. But most come back unchanged, when the page cache evicts
+// them again, and compressing is five times the work of decompressing. So the stored form waits, with a
+// token for the very page handed out. A put of the page with that token revives it: no compressing, no
+// comparing, no doubt. Who gives a token must not use it for another page until it was given back.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "slot.hpp"
+
+namespace zcache {
+
+using Token = std::uint64_t;
+inline constexpr Token no_token = 0;
+
+class Loans {
+public:
+    using Number = std::uint32_t;
+
+    struct Loan {
+        Token token = no_token;
+        Slot slot = Slot::stored(0, Kind::raw);  // as it was: stored or staged
+        Owner owner;
+        std::uint32_t page_size = 0;
+        Number older = none, younger = none;
+    };
+
+    // Whether there is memory for one more loan, and for its token's return.
+    bool reserve();
+    // Only after reserve().
+    Number add(Token token, Slot slot, Owner owner, std::uint32_t page_size);
+    Loan& at(Number number) { return loans_[number]; }
+    // The loan's end; its token is given back.
+    Loan end(Number number);
+
+    bool empty() const { return oldest_ == none; }
+    Number oldest() const { return oldest_; }
+    std::size_t count() const { return loans_.size() - free_.size(); }
+    // Bytes of the pages that are lent.
+    std::size_t page_bytes() const { return page_bytes_; }
+    // Bytes of the records.
+    std::size_t bytes() const { return loans_.capacity() * sizeof(Loan) + free_.capacity() * sizeof(Number); }
+
+    // Tokens that were given back and that nobody has collected yet. There is room for all that are out.
+    std::vector<Token>& returned() { return returned_; }
+
+private:
+    static constexpr Number none = ~Number{0};
+
+    std::vector<Loan> loans_;
+    std::vector<Number> free_;
+    std::vector<Token> returned_;
+    Number oldest_ = none, youngest_ = none;
+    std::size_t page_bytes_ = 0;
+};
+
+}  // namespace zcache

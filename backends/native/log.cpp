@@ -1,0 +1,360 @@
+#include "log.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cstddef>
+#include <cstring>
+#include <utility>
+
+namespace zcache {
+
+namespace {
+
+constexpr std::size_t min_segment = 64 << 10;
+constexpr std::size_t max_segment = 2 << 20;
+
+// Segments that the limit has room for: many, so that a reserve of one and an eviction of one are small
+// steps; few, so that their number stays below the kernel's limit of mappings.
+constexpr std::size_t segments_per_limit = 128;
+
+// Entries of at least that many pages have room in a segment, so that the unused end of it is small.
+constexpr std::size_t pages_per_segment = 8;
+
+// A closed segment is worth compacting from this bucket on: an eighth of it is holes. Copying 7/8 of a
+// segment to gain 1/8 is some seven copies of 2 KiB for a page that is put, 1 us; compressing it is 5 us.
+constexpr unsigned worth_compacting = 2;
+
+// A location is the number of a segment and an offset in units of 8 bytes.
+constexpr unsigned offset_bits = 20;
+static_assert(pages_per_segment * max_page_size <= std::size_t{8} << offset_bits);
+static_assert(max_segment <= std::size_t{8} << offset_bits);
+
+Location location(std::uint32_t segment, std::uint32_t offset) {
+    return static_cast<Location>(segment) << offset_bits | offset / 8;
+}
+std::uint32_t segment_of(Location at) { return static_cast<std::uint32_t>(at >> offset_bits); }
+std::uint32_t offset_of(Location at) {
+    return static_cast<std::uint32_t>(at & ((Location{1} << offset_bits) - 1)) * 8;
+}
+
+}  // namespace
+
+// Before each entry. The packing is exact: index < 2^63 / page size, size <= page size.
+struct LogAllocator::Header {
+    std::uint64_t index_and_size;
+    FileId file;  // no_file: a hole
+    std::uint32_t checksum;
+};
+
+LogAllocator::LogAllocator(Budget& budget, IndexLink& index, std::uint32_t page_size)
+    : budget_(budget),
+      index_(index),
+      page_size_(page_size),
+      size_bits_(static_cast<unsigned>(std::bit_width(page_size))) {
+    static_assert(sizeof(Header) == header_bytes);
+    for (auto& of_log : survivors_) of_log.fill(none);
+    for (auto& of_log : bucket_heads_) of_log.fill(none);
+    resized();
+}
+
+LogAllocator::~LogAllocator() = default;
+
+void LogAllocator::resized() {
+    std::size_t wanted = std::bit_floor(std::max<std::size_t>(budget_.limit / segments_per_limit, 1));
+    segment_bytes_ = std::clamp(wanted, min_segment, max_segment);
+    segment_bytes_ = std::max<std::size_t>(segment_bytes_, pages_per_segment * page_size_);
+    // Where the limit is small for such pages, four segments of at least one page each.
+    std::size_t quarter = budget_.limit / 4 & ~std::size_t{4095};
+    std::size_t least = round_up(entry_bytes(page_size_), 4096);
+    segment_bytes_ = std::max(least, std::min(segment_bytes_, quarter));
+    if (spare_.size() != segment_bytes_) {
+        bytes_ -= spare_.size();
+        Mapping gone = std::move(spare_);
+    }
+}
+
+std::size_t LogAllocator::bytes() const { return bytes_; }
+
+// -- entries ------------------------------------------------------------------------------------
+
+Entry LogAllocator::entry_at(const Segment& segment, std::uint32_t offset) const {
+    Header header;
+    std::memcpy(&header, segment.memory.data() + offset, sizeof header);
+    std::size_t size = header.index_and_size & ((std::uint64_t{1} << size_bits_) - 1);
+    return {.owner = {header.file, header.index_and_size >> size_bits_},
+            .checksum = header.checksum,
+            .bytes = {segment.memory.data() + offset + sizeof header, size},
+            .poor = segment.log == raw_pages};
+}
+
+bool LogAllocator::fits(SegmentId id, std::size_t bytes) const {
+    return id != none && segments_[id].filled + bytes <= segments_[id].memory.size();
+}
+
+Location LogAllocator::append(SegmentId id, const Entry& entry) {
+    Segment& segment = segments_[id];
+    std::uint32_t offset = segment.filled;
+    Header header{entry.owner.index << size_bits_ | entry.bytes.size(), entry.owner.file, entry.checksum};
+    std::byte* at = segment.memory.data() + offset;
+    std::memcpy(at, &header, sizeof header);
+    std::memcpy(at + sizeof header, entry.bytes.data(), entry.bytes.size());
+    auto taken = static_cast<std::uint32_t>(entry_bytes(entry.bytes.size()));
+    segment.filled += taken;
+    segment.live_bytes += taken;
+    ++segment.live;
+    live_bytes_ += taken;
+    return location(id, offset);
+}
+
+Stored LogAllocator::load(Location at) const {
+    Entry entry = entry_at(segments_[segment_of(at)], offset_of(at));
+    return {entry.owner, entry.checksum, entry.bytes};
+}
+
+// Of what is in the segment, `bytes` are no longer an entry that is live there.
+void LogAllocator::forget(Segment& segment, std::size_t bytes) {
+    segment.live_bytes -= static_cast<std::uint32_t>(bytes);
+    --segment.live;
+    live_bytes_ -= bytes;
+}
+
+void LogAllocator::mark_hole(const Entry& entry) {
+    std::byte* header = const_cast<std::byte*>(entry.bytes.data()) - header_bytes;
+    std::memcpy(header + offsetof(Header, file), &no_file, sizeof no_file);
+}
+
+void LogAllocator::release(Location at) {
+    SegmentId id = segment_of(at);
+    Segment& segment = segments_[id];
+    Entry entry = entry_at(segment, offset_of(at));
+    assert(entry.owner.file != no_file);
+    mark_hole(entry);
+    forget(segment, entry_bytes(entry.bytes.size()));
+    if (segment.open) return;
+    if (segment.live == 0) {
+        free_segment(id);
+    } else if (bucket_of(segment) != segment.bucket) {
+        unlink_bucket(id);
+        link_bucket(id);
+    }
+}
+
+std::optional<Location> LogAllocator::store(const Entry& entry) {
+    Log log = entry.poor ? raw_pages : zpages;
+    std::size_t need = entry_bytes(entry.bytes.size());
+    if (!fits(open_[log], need)) {
+        close(open_[log]);
+        if (!make_room(log)) return std::nullopt;
+        // Making room may have opened one already, to copy forward what was used.
+        if (!fits(open_[log], need)) reopen(open_[log], log, need, none);
+    }
+    return append(open_[log], entry);
+}
+
+// -- room -----------------------------------------------------------------------------------------
+
+// Room for one more segment beside the reserve, at the expense of what is there.
+bool LogAllocator::make_room(Log log) {
+    while (!budget_.room(spare_ ? segment_bytes_ : 2 * segment_bytes_)) {
+        if (log == raw_pages && oldest_[raw_pages] == none) return false;
+        if (!reclaim_segment()) return spare_ || budget_.room(segment_bytes_);
+    }
+    return true;
+}
+
+bool LogAllocator::reclaim() {
+    if (!spare_) return reclaim_segment();
+    bytes_ -= spare_.size();
+    Mapping gone = std::move(spare_);
+    return true;
+}
+
+bool LogAllocator::reclaim_segment() {
+    return compact_one(raw_pages) || evict_oldest(raw_pages) || compact_one(zpages) ||
+           evict_oldest(zpages);
+}
+
+bool LogAllocator::compact_one(Log log) {
+    for (unsigned bucket = buckets; bucket-- > worth_compacting;) {
+        if (bucket_heads_[log][bucket] == none) continue;
+        compact(bucket_heads_[log][bucket]);
+        return true;
+    }
+    return false;
+}
+
+void LogAllocator::compact(SegmentId id) {
+    ++compacted_segments_;
+    SegmentId& survivor = survivor_of_age(id);
+    Log log = segments_[id].log;
+    for_each_live(id, [&](const Entry& entry) {
+        std::size_t need = entry_bytes(entry.bytes.size());
+        if (!fits(survivor, need)) {
+            reopen(survivor, log, need, id);
+            segments_[survivor].age = segments_[id].age;
+        }
+        Location to = append(survivor, entry);
+        forget(segments_[id], need);
+        index_.moved(entry.owner, to);
+        compacted_bytes_ += need;
+    });
+    free_segment(id);
+}
+
+// The open segment for what is copied out of segments of about that age.
+LogAllocator::SegmentId& LogAllocator::survivor_of_age(SegmentId id) {
+    const Segment& segment = segments_[id];
+    std::uint64_t first = segments_[oldest_[segment.log]].age;
+    std::uint64_t age = std::max(segment.age, first) - first;
+    // A few segments need no order among their survivors, and can not afford the room.
+    std::uint64_t classes =
+        std::clamp<std::uint64_t>((segments_.size() - free_ids_.size()) / 32, 1, max_survivors);
+    return survivors_[segment.log][std::min(age * classes / (next_age_ - first), classes - 1)];
+}
+
+bool LogAllocator::evict_oldest(Log log) {
+    SegmentId id = oldest_[log];
+    if (id == none) return false;
+    if (segments_[id].open) {  // whoever filled it opens another
+        if (open_[log] == id) open_[log] = none;
+        std::replace(survivors_[log].begin(), survivors_[log].end(), id, none);
+        segments_[id].open = false;
+    }
+    ++evicted_segments_;
+    bool alone = id == youngest_[log];
+    std::size_t spare_room = alone ? 0 : segments_[id].memory.size() / 2;
+    for_each_live(id, [&](const Entry& entry) {
+        std::size_t need = entry_bytes(entry.bytes.size());
+        if (need <= spare_room && index_.take_referenced(entry.owner)) {
+            if (!fits(open_[log], need)) reopen(open_[log], log, need, none);
+            Location to = append(open_[log], entry);
+            index_.moved(entry.owner, to);
+            spare_room -= need;
+            ++spared_entries_;
+        } else {
+            index_.evicted(entry.owner, entry.bytes.size(), entry.poor);
+        }
+        forget(segments_[id], need);
+    });
+    free_segment(id);
+    return true;
+}
+
+// Calls `each` for every live entry; it must move the entry or give it up, or throw before it did.
+template <class Each>
+void LogAllocator::for_each_live(SegmentId id, Each&& each) {
+    for (std::uint32_t offset = 0; offset < segments_[id].filled;) {
+        Entry entry = entry_at(segments_[id], offset);
+        offset += static_cast<std::uint32_t>(entry_bytes(entry.bytes.size()));
+        if (entry.owner.file == no_file) continue;
+        each(entry);
+        mark_hole(entry);  // at once: should the next one fail, the segment stays
+    }
+}
+
+// -- segments -------------------------------------------------------------------------------------
+
+// An open segment with room for an entry, in the order right before `before`, or at the young end.
+LogAllocator::SegmentId LogAllocator::new_segment(Log log, std::size_t bytes, SegmentId before) {
+    std::size_t size = std::max(segment_bytes_, round_up(bytes, 4096));
+    if (free_ids_.empty()) {
+        segments_.emplace_back();
+        free_ids_.reserve(segments_.capacity());
+        free_ids_.push_back(static_cast<SegmentId>(segments_.size() - 1));
+    }
+    Mapping memory;
+    if (spare_.size() == size) {
+        memory = std::move(spare_);
+    } else {
+        memory = Mapping(budget_, size);
+        bytes_ += size;
+    }
+    SegmentId id = free_ids_.back();
+    free_ids_.pop_back();
+    Segment& segment = segments_[id];
+    segment = Segment{};
+    segment.memory = std::move(memory);
+    segment.log = log;
+    segment.open = true;
+    segment.age = next_age_++;
+    link_age(id, before);
+    return id;
+}
+
+// Close the segment, if there is one, and open another with room for an entry.
+void LogAllocator::reopen(SegmentId& open, Log log, std::size_t bytes, SegmentId before) {
+    close(open);
+    open = new_segment(log, bytes, before);
+}
+
+void LogAllocator::close(SegmentId& open) {
+    SegmentId id = std::exchange(open, none);
+    if (id == none) return;
+    segments_[id].open = false;
+    if (segments_[id].live == 0) free_segment(id);
+    else link_bucket(id);
+}
+
+void LogAllocator::free_segment(SegmentId id) {
+    Segment& segment = segments_[id];
+    if (segment.bucket != no_bucket) unlink_bucket(id);
+    unlink_age(id);
+    Mapping memory = std::move(segment.memory);
+    segment = Segment{};
+    free_ids_.push_back(id);
+    if (!spare_ && memory.size() == segment_bytes_) spare_ = std::move(memory);
+    else bytes_ -= memory.size();
+}
+
+void LogAllocator::link_age(SegmentId id, SegmentId before) {
+    Segment& segment = segments_[id];
+    Log log = segment.log;
+    segment.younger = before;
+    segment.older = before == none ? youngest_[log] : segments_[before].older;
+    (segment.older == none ? oldest_[log] : segments_[segment.older].younger) = id;
+    (segment.younger == none ? youngest_[log] : segments_[segment.younger].older) = id;
+}
+
+void LogAllocator::unlink_age(SegmentId id) {
+    Segment& segment = segments_[id];
+    Log log = segment.log;
+    (segment.older == none ? oldest_[log] : segments_[segment.older].younger) = segment.younger;
+    (segment.younger == none ? youngest_[log] : segments_[segment.younger].older) = segment.older;
+}
+
+// By sixteenths of the segment that are holes. The unused end is none: compaction can not gain it.
+unsigned LogAllocator::bucket_of(const Segment& segment) const {
+    std::uint64_t holes = segment.filled - segment.live_bytes;
+    return static_cast<unsigned>(std::min<std::uint64_t>(holes * buckets / segment.memory.size(), buckets - 1));
+}
+
+void LogAllocator::link_bucket(SegmentId id) {
+    Segment& segment = segments_[id];
+    segment.bucket = static_cast<std::uint8_t>(bucket_of(segment));
+    SegmentId& head = bucket_heads_[segment.log][segment.bucket];
+    segment.bucket_prev = none;
+    segment.bucket_next = head;
+    if (head != none) segments_[head].bucket_prev = id;
+    head = id;
+}
+
+void LogAllocator::unlink_bucket(SegmentId id) {
+    Segment& segment = segments_[id];
+    SegmentId& head = bucket_heads_[segment.log][segment.bucket];
+    (segment.bucket_prev == none ? head : segments_[segment.bucket_prev].bucket_next) = segment.bucket_next;
+    if (segment.bucket_next != none) segments_[segment.bucket_next].bucket_prev = segment.bucket_prev;
+    segment.bucket = no_bucket;
+}
+
+void LogAllocator::count(Counts& counts) const {
+    counts["log_segments"] += segments_.size() - free_ids_.size();
+    counts["log_bytes"] += bytes_;
+    counts["log_hole_bytes"] += bytes_ - spare_.size() - live_bytes_;
+    counts["log_compacted_segments"] += compacted_segments_;
+    counts["log_compacted_bytes"] += compacted_bytes_;
+    counts["log_evicted_segments"] += evicted_segments_;
+    counts["log_spared_entries"] += spared_entries_;
+}
+
+}  // namespace zcache
