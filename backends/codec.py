@@ -16,7 +16,7 @@ import lz4.block
 LEVELS = {"none": range(1), "lz4": range(1, 65538), "lz4hc": range(1, 13), "zstd": range(1, 20)}
 """Methods, and what the number after the colon may be."""
 
-DEFAULT_LEVEL = {"none": 0, "lz4": 1, "lz4hc": 9, "zstd": 1}
+DEFAULT_LEVEL = {"none": 0, "lz4": 1, "lz4hc": 9, "zstd": 3}
 
 CHOICES = "lz4[:ACCELERATION], lz4hc[:LEVEL], zstd[:LEVEL][+dict] or none"
 

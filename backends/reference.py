@@ -102,6 +102,7 @@ class ReferenceZcache:
             ("allocator", options.allocator, "log"),  # there is none; nothing was asked for
             ("poor", options.poor or "keep", "keep"),
             ("admission", options.admission, "all"),
+            ("checksum", options.checksum, False),
         ):
             if value != ours:
                 raise ValueError(f"{option} {value!r} needs the native engine")

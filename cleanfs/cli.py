@@ -202,9 +202,9 @@ def cli() -> None:
 )
 @click.option(
     "--checksum/--no-checksum",
-    default=True,
+    default=False,
     show_default=True,
-    help="Look for corrupted memory.",
+    help="Hold pages against a checksum when they come back from the backend.",
 )
 @click.option(
     "--shared-pool",
@@ -399,7 +399,12 @@ def _watch(path: str, seconds: float) -> None:
         while True:
             time.sleep(seconds)
             now = _read_stats(path)
-            live.update(stats_table(now, before), refresh=True)
+            table = stats_table(now, before)
+            if console.is_terminal:
+                live.update(table, refresh=True)
+            else:  # a pipe gets a table each time, at once
+                console.print(table)
+                sys.stdout.flush()
             before = now
 
 

@@ -29,7 +29,7 @@ class MountConfig:
     allocator: Allocator = "log"
     poor: Poor | None = None
     admission: Admission = "all"
-    checksum: bool = True
+    checksum: bool = False
     shared_pool: UUID | None = None
     allow_other: bool = False
     read_only: bool = False

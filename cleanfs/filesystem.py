@@ -19,6 +19,7 @@ from itertools import count
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
 import pyfuse3
+import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -480,15 +481,34 @@ class CleanFS(pyfuse3.Operations):
         try:
             st = opened.stat
             changed = services.coherency.on_open(file, self._tree.fingerprint(st, before), before.clock)
-            if inode.sent != (st.st_size, st.st_mtime_ns, st.st_ctime_ns):
-                # Within the attribute timeout the kernel would go by an old size.
-                await attributes_changed(inode.node)
-                inode.sent = None
+            now = (st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+            if inode.sent != now:
+                inode.sent = now
+                inode.doubts += 1
+            await self._settle_doubts(inode)
         except BaseException:
             await self._release(fh)
             raise
         changed = changed or services.notifier.is_pending(inode.node)
         return FileInfo(fh=fh, keep_cache=not changed)
+
+    async def _settle_doubts(self, inode: Inode) -> None:
+        """Make the kernel ask for the attributes, if it may go by old ones: for a size, above all.
+
+        One notification at a time: the kernel drops the answer to a question that it asked before a
+        notification, and whoever asked goes by the old size.
+        """
+        while (doubts := inode.doubts) != inode.doubts_settled:
+            if inode.settling is not None:
+                await inode.settling.wait()
+                continue
+            inode.settling = settled = trio.Event()
+            try:
+                await attributes_changed(inode.node)
+                inode.doubts_settled = doubts
+            finally:
+                inode.settling = None
+                settled.set()
 
     async def _truncate_open(
         self, inode: Inode, fh: FileHandleT, mode: int, ctx: RequestContext
@@ -526,7 +546,10 @@ class CleanFS(pyfuse3.Operations):
             entry.st_ino = InodeT(inode.node)
         entry.generation = inode.generation
         entry.attr_timeout = entry.entry_timeout = self._attr_timeout
-        inode.sent = (st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+        now = (st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+        if inode.sent not in (None, now):
+            inode.doubts += 1
+        inode.sent = now
         inode.kernel_size = st.st_size
         return entry
 

@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 
+import trio
+
 from cleanfs import syscalls
 from cleanfs.ops import FileKey
 
@@ -58,6 +60,8 @@ class Inode:
 
     __slots__ = (
         "device",
+        "doubts",
+        "doubts_settled",
         "fd",
         "file_key",
         "generation",
@@ -72,6 +76,7 @@ class Inode:
         "parent",
         "pins",
         "sent",
+        "settling",
     )  # fmt: skip
 
     def __init__(self, device: int, ino: int, kind: int, node: int, generation: int) -> None:
@@ -100,6 +105,12 @@ class Inode:
         """Where the kernel sees the end of the file: it appends there."""
         self.sent: tuple[int, int, int] | None = None
         """Size, mtime and ctime that the kernel was last told."""
+        self.doubts = self.doubts_settled = 0
+        """How often it was told others than before, and how many of these were followed by a
+        notification. It need not believe the last that it was told: a reply takes effect when
+        whoever asked gets to run, and somebody else may run before."""
+        self.settling: trio.Event | None = None
+        """Set when the notification that is under way has been made."""
 
     @property
     def id(self) -> tuple[int, int]:

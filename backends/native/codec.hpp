@@ -25,7 +25,9 @@ class Codec;
 // Buffers and contexts of one thread.
 class Scratch {
 public:
-    explicit Scratch(const Codec& codec);
+    enum class Use { compress, decompress };
+
+    Scratch(const Codec& codec, Use use);
     ~Scratch();
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
@@ -63,7 +65,7 @@ public:
     // -- the dictionary: only the thread that compresses in the background calls these --------------
 
     bool wants_samples() const { return options_.dictionary && !trained_.load(std::memory_order_relaxed); }
-    // A page for training. The dictionary is trained, which takes some hundred milliseconds, and used
+    // A page for training. The dictionary is trained, which takes some 40 milliseconds, and used
     // from then on, when there are enough.
     void sample(Bytes page);
     // Bytes of the dictionary in its three forms and of the samples.
@@ -75,7 +77,7 @@ private:
 
     void train();
 
-    static constexpr std::size_t max_sample_bytes = std::size_t{8} << 20;
+    static constexpr std::size_t max_sample_bytes = std::size_t{1} << 20;
 
     const CodecOptions options_;
     const std::size_t sample_bytes_;

@@ -21,6 +21,9 @@ constexpr std::size_t segments_per_limit = 128;
 // Entries of at least that many pages have room in a segment, so that the unused end of it is small.
 constexpr std::size_t pages_per_segment = 8;
 
+// Part of the limit that freed segments may take, so that pages that come and go need no system calls.
+constexpr std::size_t spare_divisor = 16;
+
 // A closed segment is worth compacting from this bucket on: an eighth of it is holes. Copying 7/8 of a
 // segment to gain 1/8 is some seven copies of 2 KiB for a page that is put, 1 us; compressing it is 5 us.
 constexpr unsigned worth_compacting = 2;
@@ -68,10 +71,18 @@ void LogAllocator::resized() {
     std::size_t quarter = budget_.limit / 4 & ~std::size_t{4095};
     std::size_t least = round_up(entry_bytes(page_size_), 4096);
     segment_bytes_ = std::max(least, std::min(segment_bytes_, quarter));
-    if (spare_.size() != segment_bytes_) {
-        bytes_ -= spare_.size();
-        Mapping gone = std::move(spare_);
+    while (drop_spare()) {
     }
+    max_spares_ = std::max<std::size_t>(budget_.limit / spare_divisor / segment_bytes_, 1);
+    spares_.reserve(max_spares_);  // free_segment must not fail
+}
+
+// Give a segment that holds nothing back to the system.
+bool LogAllocator::drop_spare() {
+    if (spares_.empty()) return false;
+    bytes_ -= spares_.back().size();
+    spares_.pop_back();
+    return true;
 }
 
 std::size_t LogAllocator::bytes() const { return bytes_; }
@@ -154,20 +165,17 @@ std::optional<Location> LogAllocator::store(const Entry& entry) {
 
 // -- room -----------------------------------------------------------------------------------------
 
-// Room for one more segment beside the reserve, at the expense of what is there.
+// Room for one more segment beside the reserve, at the expense of what is there. Spares are room.
 bool LogAllocator::make_room(Log log) {
-    while (!budget_.room(spare_ ? segment_bytes_ : 2 * segment_bytes_)) {
+    while (spares_.size() < 2 && !budget_.room((2 - spares_.size()) * segment_bytes_)) {
         if (log == raw_pages && oldest_[raw_pages] == none) return false;
-        if (!reclaim_segment()) return spare_ || budget_.room(segment_bytes_);
+        if (!reclaim_segment()) return !spares_.empty() || budget_.room(segment_bytes_);
     }
     return true;
 }
 
 bool LogAllocator::reclaim() {
-    if (!spare_) return reclaim_segment();
-    bytes_ -= spare_.size();
-    Mapping gone = std::move(spare_);
-    return true;
+    return drop_spare() || reclaim_segment();
 }
 
 bool LogAllocator::reclaim_segment() {
@@ -264,10 +272,11 @@ LogAllocator::SegmentId LogAllocator::new_segment(Log log, std::size_t bytes, Se
         free_ids_.push_back(static_cast<SegmentId>(segments_.size() - 1));
     }
     Mapping memory;
-    if (spare_.size() == size) {
-        memory = std::move(spare_);
+    if (size == segment_bytes_ && !spares_.empty()) {
+        memory = std::move(spares_.back());
+        spares_.pop_back();
     } else {
-        memory = Mapping(budget_, size);
+        memory = Mapping::populated(budget_, size);
         bytes_ += size;
     }
     SegmentId id = free_ids_.back();
@@ -303,7 +312,7 @@ void LogAllocator::free_segment(SegmentId id) {
     Mapping memory = std::move(segment.memory);
     segment = Segment{};
     free_ids_.push_back(id);
-    if (!spare_ && memory.size() == segment_bytes_) spare_ = std::move(memory);
+    if (memory.size() == segment_bytes_ && spares_.size() < max_spares_) spares_.push_back(std::move(memory));
     else bytes_ -= memory.size();
 }
 
@@ -350,7 +359,7 @@ void LogAllocator::unlink_bucket(SegmentId id) {
 void LogAllocator::count(Counts& counts) const {
     counts["log_segments"] += segments_.size() - free_ids_.size();
     counts["log_bytes"] += bytes_;
-    counts["log_hole_bytes"] += bytes_ - spare_.size() - live_bytes_;
+    counts["log_hole_bytes"] += bytes_ - spares_.size() * segment_bytes_ - live_bytes_;
     counts["log_compacted_segments"] += compacted_segments_;
     counts["log_compacted_bytes"] += compacted_bytes_;
     counts["log_evicted_segments"] += evicted_segments_;

@@ -75,6 +75,7 @@ private:
     static std::size_t entry_bytes(std::size_t size) { return round_up(header_bytes + size, 8); }
 
     bool make_room(Log log);
+    bool drop_spare();
     bool reclaim_segment();
     bool compact_one(Log log);
     void compact(SegmentId id);
@@ -95,7 +96,8 @@ private:
     const std::uint32_t page_size_;
     const unsigned size_bits_;  // of an entry's size, which is 1 to page_size
     std::size_t segment_bytes_ = 0;
-    Mapping spare_;  // a segment that was just freed, for the next one that is needed
+    std::vector<Mapping> spares_;  // freed segments of segment_bytes_, for the next that are needed
+    std::size_t max_spares_ = 1;
 
     std::vector<Segment> segments_;
     std::vector<SegmentId> free_ids_;

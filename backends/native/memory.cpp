@@ -37,6 +37,14 @@ Mapping::Mapping(Budget& budget, std::size_t size, std::size_t alignment)
     budget_->used += size;
 }
 
+Mapping Mapping::populated(Budget& budget, std::size_t size) {
+    constexpr std::size_t huge_page = std::size_t{2} << 20;
+    Mapping made(budget, size, size % huge_page == 0 ? huge_page : 4096);
+    if (size % huge_page == 0) madvise(made.data_, size, MADV_HUGEPAGE);
+    madvise(made.data_, size, MADV_POPULATE_WRITE);  // since Linux 5.14; else the faults do it
+    return made;
+}
+
 Mapping::Mapping(Mapping&& other) noexcept
     : budget_(other.budget_),
       data_(std::exchange(other.data_, nullptr)),

@@ -13,6 +13,9 @@ public:
     Mapping() = default;
     // `size` bytes, a multiple of 4096, aligned to `alignment` (a power of two). Throws std::bad_alloc.
     Mapping(Budget& budget, std::size_t size, std::size_t alignment = 4096);
+    // The same, and all of it is in RAM at once, in huge pages where they fit: for memory that is going
+    // to be filled from end to end, a fault for each 4 KiB costs more than what is done with them.
+    static Mapping populated(Budget& budget, std::size_t size);
     Mapping(Mapping&& other) noexcept;
     Mapping& operator=(Mapping&& other) noexcept;
     ~Mapping();

@@ -287,6 +287,7 @@ zcache::Options parse_options(std::size_t pool_limit, const std::string& method,
 
 NB_MODULE(_zcache, module) {
     module.doc() = "zcache's native engine.";
+    nb::set_leak_warnings(false);  // a process may end while it has an engine
     nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
         try {
             std::rethrow_exception(thrown);
@@ -306,7 +307,7 @@ NB_MODULE(_zcache, module) {
                                                   was_active, checksum));
              },
              "pool_limit"_a, nb::kw_only(), "method"_a = "lz4", "level"_a = 1, "dictionary"_a = false,
-             "allocator"_a = "log", "keep_poor"_a = true, "was_active"_a = false, "checksum"_a = true)
+             "allocator"_a = "log", "keep_poor"_a = true, "was_active"_a = false, "checksum"_a = false)
         .def_prop_ro("name", [](const Backend&) { return "zcache"; })
         .def_prop_ro("engine", [](const Backend&) { return "native"; })
         .def("init_fs", &Backend::init_fs, "page_size"_a)

@@ -19,6 +19,7 @@ struct SlabCache::Slab {
 };
 
 SlabCache::SlabCache(Budget& budget, std::vector<std::uint32_t> sizes) : budget_(budget) {
+    empty_.reserve(max_empty);  // free() must not fail
     for (std::uint32_t size : sizes) {
         auto per_slab = static_cast<std::uint32_t>((slab_bytes - sizeof(Slab)) / size);
         classes_.push_back({size, per_slab, nullptr});
@@ -51,7 +52,13 @@ void* SlabCache::allocate(std::size_t size_class) {
     Class& cls = classes_[size_class];
     Slab* slab = cls.partial;
     if (slab == nullptr) {
-        Mapping memory(budget_, slab_bytes, slab_bytes);
+        Mapping memory;
+        if (empty_.empty()) {
+            memory = Mapping(budget_, slab_bytes, slab_bytes);
+        } else {
+            memory = std::move(empty_.back());
+            empty_.pop_back();
+        }
         slab = new (memory.data()) Slab;
         slab->memory = std::move(memory);
         slab->size_class = static_cast<std::uint32_t>(size_class);
@@ -78,6 +85,7 @@ void SlabCache::free(void* object) noexcept {
         --slabs_;
         Mapping memory = std::move(slab->memory);
         slab->~Slab();
+        if (empty_.size() < max_empty) empty_.push_back(std::move(memory));
     }
 }
 

@@ -1,7 +1,8 @@
 // Small objects of a few sizes, in slabs: the kernel's kmem_cache, for the nodes of page tables.
 //
 // A slab is 16 KiB, aligned to its size, and holds objects of one size; a pointer's slab is found by
-// masking. Objects have no header. A slab that loses its last object goes back to the system.
+// masking. Objects have no header. A slab that loses its last object goes back to the system, but for a
+// few that wait for the next object of any size: a node that grows passes through all sizes.
 #pragma once
 
 #include <array>
@@ -27,10 +28,11 @@ public:
     static std::size_t size_class(const void* object);
 
     // Bytes of all slabs.
-    std::size_t bytes() const { return slabs_ * slab_bytes; }
+    std::size_t bytes() const { return (slabs_ + empty_.size()) * slab_bytes; }
 
 private:
     static constexpr std::size_t slab_bytes = 16384;
+    static constexpr std::size_t max_empty = 8;
 
     struct Slab;
     struct Class {
@@ -45,7 +47,8 @@ private:
 
     Budget& budget_;
     std::vector<Class> classes_;
-    std::size_t slabs_ = 0;
+    std::vector<Mapping> empty_;
+    std::size_t slabs_ = 0;  // with objects
 };
 
 }  // namespace zcache

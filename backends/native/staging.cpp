@@ -5,7 +5,7 @@
 namespace zcache {
 
 Staging::Staging(Budget& budget, std::size_t bytes)
-    : ring_(budget, round_up(bytes, min_page_size)), pages_(ring_.size() / min_page_size) {}
+    : ring_(Mapping::populated(budget, round_up(bytes, min_page_size))), pages_(ring_.size() / min_page_size) {}
 
 std::optional<Staging::Sequence> Staging::push(Owner owner, Bytes page) {
     if (back_ - front_ == pages_.size()) return std::nullopt;

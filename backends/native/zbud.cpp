@@ -13,8 +13,8 @@ namespace {
 
 constexpr std::size_t region_bytes = std::size_t{1} << 20;
 
-// Free frames that stay resident for the next entries.
-constexpr std::size_t max_resident_free = 16;
+// Part of the limit that free frames may take, so that pages that come and go need no system calls.
+constexpr std::size_t resident_free_divisor = 16;
 
 // Old frames that may be spared, one after the other, because they were used.
 constexpr unsigned max_spared = 8;
@@ -40,6 +40,11 @@ ZbudAllocator::ZbudAllocator(Budget& budget, IndexLink& index, std::uint32_t pag
       frames_per_region_(static_cast<unsigned>(std::max<std::size_t>(region_bytes / page_size, 1))) {
     static_assert(sizeof(Header) <= min_page_size / chunks);
     unbuddied_.fill(none);
+    resized();
+}
+
+void ZbudAllocator::resized() {
+    max_resident_free_ = std::max<std::size_t>(budget_.limit / resident_free_divisor / frame_bytes_, 1);
 }
 
 ZbudAllocator::~ZbudAllocator() {
@@ -194,7 +199,7 @@ ZbudAllocator::FrameId ZbudAllocator::evict_oldest() {
 // Invariant: the last resident_free_ of free_ are resident, the others are not.
 void ZbudAllocator::free_frame(FrameId id) {
     --frames_used_;
-    if (resident_free_ >= max_resident_free) {
+    if (resident_free_ >= max_resident_free_) {
         FrameId first = free_[free_.size() - resident_free_];
         madvise(memory(first), frame_bytes_, MADV_DONTNEED);
         frames_[first].resident = false;

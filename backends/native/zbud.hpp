@@ -26,7 +26,7 @@ public:
     void release(Location at) override;
     bool reclaim() override;
     std::size_t bytes() const override { return bytes_; }
-    void resized() override {}
+    void resized() override;
     void count(Counts& counts) const override;
 
 private:
@@ -80,6 +80,7 @@ private:
     std::vector<Frame> frames_;
     std::vector<FrameId> free_;       // frames without entries: resident ones last
     std::size_t resident_free_ = 0;
+    std::size_t max_resident_free_ = 0;
     FrameId lru_oldest_ = none, lru_youngest_ = none;
     std::array<FrameId, chunks> unbuddied_;  // heads, by free chunks
     std::size_t bytes_ = 0;

@@ -65,11 +65,10 @@ std::size_t least_limit(const CodecOptions& codec) {
     switch (codec.method) {
         case Method::none:
         case Method::lz4:
+        case Method::lz4hc:
             return min_pool_limit;
-        case Method::lz4hc:  // two contexts of 256 KiB
-            return 2 * min_pool_limit;
         case Method::zstd:
-            return (codec.dictionary ? 16 : 4) * min_pool_limit;
+            return (codec.dictionary ? 8 : 4) * min_pool_limit;
     }
     return min_pool_limit;
 }
@@ -86,9 +85,9 @@ Zcache::Zcache(const Options& options)
     : options_(options),
       codec_(options.codec, options.pool_limit / sample_divisor),
       index_(budget_),
-      get_scratch_(codec_),
-      worker_scratch_(codec_),
-      inline_scratch_(codec_) {
+      get_scratch_(codec_, Scratch::Use::decompress),
+      worker_scratch_(codec_, Scratch::Use::compress),
+      inline_scratch_(codec_, Scratch::Use::compress) {
     check_options(options.pool_limit);
     if (options.allocator == AllocatorKind::zbud) {
         if (options.codec.method == Method::none) {

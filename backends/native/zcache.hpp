@@ -34,7 +34,7 @@ struct Options {
     AllocatorKind allocator = AllocatorKind::log;
     bool keep_poor = true;     // raw, while there is room to spare; else they are refused
     bool was_active = false;   // when the pool is full, refuse what was not seen before
-    bool checksum = true;
+    bool checksum = false;     // of what is stored: 0.1 us for a get, of 1.1
 };
 
 // Where a get puts what it finds.

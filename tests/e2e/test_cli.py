@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cleanfs import __version__
+from cleanfs.backends.zcache import engine_name
 from tests.e2e.conftest import Mounter
 from tests.e2e.mounting import cleanfs, is_mounted, mount_line, mounted, wait_until
 
@@ -235,7 +236,8 @@ def test_commands_for_a_mount_refuse_other_directories(tmp_path: Path, command: 
 
 def test_version() -> None:
     done = cleanfs("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"cleanfs {__version__}\n", "")
+    version = f"cleanfs {__version__} (zcache engine: {engine_name()})\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, version, "")
 
 
 def test_mount_returns_when_the_mount_answers(source: Path, background: Path) -> None:

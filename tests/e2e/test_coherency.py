@@ -4,8 +4,10 @@ import mmap
 import os
 import random
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,6 +95,33 @@ def test_a_change_in_place_is_seen_by_the_next_open(mount: Mounter, change: str,
     assert fs.stats()["flushes"] > flushes
     fs.drop_kernel()
     same(fs, "f")
+
+
+def test_an_open_sees_the_new_size_whoever_else_looks_at_the_file(mount: Mounter) -> None:
+    fs = mount("--attr-timeout", "60")
+    files = [f"f{i}" for i in range(4)]
+    for name in files:
+        (fs.source / name).write_bytes(b"x" * 5000)
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            for name in files:
+                with held(fs.path / name) as fd:
+                    os.pread(fd, 9000, 0)
+
+    with ThreadPoolExecutor(2) as others:
+        for _ in range(2):
+            others.submit(look)
+        try:
+            for turn in range(1500):
+                name = files[turn % len(files)]
+                with held(fs.source / name, os.O_WRONLY | os.O_APPEND) as fd:
+                    os.write(fd, b"y" * (turn % 700 + 1))
+                with held(fs.path / name) as fd:
+                    assert len(os.pread(fd, 1 << 20, 0)) == (fs.source / name).stat().st_size
+        finally:
+            stop.set()
 
 
 REPLACED = {
