@@ -34,6 +34,7 @@ FILE_BYTES = 256 << 20
 CP_BYTES = 1 << 30
 SECONDS = 3
 CLEANFS = [sys.executable, "-m", "cleanfs"]
+HITS = "cleanfs, hits in zcache"
 PASSTHROUGH = ("--backend", "none", "--page-cache", "0")
 
 
@@ -100,8 +101,12 @@ def bench_reads(scratch: Path, rounds: int, results: Results, progress: Progress
     write_compressible(source / "file", FILE_BYTES)
     with ExitStack() as stack:
         contestants = {
-            "cleanfs, hits in zcache": stack.enter_context(
-                cleanfs(source, scratch / "zcache", "--page-cache", "4M")
+            HITS: stack.enter_context(cleanfs(source, scratch / "zcache", "--page-cache", "4M")),
+            "the same, zstd:3+dict": stack.enter_context(
+                cleanfs(source, scratch / "zstd", "--page-cache", "4M", "--compression", "zstd:3+dict")
+            ),
+            "the same, Python engine": stack.enter_context(
+                cleanfs(source, scratch / "python", "--page-cache", "4M", CLEANFS_PUREPYTHON="1")
             ),
             "cleanfs, passthrough": stack.enter_context(
                 cleanfs(source, scratch / "plain", *PASSTHROUGH)
@@ -127,7 +132,7 @@ def bench_reads(scratch: Path, rounds: int, results: Results, progress: Progress
                     value = job["iops"] if iops else job["bw_bytes"] / 1e6
                     record(results, workload, who, "IOPS" if iops else "MB/s", value)
                     progress.advance(task)
-        read = stats(contestants["cleanfs, hits in zcache"])
+        read = stats(contestants[HITS])
         if read["source_read_bytes"] > FILE_BYTES * 1.01:
             raise SystemExit("the reads that should hit zcache reached the source")
 
@@ -191,10 +196,12 @@ def fio(path: Path, rw: str, block: str) -> dict[str, Any]:
 
 
 @contextmanager
-def cleanfs(source: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
+def cleanfs(source: Path, mountpoint: Path, *options: str, **environment: str) -> Iterator[Path]:
     """A cleanfs mount."""
     mountpoint.mkdir(parents=True)
-    subprocess.run([*CLEANFS, "mount", *options, source, mountpoint], check=True)
+    subprocess.run(
+        [*CLEANFS, "mount", *options, source, mountpoint], check=True, env=os.environ | environment
+    )
     try:
         yield mountpoint
     finally:

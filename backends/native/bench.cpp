@@ -1,6 +1,8 @@
 // What the engine costs beside the bare compressor, without Python. For scripts/bench-zcache.
 //
-// bench CORPUS METHOD LEVEL DICT ALLOCATOR LIMIT CHECKSUM: pages of 4 KiB from a file; prints one JSON object.
+// bench pages CORPUS METHOD LEVEL DICT ALLOCATOR LIMIT CHECKSUM: pages of 4 KiB from a file
+// bench curve ALLOCATOR PAGES...: what an operation costs with so many pages held
+// Each prints one JSON object.
 // Times are nanoseconds a page; the worker's are CPU time, which somebody else on its core does not change.
 #include <lz4.h>
 #include <time.h>
@@ -137,24 +139,22 @@ double median(std::vector<Measured>& all, Get get) {
     return values[values.size() / 2];
 }
 
-}  // namespace
+AllocatorKind allocator_of(const char* name) {
+    return std::string(name) == "zbud" ? AllocatorKind::zbud : AllocatorKind::log;
+}
 
-int main(int argc, char** argv) {
-    if (argc != 8) {
-        std::fprintf(stderr, "usage: bench CORPUS METHOD LEVEL DICT ALLOCATOR LIMIT CHECKSUM\n");
-        return 2;
-    }
-    std::vector<std::byte> data = read_file(argv[1]);
-    std::string method = argv[2];
+int measure_pages(char** argv) {
+    std::vector<std::byte> data = read_file(argv[0]);
+    std::string method = argv[1];
     Options options;
     options.codec.method = method == "zstd" ? Method::zstd : method == "lz4hc" ? Method::lz4hc
                          : method == "none" ? Method::none : Method::lz4;
-    options.codec.level = std::atoi(argv[3]);
-    options.codec.dictionary = std::atoi(argv[4]) != 0;
-    options.allocator = std::string(argv[5]) == "zbud" ? AllocatorKind::zbud : AllocatorKind::log;
+    options.codec.level = std::atoi(argv[2]);
+    options.codec.dictionary = std::atoi(argv[3]) != 0;
+    options.allocator = allocator_of(argv[4]);
     options.keep_poor = options.allocator == AllocatorKind::log;
-    options.pool_limit = std::strtoull(argv[6], nullptr, 10);
-    options.checksum = std::atoi(argv[7]) != 0;
+    options.pool_limit = std::strtoull(argv[5], nullptr, 10);
+    options.checksum = std::atoi(argv[6]) != 0;
 
     std::vector<Measured> all;
     std::vector<double> compress, decompress;
@@ -173,4 +173,85 @@ int main(int argc, char** argv) {
                 median(all, [](auto& m) { return m.get; }), median(all, [](auto& m) { return m.used; }),
                 median(all, [](auto& m) { return m.metadata; }), median(all, [](auto& m) { return m.held; }));
     return 0;
+}
+
+// A page that compresses to some 100 bytes and is like no other.
+void make_page(std::vector<std::byte>& page, std::uint64_t number) {
+    for (std::size_t at = 0; at < page.size(); at += sizeof number) {
+        std::uint64_t word = at < 64 ? (number + at) * 0x9E3779B97F4A7C15ULL : at % 512;
+        std::memcpy(page.data() + at, &word, sizeof word);
+    }
+}
+
+// Files of 1,000 pages; operations on pages drawn at random from all that are held.
+int measure_curve(AllocatorKind allocator, const std::vector<std::size_t>& sizes) {
+    constexpr std::size_t file_pages = 1000;
+    constexpr std::size_t operations = 20000;
+    Options options;
+    options.pool_limit = std::size_t{1} << 40;
+    options.allocator = allocator;
+    options.keep_poor = allocator == AllocatorKind::log;
+    Zcache engine(options);
+    int pool = engine.init_fs(page_size);
+    int shared = engine.init_shared_fs(Uuid{}, page_size);
+    std::vector<std::byte> page(page_size);
+    auto key = [](std::size_t number) { return FileKey{1, number / file_pages, "generation"}; };
+    auto put = [&](int where, std::size_t number) {
+        make_page(page, number);
+        Put one{number % file_pages, page.data()};
+        engine.put(where, key(number), {&one, 1});
+    };
+    std::uint64_t random = 1;
+    auto draw = [&](std::size_t n) {
+        random = random * 6364136223846793005ULL + 1442695040888963407ULL;
+        return static_cast<std::size_t>((random >> 16) % n);
+    };
+    BufferSink sink(page.data());
+    std::size_t held = 0;
+    std::printf("[");
+    for (std::size_t size : sizes) {
+        for (; held < size; ++held) put(shared, held);
+        engine.sync();
+        auto each = [&](auto&& operation) {
+            double start = now();
+            for (std::size_t i = 0; i < operations; ++i) operation();
+            return (now() - start) / operations;
+        };
+        Counts counts = engine.counters();
+        double get = each([&] {
+            std::size_t number = draw(held);
+            engine.get(shared, key(number), number % file_pages, 1, sink);
+        });
+        double flush = each([&] {
+            std::size_t number = draw(held);
+            engine.flush_pages(shared, key(number), number % file_pages, number % file_pages + 1);
+        });
+        for (std::size_t i = 0; i < 50000; ++i) put(pool, i);
+        engine.sync();
+        double start = now();
+        for (std::size_t i = 0; i < 50; ++i) engine.flush_inode(pool, key(i * file_pages));
+        double flush_inode = (now() - start) / 50000;
+        std::printf("%s{\"pages\": %zu, \"get\": %.1f, \"flush_page\": %.1f, \"flush_inode_per_page\": %.1f, "
+                    "\"metadata\": %.2f}",
+                    size == sizes.front() ? "" : ", ", size, get, flush, flush_inode,
+                    static_cast<double>(counts["metadata_bytes"]) / static_cast<double>(counts["eph_zpages"]));
+        std::fflush(stdout);
+    }
+    std::printf("]\n");
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    std::string what = argc > 1 ? argv[1] : "";
+    if (what == "pages" && argc == 9) return measure_pages(argv + 2);
+    if (what == "curve" && argc > 3) {
+        std::vector<std::size_t> sizes;
+        for (int at = 3; at < argc; ++at) sizes.push_back(std::strtoull(argv[at], nullptr, 10));
+        return measure_curve(allocator_of(argv[2]), sizes);
+    }
+    std::fprintf(stderr, "usage: bench pages CORPUS METHOD LEVEL DICT ALLOCATOR LIMIT CHECKSUM\n"
+                         "       bench curve ALLOCATOR PAGES...\n");
+    return 2;
 }

@@ -2,6 +2,7 @@
 
 #include <lz4.h>
 #include <lz4hc.h>
+#include <malloc.h>
 #include <zdict.h>
 #include <zstd.h>
 
@@ -19,7 +20,7 @@ namespace {
 constexpr std::size_t dictionary_capacity = std::size_t{64} << 10;
 
 // Every so many pages one is a sample, so that they come from many files.
-constexpr std::uint64_t sample_every = 16;
+constexpr std::uint64_t sample_every = 8;
 
 const char* chars(const std::byte* bytes) { return reinterpret_cast<const char*>(bytes); }
 char* chars(std::byte* bytes) { return reinterpret_cast<char*>(bytes); }
@@ -198,6 +199,7 @@ void Codec::train() {
         dictionary_bytes_.store(size, std::memory_order_relaxed);
         dictionary_ = std::move(made);
     }
+    malloc_trim(0);  // training took some 20 MiB
     bytes_.store(bytes, std::memory_order_relaxed);
     trained_.store(true, std::memory_order_release);
 }

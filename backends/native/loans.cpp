@@ -8,8 +8,8 @@ namespace zcache {
 bool Loans::reserve() {
     try {
         if (free_.empty()) {
-            free_.reserve(std::max(2 * loans_.size(), std::size_t{16}));
-            loans_.reserve(free_.capacity());
+            if (loans_.size() == loans_.capacity()) loans_.reserve(std::max(2 * loans_.size(), std::size_t{16}));
+            if (free_.capacity() < loans_.capacity()) free_.reserve(loans_.capacity());
             free_.push_back(static_cast<Number>(loans_.size()));
             loans_.emplace_back();
         }
