@@ -197,7 +197,7 @@ def one(who: str, path: Path, file_bytes: int) -> dict[str, float]:
     pool = backend.init_fs(PAGE)
     sync: Callable[[], None] = getattr(backend, "sync", lambda: None)
     # Fewer pages at a time than wake the worker, so that the caller's side is measured alone.
-    batch = 64
+    batch = 32
     elapsed = 0.0
     count = 0
     for first, pages in batches(path, batch):
@@ -217,7 +217,7 @@ def one(who: str, path: Path, file_bytes: int) -> dict[str, float]:
         figures["density"] = file_bytes * held / (memory_bytes() - before)
         figures["held"] = held
     if "metadata_bytes" in counters:
-        headers = 16 if "log_bytes" in counters else 64 / 2
+        headers = 12 if "log_bytes" in counters else 64 / 2
         figures["metadata"] = counters["metadata_bytes"] / counters["eph_zpages"] + headers
     half = count // 2 // RANGE * RANGE
 

@@ -14,6 +14,8 @@
 
 namespace zcache {
 
+class Allocator;
+
 // How the index above follows what an allocator does on its own.
 class IndexLink {
 public:
@@ -23,6 +25,8 @@ public:
     virtual void moved(Owner owner, Location to) = 0;
     // The entry is about to go.
     virtual void evicted(Owner owner, std::size_t bytes, bool poor) = 0;
+    // Make an allocator that has more than the asking one give something up. False if there is none.
+    virtual bool reclaim_elsewhere(const Allocator& asking) = 0;
 
 protected:
     ~IndexLink() = default;

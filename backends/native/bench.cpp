@@ -97,7 +97,7 @@ Measured measure(const std::vector<std::byte>& data, const Options& options) {
     int pool = engine.init_fs(page_size);
     FileKey key{1, 2, "generation"};
     // Less than wakes the worker, so that the caller's side is measured alone.
-    std::size_t batch = std::clamp(options.pool_limit / 32, std::size_t{64} << 10, std::size_t{4} << 20) / 8 / page_size;
+    std::size_t batch = std::clamp(options.pool_limit / 32, std::size_t{64} << 10, std::size_t{1} << 20) / 8 / page_size;
     Measured measured;
     std::vector<Put> puts;
     for (std::size_t at = 0; at < pages; at += batch) {

@@ -150,6 +150,12 @@ std::optional<Codec::Compressed> Codec::compress(Scratch& scratch, Bytes page, s
     return Compressed{{out, size}, with_dictionary};
 }
 
+std::size_t Codec::context_bytes(std::size_t page_size) const {
+    Scratch scratch(*this, Scratch::Use::compress);
+    compress(scratch, std::vector<std::byte>(page_size), page_size);
+    return scratch.bytes();
+}
+
 bool Codec::decompress(Scratch& scratch, Bytes in, bool with_dictionary, MutableBytes out) const {
     switch (options_.method) {
         case Method::none:

@@ -59,6 +59,8 @@ public:
     };
     // The page compressed to `most` bytes or fewer; none if it does not compress as far.
     std::optional<Compressed> compress(Scratch& scratch, Bytes page, std::size_t most) const;
+    // Bytes of a Scratch that has compressed a page of that size. Throws std::bad_alloc.
+    std::size_t context_bytes(std::size_t page_size) const;
     // Whether `in` decompressed to exactly `out`. Whatever `in` is, nothing beyond `out` is written.
     bool decompress(Scratch& scratch, Bytes in, bool with_dictionary, MutableBytes out) const;
 

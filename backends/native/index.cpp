@@ -2,6 +2,8 @@
 
 #include <malloc.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <new>
 #include <string>
@@ -85,7 +87,7 @@ File** Index::bucket(const Pool& pool, std::uint32_t hash) const {
 
 File& Index::find_or_add(Pool& pool, const FileKey& key) {
     if (File* found = find(pool, key)) return *found;
-    if (pool.files >= pool.buckets.size()) grow(pool);
+    if (pool.files >= pool.buckets.size()) rehash(pool, 2 * pool.buckets.size());
     if (free_ids_.empty()) {
         files_.push_back(nullptr);
         free_ids_.reserve(files_.capacity());  // remove() must not fail
@@ -116,9 +118,9 @@ File& Index::find_or_add(Pool& pool, const FileKey& key) {
     return *file;
 }
 
-void Index::grow(Pool& pool) {
-    std::vector<File*> old(pool.buckets.size() * 2);
-    bucket_count_ += pool.buckets.size();
+void Index::rehash(Pool& pool, std::size_t buckets) {
+    std::vector<File*> old(buckets);
+    bucket_count_ += buckets - pool.buckets.size();
     std::swap(old, pool.buckets);
     for (File* file : old) {
         while (file != nullptr) {
@@ -157,6 +159,19 @@ void Index::erase(FileId id, PageIndex index) {
 void Index::drop_if_empty(FileId id) {
     File& of = file(id);
     if (of.pages == 0) remove(of);
+}
+
+void Index::shrink_tables() {
+    for (auto& [id, pool] : pools_) {
+        std::size_t enough = std::max(std::bit_ceil(pool.files + 1), first_buckets);
+        if (enough < pool.buckets.size()) rehash(pool, enough);
+    }
+    while (files_.size() > 1 && files_.back() == nullptr) files_.pop_back();
+    std::erase_if(free_ids_, [&](FileId id) { return id >= files_.size(); });
+    files_.shrink_to_fit();
+    free_ids_.shrink_to_fit();
+    free_ids_.reserve(files_.capacity());
+    account_tables();
 }
 
 void Index::account_tables() {

@@ -96,13 +96,15 @@ public:
     // The same for a range; `gone(index, slot)` is called for each page, and must not use the index.
     template <class Gone>
     void erase_range(FileId id, PageIndex first, PageIndex stop, Gone&& gone);
+    // Give up room in tables that is not needed. Throws std::bad_alloc, and they stay as large.
+    void shrink_tables();
     // Drop a file that find_or_add made and that got no page.
     void drop_if_empty(FileId id);
 
 private:
     static std::uint32_t hash(const FileKey& key);
     File** bucket(const Pool& pool, std::uint32_t hash) const;
-    void grow(Pool& pool);
+    void rehash(Pool& pool, std::size_t buckets);
     void remove(File& file);
     void account_tables();
 

@@ -21,6 +21,11 @@ bool Loans::reserve() {
     return true;
 }
 
+void Loans::shrink_tables() {
+    std::vector<Loan>().swap(loans_);
+    std::vector<Number>().swap(free_);
+}
+
 Loans::Number Loans::add(Token token, Slot slot, Owner owner, std::uint32_t page_size) {
     Number number = free_.back();
     free_.pop_back();

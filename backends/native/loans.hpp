@@ -44,6 +44,9 @@ public:
     // Bytes of the records.
     std::size_t bytes() const { return loans_.capacity() * sizeof(Loan) + free_.capacity() * sizeof(Number); }
 
+    // Give up room that is not needed. Only when there are none.
+    void shrink_tables();
+
     // Tokens that were given back and that nobody has collected yet. There is room for all that are out.
     std::vector<Token>& returned() { return returned_; }
 

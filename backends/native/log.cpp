@@ -16,7 +16,7 @@ constexpr std::size_t max_segment = 2 << 20;
 
 // Segments that the limit has room for: many, so that a reserve of one and an eviction of one are small
 // steps; few, so that their number stays below the kernel's limit of mappings.
-constexpr std::size_t segments_per_limit = 128;
+constexpr std::size_t segments_per_limit = 512;
 
 // Entries of at least that many pages have room in a segment, so that the unused end of it is small.
 constexpr std::size_t pages_per_segment = 8;
@@ -28,34 +28,38 @@ constexpr std::size_t spare_divisor = 16;
 // segment to gain 1/8 is some seven copies of 2 KiB for a page that is put, 1 us; compressing it is 5 us.
 constexpr unsigned worth_compacting = 2;
 
-// A location is the number of a segment and an offset in units of 8 bytes.
-constexpr unsigned offset_bits = 20;
-static_assert(pages_per_segment * max_page_size <= std::size_t{8} << offset_bits);
-static_assert(max_segment <= std::size_t{8} << offset_bits);
+// A location is the number of a segment and an offset in it.
+constexpr unsigned offset_bits = 24;
+static_assert(pages_per_segment * max_page_size < std::size_t{1} << offset_bits);
+static_assert(max_segment < std::size_t{1} << offset_bits);
 
 Location location(std::uint32_t segment, std::uint32_t offset) {
-    return static_cast<Location>(segment) << offset_bits | offset / 8;
+    return static_cast<Location>(segment) << offset_bits | offset;
 }
 std::uint32_t segment_of(Location at) { return static_cast<std::uint32_t>(at >> offset_bits); }
 std::uint32_t offset_of(Location at) {
-    return static_cast<std::uint32_t>(at & ((Location{1} << offset_bits) - 1)) * 8;
+    return static_cast<std::uint32_t>(at & ((Location{1} << offset_bits) - 1));
 }
+
+// Before each entry, packed: the file, the index and the size in one word (index < 2^63 / page size and
+// size <= page size fit exactly), and the checksum if there are any.
+struct Header {
+    std::uint64_t index_and_size = 0;
+    FileId file = no_file;  // no_file: a hole
+    std::uint32_t checksum = 0;
+};
+
+constexpr std::size_t checksum_bytes = sizeof(Header::checksum);
+static_assert(sizeof(Header) == 16 && offsetof(Header, checksum) == 12);
 
 }  // namespace
 
-// Before each entry. The packing is exact: index < 2^63 / page size, size <= page size.
-struct LogAllocator::Header {
-    std::uint64_t index_and_size;
-    FileId file;  // no_file: a hole
-    std::uint32_t checksum;
-};
-
-LogAllocator::LogAllocator(Budget& budget, IndexLink& index, std::uint32_t page_size)
+LogAllocator::LogAllocator(Budget& budget, IndexLink& index, std::uint32_t page_size, bool checksums)
     : budget_(budget),
       index_(index),
       page_size_(page_size),
+      header_bytes_(sizeof(Header) - (checksums ? 0 : checksum_bytes)),
       size_bits_(static_cast<unsigned>(std::bit_width(page_size))) {
-    static_assert(sizeof(Header) == header_bytes);
     for (auto& of_log : survivors_) of_log.fill(none);
     for (auto& of_log : bucket_heads_) of_log.fill(none);
     resized();
@@ -73,6 +77,9 @@ void LogAllocator::resized() {
     segment_bytes_ = std::max(least, std::min(segment_bytes_, quarter));
     while (drop_spare()) {
     }
+    while (!segments_.empty() && !segments_.back().memory) segments_.pop_back();
+    std::erase_if(free_ids_, [&](SegmentId id) { return id >= segments_.size(); });
+    segments_.shrink_to_fit();
     max_spares_ = std::max<std::size_t>(budget_.limit / spare_divisor / segment_bytes_, 1);
     spares_.reserve(max_spares_);  // free_segment must not fail
 }
@@ -91,11 +98,11 @@ std::size_t LogAllocator::bytes() const { return bytes_; }
 
 Entry LogAllocator::entry_at(const Segment& segment, std::uint32_t offset) const {
     Header header;
-    std::memcpy(&header, segment.memory.data() + offset, sizeof header);
+    std::memcpy(&header, segment.memory.data() + offset, header_bytes_);
     std::size_t size = header.index_and_size & ((std::uint64_t{1} << size_bits_) - 1);
     return {.owner = {header.file, header.index_and_size >> size_bits_},
             .checksum = header.checksum,
-            .bytes = {segment.memory.data() + offset + sizeof header, size},
+            .bytes = {segment.memory.data() + offset + header_bytes_, size},
             .poor = segment.log == raw_pages};
 }
 
@@ -108,8 +115,8 @@ Location LogAllocator::append(SegmentId id, const Entry& entry) {
     std::uint32_t offset = segment.filled;
     Header header{entry.owner.index << size_bits_ | entry.bytes.size(), entry.owner.file, entry.checksum};
     std::byte* at = segment.memory.data() + offset;
-    std::memcpy(at, &header, sizeof header);
-    std::memcpy(at + sizeof header, entry.bytes.data(), entry.bytes.size());
+    std::memcpy(at, &header, header_bytes_);
+    std::memcpy(at + header_bytes_, entry.bytes.data(), entry.bytes.size());
     auto taken = static_cast<std::uint32_t>(entry_bytes(entry.bytes.size()));
     segment.filled += taken;
     segment.live_bytes += taken;
@@ -130,8 +137,8 @@ void LogAllocator::forget(Segment& segment, std::size_t bytes) {
     live_bytes_ -= bytes;
 }
 
-void LogAllocator::mark_hole(const Entry& entry) {
-    std::byte* header = const_cast<std::byte*>(entry.bytes.data()) - header_bytes;
+void LogAllocator::mark_hole(const Entry& entry) const {
+    std::byte* header = const_cast<std::byte*>(entry.bytes.data()) - header_bytes_;
     std::memcpy(header + offsetof(Header, file), &no_file, sizeof no_file);
 }
 
@@ -169,6 +176,7 @@ std::optional<Location> LogAllocator::store(const Entry& entry) {
 bool LogAllocator::make_room(Log log) {
     while (spares_.size() < 2 && !budget_.room((2 - spares_.size()) * segment_bytes_)) {
         if (log == raw_pages && oldest_[raw_pages] == none) return false;
+        if (index_.reclaim_elsewhere(*this)) continue;
         if (!reclaim_segment()) return !spares_.empty() || budget_.room(segment_bytes_);
     }
     return true;

@@ -25,8 +25,8 @@ namespace zcache {
 
 class LogAllocator final : public Allocator {
 public:
-    // For pages of `page_size` bytes.
-    LogAllocator(Budget& budget, IndexLink& index, std::uint32_t page_size);
+    // For pages of `page_size` bytes. Without `checksums` no entry keeps its own.
+    LogAllocator(Budget& budget, IndexLink& index, std::uint32_t page_size, bool checksums);
     ~LogAllocator() override;
 
     std::optional<Location> store(const Entry& entry) override;
@@ -36,9 +36,6 @@ public:
     std::size_t bytes() const override;
     void resized() override;
     void count(Counts& counts) const override;
-
-    // Bytes before each entry.
-    static constexpr std::size_t header_bytes = 16;
 
 private:
     using SegmentId = std::uint32_t;
@@ -62,7 +59,8 @@ private:
         SegmentId bucket_prev = none, bucket_next = none;
     };
 
-    struct Header;
+    // Entries begin at multiples of this many bytes.
+    static constexpr std::size_t unit = 4;
 
     Entry entry_at(const Segment& segment, std::uint32_t offset) const;
     Location append(SegmentId id, const Entry& entry);
@@ -71,8 +69,8 @@ private:
     void close(SegmentId& open);
     void free_segment(SegmentId id);
     void forget(Segment& segment, std::size_t bytes);
-    static void mark_hole(const Entry& entry);
-    static std::size_t entry_bytes(std::size_t size) { return round_up(header_bytes + size, 8); }
+    void mark_hole(const Entry& entry) const;
+    std::size_t entry_bytes(std::size_t size) const { return round_up(header_bytes_ + size, unit); }
 
     bool make_room(Log log);
     bool drop_spare();
@@ -94,6 +92,7 @@ private:
     Budget& budget_;
     IndexLink& index_;
     const std::uint32_t page_size_;
+    const std::size_t header_bytes_;  // before each entry
     const unsigned size_bits_;  // of an entry's size, which is 1 to page_size
     std::size_t segment_bytes_ = 0;
     std::vector<Mapping> spares_;  // freed segments of segment_bytes_, for the next that are needed

@@ -5,6 +5,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include <malloc.h>
+
 #include <string>
 #include <vector>
 
@@ -22,6 +24,8 @@ using zcache::Token;
 // A get into a caller's buffer releases the GIL from this many bytes on. Giving it up and taking it back
 // costs little when nobody wants it, and up to sys.getswitchinterval() when somebody computes.
 constexpr std::size_t release_gil_bytes = std::size_t{1} << 20;
+
+constexpr std::size_t max_count = std::size_t{1} << 52;
 
 Token token_of(PyObject* page) { return reinterpret_cast<Token>(page); }
 
@@ -126,9 +130,9 @@ public:
         collect();
     }
 
-    int init_fs(std::uint64_t page_size) { return engine_.init_fs(page_size); }
-    int init_shared_fs(nb::handle uuid, std::uint64_t page_size) {
-        return engine_.init_shared_fs(parse_uuid(uuid), page_size);
+    int init_fs(nb::int_ page_size) { return engine_.init_fs(size_or_0(page_size)); }
+    int init_shared_fs(nb::handle uuid, nb::int_ page_size) {
+        return engine_.init_shared_fs(parse_uuid(uuid), size_or_0(page_size));
     }
 
     void flush_fs(int pool) {
@@ -137,6 +141,7 @@ public:
     }
 
     nb::list get_pages(int pool, nb::handle key, PageIndex first, std::size_t count) {
+        if (count > max_count) throw nb::value_error("a count of pages is below 2**52");
         ListSink sink(count, engine_.page_size(pool), lend_);
         engine_.get(pool, parse_key(key), first, count, sink);
         collect();
@@ -205,13 +210,19 @@ public:
     std::size_t pool_limit() const { return engine_.pool_limit(); }
 
     void resize(nb::int_ pool_limit) {
-        std::size_t limit = 0;
-        if (!nb::try_cast(pool_limit, limit)) throw nb::value_error("a pool limit is a number of bytes");
+        std::size_t limit = size_or_0(pool_limit);
         {
             nb::gil_scoped_release released;
             engine_.resize(limit);
         }
         collect();
+        malloc_trim(0);  // what it kept of pages that were on loan
+    }
+
+    // No size is negative or takes more than 64 bits; 0 is refused by whoever asked.
+    static std::size_t size_or_0(nb::int_ number) {
+        std::size_t size = 0;
+        return nb::try_cast(number, size) ? size : 0;
     }
 
     nb::dict counters() const {
@@ -301,9 +312,9 @@ NB_MODULE(_zcache, module) {
 
     nb::class_<Backend>(module, "Engine", "The cleancache contract over compressed RAM (cleanfs.ops.Backend).")
         .def("__init__",
-             [](Backend* self, std::size_t pool_limit, const std::string& method, int level, bool dictionary,
+             [](Backend* self, nb::int_ pool_limit, const std::string& method, int level, bool dictionary,
                 const std::string& allocator, bool keep_poor, bool was_active, bool checksum) {
-                 new (self) Backend(parse_options(pool_limit, method, level, dictionary, allocator, keep_poor,
+                 new (self) Backend(parse_options(Backend::size_or_0(pool_limit), method, level, dictionary, allocator, keep_poor,
                                                   was_active, checksum));
              },
              "pool_limit"_a, nb::kw_only(), "method"_a = "lz4", "level"_a = 1, "dictionary"_a = false,

@@ -44,12 +44,27 @@ ZbudAllocator::ZbudAllocator(Budget& budget, IndexLink& index, std::uint32_t pag
 }
 
 void ZbudAllocator::resized() {
+    // Tables are as large as there were ever frames. If that is too much, start anew.
+    if (table_bytes_ > budget_.limit / 32) {
+        while (reclaim()) {
+        }
+        release_regions();
+    }
     max_resident_free_ = std::max<std::size_t>(budget_.limit / resident_free_divisor / frame_bytes_, 1);
 }
 
 ZbudAllocator::~ZbudAllocator() {
+    release_regions();
+    budget_.used -= bytes_;
+}
+
+void ZbudAllocator::release_regions() {
     for (std::byte* region : regions_) munmap(region, frames_per_region_ * frame_bytes_);
-    budget_.used -= bytes_ + table_bytes_;
+    std::vector<std::byte*>().swap(regions_);
+    std::vector<Frame>().swap(frames_);
+    std::vector<FrameId>().swap(free_);
+    budget_.used -= table_bytes_;
+    table_bytes_ = 0;
 }
 
 std::byte* ZbudAllocator::memory(FrameId id) const {
@@ -148,6 +163,8 @@ ZbudAllocator::FrameId ZbudAllocator::find_unbuddied(unsigned need) const {
 // A frame without entries: a free one, a new one, or the oldest one.
 ZbudAllocator::FrameId ZbudAllocator::get_frame() {
     if (resident_free_ == 0) {
+        while (!budget_.room(frame_bytes_) && index_.reclaim_elsewhere(*this)) {
+        }
         if (!budget_.room(frame_bytes_)) {
             FrameId oldest = evict_oldest();
             if (oldest != none) --frames_used_;

@@ -65,6 +65,7 @@ private:
     FrameId evict_oldest();
     void free_frame(FrameId id);
     void add_region();
+    void release_regions();
 
     void link_lru(FrameId id);
     void unlink_lru(FrameId id);

@@ -29,13 +29,14 @@ constexpr std::size_t loan_divisor = 8;
 // waking it costs the caller some microseconds, so it is not done for each put.
 constexpr std::size_t staging_divisor = 32;
 constexpr std::size_t min_staging = 64 << 10;
-constexpr std::size_t max_staging = 4 << 20;
+constexpr std::size_t max_staging = 1 << 20;
 constexpr std::size_t wake_divisor = 4;
 
 // Part of the limit that the samples for a dictionary may take while they are collected.
 constexpr std::size_t sample_divisor = 8;
 
-constexpr PageIndex end_of_file = PageIndex{1} << 52;
+constexpr std::uint64_t max_file_bytes = std::uint64_t{1} << 63;
+constexpr PageIndex end_of_file = max_file_bytes / min_page_size;
 
 std::uint64_t word_of(Bytes bytes) {
     std::uint64_t word;
@@ -99,7 +100,8 @@ Zcache::Zcache(const Options& options)
     }
     budget_.limit = options.pool_limit;
     staging_ = std::make_unique<Staging>(budget_, staging_bytes(options.pool_limit));
-    scratch_bytes_ = worker_scratch_.bytes();
+    worker_scratch_bytes_ = worker_scratch_.bytes();
+    inline_scratch_bytes_ = inline_scratch_.bytes();
     account_overhead();
 }
 
@@ -142,6 +144,8 @@ int Zcache::init_shared_fs(const Uuid& uuid, std::uint64_t page_size) {
 
 int Zcache::new_pool(std::uint64_t page_size, std::optional<Uuid> uuid) {
     if (page_size < min_page_size || page_size > max_page_size || !std::has_single_bit(page_size)) return -1;
+    // What compressing such pages needs, twice, must leave room for some of them.
+    if (2 * codec_.context_bytes(page_size) + overhead_ + staging_->capacity() > budget_.limit / 4 * 3) return -1;
     auto size = static_cast<std::uint32_t>(page_size);
     return index_.add_pool(size, uuid, &allocator_for(size));
 }
@@ -153,7 +157,7 @@ Allocator& Zcache::allocator_for(std::uint32_t page_size) {
         if (options_.allocator == AllocatorKind::zbud) {
             allocator = std::make_unique<ZbudAllocator>(budget_, link, page_size);
         } else {
-            allocator = std::make_unique<LogAllocator>(budget_, link, page_size);
+            allocator = std::make_unique<LogAllocator>(budget_, link, page_size, options_.checksum);
         }
     }
     return *allocator;
@@ -271,8 +275,10 @@ void Zcache::remember_active(const File& file, PageIndex index) {
 
 void Zcache::put(int id, const FileKey& key, std::span<const Put> pages) {
     Lock lock(mutex_);
-    index_.pool(id);
-    for (const Put& page : pages) check_range(page.index, 1);
+    PageIndex end = max_file_bytes / index_.pool(id).page_size;
+    for (const Put& page : pages) {
+        if (page.index >= end) throw std::out_of_range("page index out of range");
+    }
     for (const Put& page : pages) put_page(lock, id, key, page);
     tally_.obj_count_max = std::max<std::uint64_t>(tally_.obj_count_max, index_.files());
     tally_.eph_zpages_max =
@@ -345,7 +351,10 @@ void Zcache::put_inline(Lock& lock, int id, const FileKey& key, const Put& page)
     lock.unlock();
     std::unique_lock<std::mutex> scratch(inline_mutex_);
     Encoded encoded = encode(inline_scratch_, {page.data, size});
+    std::size_t scratch_bytes = inline_scratch_.bytes();
     lock.lock();
+    inline_scratch_bytes_ = scratch_bytes;
+    account_overhead();
     File& file = index_.find_or_add(index_.pool(id), key);
     Owner owner{file.id, page.index};
     if (Index::find(file, page.index) != nullptr) {  // another caller was here meanwhile: no order is promised
@@ -466,19 +475,18 @@ Loans::Loan Zcache::end_loan(Loans::Number number) {
 }
 
 void Zcache::bound_loans() {
-    while (loans_.page_bytes() > budget_.limit / loan_divisor) {
-        Owner owner = loans_.at(loans_.oldest()).owner;
-        remember_active(index_.file(owner.file), owner.index);
-        discard_page(owner.file, owner.index);
-    }
+    while (loans_.page_bytes() > budget_.limit / loan_divisor) end_oldest_loan();
+}
+
+void Zcache::end_oldest_loan() {
+    Owner owner = loans_.at(loans_.oldest()).owner;
+    remember_active(index_.file(owner.file), owner.index);
+    discard_page(owner.file, owner.index);
 }
 
 void Zcache::end_loans() {
     Lock lock(mutex_);
-    while (!loans_.empty()) {
-        Owner owner = loans_.at(loans_.oldest()).owner;
-        discard_page(owner.file, owner.index);
-    }
+    while (!loans_.empty()) end_oldest_loan();
 }
 
 void Zcache::take_returned(std::vector<Token>& tokens) {
@@ -538,8 +546,21 @@ void Zcache::resize(std::size_t pool_limit) {
     }
     budget_.limit = pool_limit;
     account_overhead();
-    for (auto& [page_size, allocator] : allocators_) allocator->resized();
     bound_loans();
+    for (auto& [page_size, allocator] : allocators_) allocator->resized();
+    shrink();
+    shrink_tables();
+}
+
+// Tables that grew with another limit may be larger than all that this one allows.
+void Zcache::shrink_tables() {
+    index_.shrink_tables();
+    if (loans_.bytes() > budget_.limit / 32) {
+        while (!loans_.empty()) end_oldest_loan();
+        loans_.shrink_tables();
+    }
+    if (ghosts_.bytes() > budget_.limit / 32) ghosts_.resize(0);
+    account_overhead();
     shrink();
 }
 
@@ -550,14 +571,23 @@ void Zcache::shrink() {
 
 // The allocator that has most gives something up.
 bool Zcache::reclaim_any() {
+    Allocator* largest = largest_allocator();
+    if (largest != nullptr && largest->reclaim()) return true;
+    if (loans_.empty()) return false;
+    end_oldest_loan();
+    return true;
+}
+
+bool Zcache::reclaim_elsewhere(const Allocator& asking) {
+    Allocator* largest = largest_allocator();
+    return largest != &asking && largest->bytes() > asking.bytes() && largest->reclaim();
+}
+
+Allocator* Zcache::largest_allocator() const {
     auto largest = std::max_element(allocators_.begin(), allocators_.end(), [](const auto& a, const auto& b) {
         return a.second->bytes() < b.second->bytes();
     });
-    if (largest != allocators_.end() && largest->second->reclaim()) return true;
-    if (loans_.empty()) return false;
-    Owner owner = loans_.at(loans_.oldest()).owner;
-    discard_page(owner.file, owner.index);
-    return true;
+    return largest == allocators_.end() ? nullptr : largest->second.get();
 }
 
 bool Zcache::nearly_full() const { return budget_.used > budget_.limit / 8 * 7; }
@@ -568,7 +598,8 @@ std::size_t Zcache::staging_bytes(std::size_t pool_limit) const {
 
 // Tell the budget of memory that is not a mapping and not a file's.
 void Zcache::account_overhead() {
-    std::size_t bytes = sizeof *this + codec_.bytes() + 2 * scratch_bytes_ + get_scratch_.bytes() +
+    std::size_t bytes = sizeof *this + codec_.bytes() + worker_scratch_bytes_ +
+                        inline_scratch_bytes_ + get_scratch_.bytes() +
                         loans_.bytes() + ghosts_.bytes() + staging_->table_bytes();
     budget_.used += bytes - overhead_;
     overhead_ = bytes;
@@ -637,7 +668,7 @@ void Zcache::work_on_front(Lock& lock) {
         std::size_t scratch_bytes = worker_scratch_.bytes();
         lock.lock();
         working_ = false;
-        scratch_bytes_ = scratch_bytes;
+        worker_scratch_bytes_ = scratch_bytes;
         account_overhead();
         if (!staging_->at(front).dead()) store(staging_->at(front).owner, encoded);
     }

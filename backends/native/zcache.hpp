@@ -110,6 +110,7 @@ private:
     bool take_referenced(Owner owner) override;
     void moved(Owner owner, Location to) override;
     void evicted(Owner owner, std::size_t bytes, bool poor) override;
+    bool reclaim_elsewhere(const Allocator& asking) override;
 
     void check_options(std::size_t pool_limit) const;
     int new_pool(std::uint64_t page_size, std::optional<Uuid> uuid);
@@ -130,11 +131,14 @@ private:
     void discard_page(FileId file, PageIndex index);
     Loans::Loan end_loan(Loans::Number number);
     void bound_loans();
+    void end_oldest_loan();
     void account(const Stored& stored, Kind kind, std::uint32_t page_size, int sign);
 
     void shrink();
     bool reclaim_any();
     bool try_reclaim();
+    Allocator* largest_allocator() const;
+    void shrink_tables();
     bool nearly_full() const;
     void account_overhead();
 
@@ -171,7 +175,7 @@ private:
     bool stopping_ = false;
 
     std::size_t overhead_ = 0;       // bytes that the budget was told for all that has no mapping
-    std::size_t scratch_bytes_ = 0;  // of the worker's scratch, when it was last looked at
+    std::size_t worker_scratch_bytes_ = 0, inline_scratch_bytes_ = 0;  // when they were last used
 
     struct Gauges {
         std::uint64_t pages = 0;  // stored, on loan or not

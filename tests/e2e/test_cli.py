@@ -400,6 +400,7 @@ def test_impatient_signals_do_not_leave_a_dead_mount(mount: Mounter, number: int
     while fs.process.poll() is None:
         fs.process.send_signal(number)
         assert time.monotonic() < deadline
+        time.sleep(0.001)  # the daemon shall get to run in between
     assert not is_mounted(fs.path)
     assert fs.process.returncode == 0
     assert "Traceback" not in fs.log.read_text()
