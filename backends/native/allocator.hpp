@@ -63,8 +63,10 @@ public:
     virtual bool reclaim() = 0;
     // Bytes that it has from the system.
     virtual std::size_t bytes() const = 0;
-    // Follow a new limit.
+    // Follow a new limit, short of evicting.
     virtual void resized() = 0;
+    // Give up room in tables that is not needed. Throws std::bad_alloc, and they stay as large.
+    virtual void shrink_tables() = 0;
     // Add its gauges and counters to those that are there.
     virtual void count(Counts& counts) const = 0;
 };

@@ -58,8 +58,12 @@ struct Scratch::Contexts {
     std::unique_ptr<ZSTD_DCtx, Free> decompress;
 };
 
-Scratch::Scratch(const Codec& codec, Use use) : contexts_(std::make_unique<Contexts>()) {
-    if (use == Use::decompress) {
+Scratch::Scratch(const Codec& codec, Use use) : use_(use) { reset(codec); }
+
+void Scratch::reset(const Codec& codec) {
+    std::vector<std::byte>().swap(out_);
+    contexts_ = std::make_unique<Contexts>();
+    if (use_ == Use::decompress) {
         if (codec.options().method == Method::zstd) contexts_->decompress.reset(must(ZSTD_createDCtx()));
         return;
     }

@@ -34,10 +34,13 @@ public:
 
     // Bytes that it takes.
     std::size_t bytes() const;
+    // As new: contexts grow with the largest page that they have seen.
+    void reset(const Codec& codec);
 
 private:
     friend class Codec;
     struct Contexts;
+    const Use use_;
     std::unique_ptr<Contexts> contexts_;
     std::vector<std::byte> out_;
 };

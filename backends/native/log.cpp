@@ -77,11 +77,14 @@ void LogAllocator::resized() {
     segment_bytes_ = std::max(least, std::min(segment_bytes_, quarter));
     while (drop_spare()) {
     }
+    max_spares_ = std::max<std::size_t>(budget_.limit / spare_divisor / segment_bytes_, 1);
+    spares_.reserve(max_spares_);  // free_segment must not fail
+}
+
+void LogAllocator::shrink_tables() {
     while (!segments_.empty() && !segments_.back().memory) segments_.pop_back();
     std::erase_if(free_ids_, [&](SegmentId id) { return id >= segments_.size(); });
     segments_.shrink_to_fit();
-    max_spares_ = std::max<std::size_t>(budget_.limit / spare_divisor / segment_bytes_, 1);
-    spares_.reserve(max_spares_);  // free_segment must not fail
 }
 
 // Give a segment that holds nothing back to the system.
@@ -175,7 +178,10 @@ std::optional<Location> LogAllocator::store(const Entry& entry) {
 // Room for one more segment beside the reserve, at the expense of what is there. Spares are room.
 bool LogAllocator::make_room(Log log) {
     while (spares_.size() < 2 && !budget_.room((2 - spares_.size()) * segment_bytes_)) {
-        if (log == raw_pages && oldest_[raw_pages] == none) return false;
+        if (log == raw_pages) {  // at the expense of its like only
+            if (!compact_one(raw_pages) && !evict_oldest(raw_pages)) return false;
+            continue;
+        }
         if (index_.reclaim_elsewhere(*this)) continue;
         if (!reclaim_segment()) return !spares_.empty() || budget_.room(segment_bytes_);
     }
@@ -236,6 +242,7 @@ bool LogAllocator::evict_oldest(Log log) {
         if (open_[log] == id) open_[log] = none;
         std::replace(survivors_[log].begin(), survivors_[log].end(), id, none);
         segments_[id].open = false;
+        link_bucket(id);
     }
     ++evicted_segments_;
     bool alone = id == youngest_[log];

@@ -35,6 +35,7 @@ public:
     bool reclaim() override;
     std::size_t bytes() const override;
     void resized() override;
+    void shrink_tables() override;
     void count(Counts& counts) const override;
 
 private:

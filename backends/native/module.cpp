@@ -216,10 +216,11 @@ public:
             engine_.resize(limit);
         }
         collect();
+        nb::gil_scoped_release released;
         malloc_trim(0);  // what it kept of pages that were on loan
     }
 
-    // No size is negative or takes more than 64 bits; 0 is refused by whoever asked.
+    // 0, which nobody accepts, for what is negative or has more than 64 bits.
     static std::size_t size_or_0(nb::int_ number) {
         std::size_t size = 0;
         return nb::try_cast(number, size) ? size : 0;

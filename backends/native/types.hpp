@@ -25,7 +25,7 @@ struct Owner {
     PageIndex index = 0;
 };
 
-// Where an allocator put something. Only the allocator knows what it means; 48 bits are used.
+// Where an allocator put something. Only the allocator knows what it means; 56 bits are used.
 using Location = std::uint64_t;
 
 // How the bytes of a stored page are to be read.

@@ -44,27 +44,55 @@ ZbudAllocator::ZbudAllocator(Budget& budget, IndexLink& index, std::uint32_t pag
 }
 
 void ZbudAllocator::resized() {
-    // Tables are as large as there were ever frames. If that is too much, start anew.
-    if (table_bytes_ > budget_.limit / 32) {
-        while (reclaim()) {
-        }
-        release_regions();
-    }
     max_resident_free_ = std::max<std::size_t>(budget_.limit / resident_free_divisor / frame_bytes_, 1);
 }
 
 ZbudAllocator::~ZbudAllocator() {
-    release_regions();
-    budget_.used -= bytes_;
+    release_regions(0);
+    budget_.used -= bytes_ + table_bytes_;
 }
 
-void ZbudAllocator::release_regions() {
-    for (std::byte* region : regions_) munmap(region, frames_per_region_ * frame_bytes_);
-    std::vector<std::byte*>().swap(regions_);
-    std::vector<Frame>().swap(frames_);
-    std::vector<FrameId>().swap(free_);
-    budget_.used -= table_bytes_;
-    table_bytes_ = 0;
+void ZbudAllocator::release_regions(std::size_t keep) {
+    for (std::size_t at = keep; at < regions_.size(); ++at) munmap(regions_[at], frames_per_region_ * frame_bytes_);
+    regions_.resize(keep);
+}
+
+// Tables are as large as there were ever frames. Frames in the last regions move to free ones before.
+void ZbudAllocator::shrink_tables() {
+    drop_free_frames();
+    std::size_t keep = (frames_used_ + frames_per_region_ - 1) / frames_per_region_;
+    if (keep == regions_.size()) return;
+    auto end = static_cast<FrameId>(keep * frames_per_region_);
+    std::erase_if(free_, [end](FrameId id) { return id >= end; });
+    for (FrameId id = end; id < frames_.size(); ++id) {
+        if (!frames_[id].resident) continue;
+        move_frame(id, free_.back());
+        free_.pop_back();
+    }
+    release_regions(keep);
+    frames_.resize(end);
+    regions_.shrink_to_fit();
+    frames_.shrink_to_fit();
+    free_.shrink_to_fit();
+    free_.reserve(frames_.capacity());  // free_frame must not fail
+    account_tables();
+}
+
+// A frame with entries goes to a place that is free and not resident.
+void ZbudAllocator::move_frame(FrameId from, FrameId to) {
+    std::memcpy(memory(to), memory(from), frame_bytes_);
+    Frame& frame = frames_[to] = frames_[from];
+    (frame.lru_prev == none ? lru_oldest_ : frames_[frame.lru_prev].lru_next) = to;
+    (frame.lru_next == none ? lru_youngest_ : frames_[frame.lru_next].lru_prev) = to;
+    if (unbuddied(frame)) {
+        (frame.list_prev == none ? unbuddied_[free_chunks(frame)] : frames_[frame.list_prev].list_next) = to;
+        if (frame.list_next != none) frames_[frame.list_next].list_prev = to;
+    }
+    frames_[from].resident = false;
+    for (unsigned at = 0; at < 2; ++at) {
+        const Buddy& buddy = header(to).buddies[at];
+        if (buddy.file != no_file) index_.moved({buddy.file, buddy.index}, location(to, at));
+    }
 }
 
 std::byte* ZbudAllocator::memory(FrameId id) const {
@@ -139,6 +167,12 @@ bool ZbudAllocator::reclaim() {
         if (id == none) return false;
         free_frame(id);
     }
+    drop_free_frames();
+    return true;
+}
+
+// Give the memory of frames without entries back to the system.
+void ZbudAllocator::drop_free_frames() {
     while (resident_free_ > 0) {
         FrameId id = free_[free_.size() - resident_free_];
         madvise(memory(id), frame_bytes_, MADV_DONTNEED);
@@ -147,7 +181,6 @@ bool ZbudAllocator::reclaim() {
         bytes_ -= frame_bytes_;
         budget_.used -= frame_bytes_;
     }
-    return true;
 }
 
 // -- frames -------------------------------------------------------------------------------------------
@@ -244,6 +277,10 @@ void ZbudAllocator::add_region() {
         free_.push_back(static_cast<FrameId>(frames_.size()));
         frames_.emplace_back();
     }
+    account_tables();
+}
+
+void ZbudAllocator::account_tables() {
     std::size_t tables = frames_.capacity() * sizeof(Frame) + free_.capacity() * sizeof(FrameId) +
                          regions_.capacity() * sizeof(std::byte*);
     budget_.used += tables - table_bytes_;

@@ -27,6 +27,7 @@ public:
     bool reclaim() override;
     std::size_t bytes() const override { return bytes_; }
     void resized() override;
+    void shrink_tables() override;
     void count(Counts& counts) const override;
 
 private:
@@ -65,7 +66,10 @@ private:
     FrameId evict_oldest();
     void free_frame(FrameId id);
     void add_region();
-    void release_regions();
+    void release_regions(std::size_t keep);
+    void drop_free_frames();
+    void move_frame(FrameId from, FrameId to);
+    void account_tables();
 
     void link_lru(FrameId id);
     void unlink_lru(FrameId id);

@@ -8,6 +8,7 @@
 #include <cassert>
 #include <cstring>
 #include <string>
+#include <system_error>
 
 #include "log.hpp"
 #include "zbud.hpp"
@@ -144,23 +145,25 @@ int Zcache::init_shared_fs(const Uuid& uuid, std::uint64_t page_size) {
 
 int Zcache::new_pool(std::uint64_t page_size, std::optional<Uuid> uuid) {
     if (page_size < min_page_size || page_size > max_page_size || !std::has_single_bit(page_size)) return -1;
-    // What compressing such pages needs, twice, must leave room for some of them.
-    if (2 * codec_.context_bytes(page_size) + overhead_ + staging_->capacity() > budget_.limit / 4 * 3) return -1;
+    // What two threads need to compress such pages must leave room for some of them.
+    std::size_t scratches = worker_scratch_bytes_ + inline_scratch_bytes_;
+    std::size_t least = overhead_ - scratches + 2 * codec_.context_bytes(page_size) + staging_->capacity() +
+                        page_size / 4 * 5;
+    if (least > budget_.limit) return -1;
     auto size = static_cast<std::uint32_t>(page_size);
     return index_.add_pool(size, uuid, &allocator_for(size));
 }
 
 Allocator& Zcache::allocator_for(std::uint32_t page_size) {
-    std::unique_ptr<Allocator>& allocator = allocators_[page_size];
-    if (!allocator) {
-        IndexLink& link = *this;
-        if (options_.allocator == AllocatorKind::zbud) {
-            allocator = std::make_unique<ZbudAllocator>(budget_, link, page_size);
-        } else {
-            allocator = std::make_unique<LogAllocator>(budget_, link, page_size, options_.checksum);
-        }
+    if (auto found = allocators_.find(page_size); found != allocators_.end()) return *found->second;
+    IndexLink& link = *this;
+    std::unique_ptr<Allocator> made;
+    if (options_.allocator == AllocatorKind::zbud) {
+        made = std::make_unique<ZbudAllocator>(budget_, link, page_size);
+    } else {
+        made = std::make_unique<LogAllocator>(budget_, link, page_size, options_.checksum);
     }
-    return *allocator;
+    return *allocators_.emplace(page_size, std::move(made)).first->second;
 }
 
 void Zcache::flush_fs(int id) {
@@ -178,7 +181,10 @@ void Zcache::flush_fs(int id) {
     index_.remove_pool(id);
     bool in_use = false;
     index_.for_each_pool([&](const Pool& other) { in_use |= other.page_size == page_size; });
-    if (!in_use) allocators_.erase(page_size);
+    if (!in_use) {
+        allocators_.erase(page_size);
+        shrink_scratches();
+    }
 }
 
 std::uint32_t Zcache::page_size(int pool) {
@@ -555,6 +561,8 @@ void Zcache::resize(std::size_t pool_limit) {
 // Tables that grew with another limit may be larger than all that this one allows.
 void Zcache::shrink_tables() {
     index_.shrink_tables();
+    for (auto& [page_size, allocator] : allocators_) allocator->shrink_tables();
+    shrink_scratches();
     if (loans_.bytes() > budget_.limit / 32) {
         while (!loans_.empty()) end_oldest_loan();
         loans_.shrink_tables();
@@ -562,6 +570,21 @@ void Zcache::shrink_tables() {
     if (ghosts_.bytes() > budget_.limit / 32) ghosts_.resize(0);
     account_overhead();
     shrink();
+}
+
+// The contexts of the compressors may be larger than what the pages that are left need.
+void Zcache::shrink_scratches() {
+    if (!working_) {  // else the worker has it
+        worker_scratch_.reset(codec_);
+        worker_scratch_bytes_ = worker_scratch_.bytes();
+    }
+    // Whoever has it waits for mutex_, which we hold: try, do not wait.
+    if (std::unique_lock<std::mutex> scratch(inline_mutex_, std::try_to_lock); scratch) {
+        inline_scratch_.reset(codec_);
+        inline_scratch_bytes_ = inline_scratch_.bytes();
+    }
+    get_scratch_.reset(codec_);
+    account_overhead();
 }
 
 void Zcache::shrink() {
@@ -622,9 +645,13 @@ void Zcache::start_worker() {
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);  // signals are the main thread's
-    worker_ = std::thread([this] { work(); });
+    try {
+        worker_ = std::thread([this] { work(); });
+        pthread_setname_np(worker_.native_handle(), "zcached");
+    } catch (const std::system_error&) {
+        // The system has no thread for us now: callers compress their pages themselves.
+    }
     pthread_sigmask(SIG_SETMASK, &old, nullptr);
-    pthread_setname_np(worker_.native_handle(), "zcached");
 }
 
 void Zcache::work() {
@@ -678,13 +705,15 @@ void Zcache::work_on_front(Lock& lock) {
 void Zcache::sync() {
     Lock lock(mutex_);
     drain(lock);
+    shrink();
 }
 
 void Zcache::drain(Lock& lock) {
     while (!staging_->empty() || working_) {
         draining_ = true;
         wake_worker();
-        worker_done_.wait(lock);
+        if (worker_.joinable()) worker_done_.wait(lock);
+        else work_on_front(lock);
     }
     draining_ = false;
 }

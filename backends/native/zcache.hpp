@@ -139,6 +139,7 @@ private:
     bool try_reclaim();
     Allocator* largest_allocator() const;
     void shrink_tables();
+    void shrink_scratches();
     bool nearly_full() const;
     void account_overhead();
 

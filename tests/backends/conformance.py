@@ -46,6 +46,10 @@ class BackendConformance(ABC):
     def fill(self, backend: Backend, pool_id: int) -> None:
         """Use the room up (not with pages of ``KEY``), so that ``noise`` is refused or dropped."""
 
+    def answers(self, page: bytes) -> tuple[bytes | None, ...]:
+        """What a get right after the put may give: also None where such a page may be refused."""
+        return (page,)
+
     @pytest.fixture
     def backend(self) -> Backend:
         return self.make()
@@ -80,8 +84,8 @@ class BackendConformance(ABC):
         for index, page in enumerate(pages):
             backend.put_page(pool, KEY, index, page)
             backend.put_page(shared, KEY, index, page)
-            assert backend.get_page(pool, KEY, index) == page
-            assert backend.get_page(shared, KEY, index) == page
+            assert backend.get_page(pool, KEY, index) in self.answers(page)
+            assert backend.get_page(shared, KEY, index) in self.answers(page)
             backend.flush_inode(pool, KEY)
             backend.flush_inode(shared, KEY)
 
@@ -131,8 +135,8 @@ class BackendConformance(ABC):
     ) -> None:
         backend.put_page(any_pool, KEY, 7, page)
         got = backend.get_page(any_pool, KEY, 7)
-        assert type(got) is bytes
-        assert got == page
+        assert got in self.answers(page)
+        assert got is None or type(got) is bytes
 
     def test_an_empty_put_is_fine(self, backend: Backend, any_pool: int) -> None:
         backend.put_pages(any_pool, KEY, [])
@@ -168,7 +172,7 @@ class BackendConformance(ABC):
     ) -> None:
         backend.put_page(any_pool, KEY, 0, older)
         backend.put_page(any_pool, KEY, 0, newer)
-        assert backend.get_page(any_pool, KEY, 0) == newer
+        assert backend.get_page(any_pool, KEY, 0) in self.answers(newer)
 
     def test_put_put_get_holds_within_one_call(self, backend: Backend, any_pool: int) -> None:
         backend.put_pages(any_pool, KEY, [(0, text("AAA")), (1, text("x")), (0, text("BBB"))])

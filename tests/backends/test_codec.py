@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleanfs.backends.codec import CorruptError, lz4_compressor, lz4_decompressor, parse
+from cleanfs.backends.codec import Codec, CorruptError, lz4_compressor, lz4_decompressor, parse
 from tests.backends.conformance import noise, text
 
 GOOD = ["lz4", "lz4:1", "lz4:17", "lz4:65537", "lz4hc", "lz4hc:1", "lz4hc:12"]
@@ -65,9 +65,49 @@ def test_what_no_compressor_made_is_corrupt(zpage: bytes) -> None:
         "lz4hc:0",
         "lz4hc:13",
         ":1",
+        "lz4+dict",
+        "lz4hc:9+dict",
+        "none:0",
+        "none:1",
+        "none+dict",
+        "zstd:",
+        "zstd:0",
+        "zstd:20",
+        "zstd:-1",
+        "zstd:x",
+        "zstd+",
+        "zstd+dictionary",
+        "zstd+dict+dict",
+        "zstd+dict:3",
+        "zstd:\u0663",
     ],
 )
 def test_a_bad_name_is_refused_and_named(spec: str) -> None:
     with pytest.raises(ValueError, match="compression") as caught:
         parse(spec)
     assert repr(spec) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "method", "level", "dictionary"),
+    [
+        ("lz4", "lz4", 1, False),
+        ("lz4:65537", "lz4", 65537, False),
+        ("lz4hc", "lz4hc", 9, False),
+        ("zstd", "zstd", 3, False),
+        ("zstd:19", "zstd", 19, False),
+        ("zstd+dict", "zstd", 3, True),
+        ("zstd:7+dict", "zstd", 7, True),
+        ("none", "none", 0, False),
+    ],
+)
+def test_a_name_says_method_level_and_dictionary(
+    spec: str, method: str, level: int, dictionary: bool
+) -> None:
+    assert parse(spec) == Codec(spec, method, level, dictionary)
+
+
+@pytest.mark.parametrize("spec", ["zstd", "zstd:3+dict", "none"])
+def test_what_only_the_native_engine_does_is_refused_in_python(spec: str) -> None:
+    with pytest.raises(ValueError, match="native"):
+        lz4_compressor(parse(spec))

@@ -3,13 +3,10 @@
 # ruff: noqa: SLF001  the books are checked against what they are about
 
 from collections.abc import Iterator
-from itertools import count
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cleanfs import backends
 from cleanfs.backends import reference, zcache
@@ -26,16 +23,11 @@ from tests.backends.conformance import (
     noise,
     text,
 )
+from tests.backends.machine import MIB, ZcacheMachine, same
 
-MIB = 1 << 20
 ZERO = bytes(PAGE_SIZE)
 LOAN_ROOM = LOAN_SHARE * MIN_POOL_LIMIT / PAGE_SIZE
 """Pages that can be on loan at the smallest limit."""
-
-
-def same(word: int) -> bytes:
-    """A same-filled page."""
-    return word.to_bytes(8, "little") * (PAGE_SIZE // 8)
 
 
 def recomputed_use(z: ReferenceZcache) -> int:
@@ -122,6 +114,26 @@ def test_a_limit_that_is_too_small_is_refused_and_changes_nothing(
 def test_an_unknown_compression_is_refused() -> None:
     with pytest.raises(ValueError, match="compression"):
         ReferenceZcache(BackendOptions(MIB, "zip"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BackendOptions(MIB, "zstd"),
+        BackendOptions(MIB, "zstd:3+dict"),
+        BackendOptions(MIB, "none"),
+        BackendOptions(MIB, allocator="zbud"),
+        BackendOptions(MIB, poor="refuse"),
+        BackendOptions(MIB, admission="was-active"),
+    ],
+)
+def test_what_the_python_engine_can_not_do_is_refused(options: BackendOptions) -> None:
+    with pytest.raises(ValueError, match="needs the native engine"):
+        ReferenceZcache(options)
+
+
+def test_options_that_say_what_the_python_engine_does_are_fine() -> None:
+    ReferenceZcache(BackendOptions(MIB, "lz4hc:3", "log", "keep", "all", checksum=False))
 
 
 @pytest.mark.parametrize("page_size", [-4096, 0, 1, 2048, 4095, 4097, 3 * 4096, 2 * MIB])
@@ -445,109 +457,18 @@ def test_counters_are_a_snapshot(z: ReferenceZcache, pool: int) -> None:
 
 # -- against a model --------------------------------------------------------------------------------
 
-KEYS = [KEY, *OTHER_KEYS]
-INDICES = st.integers(0, 60)
 
+class ReferenceMachine(ZcacheMachine):
+    """Against a dict of what was put last."""
 
-class ZcacheMachine(RuleBasedStateMachine):
-    """Against a dict of what was put last: every get gives that or a miss, never more."""
+    def make(self) -> ReferenceZcache:
+        return ReferenceZcache(BackendOptions(MIN_POOL_LIMIT))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.z = ReferenceZcache(BackendOptions(MIN_POOL_LIMIT))
-        self.private = {self.z.init_fs(PAGE_SIZE)}
-        self.shared = {self.z.init_shared_fs(UUID_A, PAGE_SIZE): 1}
-        self.model: dict[tuple[int, FileKey, int], bytes] = {}
-        self.got: dict[tuple[int, FileKey, int], bytes] = {}
-        self.tags = count()
-
-    def any_pool(self, data: st.DataObject) -> int:
-        return data.draw(st.sampled_from(sorted({*self.private, *self.shared})), label="pool")
-
-    @precondition(lambda self: self.private or self.shared)
-    @rule(
-        data=st.data(),
-        key=st.sampled_from(KEYS),
-        first=INDICES,
-        n=st.sampled_from([1, 2, 20, 80]),
-        kind=st.sampled_from(["same", "text", "noise"]),
-    )
-    def put(self, data: st.DataObject, key: FileKey, first: int, n: int, kind: str) -> None:
-        pool = self.any_pool(data)
-        make = {"same": same, "text": text, "noise": noise}[kind]
-        pages = [(first + i, make(next(self.tags))) for i in range(n)]
-        self.z.put_pages(pool, key, pages)
-        for index, page in pages:
-            self.model[pool, key, index] = page
-
-    @precondition(lambda self: self.got)
-    @rule(data=st.data())
-    def put_back(self, data: st.DataObject) -> None:
-        handle = data.draw(st.sampled_from(sorted(self.got)), label="handle")
-        self.z.put_page(*handle, self.got[handle])
-        self.model[handle] = self.got[handle]
-
-    @precondition(lambda self: self.private or self.shared)
-    @rule(data=st.data(), key=st.sampled_from(KEYS), first=INDICES, n=st.sampled_from([1, 5, 40]))
-    def get(self, data: st.DataObject, key: FileKey, first: int, n: int) -> None:
-        pool = self.any_pool(data)
-        pages = self.z.get_pages(pool, key, first, n)
-        assert len(pages) == n
-        for index, page in enumerate(pages, first):
-            if page is not None:
-                assert page == self.model.get((pool, key, index))
-                self.got[pool, key, index] = page
-            if page is None or pool in self.private:
-                self.model.pop((pool, key, index), None)  # get-get, exclusive
-
-    @precondition(lambda self: self.private or self.shared)
-    @rule(data=st.data(), key=st.sampled_from(KEYS), start=INDICES, n=st.none() | st.integers(0, 99))
-    def flush(self, data: st.DataObject, key: FileKey, start: int, n: int | None) -> None:
-        pool = self.any_pool(data)
-        stop = None if n is None else start + n
-        if n == 1:
-            self.z.flush_page(pool, key, start)
-        elif start == 0 and n is None:
-            self.z.flush_inode(pool, key)
-        else:
-            self.z.flush_pages(pool, key, start, stop)
-        for handle in list(self.model):
-            if handle[:2] == (pool, key) and start <= handle[2] < (1 << 60 if stop is None else stop):
-                del self.model[handle]
-
-    @rule()
-    def open(self) -> None:
-        self.private.add(self.z.init_fs(PAGE_SIZE))
-
-    @rule()
-    def join(self) -> None:
-        pool = self.z.init_shared_fs(UUID_A, PAGE_SIZE)
-        assert pool in self.shared or not self.shared
-        self.shared[pool] = self.shared.get(pool, 0) + 1
-
-    @precondition(lambda self: self.private or self.shared)
-    @rule(data=st.data())
-    def close(self, data: st.DataObject) -> None:
-        pool = self.any_pool(data)
-        self.z.flush_fs(pool)
-        if self.shared.get(pool, 0) > 1:
-            self.shared[pool] -= 1
-            return
-        self.private.discard(pool)
-        self.shared.pop(pool, None)
-        self.model = {handle: page for handle, page in self.model.items() if handle[0] != pool}
-        self.got = {handle: page for handle, page in self.got.items() if handle[0] != pool}
-
-    @rule(limit=st.sampled_from([MIN_POOL_LIMIT, MIN_POOL_LIMIT + 100_000, 2 * MIN_POOL_LIMIT]))
-    def resize(self, limit: int) -> None:
-        self.z.resize(limit)
-
-    @invariant()
-    def books_balance(self) -> None:
+    def check(self) -> None:
         check_books(self.z)
 
 
-TestAgainstAModel = ZcacheMachine.TestCase
+TestAgainstAModel = ReferenceMachine.TestCase
 TestAgainstAModel.settings = settings(
     max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
