@@ -61,31 +61,25 @@ struct Scratch::Contexts {
 Scratch::Scratch(const Codec& codec, Use use) : use_(use) { reset(codec); }
 
 void Scratch::reset(const Codec& codec) {
-    std::vector<std::byte>().swap(out_);
-    contexts_ = std::make_unique<Contexts>();
+    auto fresh = std::make_unique<Contexts>();
+    const CodecOptions& options = codec.options();
     if (use_ == Use::decompress) {
-        if (codec.options().method == Method::zstd) contexts_->decompress.reset(must(ZSTD_createDCtx()));
-        return;
+        if (options.method == Method::zstd) fresh->decompress.reset(must(ZSTD_createDCtx()));
+    } else if (options.method == Method::lz4) {
+        fresh->lz4.resize(static_cast<std::size_t>(LZ4_sizeofState()));
+    } else if (options.method == Method::lz4hc) {
+        fresh->lz4.resize(static_cast<std::size_t>(LZ4_sizeofStateHC()));
+    } else if (options.method == Method::zstd) {
+        fresh->compress.reset(must(ZSTD_createCCtx()));
+        ZSTD_CCtx* context = fresh->compress.get();
+        ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, options.level);
+        // Each of these would be some bytes of every page that we know anyway.
+        ZSTD_CCtx_setParameter(context, ZSTD_c_contentSizeFlag, 0);
+        ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 0);
+        ZSTD_CCtx_setParameter(context, ZSTD_c_dictIDFlag, 0);
     }
-    switch (codec.options().method) {
-        case Method::none:
-            break;
-        case Method::lz4:
-            contexts_->lz4.resize(static_cast<std::size_t>(LZ4_sizeofState()));
-            break;
-        case Method::lz4hc:
-            contexts_->lz4.resize(static_cast<std::size_t>(LZ4_sizeofStateHC()));
-            break;
-        case Method::zstd:
-            contexts_->compress.reset(must(ZSTD_createCCtx()));
-            ZSTD_CCtx* context = contexts_->compress.get();
-            ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, codec.options().level);
-            // Each of these would be some bytes of every page that we know anyway.
-            ZSTD_CCtx_setParameter(context, ZSTD_c_contentSizeFlag, 0);
-            ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 0);
-            ZSTD_CCtx_setParameter(context, ZSTD_c_dictIDFlag, 0);
-            break;
-    }
+    contexts_ = std::move(fresh);
+    std::vector<std::byte>().swap(out_);
 }
 
 Scratch::~Scratch() = default;

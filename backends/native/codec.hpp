@@ -34,7 +34,8 @@ public:
 
     // Bytes that it takes.
     std::size_t bytes() const;
-    // As new: contexts grow with the largest page that they have seen.
+    // As new: contexts grow with the largest page that they have seen. Throws std::bad_alloc, and nothing
+    // has changed.
     void reset(const Codec& codec);
 
 private:

@@ -102,7 +102,7 @@ File& Index::find_or_add(Pool& pool, const FileKey& key) {
     file->inode = key.inode;
     file->hash = hash(key);
     file->generation_size = static_cast<std::uint32_t>(key.generation.size());
-    std::memcpy(static_cast<void*>(file + 1), key.generation.data(), key.generation.size());
+    std::ranges::copy(key.generation, reinterpret_cast<char*>(file + 1));
 
     file->id = free_ids_.back();
     free_ids_.pop_back();
@@ -169,8 +169,11 @@ void Index::shrink_tables() {
     while (files_.size() > 1 && files_.back() == nullptr) files_.pop_back();
     std::erase_if(free_ids_, [&](FileId id) { return id >= files_.size(); });
     files_.shrink_to_fit();
-    free_ids_.shrink_to_fit();
-    free_ids_.reserve(files_.capacity());
+    // A vector of its own, not shrink_to_fit: remove() relies on the room whatever fails here.
+    std::vector<FileId> free_ids;
+    free_ids.reserve(files_.capacity());
+    free_ids.assign(free_ids_.begin(), free_ids_.end());
+    std::swap(free_ids, free_ids_);
     account_tables();
 }
 

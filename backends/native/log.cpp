@@ -77,8 +77,9 @@ void LogAllocator::resized() {
     segment_bytes_ = std::max(least, std::min(segment_bytes_, quarter));
     while (drop_spare()) {
     }
-    max_spares_ = std::max<std::size_t>(budget_.limit / spare_divisor / segment_bytes_, 1);
-    spares_.reserve(max_spares_);  // free_segment must not fail
+    std::size_t spares = std::max<std::size_t>(budget_.limit / spare_divisor / segment_bytes_, 1);
+    spares_.reserve(spares);  // free_segment must not fail
+    max_spares_ = spares;
 }
 
 void LogAllocator::shrink_tables() {

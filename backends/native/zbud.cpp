@@ -6,6 +6,7 @@
 #include <cassert>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace zcache {
 
@@ -73,8 +74,11 @@ void ZbudAllocator::shrink_tables() {
     frames_.resize(end);
     regions_.shrink_to_fit();
     frames_.shrink_to_fit();
-    free_.shrink_to_fit();
-    free_.reserve(frames_.capacity());  // free_frame must not fail
+    // A vector of its own, not shrink_to_fit: free_frame() relies on the room whatever fails here.
+    std::vector<FrameId> free;
+    free.reserve(frames_.capacity());
+    free.assign(free_.begin(), free_.end());
+    std::swap(free, free_);
     account_tables();
 }
 

@@ -221,7 +221,10 @@ std::size_t Zcache::get(int id, const FileKey& key, PageIndex first, std::size_t
 // Give one page to the sink, and take it out or mark it as used.
 bool Zcache::fetch(File& file, PageIndex index, Slot slot, std::size_t at, Sink& sink) {
     std::byte* to = sink.page(at);
-    if (to == nullptr) return false;
+    if (to == nullptr) {
+        discard_page(file.id, index);  // it was a miss: it is one from now on
+        return false;
+    }
     MutableBytes page{to, file.pool->page_size};
     if (slot.state() == Slot::State::staged) {
         std::memcpy(to, staging_->at(slot.place()).data, page.size());
@@ -285,7 +288,13 @@ void Zcache::put(int id, const FileKey& key, std::span<const Put> pages) {
     for (const Put& page : pages) {
         if (page.index >= end) throw std::out_of_range("page index out of range");
     }
-    for (const Put& page : pages) put_page(lock, id, key, page);
+    try {
+        for (const Put& page : pages) put_page(lock, id, key, page);
+    } catch (...) {
+        if (!lock.owns_lock()) lock.lock();
+        discard_pages(id, key, pages);  // no older copy of any of them may be found
+        throw;
+    }
     tally_.obj_count_max = std::max<std::uint64_t>(tally_.obj_count_max, index_.files());
     tally_.eph_zpages_max =
         std::max(tally_.eph_zpages_max, gauges_.pages + gauges_.staged - loans_.count());
@@ -321,6 +330,14 @@ void Zcache::put_page(Lock& lock, int id, const FileKey& key, const Put& page) {
         throw;
     }
     ++gauges_.staged;
+}
+
+void Zcache::discard_pages(int id, const FileKey& key, std::span<const Put> pages) {
+    Pool& pool = index_.pool(id);
+    for (const Put& page : pages) {
+        File* file = index_.find(pool, key);
+        if (file != nullptr && Index::find(*file, page.index) != nullptr) discard_page(file->id, page.index);
+    }
 }
 
 // If this is the very page that is on loan, the loan ends and the page is found again.
@@ -409,8 +426,8 @@ void Zcache::store(Owner owner, const Encoded& encoded) {
         } catch (const std::bad_alloc&) {
             // The system has no memory: as if there were no room.
         }
-        if (!at) ++tally_.failed_eph_puts;
     }
+    if (!at && !(encoded.poor && encoded.refused)) ++tally_.failed_eph_puts;
     PageTable::Item& item = *Index::find(index_.file(owner.file), owner.index);
     if (!at) {
         discard_page(owner.file, owner.index);
@@ -574,16 +591,21 @@ void Zcache::shrink_tables() {
 
 // The contexts of the compressors may be larger than what the pages that are left need.
 void Zcache::shrink_scratches() {
-    if (!working_) {  // else the worker has it
-        worker_scratch_.reset(codec_);
-        worker_scratch_bytes_ = worker_scratch_.bytes();
-    }
-    // Whoever has it waits for mutex_, which we hold: try, do not wait.
+    auto shrink = [this](Scratch& scratch, std::size_t& bytes) {
+        try {
+            scratch.reset(codec_);
+        } catch (const std::bad_alloc&) {
+            // It stays as it is.
+        }
+        bytes = scratch.bytes();
+    };
+    if (!working_) shrink(worker_scratch_, worker_scratch_bytes_);  // else the worker has it
+    // Whoever has the other one waits for mutex_, which we hold: try, do not wait.
     if (std::unique_lock<std::mutex> scratch(inline_mutex_, std::try_to_lock); scratch) {
-        inline_scratch_.reset(codec_);
-        inline_scratch_bytes_ = inline_scratch_.bytes();
+        shrink(inline_scratch_, inline_scratch_bytes_);
     }
-    get_scratch_.reset(codec_);
+    std::size_t bytes = 0;
+    shrink(get_scratch_, bytes);
     account_overhead();
 }
 

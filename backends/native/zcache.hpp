@@ -40,7 +40,7 @@ struct Options {
 // Where a get puts what it finds.
 class Sink {
 public:
-    // Room for page `at` of the range; null if there is none, which makes it a miss.
+    // Room for page `at` of the range; null if there is none, which makes it a miss: the page is discarded.
     virtual std::byte* page(std::size_t at) = 0;
     // A token for the page just filled, for a loan; no_token if there shall be none.
     virtual Token token(std::size_t) { return no_token; }
@@ -83,7 +83,8 @@ public:
     // -- size and counters ------------------------------------------------------------------------
 
     std::size_t pool_limit() const;
-    // Evicts down to it before it returns. Throws std::invalid_argument, and nothing has changed.
+    // Evicts down to it before it returns. Throws std::invalid_argument, and nothing has changed;
+    // std::bad_alloc, and it may be in force.
     void resize(std::size_t pool_limit);
     Counts counters() const;
     // Wait until no page is staged.
@@ -129,6 +130,7 @@ private:
     void remember_active(const File& file, PageIndex index);
     void discard(const Pool& pool, Slot slot);
     void discard_page(FileId file, PageIndex index);
+    void discard_pages(int pool, const FileKey& key, std::span<const Put> pages);
     Loans::Loan end_loan(Loans::Number number);
     void bound_loans();
     void end_oldest_loan();

@@ -28,7 +28,8 @@ private:
 
 void decompress(zcache::Method method, zcache::Bytes in) {
     struct Decoder {
-        explicit Decoder(zcache::Method of) : codec({of, 1, false}), scratch(codec, zcache::Scratch::Use::decompress) {}
+        explicit Decoder(zcache::Method of)
+            : codec({of, 1, false}), scratch(codec, zcache::Scratch::Use::decompress) {}
         zcache::Codec codec;
         zcache::Scratch scratch;
     };

@@ -7,7 +7,6 @@
 int main(int argc, char** argv) {
     Arguments arguments(argc, argv);
     auto start = std::chrono::steady_clock::now();
-    auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
     std::map<std::string, std::uint64_t> totals;
     std::uint64_t seed = arguments.seed, steps = 0;
     do {
@@ -24,7 +23,7 @@ int main(int argc, char** argv) {
         totals["hits"] += machine.hits();
         totals["misses"] += machine.misses();
         ++seed;
-    } while (seconds() < arguments.seconds);
+    } while (std::chrono::steady_clock::now() - start < std::chrono::duration<double>(arguments.seconds));
 
     for (const char* name : {"hits", "misses", "revived_zpages", "evicted_eph_zpages", "evicted_raw_pages",
                              "failed_eph_puts", "staging_full", "log_compacted_segments", "log_spared_entries",

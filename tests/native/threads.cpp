@@ -126,7 +126,9 @@ private:
 
     zcache::FileKey own_key() const { return {1, 100 + number_, "own"}; }
     std::uint32_t page_size(std::size_t pool) const { return pool == 2 ? 16384 : 4096; }
-    zcache::PageIndex own_index() { return random_.below(8) == 0 ? random_.next() % (1ULL << 40) : random_.below(64); }
+    zcache::PageIndex own_index() {
+        return random_.below(8) == 0 ? random_.next() % (1ULL << 40) : random_.below(64);
+    }
 
     void put_own() {
         std::size_t pool = random_.below(3), count = 1 + random_.below(8);
@@ -223,12 +225,14 @@ private:
         std::uint64_t id = ++shared_ids_ << 8 | number_ << 4 | 1 << 2 | pool;
         std::vector<std::byte> page(4096);
         make_page(id, page);
-        put_value(pool, random_.below(shared_files), random_.below(shared_pages), id, page.data(), zcache::no_token);
+        put_value(pool, random_.below(shared_files), random_.below(shared_pages), id, page.data(),
+                  zcache::no_token);
     }
 
     void get_shared() {
         std::size_t pool = random_.below(2), file = random_.below(shared_files);
-        std::size_t first = random_.below(shared_pages), count = 1 + random_.below(std::min<std::size_t>(8, shared_pages - first));
+        std::size_t first = random_.below(shared_pages);
+        std::size_t count = 1 + random_.below(std::min<std::size_t>(8, shared_pages - first));
         std::vector<Clock> floors;
         for (std::size_t at = 0; at < count; ++at) floors.push_back(round_.floors[pool][file][first + at]);
         Sink sink(*this, count, 4096);
@@ -242,7 +246,8 @@ private:
             EXPECT(found.put_end >= floors[at]);
             if (pool != 0) continue;
             EXPECT(++found.gets <= found.puts);
-            if (random_.below(2) == 0) put_value(pool, file, first + at, id, sink.bytes(at).data(), sink.tokens[at]);
+            if (random_.below(2) == 0) continue;
+            put_value(pool, file, first + at, id, sink.bytes(at).data(), sink.tokens[at]);
         }
     }
 
@@ -304,6 +309,7 @@ int main(int argc, char** argv) {
         tokens += given;
         for (const auto& caller : all) hits += caller->hits;
     } while (std::chrono::steady_clock::now() - start < Seconds(arguments.seconds));
-    std::printf("threads: %llu engines, %llu hits, %llu loans\n", static_cast<unsigned long long>(seed - arguments.seed),
+    std::printf("threads: %llu engines, %llu hits, %llu loans\n",
+                static_cast<unsigned long long>(seed - arguments.seed),
                 static_cast<unsigned long long>(hits), static_cast<unsigned long long>(tokens));
 }

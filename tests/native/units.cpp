@@ -204,7 +204,8 @@ void test_loans(Random& random) {
             auto number = loans.add(next, zcache::Slot::stored(next, zcache::Kind::zpage), {1, next}, 4096);
             model.emplace_back(number, next++);
         } else if (!model.empty()) {
-            auto which = std::next(model.begin(), static_cast<std::ptrdiff_t>(random.below(std::min<std::size_t>(model.size(), 50))));
+            std::uint64_t older = random.below(std::min<std::size_t>(model.size(), 50));
+            auto which = std::next(model.begin(), static_cast<std::ptrdiff_t>(older));
             EXPECT(loans.at(which->first).token == which->second);
             zcache::Loans::Loan loan = loans.end(which->first);
             EXPECT(loan.token == which->second && loan.owner.index == which->second && loan.page_size == 4096);
@@ -269,7 +270,8 @@ void test_allocator(Random& random, Kind kind, std::uint32_t page_size, std::siz
     {
         std::unique_ptr<zcache::Allocator> allocator;
         if (zbud) allocator = std::make_unique<zcache::ZbudAllocator>(budget, index, page_size);
-        else allocator = std::make_unique<zcache::LogAllocator>(budget, index, page_size, kind == Kind::log_with_checksums);
+        else allocator = std::make_unique<zcache::LogAllocator>(budget, index, page_size,
+                                                                kind == Kind::log_with_checksums);
         PageIndex last_index = (PageIndex{1} << 63) / page_size - 1;
         std::uint64_t stored = 0;
         for (int step = 0; step < 10000; ++step) {
@@ -284,7 +286,8 @@ void test_allocator(Random& random, Kind kind, std::uint32_t page_size, std::siz
                 if (random.below(8) == 0) owner.index = last_index - owner.index;
                 if (index.known.contains({owner.file, owner.index})) continue;
                 bool poor = !zbud && random.below(4) == 0;
-                std::size_t size = poor ? page_size : random.below(10) == 0 ? 8 : 1 + random.below(page_size * 7 / 8);
+                std::size_t size = random.below(10) == 0 ? 8 : 1 + random.below(page_size * 7 / 8);
+                if (poor) size = page_size;
                 std::vector<std::byte> bytes(size);
                 for (std::byte& byte : bytes) byte = static_cast<std::byte>(step + (&byte - bytes.data()) / 7);
                 auto checksum = kind == Kind::log ? 0 : static_cast<std::uint32_t>(random.next());
@@ -315,7 +318,9 @@ void test_allocator(Random& random, Kind kind, std::uint32_t page_size, std::siz
             }
             EXPECT(allocator->bytes() <= budget.used);
             if (step % 1000 != 0) continue;
-            for (const auto& [owner, known] : index.known) check_stored(*allocator, {owner.first, owner.second}, known);
+            for (const auto& [owner, known] : index.known) {
+                check_stored(*allocator, {owner.first, owner.second}, known);
+            }
             zcache::Counts counts;
             allocator->count(counts);
             if (zbud) EXPECT(counts["zbud_eph_zpages"] == index.known.size());
@@ -357,9 +362,11 @@ void test_corruption(Random& random) {
             EXPECT(with_dictionary == options.dictionary);
             auto give = [&](std::size_t size) {
                 // At the end of what can be read, or at its start.
-                zcache::MutableBytes in = n % 2 == 0 ? room.bytes().last(bytes.size()) : room.bytes().first(bytes.size());
+                zcache::MutableBytes in = room.bytes();
+                in = n % 2 == 0 ? in.last(bytes.size()) : in.first(bytes.size());
                 std::ranges::copy(bytes, in.begin());
-                zcache::MutableBytes to = random.below(2) == 0 ? out.bytes().last(size) : out.bytes().first(size);
+                zcache::MutableBytes to = out.bytes();
+                to = random.below(2) == 0 ? to.last(size) : to.first(size);
                 bool right = codec.decompress(decompress, in, with_dictionary, to);
                 return right && size == page_size && is_page(content, to);
             };
@@ -382,7 +389,8 @@ void test_corruption(Random& random) {
                     break;
                 default:  // anything, but for zstd's magic number, so that it goes on
                     bytes.resize(1 + random.below(6000));
-                    for (std::size_t at = options.method == zcache::Method::zstd ? 4 : 0; at < bytes.size(); ++at) {
+                    std::size_t magic = options.method == zcache::Method::zstd ? 4 : 0;
+                    for (std::size_t at = magic; at < bytes.size(); ++at) {
                         bytes[at] = static_cast<std::byte>(random.next());
                     }
             }
