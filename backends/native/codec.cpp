@@ -19,6 +19,9 @@ namespace {
 // (Python source, 4 KiB pages; docs/zcache.md).
 constexpr std::size_t dictionary_capacity = std::size_t{64} << 10;
 
+// A dictionary is used if the pages that judge it take at most this part of what they take without.
+constexpr std::size_t worthwhile_percent = 97;
+
 // Every so many pages one is a sample, so that they come from many files.
 constexpr std::uint64_t sample_every = 8;
 
@@ -187,22 +190,41 @@ void Codec::sample(Bytes page) {
     if (samples_.size() >= sample_bytes_) train();
 }
 
+// Bytes of the samples from `first` on, compressed one by one.
+std::size_t Codec::compressed_samples(std::size_t first, const ZSTD_CDict_s* dictionary) const {
+    Scratch scratch(*this, Scratch::Use::compress);
+    ZSTD_CCtx* context = scratch.contexts_->compress.get();
+    std::vector<std::byte> out(ZSTD_compressBound(max_page_size));
+    std::size_t total = 0, offset = 0;
+    for (std::size_t at = 0; at < sample_sizes_.size(); offset += sample_sizes_[at++]) {
+        if (at < first) continue;
+        ZSTD_CCtx_refCDict(context, dictionary);
+        total += ZSTD_compress2(context, out.data(), out.size(), samples_.data() + offset, sample_sizes_[at]);
+    }
+    return total;
+}
+
 void Codec::train() {
+    std::size_t train_on = sample_sizes_.size() - sample_sizes_.size() / 8;  // the others judge
     std::vector<std::byte> content(std::min(dictionary_capacity, samples_.size() / 16));
     std::size_t size = ZDICT_trainFromBuffer(content.data(), content.size(), samples_.data(),
                                              sample_sizes_.data(),
-                                             static_cast<unsigned>(sample_sizes_.size()));
-    std::vector<std::byte>().swap(samples_);
-    std::vector<std::size_t>().swap(sample_sizes_);
+                                             static_cast<unsigned>(train_on));
     std::size_t bytes = 0;
     if (ZDICT_isError(size) == 0) {  // else there is none to be had from such pages
         auto made = std::make_unique<Dictionary>();
         made->compress.reset(must(ZSTD_createCDict(content.data(), size, options_.level)));
         made->decompress.reset(must(ZSTD_createDDict(content.data(), size)));
-        bytes = ZSTD_sizeof_CDict(made->compress.get()) + ZSTD_sizeof_DDict(made->decompress.get());
-        dictionary_bytes_.store(size, std::memory_order_relaxed);
-        dictionary_ = std::move(made);
+        // Pages that are not alike (programs, for one) compress worse with a dictionary than without.
+        if (compressed_samples(train_on, made->compress.get()) * 100 <
+            compressed_samples(train_on, nullptr) * worthwhile_percent) {
+            bytes = ZSTD_sizeof_CDict(made->compress.get()) + ZSTD_sizeof_DDict(made->decompress.get());
+            dictionary_bytes_.store(size, std::memory_order_relaxed);
+            dictionary_ = std::move(made);
+        }
     }
+    std::vector<std::byte>().swap(samples_);
+    std::vector<std::size_t>().swap(sample_sizes_);
     malloc_trim(0);  // training took some 20 MiB
     bytes_.store(bytes, std::memory_order_relaxed);
     trained_.store(true, std::memory_order_release);

@@ -10,6 +10,8 @@
 
 #include "types.hpp"
 
+struct ZSTD_CDict_s;
+
 namespace zcache {
 
 enum class Method : std::uint8_t { none, lz4, lz4hc, zstd };
@@ -82,6 +84,7 @@ private:
     struct Dictionary;
 
     void train();
+    std::size_t compressed_samples(std::size_t first, const ZSTD_CDict_s* dictionary) const;
 
     static constexpr std::size_t max_sample_bytes = std::size_t{1} << 20;
 

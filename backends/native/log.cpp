@@ -18,6 +18,9 @@ constexpr std::size_t max_segment = 2 << 20;
 // steps; few, so that their number stays below the kernel's limit of mappings.
 constexpr std::size_t segments_per_limit = 512;
 
+// Segments that a log has at least when it is not small: the one that is being filled is mostly empty.
+constexpr std::size_t segments_per_log = 64;
+
 // Entries of at least that many pages have room in a segment, so that the unused end of it is small.
 constexpr std::size_t pages_per_segment = 8;
 
@@ -75,11 +78,12 @@ void LogAllocator::resized() {
     std::size_t quarter = budget_.limit / 4 & ~std::size_t{4095};
     std::size_t least = round_up(entry_bytes(page_size_), 4096);
     segment_bytes_ = std::max(least, std::min(segment_bytes_, quarter));
+    min_segment_bytes_ = std::min(segment_bytes_, std::max<std::size_t>(min_segment, pages_per_segment * page_size_));
     while (drop_spare()) {
     }
-    std::size_t spares = std::max<std::size_t>(budget_.limit / spare_divisor / segment_bytes_, 1);
-    spares_.reserve(spares);  // free_segment must not fail
-    max_spares_ = spares;
+    std::size_t spare_bytes = std::max(budget_.limit / spare_divisor, segment_bytes_);
+    spares_.reserve(spare_bytes / min_segment_bytes_);  // free_segment must not fail
+    max_spare_bytes_ = spare_bytes;
 }
 
 void LogAllocator::shrink_tables() {
@@ -92,6 +96,7 @@ void LogAllocator::shrink_tables() {
 bool LogAllocator::drop_spare() {
     if (spares_.empty()) return false;
     bytes_ -= spares_.back().size();
+    spare_bytes_ -= spares_.back().size();
     spares_.pop_back();
     return true;
 }
@@ -169,7 +174,7 @@ std::optional<Location> LogAllocator::store(const Entry& entry) {
         close(open_[log]);
         if (!make_room(log)) return std::nullopt;
         // Making room may have opened one already, to copy forward what was used.
-        if (!fits(open_[log], need)) reopen(open_[log], log, need, none);
+        if (!fits(open_[log], need)) reopen(open_[log], log, need, none, segment_bytes_);
     }
     return append(open_[log], entry);
 }
@@ -178,13 +183,16 @@ std::optional<Location> LogAllocator::store(const Entry& entry) {
 
 // Room for one more segment beside the reserve, at the expense of what is there. Spares are room.
 bool LogAllocator::make_room(Log log) {
-    while (spares_.size() < 2 && !budget_.room((2 - spares_.size()) * segment_bytes_)) {
+    auto room = [this](std::size_t segments) {
+        return budget_.used - spare_bytes_ + segments * segment_bytes_ <= budget_.limit;
+    };
+    while (!room(2)) {
         if (log == raw_pages) {  // at the expense of its like only
             if (!compact_one(raw_pages) && !evict_oldest(raw_pages)) return false;
             continue;
         }
         if (index_.reclaim_elsewhere(*this)) continue;
-        if (!reclaim_segment()) return !spares_.empty() || budget_.room(segment_bytes_);
+        if (!reclaim_segment()) return room(1);
     }
     return true;
 }
@@ -214,7 +222,7 @@ void LogAllocator::compact(SegmentId id) {
     for_each_live(id, [&](const Entry& entry) {
         std::size_t need = entry_bytes(entry.bytes.size());
         if (!fits(survivor, need)) {
-            reopen(survivor, log, need, id);
+            reopen(survivor, log, need, id, segments_[id].memory.size());
             segments_[survivor].age = segments_[id].age;
         }
         Location to = append(survivor, entry);
@@ -251,7 +259,7 @@ bool LogAllocator::evict_oldest(Log log) {
     for_each_live(id, [&](const Entry& entry) {
         std::size_t need = entry_bytes(entry.bytes.size());
         if (need <= spare_room && index_.take_referenced(entry.owner)) {
-            if (!fits(open_[log], need)) reopen(open_[log], log, need, none);
+            if (!fits(open_[log], need)) reopen(open_[log], log, need, none, segments_[id].memory.size());
             Location to = append(open_[log], entry);
             index_.moved(entry.owner, to);
             spare_room -= need;
@@ -279,22 +287,18 @@ void LogAllocator::for_each_live(SegmentId id, Each&& each) {
 
 // -- segments -------------------------------------------------------------------------------------
 
-// An open segment with room for an entry, in the order right before `before`, or at the young end.
-LogAllocator::SegmentId LogAllocator::new_segment(Log log, std::size_t bytes, SegmentId before) {
-    std::size_t size = std::max(segment_bytes_, round_up(bytes, 4096));
+// An open segment with room for an entry, in the order right before `before`, or at the young end. What
+// frees a segment by copying opens none that is larger.
+LogAllocator::SegmentId LogAllocator::new_segment(Log log, std::size_t bytes, SegmentId before,
+                                                  std::size_t at_most) {
+    std::size_t share = std::min(std::bit_floor(log_bytes_[log] / segments_per_log), at_most);
+    std::size_t size = std::max(std::clamp(share, min_segment_bytes_, segment_bytes_), round_up(bytes, 4096));
     if (free_ids_.empty()) {
         segments_.emplace_back();
         free_ids_.reserve(segments_.capacity());
         free_ids_.push_back(static_cast<SegmentId>(segments_.size() - 1));
     }
-    Mapping memory;
-    if (size == segment_bytes_ && !spares_.empty()) {
-        memory = std::move(spares_.back());
-        spares_.pop_back();
-    } else {
-        memory = Mapping::populated(budget_, size);
-        bytes_ += size;
-    }
+    Mapping memory = memory_for_segment(size);
     SegmentId id = free_ids_.back();
     free_ids_.pop_back();
     Segment& segment = segments_[id];
@@ -303,14 +307,32 @@ LogAllocator::SegmentId LogAllocator::new_segment(Log log, std::size_t bytes, Se
     segment.log = log;
     segment.open = true;
     segment.age = next_age_++;
+    log_bytes_[log] += size;
     link_age(id, before);
     return id;
 }
 
+// A spare of that size, or new memory, for which other spares go if there is no room beside them.
+Mapping LogAllocator::memory_for_segment(std::size_t size) {
+    auto spare = std::find_if(spares_.rbegin(), spares_.rend(), [size](const Mapping& m) { return m.size() == size; });
+    if (spare != spares_.rend()) {
+        std::swap(*spare, spares_.back());
+        Mapping memory = std::move(spares_.back());
+        spares_.pop_back();
+        spare_bytes_ -= size;
+        return memory;
+    }
+    while (!budget_.room(size) && drop_spare()) {
+    }
+    Mapping memory = Mapping::populated(budget_, size);
+    bytes_ += size;
+    return memory;
+}
+
 // Close the segment, if there is one, and open another with room for an entry.
-void LogAllocator::reopen(SegmentId& open, Log log, std::size_t bytes, SegmentId before) {
+void LogAllocator::reopen(SegmentId& open, Log log, std::size_t bytes, SegmentId before, std::size_t at_most) {
     close(open);
-    open = new_segment(log, bytes, before);
+    open = new_segment(log, bytes, before, at_most);
 }
 
 void LogAllocator::close(SegmentId& open) {
@@ -326,10 +348,15 @@ void LogAllocator::free_segment(SegmentId id) {
     if (segment.bucket != no_bucket) unlink_bucket(id);
     unlink_age(id);
     Mapping memory = std::move(segment.memory);
+    log_bytes_[segment.log] -= memory.size();
     segment = Segment{};
     free_ids_.push_back(id);
-    if (memory.size() == segment_bytes_ && spares_.size() < max_spares_) spares_.push_back(std::move(memory));
-    else bytes_ -= memory.size();
+    if (spare_bytes_ + memory.size() <= max_spare_bytes_ && spares_.size() < spares_.capacity()) {
+        spare_bytes_ += memory.size();
+        spares_.push_back(std::move(memory));
+    } else {
+        bytes_ -= memory.size();
+    }
 }
 
 void LogAllocator::link_age(SegmentId id, SegmentId before) {
@@ -375,7 +402,7 @@ void LogAllocator::unlink_bucket(SegmentId id) {
 void LogAllocator::count(Counts& counts) const {
     counts["log_segments"] += segments_.size() - free_ids_.size();
     counts["log_bytes"] += bytes_;
-    counts["log_hole_bytes"] += bytes_ - spares_.size() * segment_bytes_ - live_bytes_;
+    counts["log_hole_bytes"] += bytes_ - spare_bytes_ - live_bytes_;
     counts["log_compacted_segments"] += compacted_segments_;
     counts["log_compacted_bytes"] += compacted_bytes_;
     counts["log_evicted_segments"] += evicted_segments_;

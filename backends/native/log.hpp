@@ -66,7 +66,8 @@ private:
     Entry entry_at(const Segment& segment, std::uint32_t offset) const;
     Location append(SegmentId id, const Entry& entry);
     bool fits(SegmentId id, std::size_t bytes) const;
-    SegmentId new_segment(Log log, std::size_t bytes, SegmentId before);
+    SegmentId new_segment(Log log, std::size_t bytes, SegmentId before, std::size_t at_most);
+    Mapping memory_for_segment(std::size_t size);
     void close(SegmentId& open);
     void free_segment(SegmentId id);
     void forget(Segment& segment, std::size_t bytes);
@@ -82,7 +83,7 @@ private:
     template <class Each>
     void for_each_live(SegmentId id, Each&& each);
     SegmentId& survivor_of_age(SegmentId id);
-    void reopen(SegmentId& open, Log log, std::size_t bytes, SegmentId before);
+    void reopen(SegmentId& open, Log log, std::size_t bytes, SegmentId before, std::size_t at_most);
 
     void link_age(SegmentId id, SegmentId before);
     void unlink_age(SegmentId id);
@@ -95,9 +96,12 @@ private:
     const std::uint32_t page_size_;
     const std::size_t header_bytes_;  // before each entry
     const unsigned size_bits_;  // of an entry's size, which is 1 to page_size
-    std::size_t segment_bytes_ = 0;
-    std::vector<Mapping> spares_;  // freed segments of segment_bytes_, for the next that are needed
-    std::size_t max_spares_ = 1;
+    std::size_t segment_bytes_ = 0;  // at most; a small log has smaller ones
+    std::size_t min_segment_bytes_ = 0;
+    std::array<std::size_t, logs> log_bytes_{};
+    std::vector<Mapping> spares_;  // freed segments, for the next that are needed
+    std::size_t spare_bytes_ = 0;
+    std::size_t max_spare_bytes_ = 0;
 
     std::vector<Segment> segments_;
     std::vector<SegmentId> free_ids_;
