@@ -47,7 +47,7 @@ RANGE = 32
 """Pages in one FUSE read."""
 
 KEY = FileKey(64, 1000, b"generation")
-LIMIT = 2 << 30
+LIMIT = 1 << 30
 
 CONTESTANTS = {
     "log lz4": ("native", {"compression": "lz4"}),

@@ -22,8 +22,9 @@ using zcache::PageIndex;
 using zcache::Token;
 
 // A get into a caller's buffer releases the GIL from this many bytes on. Giving it up and taking it back
-// costs little when nobody wants it, and up to sys.getswitchinterval() when somebody computes.
-constexpr std::size_t release_gil_bytes = std::size_t{1} << 20;
+// costs nothing when nobody wants it, and sys.getswitchinterval(), 5 ms, when somebody computes: it pays
+// for a get that takes longer (docs/zcache.md).
+constexpr std::size_t release_gil_bytes = std::size_t{16} << 20;
 
 constexpr std::size_t max_count = std::size_t{1} << 52;
 
