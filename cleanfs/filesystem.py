@@ -95,6 +95,7 @@ class CleanFS(pyfuse3.Operations):
         self._control = control
         self._attr_timeout = attr_timeout
         self._handles: dict[int, Handle] = {}
+        self.writes_begun = self.writes_ended = 0
         self._dirs: dict[int, DirHandle] = {}
         self._control_dirs: dict[int, Node] = {}
         self._fhs = count(1)
@@ -298,7 +299,11 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Write through to the source."""
-        return await self._handles[fh].write(off, buf)
+        self.writes_begun += 1
+        try:
+            return await self._handles[fh].write(off, buf)
+        finally:
+            self.writes_ended += 1
 
     @handler
     async def flush(self, fh: FileHandleT) -> None:

@@ -41,6 +41,9 @@ RESERVED_FDS = 128
 STOP_GRACE_SECONDS = 5.0
 """What requests that wait for a hung source get, after a signal, before they are abandoned."""
 
+QUIET_SECONDS = 0.02
+"""How long no write may come, after a signal, for there to be none left."""
+
 ANSWER_TIMEOUT_SECONDS = 30.0
 """How long a new mount may take to answer the first stat."""
 
@@ -98,13 +101,25 @@ class Mount:
         log.info("stopping on %s", signal.Signals(number).name)
         # What programs have dirty in mappings. If the source refuses it, they could not help it.
         with contextlib.suppress(OSError), trio.move_on_after(STOP_GRACE_SECONDS):
-            await trio.to_thread.run_sync(
-                syscalls.sync_file_system, self.config.mountpoint, abandon_on_cancel=True
-            )
+            await self._write_back()
         pyfuse3.terminate()
         await trio.sleep(STOP_GRACE_SECONDS)
         log.warning("the source does not answer; open requests are abandoned")
         everything.cancel()
+
+    async def _write_back(self) -> None:
+        """Let the kernel write what is dirty in mappings, until no write comes any more.
+
+        ``syncfs`` begins that, but on a FUSE file system it was seen to return before the writes had
+        come (Linux 6.18). What it has queued comes before the answer to a later question.
+        """
+        mountpoint = self.config.mountpoint
+        await trio.to_thread.run_sync(syscalls.sync_file_system, mountpoint, abandon_on_cancel=True)
+        begun = -1
+        while begun != self._filesystem.writes_begun or begun != self._filesystem.writes_ended:
+            begun = self._filesystem.writes_begun
+            await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
+            await trio.sleep(QUIET_SECONDS)
 
     def _mount(self) -> None:
         with _captured_stderr() as complaints:
