@@ -345,9 +345,16 @@ void test_corruption(Random& random) {
         zcache::Scratch compress(codec, zcache::Scratch::Use::compress);
         zcache::Scratch decompress(codec, zcache::Scratch::Use::decompress);
         std::vector<std::byte> page(page_size);
+        // Pages that have much in common with others and nothing within themselves: a dictionary pays.
+        constexpr std::size_t piece = 512, pieces = 48;
+        std::vector<std::byte> common(piece * pieces);
+        for (std::byte& byte : common) byte = static_cast<std::byte>(random.next());
         for (std::uint64_t n = 0; codec.wants_samples(); ++n) {
             EXPECT(n < 1 << 20);
-            fill_page({Content::text, 0, n}, page);
+            std::size_t first = random.below(pieces);
+            for (std::size_t at = 0; at < page_size; at += piece) {
+                std::memcpy(page.data() + at, common.data() + (first + at / piece * 5) % pieces * piece, piece);
+            }
             codec.sample(page);
         }
         EXPECT(!options.dictionary || codec.dictionary_bytes() > 0);
