@@ -225,7 +225,7 @@ void Codec::train() {
     }
     std::vector<std::byte>().swap(samples_);
     std::vector<std::size_t>().swap(sample_sizes_);
-    malloc_trim(0);  // training took some 20 MiB
+    malloc_trim(0);  // training took some megabytes
     bytes_.store(bytes, std::memory_order_relaxed);
     trained_.store(true, std::memory_order_release);
 }

@@ -70,7 +70,6 @@ public:
     std::optional<int> find_shared(const Uuid& uuid) const;
     // Throws UnknownPool.
     Pool& pool(int id);
-    std::size_t pools() const { return pools_.size(); }
     // A pool without files.
     void remove_pool(int id);
     template <class Seen>

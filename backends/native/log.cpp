@@ -27,8 +27,8 @@ constexpr std::size_t pages_per_segment = 8;
 // Part of the limit that freed segments may take, so that pages that come and go need no system calls.
 constexpr std::size_t spare_divisor = 16;
 
-// A closed segment is worth compacting from this bucket on: an eighth of it is holes. Copying 7/8 of a
-// segment to gain 1/8 is some seven copies of 2 KiB for a page that is put, 1 us; compressing it is 5 us.
+// A closed segment is worth compacting from this bucket on: an eighth of it is holes. To gain an eighth,
+// seven are copied: seven short copies for a page that is put, beside compressing it.
 constexpr unsigned worth_compacting = 2;
 
 // A location is the number of a segment and an offset in it.

@@ -56,8 +56,8 @@ zcache::Uuid parse_uuid(nb::handle uuid) {
 // Fills a list of bytes and None.
 class ListSink final : public zcache::Sink {
 public:
-    ListSink(std::size_t count, std::size_t page_size, bool lend)
-        : list_(nb::steal<nb::list>(PyList_New(static_cast<Py_ssize_t>(count)))), page_size_(page_size), lend_(lend) {
+    ListSink(std::size_t count, std::size_t page_size)
+        : list_(nb::steal<nb::list>(PyList_New(static_cast<Py_ssize_t>(count)))), page_size_(page_size) {
         if (!list_.is_valid()) throw nb::python_error();
         for (std::size_t at = 0; at < count; ++at) set(at, Py_NewRef(Py_None));
     }
@@ -74,7 +74,6 @@ public:
     }
 
     Token token(std::size_t at) override {
-        if (!lend_) return zcache::no_token;
         return token_of(Py_NewRef(PyList_GET_ITEM(list_.ptr(), static_cast<Py_ssize_t>(at))));
     }
 
@@ -91,7 +90,6 @@ private:
 
     nb::list list_;
     const std::size_t page_size_;
-    const bool lend_;
 };
 
 // Fills a buffer, and a map of it with 1 for each page that was found.
@@ -124,7 +122,7 @@ struct WritableBuffer {
 
 class Backend {
 public:
-    explicit Backend(const zcache::Options& options) : engine_(options), lend_(true) {}
+    explicit Backend(const zcache::Options& options) : engine_(options) {}
 
     ~Backend() {
         engine_.end_loans();
@@ -143,7 +141,7 @@ public:
 
     nb::list get_pages(int pool, nb::handle key, PageIndex first, std::size_t count) {
         if (count > max_count) throw nb::value_error("a count of pages is below 2**52");
-        ListSink sink(count, engine_.page_size(pool), lend_);
+        ListSink sink(count, engine_.page_size(pool));
         engine_.get(pool, parse_key(key), first, count, sink);
         collect();
         return sink.list();
@@ -273,7 +271,6 @@ private:
 
     zcache::Zcache engine_;
     std::vector<Token> returned_;
-    const bool lend_;
 };
 
 zcache::Options parse_options(std::size_t pool_limit, const std::string& method, int level, bool dictionary,

@@ -27,7 +27,7 @@ constexpr std::size_t poor_numerator = 7, poor_denominator = 8;
 constexpr std::size_t loan_divisor = 8;
 
 // The staging area: a part of the limit, within bounds. The worker wakes when a quarter of it is used:
-// waking it costs the caller some microseconds, so it is not done for each put.
+// waking it is a system call, which is not made for each put.
 constexpr std::size_t staging_divisor = 32;
 constexpr std::size_t min_staging = 64 << 10;
 constexpr std::size_t max_staging = 1 << 20;
