@@ -1,13 +1,12 @@
 """zcache: ephemeral pages, compressed, in RAM, under one limit. Which of its two engines is in use.
 
 The native engine (``backends/native``) where it was built, else the Python one
-(``backends/reference.py``), which keeps the same contract with fewer choices. ``CLEANFS_PUREPYTHON=1``
-picks the Python engine; ``CLEANFS_REQUIRE_NATIVE=1`` makes it an error that there is no native one.
+(``backends/reference.py``), which keeps the same contract with fewer choices.
 """
 
-import os
 from types import ModuleType
 
+from cleanfs import engines
 from cleanfs.backends import codec
 from cleanfs.backends.options import BackendOptions
 from cleanfs.backends.reference import ReferenceZcache
@@ -15,21 +14,8 @@ from cleanfs.ops import Backend
 
 
 def native_module() -> ModuleType | None:
-    """The native engine's module, if it is to be used.
-
-    Raises ValueError, with a message for the user, if it is required and not there.
-    """
-    if _is_set("CLEANFS_PUREPYTHON"):
-        return None
-    try:
-        from cleanfs.backends import _zcache
-    except ImportError as exc:
-        if _is_set("CLEANFS_REQUIRE_NATIVE"):
-            raise ValueError(
-                f"CLEANFS_REQUIRE_NATIVE is set, but there is no native engine: {exc}"
-            ) from exc
-        return None
-    return _zcache
+    """The native engine's module, if it is to be used (``engines.native_module``)."""
+    return engines.native_module("cleanfs.backends._zcache")
 
 
 def engine_name() -> str:
@@ -56,7 +42,3 @@ def make(options: BackendOptions) -> Backend:
         checksum=options.checksum,
     )
     return backend
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "") not in ("", "0")

@@ -28,7 +28,7 @@ from cleanfs.daemon import daemonise
 from cleanfs.mount import serve
 from cleanfs.mountpoint import is_dead, unmount
 from cleanfs.mounts import FS_TYPE, mount_points, mounted_at
-from cleanfs.params import BackendType, CompressionType, PageSizeType, Seconds, SizeType
+from cleanfs.params import BackendType, CompressionType, Microseconds, PageSizeType, Seconds, SizeType
 from cleanfs.tables import Stats, stats_table
 
 MIN_PAGE_SIZE = 4096
@@ -230,6 +230,14 @@ def cli() -> None:
     help="open: look for changes made to the source; none: there are none.",
 )
 @click.option(
+    "--busy-poll",
+    type=Microseconds(0, 10_000),
+    default=50.0,
+    show_default=True,
+    metavar="MICROSECONDS",
+    help="How long to look for the next request before sleeping, while they come fast; 0 never does.",
+)
+@click.option(
     "--log-file",
     type=click.Path(),
     help="Append the log here (default: syslog in the background, stderr in the foreground).",
@@ -269,6 +277,7 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         read_only=params["read_only"],
         attr_timeout=params["attr_timeout"],
         coherency=Coherency(params["coherency"]),
+        busy_poll_us=params["busy_poll"],
         fuse_options=fuse_options,
     )
     try:

@@ -35,6 +35,7 @@ class MountConfig:
     read_only: bool = False
     attr_timeout: float = 1.0
     coherency: Coherency = Coherency.OPEN
+    busy_poll_us: float = 50.0
     fuse_options: tuple[str, ...] = ()
     """Options for the kernel that have no name of ours: noexec, dev, suid..."""
 

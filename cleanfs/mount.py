@@ -15,6 +15,7 @@ import trio
 
 from cleanfs import __version__, backends, syscalls
 from cleanfs.backing import Backing
+from cleanfs.busypoll import BusyPoll
 from cleanfs.checks import why_no_mount
 from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import CoherencyChecker
@@ -27,7 +28,7 @@ from cleanfs.mounts import FS_TYPE, FileSystemTypes
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
 from cleanfs.pagecache import PageCache
-from cleanfs.reclaim import TwoListReclaim
+from cleanfs.resident import Resident, make_resident
 from cleanfs.stats import MountStats
 
 log = logging.getLogger(__name__)
@@ -60,10 +61,11 @@ class Mount:
         if config.backend != NO_BACKEND:
             self._cleancache.register(self._make_backend(config.backend))
         self._fs = self._cleancache.init_fs(config.page_size, config.shared_pool)
-        self._pagecache = PageCache(config.page_cache, self._fs, TwoListReclaim())
+        self._pagecache = PageCache(config.page_cache, self._fs, _make_resident(config.page_size))
         self._coherency = CoherencyChecker(self._pagecache, config.coherency)
         self._notifier = Notifier()
         self._backing = Backing()
+        self._busy_poll = BusyPoll(config.busy_poll_us)
         services = Services(
             self._backing, self._pagecache, self._coherency, FileSystemTypes(), self._notifier
         )
@@ -81,6 +83,7 @@ class Mount:
         """Mount, call ``ready`` when the mount answers, serve until unmounted or told to stop."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             self._mount()
+            self._busy_poll.install()
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._notifier.run)
@@ -92,6 +95,7 @@ class Mount:
             finally:
                 self._fs.flush_fs()
                 self._inodes.close()
+                self._busy_poll.uninstall()
                 pyfuse3.close(unmount=True)
                 log.info("unmounted %s", self.config.mountpoint)
 
@@ -153,6 +157,7 @@ class Mount:
             pagecache=self._pagecache.stats(),
             backing=self._backing.stats(),
             inodes=self._inodes.stats(),
+            busy_poll=self._busy_poll.stats(),
             counters=counters,
         )
 
@@ -223,6 +228,7 @@ class Mount:
     async def _announce(self, ready: Callable[[], None]) -> None:
         with trio.fail_after(ANSWER_TIMEOUT_SECONDS):
             await trio.to_thread.run_sync(os.stat, self.config.mountpoint, abandon_on_cancel=True)
+        self._busy_poll.confirm()
         log.info("mounted %s on %s", self.config.source, self.config.mountpoint)
         ready()
         notify_systemd()
@@ -240,6 +246,13 @@ def serve(config: MountConfig, ready: Callable[[], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     trio.run(mount.run, ready)
+
+
+def _make_resident(page_size: int) -> Resident:
+    try:
+        return make_resident(page_size)
+    except ValueError as exc:
+        raise MountError(str(exc)) from exc
 
 
 def raise_fd_limit() -> int:

@@ -25,15 +25,10 @@ import trio
 
 from cleanfs.cleancache import CleancacheFs
 from cleanfs.ops import FileKey
-from cleanfs.reclaim import ReclaimPolicy
+from cleanfs.resident import Resident
 
 if TYPE_CHECKING:
     from cleanfs.coherency import Fingerprint
-
-INDEX_BITS = 52
-"""A page id is ``serial of the file << INDEX_BITS | page index``: ranges of pages are int ranges."""
-
-INDEX_MASK = (1 << INDEX_BITS) - 1
 
 PAGE_OVERHEAD = 512
 """RAM per resident page beyond its bytes: id, table entries, list entry, shadow (measured)."""
@@ -73,15 +68,14 @@ class CachedFile:
     """What is known of one file for as long as pages of it may be cached anywhere."""
 
     __slots__ = (
-        "base", "fingerprint", "flights", "ids", "key", "lock", "mutations", "pins", "size", "version",
+        "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial", "size", "version",
     )  # fmt: skip
 
     def __init__(self, key: FileKey, serial: int) -> None:
         """A file of which nothing is cached yet."""
         self.key = key
-        self.base = serial << INDEX_BITS
-        self.ids: set[int] = set()
-        """Resident pages."""
+        self.serial = serial
+        """Its name among the resident pages; never used again."""
         self.flights: list[_Flight] = []
         self.version = 0
         """Stamp of the last invalidation, from the clock of the page cache (``PageCache.clock``)."""
@@ -125,17 +119,16 @@ class PageCache:
         self,
         limit: int,
         cleancache: CleancacheFs,
-        policy: ReclaimPolicy,
+        resident: Resident,
         max_files: int = MAX_FILES,
     ) -> None:
         """``limit`` in bytes; 0 keeps nothing, so that every page goes through cleancache."""
         self.page_size = cleancache.page_size
         self._limit = limit
         self._cleancache = cleancache
-        self._policy = policy
+        self._resident = resident
         self._max_files = max_files
         self._cost = self.page_size + PAGE_OVERHEAD
-        self._resident: dict[int, bytes] = {}
         self._files: OrderedDict[FileKey, CachedFile] = OrderedDict()
         self._by_serial: dict[int, CachedFile] = {}
         self._serials = count(1)
@@ -167,7 +160,7 @@ class PageCache:
         self.invalidate(file)
         if self._files.get(file.key) is file and not file.pins:
             del self._files[file.key]
-            del self._by_serial[file.base >> INDEX_BITS]
+            del self._by_serial[file.serial]
 
     def _forget_oldest(self) -> None:
         # All but the newest, which is being made; some at a time, as many may be pinned.
@@ -187,19 +180,20 @@ class PageCache:
         if end <= offset:
             return await source(offset, size)  # past the end that we know: ask
         first = offset // self.page_size
-        stop = (end - 1) // self.page_size + 1
-        ids = range(file.base + first, file.base + stop)
-        pages = list(map(self._resident.get, ids))
+        start = first * self.page_size
+        count = (end - 1) // self.page_size + 1 - first
+        pages = self._resident.look_up(file.serial, first, count, offset - start, end - start)
+        if isinstance(pages, bytes):
+            self._hits += count
+            return pages
         missing = pages.count(None)
-        self._hits += len(pages) - missing
-        if not missing:
-            self._policy.touch(ids)
-            return self._reply(pages, first, offset, end)
+        self._hits += count - missing
         self._misses += missing
-        self._policy.touch([page_id for page_id, page in zip(ids, pages, strict=True) if page])
         version = file.version
         self._get_missing(file, first, pages)
         if None in pages:
+            if not file.flights and pages.count(None) == count:
+                return await self._read_whole(file, source, version, first, count, offset, end)
             end = min(end, await self._read_missing(file, source, version, first, pages))
         return self._reply(pages, first, offset, end)
 
@@ -220,7 +214,31 @@ class PageCache:
             if got is None:
                 return
             pages[start:stop] = got
-            self._insert(file, first + start, got)
+            self._resident.insert(file.serial, first + start, got)
+            self._reclaim()
+
+    async def _read_whole(
+        self,
+        file: CachedFile,
+        source: SourceRead,
+        version: int,
+        first: int,
+        count: int,
+        offset: int,
+        end: int,
+    ) -> Buffer:
+        """``_read_missing`` where every page is, and nobody else reads the file's source."""
+        flight = _Flight(first, first + count, version)
+        file.flights.append(flight)
+        file.pins += 1
+        try:
+            await self._fly(file, source, flight)
+        finally:
+            file.pins -= 1
+        if flight.error is not None:
+            raise OSError(*flight.error.args)
+        start = first * self.page_size
+        return memoryview(flight.data)[offset - start : end - start]
 
     async def _read_missing(
         self,
@@ -292,16 +310,14 @@ class PageCache:
             flight.done.set()
         if flight.version != file.version:
             self._stale_reads += 1
-        elif flight.error is None:
-            count = flight.stop - flight.first
-            pages: list[bytes | None] = [None] * count
-            self._take(flight, flight.first, pages)
+        elif flight.error is None and (self._limit or self._cleancache.pool_id >= 0):
+            data = flight.data
             # A page that ends before the end of the file that we know (the file shrank under us)
             # is an answer, but nothing to keep.
-            whole = min(flight.stop * page_size, file.size) - flight.first * page_size
-            if len(flight.data) < whole:
-                pages[len(flight.data) // page_size :] = []
-            self._insert(file, flight.first, pages)
+            if len(data) < min(flight.stop * page_size, file.size) - flight.first * page_size:
+                data = memoryview(data)[: len(data) // page_size * page_size]
+            self._resident.insert_data(file.serial, flight.first, data)
+            self._reclaim()
 
     def _take(self, flight: _Flight, first: int, pages: list[bytes | None]) -> None:
         """Copy a flight's pages into the gaps of ``pages``; the last one is padded with zeros."""
@@ -316,43 +332,14 @@ class PageCache:
 
     # -- residence --------------------------------------------------------------------------
 
-    def _insert(self, file: CachedFile, first: int, pages: list[bytes | None]) -> None:
-        """Make pages resident from index ``first`` on, skipping gaps, and reclaim what is over."""
-        if not self._limit and self._cleancache.pool_id < 0:
-            return
-        base = file.base + first
-        if None in pages:
-            new = {base + i: page for i, page in enumerate(pages) if page is not None}
-        else:
-            new = dict(zip(range(base, base + len(pages)), pages, strict=True))  # type: ignore[arg-type]
-        if not file.ids.isdisjoint(new):
-            # Another read of this version brought some of them while this one waited.
-            new = {page_id: page for page_id, page in new.items() if page_id not in file.ids}
-        self._resident.update(new)
-        file.ids.update(new)
-        self._policy.insert(new)
-        self._reclaim()
-
     def _reclaim(self) -> None:
         """Evict down to the limit, offering every victim to cleancache, in runs of one file."""
         over = len(self._resident) * self._cost - self._limit
         if over <= 0:
             return
-        victims = self._policy.victims(-(-over // self._cost))
-        self._evictions += len(victims)
-        resident = self._resident
-        start = 0
-        while start < len(victims):
-            serial = victims[start] >> INDEX_BITS
-            stop = start + 1
-            while stop < len(victims) and victims[stop] >> INDEX_BITS == serial:
-                stop += 1
-            run = victims[start:stop]
-            file = self._by_serial[serial]
-            file.ids.difference_update(run)
-            pages = [(page_id & INDEX_MASK, resident.pop(page_id)) for page_id in run]
-            self._cleancache.put_pages(file.key, pages)
-            start = stop
+        for serial, pages in self._resident.evict(-(-over // self._cost)):
+            self._evictions += len(pages)
+            self._cleancache.put_pages(self._by_serial[serial].key, pages)
 
     # -- invalidation -----------------------------------------------------------------------
 
@@ -365,20 +352,10 @@ class PageCache:
         first = start // self.page_size
         last = None if stop is None else -(-stop // self.page_size)
         if first == 0 and last is None:
-            gone = list(file.ids)
             self._cleancache.flush_inode(file.key)
         else:
-            low = file.base + first
-            high = file.base + (last if last is not None else INDEX_MASK)
-            if high - low < len(file.ids):
-                gone = [page_id for page_id in range(low, high) if page_id in file.ids]
-            else:
-                gone = [page_id for page_id in file.ids if low <= page_id < high]
             self._cleancache.flush_pages(file.key, first, last)
-        file.ids.difference_update(gone)
-        for page_id in gone:
-            del self._resident[page_id]
-        self._policy.discard(gone)
+        self._resident.discard(file.serial, first, last)
 
     def new_version(self, file: CachedFile) -> None:
         """What began before now is overtaken."""

@@ -49,19 +49,29 @@ class PageSizeType(SizeType):
         return size
 
 
-class Seconds(click.FloatRange):
-    """A number of seconds; unlike FloatRange's, it is a number."""
-
-    name = "seconds"
+class Duration(click.FloatRange):
+    """A number of the unit that ``name`` says; unlike FloatRange's, it is a number."""
 
     def convert(
         self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Seconds."""
-        seconds = float(super().convert(cast(float, value), param, ctx))
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is not a number of seconds", param, ctx)
-        return seconds
+        """In that unit."""
+        duration = float(super().convert(cast(float, value), param, ctx))
+        if math.isnan(duration):
+            self.fail(f"{value!r} is not a number of {self.name}", param, ctx)
+        return duration
+
+
+class Seconds(Duration):
+    """Seconds."""
+
+    name = "seconds"
+
+
+class Microseconds(Duration):
+    """Microseconds."""
+
+    name = "microseconds"
 
 
 class BackendType(click.ParamType[str]):

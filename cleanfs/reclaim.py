@@ -28,6 +28,11 @@ pages about equal when memory is small (``inactive_list_is_low``)."""
 class ReclaimPolicy(Protocol):
     """Orders resident pages by how soon they should go. Every call is linear in its pages."""
 
+    refaults: int
+    """Pages that came back while their shadows were there."""
+    activations: int
+    """Pages that reclaim found referenced on the inactive list."""
+
     def __len__(self) -> int:
         """How many pages are resident."""
 

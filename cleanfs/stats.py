@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from cleanfs.backing import BackingStats
+from cleanfs.busypoll import BusyPollStats
 from cleanfs.cleancache import CleancacheStats
 from cleanfs.inodes import InodeStats
 from cleanfs.pagecache import PageCacheStats
@@ -19,7 +20,7 @@ GAUGES = frozenset({
     "inodes_held", "open_files", "pool_limit", "pool_used", "obj_count", "obj_count_max",
     "eph_zpages", "eph_zpages_max", "eph_zbytes", "eph_pagebytes", "raw_pages", "same_filled_pages",
     "zero_filled_pages", "loaned_zpages", "staged_pages", "metadata_bytes", "dictionary_bytes",
-    "ghosts",
+    "ghosts", "busy_poll_limit_us",
     "log_segments", "log_bytes", "log_hole_bytes", "zbud_eph_pageframes", "zbud_eph_zpages",
     "zbud_eph_zbytes", "zbud_eph_unbuddied_count", "zbud_eph_buddied_count",
 })  # fmt: skip
@@ -53,6 +54,7 @@ class MountStats:
     pagecache: PageCacheStats
     backing: BackingStats
     inodes: InodeStats
+    busy_poll: BusyPollStats
     counters: Mapping[str, int]
     """The backend's own."""
 
@@ -90,6 +92,7 @@ class MountStats:
             "inodes": self.inodes.inodes,
             "inodes_held": self.inodes.held,
             "inodes_parked_total": self.inodes.parked_total,
+            **{f"busy_poll_{name}": value for name, value in asdict(self.busy_poll).items()},
             "open_files": self.open_files,
             "changes_found": self.changes_found,
         }

@@ -20,7 +20,7 @@ from cleanfs.coherency import (
 )
 from cleanfs.ops import FileKey
 from cleanfs.pagecache import CachedFile, PageCache
-from cleanfs.reclaim import TwoListReclaim
+from cleanfs.resident import make_resident
 
 T = 1_700_000_000 * SECOND_NS + 123_456_789
 WHOLE = 1_700_000_000 * SECOND_NS
@@ -104,7 +104,7 @@ class Rig:
     """A checker, and a page cache with one file that has one page."""
 
     def __init__(self, mode: Coherency) -> None:
-        self.pagecache = PageCache(1 << 20, Cleancache().init_fs(4096), TwoListReclaim())
+        self.pagecache = PageCache(1 << 20, Cleancache().init_fs(4096), make_resident(4096))
         self.checker = CoherencyChecker(self.pagecache, mode)
         self.file: CachedFile = self.pagecache.file(FileKey(1, 2, b""))
 
@@ -115,7 +115,7 @@ class Rig:
         self.cache_a_page()
 
     def cache_a_page(self) -> None:
-        self.pagecache._insert(self.file, 0, [bytes(4096)])  # noqa: SLF001
+        self.pagecache._resident.insert(self.file.serial, 0, [bytes(4096)])  # noqa: SLF001
 
     @property
     def clock(self) -> int:
@@ -123,7 +123,7 @@ class Rig:
 
     @property
     def has_page(self) -> bool:
-        return bool(self.file.ids)
+        return self.pagecache.stats().resident > 0
 
     def assert_distrusted(self) -> None:
         assert (self.file.fingerprint, self.file.size, self.has_page) == (None, 0, False)

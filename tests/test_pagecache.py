@@ -18,7 +18,7 @@ from cleanfs.backends.options import BackendOptions
 from cleanfs.cleancache import Cleancache
 from cleanfs.ops import Backend, FileKey
 from cleanfs.pagecache import PAGE_OVERHEAD, CachedFile, PageCache
-from cleanfs.reclaim import TwoListReclaim
+from cleanfs.resident import make_resident
 
 PAGE = 4096
 COST = PAGE + PAGE_OVERHEAD
@@ -125,7 +125,7 @@ class Rig:
         if backend is not None:
             self.cleancache.register(backend)
         self.fs = self.cleancache.init_fs(PAGE)
-        self.cache = PageCache(pages * COST, self.fs, TwoListReclaim(), max_files)
+        self.cache = PageCache(pages * COST, self.fs, make_resident(PAGE), max_files)
         self.source = source
         self.file = self.cache.file(KEY)
         self.file.pins += 1
@@ -144,15 +144,13 @@ class Rig:
             assert await self.read(index * PAGE, PAGE) == data
 
     def resident(self) -> set[int]:
-        return {page_id - self.file.base for page_id in self.file.ids}
+        return set(self.cache._resident.indices(self.file.serial))
 
     def check(self) -> None:
         cache = self.cache
-        ids = {page_id for file in cache._files.values() for page_id in file.ids}
-        assert ids == set(cache._resident)
-        assert len(cache._policy) == len(ids)
-        assert cache.stats().used == len(ids) * COST <= max(cache.limit, 0)
-        assert all(len(page) == PAGE for page in cache._resident.values())
+        resident = sum(len(cache._resident.indices(file.serial)) for file in cache._files.values())
+        assert len(cache._resident) == resident
+        assert cache.stats().used == resident * COST <= max(cache.limit, 0)
         assert not any(file.flights for file in cache._files.values())
 
 
@@ -450,7 +448,7 @@ async def test_an_invalidation_leaves_other_files_alone(rig: Rig, store: Store) 
     await rig.read_pages(0)
     version = other.version
     rig.cache.invalidate(rig.file)
-    assert len(other.ids) == 1
+    assert rig.cache._resident.indices(other.serial) == [0]
     assert other.version == version
 
 
@@ -797,4 +795,4 @@ def test_concurrent_reads_never_give_what_was_overwritten_before_they_began(
 
 def test_a_new_file_has_nothing_in_it() -> None:
     file = CachedFile(KEY, 1)
-    assert (file.size, file.fingerprint, file.pins, file.ids) == (0, None, 0, set())
+    assert (file.size, file.fingerprint, file.pins, file.flights) == (0, None, 0, [])

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cleanfs.backends.options import BackendOptions
 from cleanfs.backends.reference import ReferenceZcache
 from cleanfs.backing import BackingStats
+from cleanfs.busypoll import BusyPollStats
 from cleanfs.cleancache import CleancacheStats
 from cleanfs.inodes import InodeStats
 from cleanfs.pagecache import PageCacheStats
@@ -43,6 +44,7 @@ STATS = MountStats(
     ),
     backing=BackingStats(1, 2, 3, 4, 5, 6),
     inodes=InodeStats(inodes=100, held=50, parked_total=7),
+    busy_poll=BusyPollStats(limit_us=50.0, polled=6, slept=4),
     counters={"pool_used": 77, "eph_zbytes": 100, "eph_pagebytes": 250, "flush_total": 5},
 )
 

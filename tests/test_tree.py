@@ -18,14 +18,14 @@ from cleanfs.mounts import FileSystemTypes
 from cleanfs.namespace import NewAttributes
 from cleanfs.notify import Notifier
 from cleanfs.pagecache import PageCache
-from cleanfs.reclaim import TwoListReclaim
+from cleanfs.resident import make_resident
 from cleanfs.tree import Tree
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[Tree]:
     """A tree over an empty directory."""
-    pagecache = PageCache(1 << 20, Cleancache().init_fs(4096), TwoListReclaim())
+    pagecache = PageCache(1 << 20, Cleancache().init_fs(4096), make_resident(4096))
     checker = CoherencyChecker(pagecache, Coherency.NONE)
     services = Services(Backing(), pagecache, checker, FileSystemTypes(), Notifier())
     fd = os.open(tmp_path, os.O_PATH)

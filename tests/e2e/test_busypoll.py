@@ -1,0 +1,90 @@
+"""Busy polling on a real mount: it is in force, finds requests, and costs an idle mount nothing."""
+
+import os
+import time
+from pathlib import Path
+
+from tests.e2e.conftest import Mounter
+from tests.e2e.mounting import MountedFs, cleanfs
+
+
+def read_uncached(path: Path, times: int) -> None:
+    """Reads that all reach the daemon, one after the other."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        for _ in range(times):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.pread(fd, 4096, 0)
+    finally:
+        os.close(fd)
+
+
+def cpu_ticks(fs: MountedFs) -> int:
+    """User and system time that the daemon has used, in 10 ms."""
+    fields = Path(f"/proc/{fs.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def wake_ups(fs: MountedFs) -> int:
+    """How often threads of the daemon went to sleep so far."""
+    total = 0
+    for status in Path(f"/proc/{fs.process.pid}/task").glob("*/status"):
+        for line in status.read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                total += int(line.split()[1])
+    return total
+
+
+def test_this_pyfuse3_waits_where_we_poll(source: Path, mount: Mounter) -> None:
+    """Fails if pyfuse3 has changed so that ``cleanfs.busypoll`` must, too."""
+    (source / "f").write_bytes(bytes(4096))
+    fs = mount()
+    read_uncached(fs.path / "f", 3000)
+    stats = fs.stats()
+    assert stats["busy_poll_limit_us"] == 50
+    assert stats["busy_poll_polled"] > 100
+    assert "busy polling is off" not in fs.log.read_text()
+
+
+def test_0_never_polls(source: Path, mount: Mounter) -> None:
+    (source / "f").write_bytes(bytes(4096))
+    fs = mount("--busy-poll", "0")
+    read_uncached(fs.path / "f", 100)
+    stats = fs.stats()
+    assert (stats["busy_poll_limit_us"], stats["busy_poll_polled"]) == (0, 0)
+
+
+def test_an_idle_mount_sleeps(source: Path, mount: Mounter) -> None:
+    (source / "f").write_bytes(bytes(4096))
+    fs = mount()
+    read_uncached(fs.path / "f", 1000)
+    time.sleep(0.2)
+    ticks, sleeps = cpu_ticks(fs), wake_ups(fs)
+    time.sleep(1.5)
+    assert cpu_ticks(fs) == ticks
+    assert wake_ups(fs) - sleeps <= 3
+
+
+def test_it_is_unmounted_while_requests_are_polled_for(source: Path, mount: Mounter) -> None:
+    (source / "f").write_bytes(bytes(4096))
+    fs = mount("--busy-poll", "10000")
+    read_uncached(fs.path / "f", 500)
+    assert cleanfs("umount", fs.path).returncode == 0
+    fs.process.wait(10)
+    assert fs.process.returncode == 0
+
+
+def test_a_signal_ends_it_while_it_polls(source: Path, mount: Mounter) -> None:
+    (source / "f").write_bytes(bytes(4096))
+    fs = mount("--busy-poll", "10000")
+    read_uncached(fs.path / "f", 500)
+    fs.process.terminate()
+    fs.process.wait(10)
+    assert fs.process.returncode == 0
+
+
+def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
+    for wrong in ("-1", "nan", "10001", "x"):
+        done = cleanfs("mount", "--busy-poll", wrong, tmp_path, tmp_path)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
