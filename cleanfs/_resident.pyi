@@ -3,6 +3,8 @@ from collections.abc import Sequence
 from cleanfs.resident import Run
 
 class NativeResident:
+    overhead: int
+
     def __init__(self, page_size: int) -> None: ...
     def __len__(self) -> int: ...
     @property

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from cleanfs.backends.options import Admission, Allocator, BackendOptions, Poor
 from cleanfs.coherency import Coherency
-from cleanfs.pagecache import PAGE_OVERHEAD
+from cleanfs.resident import PythonResident
 
 MIN_POOL_LIMIT = 1 << 20
 """Bytes; less is not worth a pool, whatever the backend."""
@@ -51,6 +51,6 @@ def check_sizes(pool_limit: int, page_cache: int, page_size: int) -> None:
     least_pool = max(MIN_POOL_LIMIT, 4 * page_size)
     if pool_limit < least_pool:
         raise ValueError(f"pool limit {pool_limit} is below {least_pool} bytes")
-    least_page_cache = page_size + PAGE_OVERHEAD
+    least_page_cache = page_size + PythonResident.overhead  # of any engine the most
     if 0 < page_cache < least_page_cache:
         raise ValueError(f"page cache {page_cache} is neither 0 nor at least {least_page_cache} bytes")

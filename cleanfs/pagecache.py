@@ -30,9 +30,6 @@ from cleanfs.resident import Resident
 if TYPE_CHECKING:
     from cleanfs.coherency import Fingerprint
 
-PAGE_OVERHEAD = 512
-"""RAM per resident page beyond its bytes: id, table entries, list entry, shadow (measured)."""
-
 MAX_FILES = 1 << 16
 """File records kept, of 0.7 KiB each. Beyond, the longest unused files are flushed and forgotten."""
 
@@ -128,7 +125,7 @@ class PageCache:
         self._cleancache = cleancache
         self._resident = resident
         self._max_files = max_files
-        self._cost = self.page_size + PAGE_OVERHEAD
+        self._cost = self.page_size + resident.overhead
         self._files: OrderedDict[FileKey, CachedFile] = OrderedDict()
         self._by_serial: dict[int, CachedFile] = {}
         self._serials = count(1)

@@ -25,6 +25,10 @@ Run = tuple[int, list[tuple[int, bytes]]]
 class Resident(Protocol):
     """See the module. Every call is linear in the pages that it names, or finds."""
 
+    @property
+    def overhead(self) -> int:
+        """RAM per resident page beyond its bytes, with the shadow of an evicted one (measured)."""
+
     def __len__(self) -> int:
         """How many pages are resident."""
 
@@ -63,6 +67,8 @@ class Resident(Protocol):
 
 class PythonResident:
     """The reference (see the module)."""
+
+    overhead = 768
 
     def __init__(self, page_size: int, policy: ReclaimPolicy | None = None) -> None:
         """Start with no page."""

@@ -17,11 +17,11 @@ from cleanfs.backends import zcache
 from cleanfs.backends.options import BackendOptions
 from cleanfs.cleancache import Cleancache
 from cleanfs.ops import Backend, FileKey
-from cleanfs.pagecache import PAGE_OVERHEAD, CachedFile, PageCache
+from cleanfs.pagecache import CachedFile, PageCache
 from cleanfs.resident import make_resident
 
 PAGE = 4096
-COST = PAGE + PAGE_OVERHEAD
+COST = PAGE + make_resident(PAGE).overhead
 KEY = FileKey(1, 2, b"g")
 
 
