@@ -287,8 +287,18 @@ def test_stats_and_list_show_the_mount(source: Path, background: Path) -> None:
     assert "%" in line
 
 
+def watching(mountpoint: Path, *options: str) -> list[str]:
+    """``stats --watch``, which SIGINT ends.
+
+    Said because what a shell without job control runs in the background ignores SIGINT, and so does
+    all that it starts: pytest, too, and what it starts.
+    """
+    python = ["env", "--default-signal=INT", sys.executable]
+    return [*python, "-m", "cleanfs", "stats", "--watch", *options, str(mountpoint)]
+
+
 def test_stats_watch_goes_on_until_interrupted(background: Path) -> None:
-    command = [sys.executable, "-m", "cleanfs", "stats", "--json", "--watch", "0.05", background]
+    command = watching(background, "0.05", "--json")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
