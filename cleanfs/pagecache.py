@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cleanfs.cleancache import CleancacheFs
+from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.ops import FileKey
 from cleanfs.reclaim import ReclaimPolicy
 
@@ -141,6 +142,9 @@ class PageCache:
         self._serials = count(1)
         self.clock = 0
         """Counts versions: a file whose version is later than a remembered clock changed since."""
+        self.answered_from = PAGECACHE_HIT
+        """Where the read that has just returned found its pages (``latency``): its caller's to look at
+        before the next await."""
         self._hits = self._misses = self._evictions = self._shared_reads = self._stale_reads = 0
 
     # -- files ------------------------------------------------------------------------------
@@ -185,7 +189,9 @@ class PageCache:
         """Bytes ``offset <= i < offset + size`` of the file, short at its end. Raises OSError."""
         end = min(offset + size, file.size)
         if end <= offset:
-            return await source(offset, size)  # past the end that we know: ask
+            data = await source(offset, size)  # past the end that we know: ask
+            self.answered_from = SOURCE_READ
+            return data
         first = offset // self.page_size
         stop = (end - 1) // self.page_size + 1
         ids = range(file.base + first, file.base + stop)
@@ -194,13 +200,17 @@ class PageCache:
         self._hits += len(pages) - missing
         if not missing:
             self._policy.touch(ids)
+            self.answered_from = PAGECACHE_HIT
             return self._reply(pages, first, offset, end)
         self._misses += missing
         self._policy.touch([page_id for page_id, page in zip(ids, pages, strict=True) if page])
         version = file.version
         self._get_missing(file, first, pages)
+        answered_from = CLEANCACHE_HIT
         if None in pages:
             end = min(end, await self._read_missing(file, source, version, first, pages))
+            answered_from = SOURCE_READ
+        self.answered_from = answered_from
         return self._reply(pages, first, offset, end)
 
     def _reply(self, pages: list[bytes | None], first: int, offset: int, end: int) -> Buffer:
