@@ -8,12 +8,12 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn, get_args
 
 import click
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from cleanfs import __version__
@@ -29,7 +29,8 @@ from cleanfs.mount import serve
 from cleanfs.mountpoint import is_dead, unmount
 from cleanfs.mounts import FS_TYPE, mount_points, mounted_at
 from cleanfs.params import BackendType, CompressionType, Microseconds, PageSizeType, Seconds, SizeType
-from cleanfs.tables import Stats, stats_table
+from cleanfs.tables import stats_table
+from cleanfs.watch import Stats, watch_lines
 
 MIN_PAGE_SIZE = 4096
 
@@ -378,22 +379,20 @@ def _runs(pid: int) -> bool:
     "--watch",
     type=Seconds(0.05, 86400),
     metavar="SECONDS",
-    help="Show again at that interval, with rates.",
+    help="What happens, one line per interval.",
 )
 def stats(mountpoint: str, as_json: bool, watch: float | None) -> None:
     """Show the statistics of a mount."""
     path = _cleanfs_mount(mountpoint)
     if as_json and watch is None:
         click.echo(_control(path, b"stats.json").read_text(), nl=False)
-    elif as_json:
-        while True:
-            click.echo(json.dumps(_read_stats(path)))
-            sys.stdout.flush()
-            time.sleep(watch or 0)
     elif watch is None:
-        _console().print(stats_table(_read_stats(path), None))
+        _console().print(stats_table(_read_stats(path)))
     else:
-        _watch(path, watch)
+        snapshots = _snapshots(path, watch)
+        for line in map(json.dumps, snapshots) if as_json else watch_lines(snapshots):
+            click.echo(line)
+            sys.stdout.flush()  # a pipe gets each line at once
 
 
 def _console() -> Console:
@@ -401,20 +400,11 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 1000)
 
 
-def _watch(path: str, seconds: float) -> None:
-    before = _read_stats(path)
-    console = _console()
-    with Live(stats_table(before, None), console=console, auto_refresh=False) as live:
-        while True:
-            time.sleep(seconds)
-            now = _read_stats(path)
-            table = stats_table(now, before)
-            if console.is_terminal:
-                live.update(table, refresh=True)
-            else:  # a pipe gets a table each time, at once
-                console.print(table)
-                sys.stdout.flush()
-            before = now
+def _snapshots(path: str, seconds: float) -> Iterator[Stats]:
+    """The statistics now, and again after each interval, without end."""
+    while True:
+        yield _read_stats(path)
+        time.sleep(seconds)
 
 
 @cli.command()

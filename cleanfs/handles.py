@@ -5,12 +5,14 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from cleanfs import namespace
 from cleanfs.backing import Backing
 from cleanfs.coherency import CoherencyChecker, own_fingerprint
 from cleanfs.inodes import Inode
+from cleanfs.latency import Latencies
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
 from cleanfs.notify import Notifier
@@ -63,6 +65,7 @@ class Services:
     coherency: CoherencyChecker
     types: FileSystemTypes
     notifier: Notifier
+    latencies: Latencies
 
     def before(self) -> Before:
         """This moment."""
@@ -85,7 +88,8 @@ class FileHandle:
     def __init__(self, services: Services, inode: Inode, file: CachedFile, fd: int, flags: int) -> None:
         """Takes over ``fd``, opened with ``flags``."""
         self._services = services
-        self._read = services.pagecache.read
+        self._pagecache = services.pagecache
+        self._latencies = services.latencies
         self.inode = inode
         self.file = file
         self.fd = fd
@@ -95,7 +99,11 @@ class FileHandle:
 
     async def read(self, offset: int, size: int) -> Buffer:
         """The hook: page cache, then cleancache, then the source."""
-        return await self._read(self.file, self._read_source, offset, size)
+        began = perf_counter_ns()
+        pagecache = self._pagecache
+        data = await pagecache.read(self.file, self._read_source, offset, size)
+        self._latencies.read(pagecache.answered_from, perf_counter_ns() - began, len(data))
+        return data
 
     async def write(self, offset: int, data: bytes) -> int:
         """Write through, with what is cached of the range discarded before and after.
@@ -103,6 +111,7 @@ class FileHandle:
         On an O_APPEND handle the kernel sends what a program appends, at the end of the file that
         it knows, and what it writes back from a mapping, before that end.
         """
+        began = perf_counter_ns()
         services, file, inode = self._services, self.file, self.inode
         # Written back are whole pages, so an offset within one is a program's in any case.
         append = self._appends and (offset >= inode.kernel_size or offset % mmap.PAGESIZE > 0)
@@ -121,6 +130,7 @@ class FileHandle:
         elsewhere = append and after.size != offset + len(data)
         if theirs or elsewhere:
             services.notifier.inode(inode.node)
+        self._latencies.write(perf_counter_ns() - began, written.count)
         return written.count
 
     async def flush(self) -> None:

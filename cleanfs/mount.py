@@ -24,6 +24,7 @@ from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Contro
 from cleanfs.filesystem import CleanFS
 from cleanfs.handles import Services
 from cleanfs.inodes import InodeTable
+from cleanfs.latency import Latencies
 from cleanfs.mounts import FS_TYPE, FileSystemTypes
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
@@ -66,8 +67,14 @@ class Mount:
         self._notifier = Notifier()
         self._backing = Backing()
         self._busy_poll = BusyPoll(config.busy_poll_us)
+        self._latencies = Latencies()
         services = Services(
-            self._backing, self._pagecache, self._coherency, FileSystemTypes(), self._notifier
+            self._backing,
+            self._pagecache,
+            self._coherency,
+            FileSystemTypes(),
+            self._notifier,
+            self._latencies,
         )
         root_fd = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -158,6 +165,7 @@ class Mount:
             backing=self._backing.stats(),
             inodes=self._inodes.stats(),
             busy_poll=self._busy_poll.stats(),
+            latencies=self._latencies.stats(),
             counters=counters,
         )
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cleanfs.cleancache import CleancacheFs
+from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.ops import FileKey
 from cleanfs.resident import Resident
 
@@ -131,6 +132,9 @@ class PageCache:
         self._serials = count(1)
         self.clock = 0
         """Counts versions: a file whose version is later than a remembered clock changed since."""
+        self.answered_from = PAGECACHE_HIT
+        """Where the read that has just returned found its pages (``latency``): its caller's to look at
+        before the next await."""
         self._hits = self._misses = self._evictions = self._shared_reads = self._stale_reads = 0
 
     # -- files ------------------------------------------------------------------------------
@@ -175,23 +179,31 @@ class PageCache:
         """Bytes ``offset <= i < offset + size`` of the file, short at its end. Raises OSError."""
         end = min(offset + size, file.size)
         if end <= offset:
-            return await source(offset, size)  # past the end that we know: ask
+            data = await source(offset, size)  # past the end that we know: ask
+            self.answered_from = SOURCE_READ
+            return data
         first = offset // self.page_size
         start = first * self.page_size
         count = (end - 1) // self.page_size + 1 - first
         pages = self._resident.look_up(file.serial, first, count, offset - start, end - start)
         if isinstance(pages, bytes):
             self._hits += count
+            self.answered_from = PAGECACHE_HIT
             return pages
         missing = pages.count(None)
         self._hits += count - missing
         self._misses += missing
         version = file.version
         self._get_missing(file, first, pages)
+        answered_from = CLEANCACHE_HIT
         if None in pages:
             if not file.flights and pages.count(None) == count:
-                return await self._read_whole(file, source, version, first, count, offset, end)
+                data = await self._read_whole(file, source, version, first, count, offset, end)
+                self.answered_from = SOURCE_READ
+                return data
             end = min(end, await self._read_missing(file, source, version, first, pages))
+            answered_from = SOURCE_READ
+        self.answered_from = answered_from
         return self._reply(pages, first, offset, end)
 
     def _reply(self, pages: list[bytes | None], first: int, offset: int, end: int) -> Buffer:

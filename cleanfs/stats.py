@@ -1,17 +1,22 @@
-"""Everything that can be counted, as one frozen snapshot, and three ways to write it down."""
+"""Everything that can be counted, as one frozen snapshot, and three ways to write it down.
+
+Latencies are counted in histograms. The text has of each the count and two percentiles, JSON has the
+buckets as well, Prometheus has them as a histogram and can compute the percentiles of any interval.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from cleanfs.backing import BackingStats
 from cleanfs.busypoll import BusyPollStats
 from cleanfs.cleancache import CleancacheStats
 from cleanfs.inodes import InodeStats
+from cleanfs.latency import HistogramSnapshot, LatencyStats
 from cleanfs.pagecache import PageCacheStats
 
 GAUGES = frozenset({
@@ -25,6 +30,12 @@ GAUGES = frozenset({
     "zbud_eph_zbytes", "zbud_eph_unbuddied_count", "zbud_eph_buddied_count",
 })  # fmt: skip
 """Values that go up and down; all others only grow."""
+
+PERCENTILES = (50, 99)
+"""Of latencies, in text and JSON."""
+
+METRICS_LE_NS = tuple(1 << exponent for exponent in range(10, 37))
+"""Upper bounds of the buckets that Prometheus gets: powers of two, from 1 us to 69 s."""
 
 Value = int | float | str
 
@@ -55,6 +66,7 @@ class MountStats:
     backing: BackingStats
     inodes: InodeStats
     busy_poll: BusyPollStats
+    latencies: LatencyStats
     counters: Mapping[str, int]
     """The backend's own."""
 
@@ -95,17 +107,43 @@ class MountStats:
             **{f"busy_poll_{name}": value for name, value in asdict(self.busy_poll).items()},
             "open_files": self.open_files,
             "changes_found": self.changes_found,
+            "reads": self.latencies.reads,
+            "read_bytes": self.latencies.read_bytes,
+            "writes": self.latencies.write.total,
+            "write_bytes": self.latencies.write_bytes,
         }
+
+    def latency_values(self) -> dict[str, Value]:
+        """How many requests of each kind, and the percentiles of their latencies in microseconds.
+
+        Of the mount's whole life. Prometheus gets none of them: it has the histograms.
+        """
+        values: dict[str, Value] = {}
+        for kind, histogram in self.latencies.by_kind().items():
+            values[f"latency_{kind}_count"] = histogram.total
+            for percent in PERCENTILES:
+                us = round(histogram.percentile(percent) / 1000, 1)
+                values[f"latency_{kind}_p{percent}_us"] = us
+        return values
 
     def as_text(self) -> str:
         """``name value`` lines. The backend's counters carry its name as a prefix."""
-        lines = [f"{name} {_one_line(value)}" for name, value in self.values().items()]
+        values = {**self.values(), **self.latency_values()}
+        lines = [f"{name} {_one_line(value)}" for name, value in values.items()]
         lines += [f"{self.backend}_{name} {value}" for name, value in self.counters.items()]
         return "\n".join(lines) + "\n"
 
     def as_json(self) -> str:
-        """One object; the backend's counters are the member ``backend_counters``."""
-        return json.dumps({**self.values(), "backend_counters": dict(self.counters)}, indent=2) + "\n"
+        """One object; the backend's counters are the member ``backend_counters``.
+
+        The member ``latencies`` has an object for each kind of request: ``count``, ``sum_ns`` and
+        ``buckets_ns``, in which the count of a bucket stands by the nanoseconds below which it ends.
+        """
+        nested = {
+            "latencies": {kind: h.as_json() for kind, h in self.latencies.by_kind().items()},
+            "backend_counters": dict(self.counters),
+        }
+        return json.dumps({**self.values(), **self.latency_values(), **nested}, indent=2) + "\n"
 
     def as_prometheus(self) -> str:
         """Prometheus text exposition format 0.0.4."""
@@ -120,7 +158,7 @@ class _Metrics(Collector):
     def __init__(self, stats: MountStats) -> None:
         self._stats = stats
 
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily]:
         stats = self._stats
         labels = {
             "mountpoint": stats.mountpoint,
@@ -137,6 +175,7 @@ class _Metrics(Collector):
                 yield _metric(f"cleanfs_{name}", name, value, stats.mountpoint)
         for name, value in stats.counters.items():
             yield _metric(f"cleanfs_{stats.backend}_{name}", name, value, stats.mountpoint)
+        yield _latency_metric(stats.latencies, stats.mountpoint)
 
 
 def _metric(
@@ -146,6 +185,24 @@ def _metric(
     metric = kind(full_name, f"cleanfs {name.replace('_', ' ')}", labels=["mountpoint"])
     metric.add_metric([_printable(mountpoint)], value)
     return metric
+
+
+def _latency_metric(latencies: LatencyStats, mountpoint: str) -> HistogramMetricFamily:
+    metric = HistogramMetricFamily(
+        "cleanfs_request_latency_seconds",
+        "Time in the daemon of programs' reads, by where they found their pages, and writes.",
+        labels=["mountpoint", "kind"],
+    )
+    for kind, histogram in latencies.by_kind().items():
+        labels = [_printable(mountpoint), kind]
+        metric.add_metric(labels, _le_buckets(histogram), histogram.sum_ns / 1e9)
+    return metric
+
+
+def _le_buckets(histogram: HistogramSnapshot) -> list[tuple[str, int]]:
+    """Cumulative counts. Ours end before their bound: what takes just that long counts above it."""
+    below = [(repr(ns / 1e9), histogram.below(ns)) for ns in METRICS_LE_NS]
+    return [*below, ("+Inf", histogram.total)]
 
 
 def _printable(text: str) -> str:

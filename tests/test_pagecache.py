@@ -16,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from cleanfs.backends import zcache
 from cleanfs.backends.options import BackendOptions
 from cleanfs.cleancache import Cleancache
+from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.ops import Backend, FileKey
 from cleanfs.pagecache import CachedFile, PageCache
 from cleanfs.resident import make_resident
@@ -243,6 +244,47 @@ async def test_a_read_larger_than_the_cache_is_answered_whole(rig: Rig) -> None:
     assert len(rig.resident()) == 4
     assert await rig.read(0, 16 * PAGE) == rig.source.data
     assert rig.source.reads == [(0, 16 * PAGE)]
+
+
+async def test_a_read_says_where_it_found_its_pages(rig: Rig, store: Store) -> None:
+    said = []
+
+    async def read(first: int, count: int) -> None:
+        await rig.read(first * PAGE, count * PAGE)
+        said.append(rig.cache.answered_from)
+
+    await read(0, 2)
+    await read(0, 2)
+    store.pages[KEY, 2] = b"2" * PAGE
+    await read(1, 2)  # one page from either cache
+    await read(1, 2)
+    store.pages[KEY, 4] = b"4" * PAGE
+    await read(2, 3)  # and one from the source in between
+    await read(16, 1)  # past the end
+    expected = [SOURCE_READ, PAGECACHE_HIT, CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ, SOURCE_READ]
+    assert said == expected
+
+
+async def test_reads_that_overlap_do_not_mix_up_where_from(rig: Rig) -> None:
+    said: dict[str, int] = {}
+
+    async def read(name: str, index: int) -> None:
+        await rig.read(index * PAGE, PAGE)
+        said[name] = rig.cache.answered_from
+
+    await read("before", 0)
+    async with held(rig.source) as nursery:
+        nursery.start_soon(read, "own", 1)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(read, "joined", 1)
+        await wait_all_tasks_blocked()
+        await read("hit meanwhile", 0)
+    assert said == {
+        "before": SOURCE_READ,
+        "hit meanwhile": PAGECACHE_HIT,
+        "own": SOURCE_READ,
+        "joined": SOURCE_READ,
+    }
 
 
 # -- single flight --------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """One snapshot, three ways to write it down."""
 
 import json
+import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,9 +14,22 @@ from cleanfs.backing import BackingStats
 from cleanfs.busypoll import BusyPollStats
 from cleanfs.cleancache import CleancacheStats
 from cleanfs.inodes import InodeStats
+from cleanfs.latency import HistogramSnapshot, Latencies, LatencyStats
 from cleanfs.pagecache import PageCacheStats
 from cleanfs.stats import GAUGES, MountStats
 from tests.backends.conformance import KEY, noise, text
+
+
+def some_latencies() -> LatencyStats:
+    made = Latencies()
+    for ns in (900, 20_000, 20_001, 30_000):
+        made.read(0, ns, 100)
+    for ns in range(100_000, 200_000, 1000):
+        made.read(1, ns, 1)
+    made.read(2, 5_000_000_000, 7)
+    made.write(1 << 40, 12)
+    return made.stats()
+
 
 STATS = MountStats(
     version="1.2.3",
@@ -45,6 +60,7 @@ STATS = MountStats(
     backing=BackingStats(1, 2, 3, 4, 5, 6),
     inodes=InodeStats(inodes=100, held=50, parked_total=7),
     busy_poll=BusyPollStats(limit_us=50.0, polled=6, slept=4),
+    latencies=some_latencies(),
     counters={"pool_used": 77, "eph_zbytes": 100, "eph_pagebytes": 250, "flush_total": 5},
 )
 
@@ -70,12 +86,22 @@ def parse_text(text: str) -> dict[str, str]:
 
 def test_text_has_a_line_for_each_value() -> None:
     values = parse_text(STATS.as_text())
-    assert len(values) == len(STATS.as_text().splitlines()) == len(STATS.values()) + 4
+    assert len(values) == len(STATS.as_text().splitlines()) == len(STATS.values()) + 12 + 4
     assert values["succ_gets"] == "30"
     assert values["pagecache_hits"] == "50"
     assert values["uptime_seconds"] == "1.235"
     assert values["inodes_parked_total"] == "7"
     assert values["zcache_pool_used"] == "77"
+    assert values["reads"] == "105"
+    assert values["read_bytes"] == "507"
+    assert values["writes"] == "1"
+    assert values["write_bytes"] == "12"
+    assert values["latency_pagecache_hit_count"] == "4"
+    assert values["latency_cleancache_hit_count"] == "100"
+    assert values["latency_write_count"] == "1"
+    assert 16 <= float(values["latency_pagecache_hit_p50_us"]) <= 20.48
+    assert 131 <= float(values["latency_cleancache_hit_p50_us"]) <= 164
+    assert 196 <= float(values["latency_cleancache_hit_p99_us"]) <= 230
     assert STATS.as_text().endswith("\n")
 
 
@@ -90,7 +116,16 @@ def test_a_newline_in_a_path_makes_no_line_of_its_own(path: str) -> None:
 def test_json_has_the_same_values_and_the_backends_apart() -> None:
     parsed = json.loads(STATS.as_json())
     assert parsed.pop("backend_counters") == dict(STATS.counters)
-    assert parsed == STATS.values()
+    latencies = parsed.pop("latencies")
+    assert parsed == {**STATS.values(), **STATS.latency_values()}
+    assert {
+        kind: HistogramSnapshot.from_json(member) for kind, member in latencies.items()
+    } == STATS.latencies.by_kind()
+    assert latencies["pagecache_hit"] == {
+        "count": 4,
+        "sum_ns": 70_901,
+        "buckets_ns": {"1024": 1, "20480": 2, "32768": 1},
+    }
 
 
 def test_every_part_of_the_snapshot_is_in_the_values() -> None:
@@ -131,14 +166,46 @@ def test_prometheus_text_parses_and_has_every_number_with_its_mount() -> None:
         "version": "1.2.3",
     }  # fmt: skip
     numbers = [v for k, v in STATS.values().items() if not isinstance(v, str) and k != "pid"]
-    assert len(samples) == 1 + len(numbers) + len(STATS.counters)
+    histogram = {"bucket", "count", "sum"}
+    assert len(samples) == 1 + len(numbers) + len(STATS.counters) + len(histogram)
+    assert {name.rpartition("_")[2] for name in samples if "latency" in name} == histogram
     assert {s.labels["mountpoint"] for s in samples.values()} == {"/mnt"}
+
+
+def test_latencies_are_prometheus_histograms() -> None:
+    families = {f.name: f for f in text_string_to_metric_families(STATS.as_prometheus())}
+    family = families["cleanfs_request_latency_seconds"]
+    assert family.type == "histogram"
+    for kind, snapshot in STATS.latencies.by_kind().items():
+        samples = [sample for sample in family.samples if sample.labels["kind"] == kind]
+        buckets = [(float(s.labels["le"]), s.value) for s in samples if s.name.endswith("_bucket")]
+        [count] = [s.value for s in samples if s.name.endswith("_count")]
+        [total] = [s.value for s in samples if s.name.endswith("_sum")]
+        assert buckets == sorted(buckets)
+        assert [n for _, n in buckets] == sorted(n for _, n in buckets)
+        assert all(b == pytest.approx(2 * a) for (a, _), (b, _) in pairwise(buckets[:-1]))
+        assert buckets[-1] == (math.inf, count)
+        assert count == snapshot.total
+        assert total == pytest.approx(snapshot.sum_ns / 1e9)
+    of_hits = {
+        s.labels["le"]: s.value for s in family.samples if s.labels["kind"] == "pagecache_hit"
+        if s.name.endswith("_bucket")
+    }  # fmt: skip
+    assert (of_hits["1.024e-06"], of_hits["1.6384e-05"], of_hits["3.2768e-05"]) == (1, 1, 4)
+    # What took longer than the last bound is in +Inf only.
+    of_writes = [
+        s.value for s in family.samples if s.labels["kind"] == "write" and s.name.endswith("_bucket")
+    ]
+    assert set(of_writes[:-1]) == {0}
+    assert of_writes[-1] == 1
 
 
 def test_gauges_are_gauges_and_all_else_counters() -> None:
     families = {f.name: f.type for f in text_string_to_metric_families(STATS.as_prometheus())}
     assert families["cleanfs_pagecache_used"] == "gauge"
     assert families["cleanfs_pagecache_hits"] == "counter"
+    for name in ("reads", "read_bytes", "writes", "write_bytes"):
+        assert families[f"cleanfs_{name}"] == "counter"
     assert families["cleanfs_zcache_eph_zbytes"] == "gauge"
     assert families["cleanfs_zcache_flush"] == "counter"
 

@@ -14,6 +14,7 @@ from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import Coherency, CoherencyChecker
 from cleanfs.handles import Services
 from cleanfs.inodes import InodeTable
+from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes
 from cleanfs.namespace import NewAttributes
 from cleanfs.notify import Notifier
@@ -27,7 +28,7 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
     """A tree over an empty directory."""
     pagecache = PageCache(1 << 20, Cleancache().init_fs(4096), make_resident(4096))
     checker = CoherencyChecker(pagecache, Coherency.NONE)
-    services = Services(Backing(), pagecache, checker, FileSystemTypes(), Notifier())
+    services = Services(Backing(), pagecache, checker, FileSystemTypes(), Notifier(), Latencies())
     fd = os.open(tmp_path, os.O_PATH)
     inodes = InodeTable(fd, 64, 64)
     os.close(fd)

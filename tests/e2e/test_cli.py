@@ -1,6 +1,8 @@
 """The command line: what it says, how it ends, and what it leaves behind."""
 
+import itertools
 import json
+import mmap
 import os
 import pty
 import re
@@ -8,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,8 +20,11 @@ import pytest
 
 from cleanfs import __version__
 from cleanfs.backends.zcache import engine_name
+from cleanfs.watch import COLUMNS, HEADER
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import cleanfs, is_mounted, mount_line, mounted, wait_until
+from tests.e2e.mounting import cleanfs, is_mounted, mount_line, mounted, settle, wait_until
+
+HEADINGS = [heading for heading, _ in COLUMNS]
 
 
 def complains(done: subprocess.CompletedProcess[str], status: int, *parts: str) -> None:
@@ -287,8 +293,18 @@ def test_stats_and_list_show_the_mount(source: Path, background: Path) -> None:
     assert "%" in line
 
 
+def watching(mountpoint: Path, *options: str) -> list[str]:
+    """``stats --watch``, which SIGINT ends.
+
+    Said because what a shell without job control runs in the background ignores SIGINT, and so does
+    all that it starts: pytest, too, and what it starts.
+    """
+    python = ["env", "--default-signal=INT", sys.executable]
+    return [*python, "-m", "cleanfs", "stats", "--watch", *options, str(mountpoint)]
+
+
 def test_stats_watch_goes_on_until_interrupted(background: Path) -> None:
-    command = [sys.executable, "-m", "cleanfs", "stats", "--json", "--watch", "0.05", background]
+    command = watching(background, "0.05", "--json")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -301,26 +317,79 @@ def test_stats_watch_goes_on_until_interrupted(background: Path) -> None:
     assert uptimes == sorted(set(uptimes))
 
 
-def test_stats_watch_shows_rates_on_a_terminal(background: Path) -> None:
+def test_stats_watch_shows_plain_lines_on_a_terminal(background: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "cleanfs", "stats", "--watch", "0.05", background]
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        watching(background, "0.05"), stdout=theirs, stderr=subprocess.PIPE
+    ) as process:
         os.close(theirs)
         text = b""
 
-        def rates() -> bool:
+        def three_lines() -> bool:
             nonlocal text
             text += os.read(ours, 65536)
-            return b"per second" in text
+            return text.count(b"\n") > 3
 
         try:
-            wait_until(rates, 10)
-        finally:
+            wait_until(three_lines, 10)
             process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 130
+        finally:
+            process.kill()
             os.close(ours)
-        process.wait(10)
         assert process.stderr is not None
         assert b"Traceback" not in process.stderr.read()
+    assert text.startswith(HEADER.encode())
+    assert b"\x1b" not in text
+
+
+def watched(process: subprocess.Popen[str], reads: bool) -> dict[str, str]:
+    """The cells of the first line of an interval with reads, or without."""
+    assert process.stdout is not None
+    while True:
+        cells = dict(zip(HEADINGS, process.stdout.readline().split(), strict=True))
+        if cells["time"] != "time" and (cells["reads/s"] != "0") is reads:
+            return cells
+
+
+def test_the_lines_of_stats_watch_add_up(source: Path, mount: Mounter) -> None:
+    size, page = 16 << 20, 4096
+    (source / "f").write_bytes(b"".join(b"%07d\n" % i for i in range(size // 8)))
+    settle()
+    fs = mount()  # sixteen times what its page cache takes, so that most is in cleancache afterwards
+    (fs.path / "f").read_bytes()
+    command = watching(fs.path, "0.2")
+    fd = os.open(fs.path / "f", os.O_RDONLY | os.O_DIRECT)
+    stop = threading.Event()
+
+    def read_pages() -> None:
+        buffer = mmap.mmap(-1, page)
+        for offset in itertools.cycle(range(0, size, page)):
+            if stop.is_set():
+                return
+            assert os.preadv(fd, [buffer], offset) == page
+
+    reader = threading.Thread(target=read_pages)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            idle = watched(process, reads=False)
+            reader.start()
+            watched(process, reads=True)  # the first may have been idle for a part of its interval
+            busy = watched(process, reads=True)
+        finally:
+            stop.set()
+            process.send_signal(signal.SIGINT)
+    reader.join()
+    os.close(fd)
+    assert {idle[name] for name in ("pc%", "zc%", "p50", "p99")} == {"-"}
+    assert float(busy["MB/s"]) == pytest.approx(int(busy["reads/s"]) * page / 1e6, abs=0.06)
+    assert float(busy["pc%"]) + float(busy["zc%"]) == pytest.approx(100, abs=0.11)
+    assert float(busy["zc%"]) > 90
+    assert busy["srcMB/s"] == "0.0"
+    assert busy["pool"].endswith("/64.0M")
+    assert float(busy["ratio"]) > 1.5
+    assert busy["p50"].endswith("us")
+    assert re.fullmatch(r"[0-9.]+(us|ms|s)", busy["p99"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import mmap
 import os
 import stat
 from collections.abc import Callable
@@ -113,6 +114,59 @@ def test_the_four_counters_agree_with_all_other_views(mount: Mounter) -> None:
     for name, value in stats["backend_counters"].items():
         assert int(fs.control(f"zcache/{name}").read_text()) == value == int(lines[f"zcache_{name}"])
     assert stats["mountpoint"] == lines["mountpoint"] == str(fs.path)
+
+
+def test_each_request_is_timed_under_where_its_pages_were(mount: Mounter) -> None:
+    fs = mount()
+    (fs.source / "f").write_bytes(b"text" * 4096)
+    settle()
+    before = requests(fs)
+    assert not any(before.values())
+
+    def counted(request: Callable[[], object]) -> dict[str, int]:
+        nonlocal before
+        was = before
+        request()
+        before = requests(fs)
+        return {name: count - was[name] for name, count in before.items() if count != was[name]}
+
+    fd = os.open(fs.path / "f", os.O_RDONLY | os.O_DIRECT)  # the kernel's page cache answers nothing
+    try:
+        buffer = mmap.mmap(-1, 8192)
+
+        def read() -> None:
+            assert os.preadv(fd, [buffer], 4096) == 8192
+
+        assert counted(read) == {"source_read": 1}
+        assert counted(read) == {"pagecache_hit": 1}
+        fs.control("drop").write_text("1")
+        assert counted(read) == {"cleancache_hit": 1}
+        assert counted(read) == {"pagecache_hit": 1}
+        fs.control("drop").write_text("3")
+        assert counted(read) == {"source_read": 1}
+        assert counted(lambda: (fs.path / "g").write_bytes(b"x" * 100)) == {"write": 1}
+    finally:
+        os.close(fd)
+    stats = fs.stats()
+    assert (stats["reads"], stats["read_bytes"]) == (5, 5 * 8192)
+    assert (stats["writes"], stats["write_bytes"]) == (1, 100)
+
+
+def requests(fs: MountedFs) -> dict[str, int]:
+    """How many were timed, by kind; all views must say the same."""
+    stats = fs.stats()
+    lines = dict(line.split(" ", 1) for line in fs.control("stats").read_text().splitlines())
+    families = {f.name: f for f in text_string_to_metric_families(fs.control("metrics").read_text())}
+    latency = families["cleanfs_request_latency_seconds"]
+    assert latency.type == "histogram"
+    metrics = {s.labels["kind"]: s.value for s in latency.samples if s.name.endswith("_count")}
+    counts: dict[str, int] = {kind: member["count"] for kind, member in stats["latencies"].items()}
+    assert counts == metrics
+    for kind, count in counts.items():
+        assert stats[f"latency_{kind}_count"] == int(lines[f"latency_{kind}_count"]) == count
+        assert sum(stats["latencies"][kind]["buckets_ns"].values()) == count
+        assert (float(lines[f"latency_{kind}_p99_us"]) > 0) == (count > 0)
+    return counts
 
 
 def test_metrics_are_valid_prometheus_text(mount: Mounter) -> None:

@@ -1,0 +1,86 @@
+"""What a mount does, one line per interval: ``cleanfs stats --watch``, after vmstat and arcstat."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from cleanfs.latency import READ_KINDS, HistogramSnapshot
+from cleanfs.sizes import format_size
+
+Stats = dict[str, Any]
+"""The parsed ``stats.json``: the values are what their names say (stats.MountStats.values)."""
+
+COLUMNS = (
+    ("time", 8), ("reads/s", 8), ("MB/s", 8), ("pc%", 6), ("zc%", 6), ("srcMB/s", 8), ("pool", 16),
+    ("ratio", 6), ("p50", 7), ("p99", 7),
+)  # fmt: skip
+"""Headings, of one word each, and widths."""
+
+LINES_PER_HEADER = 20
+
+HEADER = " ".join(heading.rjust(width) for heading, width in COLUMNS)
+
+
+def watch_line(now: Stats, before: Stats) -> str:
+    """What happened between two snapshots, of one daemon and not of one moment."""
+    seconds = now["uptime_seconds"] - before["uptime_seconds"]
+
+    def grown(name: str) -> float:
+        return now[name] - before[name]  # type: ignore[no-any-return]  # numbers, as JSON has them
+
+    asked = grown("pagecache_hits") + grown("pagecache_misses")
+    latency = sum((_since(now, before, kind) for kind in READ_KINDS), HistogramSnapshot())
+    idle = not latency.total
+    counters = now["backend_counters"]
+    cells = (
+        time.strftime("%H:%M:%S"),
+        f"{grown('reads') / seconds:.0f}",
+        f"{grown('read_bytes') / seconds / 1e6:.1f}",
+        f"{100 * grown('pagecache_hits') / asked:.1f}" if asked else "-",
+        f"{100 * grown('succ_gets') / asked:.1f}" if asked else "-",
+        f"{grown('source_read_bytes') / seconds / 1e6:.1f}",
+        _of(counters.get("pool_used"), counters.get("pool_limit")),
+        f"{now['compression_ratio']:.2f}" if counters else "-",
+        "-" if idle else format_ns(latency.percentile(50)),
+        "-" if idle else format_ns(latency.percentile(99)),
+    )
+    return " ".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+
+
+def watch_lines(snapshots: Iterator[Stats]) -> Iterator[str]:
+    """A header at once, then a line for each snapshot after the first, and the header now and then."""
+    before = next(snapshots)
+    yield HEADER
+    lines = 0
+    for now in snapshots:
+        same_daemon = now["pid"] == before["pid"]
+        if same_daemon and now["uptime_seconds"] > before["uptime_seconds"]:
+            if lines and lines % LINES_PER_HEADER == 0:
+                yield HEADER
+            yield watch_line(now, before)
+            lines += 1
+        before = now
+
+
+def format_ns(ns: float) -> str:
+    """A duration in two digits or more and a unit: ``9.2us``, ``31us``, ``1.2ms``, ``2.0s``."""
+    value, unit = ns / 1e3, "us"
+    if value >= 999.5:
+        value, unit = ns / 1e6, "ms"
+    if value >= 999.5:
+        value, unit = ns / 1e9, "s"
+    return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
+
+
+def _since(now: Stats, before: Stats, kind: str) -> HistogramSnapshot:
+    earlier = HistogramSnapshot.from_json(before["latencies"][kind])
+    return HistogramSnapshot.from_json(now["latencies"][kind]) - earlier
+
+
+def _of(used: float | None, limit: float | None) -> str:
+    return "-" if used is None or limit is None else f"{_short(used)}/{_short(limit)}"
+
+
+def _short(size: float) -> str:
+    """``44.6M``: without a space, so that a line has a fixed number of words."""
+    return format_size(size).replace(" ", "").removesuffix("iB")

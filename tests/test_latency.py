@@ -1,0 +1,137 @@
+"""Latency histograms: what a bucket may blur, and what it may not."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from math import ceil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cleanfs.latency import (
+    BUCKETS,
+    CLEANCACHE_HIT,
+    KINDS,
+    PAGECACHE_HIT,
+    SOURCE_READ,
+    Histogram,
+    HistogramSnapshot,
+    Latencies,
+    LatencyStats,
+    bucket_bounds,
+    bucket_index,
+)
+
+durations = st.one_of(
+    st.integers(0, 100), st.integers(1_000, 10_000_000), st.integers(0, (1 << 63) - 1)
+)
+some = st.lists(durations, min_size=1, max_size=200)
+percents = st.floats(0, 100)
+
+
+def histogram(values: list[int]) -> HistogramSnapshot:
+    made = Histogram()
+    for value in values:
+        made.record(value)
+    return made.snapshot()
+
+
+def exact(values: list[int], percent: float) -> int:
+    """By nearest rank."""
+    rank = ceil(len(values) * percent / 100)
+    return sorted(values)[max(rank, 1) - 1]
+
+
+@given(durations)
+def test_a_bucket_holds_its_values_and_is_narrow(ns: int) -> None:
+    low, high = bucket_bounds(bucket_index(ns))
+    assert low <= ns < high
+    assert high - low == 1 or 4 * (high - low) <= low
+
+
+def test_buckets_abut_from_0_to_the_end_of_the_clock() -> None:
+    bounds = [bucket_bounds(index) for index in range(BUCKETS)]
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == 1 << 63
+    assert all(before[1] == after[0] for before, after in pairwise(bounds))
+    assert [bucket_index(low) for low, _ in bounds] == list(range(BUCKETS))
+
+
+@given(some)
+def test_what_was_recorded_is_counted_where_it_belongs(values: list[int]) -> None:
+    snapshot = histogram(values)
+    assert snapshot.total == len(values)
+    assert snapshot.sum_ns == sum(values)
+    assert all(snapshot.counts[bucket_index(value)] for value in values)
+
+
+@given(some, percents)
+def test_a_percentile_is_in_the_bucket_of_the_exact_one(values: list[int], percent: float) -> None:
+    low, high = bucket_bounds(bucket_index(exact(values, percent)))
+    assert low <= histogram(values).percentile(percent) <= high
+
+
+@given(some, percents, percents)
+def test_percentiles_are_monotone(values: list[int], a: float, b: float) -> None:
+    snapshot = histogram(values)
+    assert snapshot.percentile(min(a, b)) <= snapshot.percentile(max(a, b))
+
+
+def test_a_percentile_is_at_its_share_of_the_bucket() -> None:
+    low, high = 32, 40
+    snapshot = histogram([33] * 4)
+    assert [snapshot.percentile(p) for p in (0, 25, 50, 100)] == [low, 34, 36, high]
+
+
+def test_percentiles_of_nothing_are_0() -> None:
+    assert HistogramSnapshot().percentile(99) == 0
+    assert HistogramSnapshot().total == 0
+
+
+@given(some, st.lists(durations, max_size=200))
+def test_the_difference_of_two_snapshots_is_what_came_in_between(
+    first: list[int], then: list[int]
+) -> None:
+    grows = Histogram()
+    for value in first:
+        grows.record(value)
+    before = grows.snapshot()
+    for value in then:
+        grows.record(value)
+    assert grows.snapshot() - before == histogram(then)
+    assert before + histogram(then) == grows.snapshot() == histogram(then + first)
+
+
+@given(some, st.integers(0, 62))
+def test_below_a_power_of_two_is_exact(values: list[int], exponent: int) -> None:
+    bound = 1 << exponent
+    assert histogram(values).below(bound) == sum(value < bound for value in values)
+
+
+@given(some)
+def test_json_gives_the_same_snapshot_back(values: list[int]) -> None:
+    snapshot = histogram(values)
+    member = json.loads(json.dumps(snapshot.as_json()))
+    assert HistogramSnapshot.from_json(member) == snapshot
+    assert member["count"] == sum(member["buckets_ns"].values()) == len(values)
+    assert all(count for count in member["buckets_ns"].values())
+    assert min(map(int, member["buckets_ns"])) > min(values)
+
+
+@pytest.mark.parametrize("kind", [PAGECACHE_HIT, CLEANCACHE_HIT, SOURCE_READ])
+def test_a_read_counts_once_under_its_kind(kind: int) -> None:
+    latencies = Latencies()
+    latencies.read(kind, 5000, 4096)
+    stats = latencies.stats()
+    counted = {name: h.total for name, h in stats.by_kind().items() if h.total}
+    assert counted == {KINDS[kind]: 1}
+    assert (stats.reads, stats.read_bytes, stats.write_bytes) == (1, 4096, 0)
+
+
+def test_a_write_is_no_read() -> None:
+    latencies = Latencies()
+    latencies.write(7000, 10)
+    stats = latencies.stats()
+    assert stats == replace(LatencyStats(), write=histogram([7000]), write_bytes=10)
+    assert stats.reads == 0
