@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from cleanfs.backends.options import Admission, Allocator, BackendOptions, Poor
+from cleanfs.backing import SourceCache
 from cleanfs.coherency import Coherency
 from cleanfs.pagecache import PAGE_OVERHEAD
 
@@ -35,6 +36,8 @@ class MountConfig:
     read_only: bool = False
     attr_timeout: float = 1.0
     coherency: Coherency = Coherency.OPEN
+    source_cache: SourceCache = SourceCache.AUTO
+    read_ahead: int = 1 << 20
     fuse_options: tuple[str, ...] = ()
     """Options for the kernel that have no name of ours: noexec, dev, suid..."""
 

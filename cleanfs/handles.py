@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from cleanfs import namespace
-from cleanfs.backing import Backing
+from cleanfs.backing import Backing, SourceFs, drop_span
 from cleanfs.coherency import CoherencyChecker, own_fingerprint
 from cleanfs.inodes import Inode
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
 from cleanfs.notify import Notifier
 from cleanfs.pagecache import Buffer, CachedFile, PageCache
+from cleanfs.stream import Stream
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -74,9 +75,17 @@ class Services:
         So it is on a local file system for fstat, open, close and readlink. A thread costs ten
         times what they do. On a server's file system any of them may wait.
         """
-        if self.types[inode.device] in LOCAL_FILE_SYSTEMS:
+        if self.is_local(inode):
             return call(*args)
         return await self.backing.run(call, *args)
+
+    def is_local(self, inode: Inode) -> bool:
+        """Whether what is known of the inode is in this machine's memory."""
+        return self.types[inode.device] in LOCAL_FILE_SYSTEMS
+
+    def source_fs(self, inode: Inode) -> SourceFs:
+        """The file system that the inode is on."""
+        return self.backing.file_system(inode.device, self.is_local(inode))
 
 
 class FileHandle:
@@ -89,7 +98,10 @@ class FileHandle:
         self.inode = inode
         self.file = file
         self.fd = fd
+        self._source = services.source_fs(inode)
+        self._stream = Stream()
         self._appends = bool(flags & os.O_APPEND)
+        self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         file.pins += 1
 
@@ -109,7 +121,9 @@ class FileHandle:
         stop = None if append else offset + len(data)
         async with services.pagecache.mutating(file, offset, stop):
             try:
-                written = await services.backing.write(self.fd, offset, data, append)
+                written = await services.backing.write(
+                    self._source, self.fd, offset, data, append=append, durable=self._durable
+                )
             except BaseException:
                 services.coherency.distrust(file)  # a part may have been written
                 services.notifier.inode(inode.node)
@@ -132,6 +146,8 @@ class FileHandle:
         """Close. The last close of a file without a name discards its pages."""
         services, file = self._services, self.file
         file.pins -= 1
+        if (span := self._stream.rest()) is not None:
+            await services.backing.run(drop_span, self.fd, span)
         st = await services.run_near(self.inode, _fstat_and_close, self.fd)
         if st.st_nlink == 0:
             services.pagecache.forget(file)
@@ -141,7 +157,9 @@ class FileHandle:
         await self._services.backing.run(namespace.sync, self.fd, data_only)
 
     async def _read_source(self, offset: int, size: int) -> Buffer:
-        return await self._services.backing.read(self.fd, offset, size)
+        return await self._services.backing.read(
+            self._source, self._stream, self.fd, offset, size, self.file.size
+        )
 
 
 class DirHandle:

@@ -14,7 +14,7 @@ import pyfuse3
 import trio
 
 from cleanfs import __version__, backends, syscalls
-from cleanfs.backing import Backing
+from cleanfs.backing import Backing, SourceCache
 from cleanfs.checks import why_no_mount
 from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import CoherencyChecker
@@ -23,11 +23,12 @@ from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Contro
 from cleanfs.filesystem import CleanFS
 from cleanfs.handles import Services
 from cleanfs.inodes import InodeTable
-from cleanfs.mounts import FS_TYPE, FileSystemTypes
+from cleanfs.mounts import FS_TYPE, FileSystemTypes, mounted_at
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
 from cleanfs.pagecache import PageCache
 from cleanfs.reclaim import TwoListReclaim
+from cleanfs.requests import RequestLimits, set_limits
 from cleanfs.stats import MountStats
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Mount:
         self._coherency = CoherencyChecker(self._pagecache, config.coherency)
         self._notifier = Notifier()
         self._backing = Backing()
+        self._limits = RequestLimits()
         services = Services(
             self._backing, self._pagecache, self._coherency, FileSystemTypes(), self._notifier
         )
@@ -147,6 +149,8 @@ class Mount:
             engine=NO_BACKEND if backend is None else backend.engine,
             pool_id=self._fs.pool_id,
             coherency=self.config.coherency.value,
+            source_cache=self.config.source_cache.value,
+            requests=self._limits,
             changes_found=self._coherency.changes_found,
             open_files=self._filesystem.open_files,
             cleancache=self._cleancache.stats(),
@@ -201,7 +205,9 @@ class Mount:
 
     def _copies_changed(self) -> None:
         """Whether we keep pages at all: only then is the source's page cache a second copy."""
-        self._backing.drop_behind = self._pagecache.limit > 0 or self._fs.pool_id >= 0
+        keeps = self._pagecache.limit > 0 or self._fs.pool_id >= 0
+        choice = self.config.source_cache
+        self._backing.drop_behind = keeps if choice is SourceCache.AUTO else choice is SourceCache.DROP
 
     def _make_backend(self, name: str) -> Backend:
         try:
@@ -223,6 +229,8 @@ class Mount:
     async def _announce(self, ready: Callable[[], None]) -> None:
         with trio.fail_after(ANSWER_TIMEOUT_SECONDS):
             await trio.to_thread.run_sync(os.stat, self.config.mountpoint, abandon_on_cancel=True)
+        if (point := mounted_at(self.config.mountpoint)) is not None:
+            self._limits = set_limits(point.device, self.config.read_ahead)
         log.info("mounted %s on %s", self.config.source, self.config.mountpoint)
         ready()
         notify_systemd()

@@ -12,6 +12,7 @@ from cleanfs.backing import BackingStats
 from cleanfs.cleancache import CleancacheStats
 from cleanfs.inodes import InodeStats
 from cleanfs.pagecache import PageCacheStats
+from cleanfs.requests import RequestLimits
 from cleanfs.stats import GAUGES, MountStats
 from tests.backends.conformance import KEY, noise, text
 
@@ -27,6 +28,8 @@ STATS = MountStats(
     engine="python",
     pool_id=0,
     coherency="open",
+    source_cache="auto",
+    requests=RequestLimits(read_ahead_kb=1024, max_background=64),
     changes_found=9,
     open_files=3,
     cleancache=CleancacheStats(succ_gets=30, failed_gets=20, puts=11, flushes=12, backend_errors=13),
@@ -41,7 +44,7 @@ STATS = MountStats(
         shared_reads=8,
         stale_reads=9,
     ),
-    backing=BackingStats(1, 2, 3, 4, 5, 6),
+    backing=BackingStats(1, 2, 3, 4, 5, 6, 7),
     inodes=InodeStats(inodes=100, held=50, parked_total=7),
     counters={"pool_used": 77, "eph_zbytes": 100, "eph_pagebytes": 250, "flush_total": 5},
 )
@@ -100,6 +103,9 @@ def test_every_part_of_the_snapshot_is_in_the_values() -> None:
         "backend_errors",
         "changes_found",
         "open_files",
+        "source_cache",
+        "read_ahead_kb",
+        "max_background",
     ):
         assert name in values
     assert [values[f"pagecache_{name}"] for name in PageCacheStats.__slots__] == [
@@ -113,7 +119,7 @@ def test_every_part_of_the_snapshot_is_in_the_values() -> None:
         8,
         9,
     ]
-    assert [values[name] for name in BackingStats.__slots__] == [1, 2, 3, 4, 5, 6]
+    assert [values[name] for name in BackingStats.__slots__] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_prometheus_text_parses_and_has_every_number_with_its_mount() -> None:
@@ -138,6 +144,7 @@ def test_gauges_are_gauges_and_all_else_counters() -> None:
     assert families["cleanfs_pagecache_used"] == "gauge"
     assert families["cleanfs_pagecache_hits"] == "counter"
     assert families["cleanfs_zcache_eph_zbytes"] == "gauge"
+    assert families["cleanfs_read_ahead_kb"] == families["cleanfs_max_background"] == "gauge"
     assert families["cleanfs_zcache_flush"] == "counter"
 
 
