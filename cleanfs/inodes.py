@@ -175,6 +175,10 @@ class InodeTable:
         except KeyError:
             raise StaleError from None
 
+    def get(self, node: int) -> Inode | None:
+        """The same, None if there is none."""
+        return self._nodes.get(node)
+
     def __len__(self) -> int:
         """Inodes in the table."""
         return len(self._nodes)
