@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import resource
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,11 +152,13 @@ class Backing:
         *,
         append: bool = False,
         durable: bool = False,
+        by_user: bool = False,
     ) -> Written:
         """Write all of ``data`` at ``offset``, or at the end of the file wherever that is.
 
-        ``durable`` says that the write itself waits for the disk (O_SYNC, O_DSYNC). Raises OSError,
-        possibly after a part of it was written.
+        ``durable`` says that the write itself waits for the disk (O_SYNC, O_DSYNC), ``by_user`` that
+        it takes set-id bits away, as root's does not. Capabilities go with every write: the source
+        sees to that. Raises OSError, possibly after a part of it was written.
         """
         self._writes += 1
         try:
@@ -174,6 +177,8 @@ class Backing:
             self._errors += 1
             raise
         self._write_bytes += written.count
+        if by_user and without_set_id(written.after.st_mode) is not None:
+            written = await self.run(_clear_set_id, fd, written)
         return written
 
     def stats(self) -> BackingStats:
@@ -263,6 +268,24 @@ def drop_span(fd: int, span: Span) -> None:
     """Drop a range of a file from the page cache. It may wait, for other processors."""
     with contextlib.suppress(OSError):  # it is only advice
         os.posix_fadvise(fd, *span, os.POSIX_FADV_DONTNEED)
+
+
+def without_set_id(mode: int) -> int | None:
+    """The permissions that a change of the data leaves of a mode; None if it leaves it as it is."""
+    if not mode & (stat.S_ISUID | stat.S_ISGID) or not stat.S_ISREG(mode):
+        return None
+    cleared = mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        cleared &= ~stat.S_ISGID
+    return None if cleared == mode else stat.S_IMODE(cleared)
+
+
+def _clear_set_id(fd: int, written: Written) -> Written:
+    """In a thread: clear set-id bits after a write."""
+    mode = without_set_id(os.fstat(fd).st_mode)
+    if mode is not None:
+        os.fchmod(fd, mode)
+    return Written(written.count, written.before, os.fstat(fd))
 
 
 def _sleeps() -> int:

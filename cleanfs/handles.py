@@ -116,13 +116,20 @@ class FileHandle:
         it knows, and what it writes back from a mapping, before that end.
         """
         services, file, inode = self._services, self.file, self.inode
+        by_user, inode.asked_for = inode.asked_for != 0, 0
         # Written back are whole pages, so an offset within one is a program's in any case.
         append = self._appends and (offset >= inode.kernel_size or offset % mmap.PAGESIZE > 0)
         stop = None if append else offset + len(data)
         async with services.pagecache.mutating(file, offset, stop):
             try:
                 written = await services.backing.write(
-                    self._source, self.fd, offset, data, append=append, durable=self._durable
+                    self._source,
+                    self.fd,
+                    offset,
+                    data,
+                    append=append,
+                    durable=self._durable,
+                    by_user=by_user,
                 )
             except BaseException:
                 services.coherency.distrust(file)  # a part may have been written
@@ -133,7 +140,7 @@ class FileHandle:
             theirs = services.coherency.after_own_change(file, before, after, size=size)
         inode.kernel_size = max(inode.kernel_size, offset + len(data))
         elsewhere = append and after.size != offset + len(data)
-        if theirs or elsewhere:
+        if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)
         return written.count
 

@@ -22,6 +22,7 @@ from cleanfs.config import MountConfig, MountError, check_sizes
 from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.filesystem import CleanFS
 from cleanfs.handles import Services
+from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, mounted_at
 from cleanfs.notify import Notifier
@@ -124,12 +125,14 @@ class Mount:
             await trio.sleep(QUIET_SECONDS)
 
     def _mount(self) -> None:
+        handshake = Handshake()
         with _captured_stderr() as complaints:
             try:
                 pyfuse3.init(self._filesystem, self.config.mountpoint, self._fuse_options())
             except RuntimeError as exc:
                 why = _last_line(complaints) or why_no_mount(self.config)
                 raise MountError(f"can not mount on {self.config.mountpoint}: {why}") from exc
+        handshake.begin()
 
     # -- the operator's view ------------------------------------------------------------------
 
