@@ -1,27 +1,49 @@
 """Reading and writing the source's files.
 
 A read first asks inline, without waiting, for what the source's page cache has (RWF_NOWAIT). The
-rest is read in a worker thread, and does not stay in the source's page cache: one copy of a page is
-enough (RWF_DONTCACHE, on older kernels POSIX_FADV_DONTNEED). Where nothing here keeps pages, it stays.
+rest is read in a worker thread. What was read does not stay in the source's page cache where something
+here keeps it, as one copy of a page is enough: lone reads leave nothing (RWF_DONTCACHE, before Linux
+6.14 POSIX_FADV_DONTNEED), and what streams have read is dropped behind them (``stream``).
+
+On local file systems that prove as fast as memory (tmpfs, DAX, writes into the page cache), calls are
+made inline altogether, for as long as none of them waits (``pace``).
 """
 
+import contextlib
 import errno
 import os
+import resource
+import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, TypeVarTuple
+from enum import StrEnum
+from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
+from cleanfs.pace import SLOW_SECONDS, Asking, Pace
+from cleanfs.stream import Span, Stream
 from cleanfs.syscalls import RWF_DONTCACHE
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-MAX_THREADS = 64
+MAX_THREADS: Final = 64
 """Calls that may wait for the source at one time."""
 
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+class SourceCache(StrEnum):
+    """What reads leave in the source's page cache."""
+
+    AUTO = "auto"
+    """Nothing while something here keeps pages; otherwise what the kernel sees fit."""
+    KEEP = "keep"
+    """What the kernel sees fit."""
+    DROP = "drop"
+    """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +53,11 @@ class BackingStats:
     source_reads: int
     source_read_bytes: int
     source_reads_inline: int
-    """Reads that the source's page cache could serve whole, without a thread."""
+    """Reads that were served whole without a thread."""
     source_writes: int
     source_write_bytes: int
+    source_writes_inline: int
+    """Writes that were done whole without a thread."""
     source_errors: int
 
 
@@ -46,53 +70,115 @@ class Written:
     after: os.stat_result
 
 
+class SourceFs:
+    """One file system of the source: what it can do, and how fast it was lately."""
+
+    __slots__ = (
+        "asking", "asking_to_write", "dontcache", "local", "nowait", "reads", "write_nowait", "writes",
+    )  # fmt: skip
+
+    def __init__(self, local: bool) -> None:
+        """Nothing is known of its abilities yet; each is tried until it is refused."""
+        self.local = local
+        """Whether calls may ever be made inline that could wait."""
+        self.nowait = self.write_nowait = self.dontcache = True
+        self.reads = Pace()
+        self.writes = Pace()
+        self.asking = Asking()
+        self.asking_to_write = Asking()
+
+
 class Backing:
     """The source, as seen by the file handlers. Counts its traffic."""
 
     def __init__(self) -> None:
-        """Nothing is known of the source's abilities yet; each is tried until it is refused."""
+        """No file system of it was used yet."""
         self.drop_behind = True
         """Whether what was read is to leave the source's page cache."""
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
-        self._nowait = True
-        self._dontcache = True
+        self._file_systems: dict[int, SourceFs] = {}
         self._reads = self._read_bytes = self._reads_inline = 0
-        self._writes = self._write_bytes = self._errors = 0
+        self._writes = self._write_bytes = self._writes_inline = self._errors = 0
+
+    def file_system(self, device: int, local: bool) -> SourceFs:
+        """What is known of the file system of a device; one of another kind has taken its number."""
+        known = self._file_systems.get(device)
+        if known is None or known.local != local:
+            known = self._file_systems[device] = SourceFs(local)
+        return known
 
     async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a worker thread."""
         return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=self._limiter)
 
-    async def read(self, fd: int, offset: int, size: int) -> memoryview | bytearray:
-        """``size`` bytes from ``offset`` on; short only at the end of the file. Raises OSError."""
+    async def read(
+        self, fs: SourceFs, stream: Stream, fd: int, offset: int, size: int, file_size: int
+    ) -> memoryview | bytearray:
+        """``size`` bytes from ``offset`` on; short only at the end of the file. Raises OSError.
+
+        ``file_size`` is what is known of the file's size, 0 if nothing is.
+        """
         buffer = bytearray(size)
-        got = self._read_nowait(fd, buffer, offset) if self._nowait else 0
+        lingers = self.drop_behind and stream.lingers(offset, size, file_size)
+        drop = self.drop_behind and not lingers
         try:
-            if got < size:
-                got, self._dontcache = await self.run(
-                    _read_waiting, fd, buffer, offset, got, self._dontcache, self.drop_behind
-                )
+            if fs.reads.inline:
+                got = self._read_inline(fs, fd, buffer, offset, drop)
             else:
-                self._reads_inline += 1
+                got = self._read_nowait(fs, fd, buffer, offset, drop)
+                if got < size:
+                    got, fs.dontcache, seconds = await self.run(
+                        _read_timed, fd, buffer, offset, got, fs.dontcache, drop
+                    )
+                    if fs.local:
+                        fs.reads.took(seconds, size)
+                else:
+                    self._reads_inline += 1
         except OSError:
             self._errors += 1
             raise
         self._reads += 1
         self._read_bytes += got
+        if lingers and (span := stream.passed(offset, size)) is not None:
+            await self.run(drop_span, fd, span)
         return buffer if got == size else memoryview(buffer)[:got]
 
-    async def write(self, fd: int, offset: int, data: bytes, append: bool = False) -> Written:
+    async def write(
+        self,
+        fs: SourceFs,
+        fd: int,
+        offset: int,
+        data: bytes,
+        *,
+        append: bool = False,
+        durable: bool = False,
+        by_user: bool = False,
+    ) -> Written:
         """Write all of ``data`` at ``offset``, or at the end of the file wherever that is.
 
-        Raises OSError, possibly after a part of it was written.
+        ``durable`` says that the write itself waits for the disk (O_SYNC, O_DSYNC), ``by_user`` that
+        it takes set-id bits away, as root's does not. Capabilities go with every write: the source
+        sees to that. Raises OSError, possibly after a part of it was written.
         """
         self._writes += 1
         try:
-            written = await self.run(_write, fd, offset, data, append)
+            before = os.fstat(fd) if fs.local else None
+            count = 0 if durable or not fs.local else self._write_nowait(fs, fd, offset, data, append)
+            if before is not None and count == len(data):
+                self._writes_inline += 1
+                written = Written(count, before, os.fstat(fd))
+            elif before is not None and fs.writes.inline and not durable:
+                written = self._write_inline(fs, fd, offset, data, append, count, before)
+            else:
+                written, seconds = await self.run(_write_timed, fd, offset, data, append, count, before)
+                if fs.local and not durable:
+                    fs.writes.took(seconds, len(data))
         except OSError:
             self._errors += 1
             raise
         self._write_bytes += written.count
+        if by_user and without_set_id(written.after.st_mode) is not None:
+            written = await self.run(_clear_set_id, fd, written)
         return written
 
     def stats(self) -> BackingStats:
@@ -103,37 +189,129 @@ class Backing:
             self._reads_inline,
             self._writes,
             self._write_bytes,
+            self._writes_inline,
             self._errors,
         )
 
-    def _read_nowait(self, fd: int, buffer: bytearray, offset: int) -> int:
+    def _read_nowait(self, fs: SourceFs, fd: int, buffer: bytearray, offset: int, drop: bool) -> int:
         """How many bytes the source's page cache had. 0 if it would have to wait."""
-        dontcache = self._dontcache and self.drop_behind
-        flags = os.RWF_NOWAIT | (RWF_DONTCACHE if dontcache else 0)
-        try:
-            return os.preadv(fd, [buffer], offset, flags)
-        except BlockingIOError:
+        if not fs.nowait or not fs.asking.worthwhile():
             return 0
+        dontcache = fs.dontcache and drop
+        flags = os.RWF_NOWAIT | (RWF_DONTCACHE if dontcache else 0)
+        got = 0
+        try:
+            got = os.preadv(fd, [buffer], offset, flags)
+        except BlockingIOError:
+            pass
         except OSError as exc:
             if exc.errno not in UNSUPPORTED:
                 return 0  # the waiting read meets it again, and reports it
             if dontcache:
-                self._dontcache = False
+                fs.dontcache = False
             else:
-                self._nowait = False
+                fs.nowait = False
             return 0
+        fs.asking.answered(got > 0)
+        return got
+
+    def _read_inline(self, fs: SourceFs, fd: int, buffer: bytearray, offset: int, drop: bool) -> int:
+        """Read here and now; how long that took decides where the next read is made."""
+        sleeps, start = _sleeps(), time.perf_counter()
+        got, fs.dontcache = _read_waiting(fd, buffer, offset, 0, fs.dontcache, drop)
+        seconds = time.perf_counter() - start
+        if seconds > SLOW_SECONDS and _sleeps() > sleeps:
+            fs.reads.waited(seconds)
+        self._reads_inline += 1
+        return got
+
+    def _write_nowait(self, fs: SourceFs, fd: int, offset: int, data: bytes, append: bool) -> int:
+        """How many bytes could be written without waiting. Few file systems can tell."""
+        if not fs.write_nowait or not fs.asking_to_write.worthwhile():
+            return 0
+        flags = os.RWF_NOWAIT | (os.RWF_APPEND if append else 0)
+        count = 0
+        try:
+            count = os.pwritev(fd, [data], offset, flags)
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            if exc.errno in UNSUPPORTED:
+                fs.write_nowait = False
+            return 0  # the waiting write meets any other again, and reports it
+        fs.asking_to_write.answered(count > 0)
+        return count
+
+    def _write_inline(
+        self,
+        fs: SourceFs,
+        fd: int,
+        offset: int,
+        data: bytes,
+        append: bool,
+        count: int,
+        before: os.stat_result,
+    ) -> Written:
+        """Write here and now; how long that took decides where the next write is made."""
+        sleeps, start = _sleeps(), time.perf_counter()
+        try:
+            written = _write(fd, offset, data, append, count, before)
+        finally:
+            seconds = time.perf_counter() - start
+            if seconds > SLOW_SECONDS and _sleeps() > sleeps:
+                fs.writes.waited(seconds)
+        self._writes_inline += 1
+        return written
+
+
+def drop_span(fd: int, span: Span) -> None:
+    """Drop a range of a file from the page cache. It may wait, for other processors."""
+    with contextlib.suppress(OSError):  # it is only advice
+        os.posix_fadvise(fd, *span, os.POSIX_FADV_DONTNEED)
+
+
+def without_set_id(mode: int) -> int | None:
+    """The permissions that a change of the data leaves of a mode; None if it leaves it as it is."""
+    if not mode & (stat.S_ISUID | stat.S_ISGID) or not stat.S_ISREG(mode):
+        return None
+    cleared = mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        cleared &= ~stat.S_ISGID
+    return None if cleared == mode else stat.S_IMODE(cleared)
+
+
+def _clear_set_id(fd: int, written: Written) -> Written:
+    """In a thread: clear set-id bits after a write."""
+    mode = without_set_id(os.fstat(fd).st_mode)
+    if mode is not None:
+        os.fchmod(fd, mode)
+    return Written(written.count, written.before, os.fstat(fd))
+
+
+def _sleeps() -> int:
+    """How often this thread has slept. One that was only preempted did not wait for anything."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
+def _read_timed(
+    fd: int, buffer: bytearray, offset: int, got: int, dontcache: bool, drop: bool
+) -> tuple[int, bool, float]:
+    """In a thread: ``_read_waiting``, and the seconds that it took."""
+    start = time.perf_counter()
+    got, dontcache = _read_waiting(fd, buffer, offset, got, dontcache, drop)
+    return got, dontcache, time.perf_counter() - start
 
 
 def _read_waiting(
-    fd: int, buffer: bytearray, offset: int, got: int, dontcache: bool, drop_behind: bool
+    fd: int, buffer: bytearray, offset: int, got: int, dontcache: bool, drop: bool
 ) -> tuple[int, bool]:
-    """In a thread: fill ``buffer`` from ``got`` on.
+    """Fill ``buffer`` from ``got`` on.
 
     The new count, short at the end of the file, and whether RWF_DONTCACHE works here.
     """
     view = memoryview(buffer)
     while got < len(buffer):
-        flags = RWF_DONTCACHE if dontcache and drop_behind else 0
+        flags = RWF_DONTCACHE if dontcache and drop else 0
         try:
             count = os.preadv(fd, [view[got:]], offset + got, flags)
         except OSError as exc:
@@ -144,17 +322,29 @@ def _read_waiting(
         if count == 0:
             break
         got += count
-    if drop_behind and not dontcache:
+    if drop and not dontcache:
         os.posix_fadvise(fd, offset, len(buffer), os.POSIX_FADV_DONTNEED)
     return got, dontcache
 
 
-def _write(fd: int, offset: int, data: bytes, append: bool) -> Written:
-    """In a thread."""
-    before = os.fstat(fd)
-    view = memoryview(data)
+def _write_timed(
+    fd: int, offset: int, data: bytes, append: bool, count: int, before: os.stat_result | None
+) -> tuple[Written, float]:
+    """In a thread: ``_write``, and the seconds that it took."""
+    start = time.perf_counter()
+    written = _write(fd, offset, data, append, count, os.fstat(fd) if before is None else before)
+    return written, time.perf_counter() - start
+
+
+def _write(
+    fd: int, offset: int, data: bytes, append: bool, count: int, before: os.stat_result
+) -> Written:
+    """Write all of ``data`` from ``count`` on."""
     flags = os.RWF_APPEND if append else 0
-    count = 0
-    while count < len(data):
-        count += os.pwritev(fd, [view[count:]], offset + count, flags)
+    if not count and data:
+        count = os.pwritev(fd, [data], offset, flags)
+    if count < len(data):
+        view = memoryview(data)
+        while count < len(data):
+            count += os.pwritev(fd, [view[count:]], offset + count, flags)
     return Written(count, before, os.fstat(fd))

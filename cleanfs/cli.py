@@ -20,6 +20,7 @@ from cleanfs import __version__
 from cleanfs.backends import codec
 from cleanfs.backends.options import Admission, Allocator, Poor
 from cleanfs.backends.zcache import engine_name
+from cleanfs.backing import SourceCache
 from cleanfs.checks import check
 from cleanfs.coherency import Coherency
 from cleanfs.config import MIN_POOL_LIMIT, MountConfig, MountError, check_sizes
@@ -239,6 +240,21 @@ def cli() -> None:
     help="How long to look for the next request before sleeping, while they come fast; 0 never does.",
 )
 @click.option(
+    "--source-cache",
+    type=click.Choice([choice.value for choice in SourceCache]),
+    default="auto",
+    show_default=True,
+    help="What reads leave in the source's page cache: what the kernel keeps, nothing, or (auto) "
+    "nothing while something here keeps pages.",
+)
+@click.option(
+    "--read-ahead",
+    type=SizeType(MIN_PAGE_SIZE, zero=True),
+    default="1M",
+    show_default=True,
+    help="How far the kernel reads ahead in the mount, as root; 0: not at all.",
+)
+@click.option(
     "--log-file",
     type=click.Path(),
     help="Append the log here (default: syslog in the background, stderr in the foreground).",
@@ -279,6 +295,8 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         attr_timeout=params["attr_timeout"],
         coherency=Coherency(params["coherency"]),
         busy_poll_us=params["busy_poll"],
+        source_cache=SourceCache(params["source_cache"]),
+        read_ahead=params["read_ahead"],
         fuse_options=fuse_options,
     )
     try:

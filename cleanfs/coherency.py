@@ -144,7 +144,7 @@ class CoherencyChecker:
         )
         if theirs:
             self._flush(file)
-        self._accept(file, replace(after, racy=True))
+        self._accept(file, after if after.racy else replace(after, racy=True))
         return theirs
 
     def after_name_change(self, file: CachedFile, before: Fingerprint, after: Fingerprint) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from cleanfs.backends.options import Admission, Allocator, BackendOptions, Poor
+from cleanfs.backing import SourceCache
 from cleanfs.coherency import Coherency
 from cleanfs.resident import PythonResident
 
@@ -36,6 +37,8 @@ class MountConfig:
     attr_timeout: float = 1.0
     coherency: Coherency = Coherency.OPEN
     busy_poll_us: float = 50.0
+    source_cache: SourceCache = SourceCache.AUTO
+    read_ahead: int = 1 << 20
     fuse_options: tuple[str, ...] = ()
     """Options for the kernel that have no name of ours: noexec, dev, suid..."""
 

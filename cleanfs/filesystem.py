@@ -15,6 +15,7 @@ import logging
 import os
 import stat as stat_module
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
@@ -37,6 +38,7 @@ from pyfuse3 import (
 )
 
 from cleanfs import namespace
+from cleanfs.backing import without_set_id
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
 from cleanfs.inodes import ROOT, Inode, InodeTable
@@ -50,6 +52,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+
+CAPABILITY = b"security.capability"
 
 ACL_NAMES = (b"system.posix_acl_access", b"system.posix_acl_default")
 
@@ -161,6 +165,9 @@ class CleanFS(pyfuse3.Operations):
         handle = self._handles.get(fh) if fh is not None else None
         io_fd = handle.fd if isinstance(handle, FileHandle) and handle.writable else -1
         async with self._tree.using(inode) as held:
+            if fields.update_size and not fields.update_mode and ctx.uid != 0:
+                st = await self._tree.near(held, os.fstat, held.fd)
+                new = replace(new, mode=without_set_id(st.st_mode))
             return self._attributes(held, await self._tree.set_attributes(held, io_fd, new))
 
     @handler
@@ -414,9 +421,25 @@ class CleanFS(pyfuse3.Operations):
         async with self._tree.using(inode) as held:
             await self._tree.change_xattr(held, name, value)
 
-    @handler
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        """Value of an extended attribute, or ENODATA."""
+        """Value of an extended attribute, or ENODATA.
+
+        The kernel asks for CAPABILITY before a write (see ``handshake``). A file that is open has
+        a descriptor to ask at once; what went wrong is left to the long way.
+        """
+        held = self._inodes.get(inode) if name == CAPABILITY else None
+        if held is not None:
+            held.asked_for = ctx.uid
+        if held is not None and held.open_fds and self._services.is_local(held):
+            try:
+                return os.getxattr(held.open_fds[-1], name)
+            except OSError as exc:
+                if exc.errno == errno.ENODATA:
+                    raise FUSEError(pyfuse3.ENOATTR) from None
+        return await self._getxattr(inode, name, ctx)
+
+    @handler
+    async def _getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         if self._control.node(inode) is not None:
             raise FUSEError(pyfuse3.ENOATTR)
         async with self._tree.using(inode) as held:
@@ -521,12 +544,9 @@ class CleanFS(pyfuse3.Operations):
         """The O_TRUNC of an open, which also clears the set-id bits unless root asks for it."""
         handle = self._handles[fh]
         io_fd = handle.fd if isinstance(handle, FileHandle) and handle.writable else -1
-        cleared = mode & ~stat_module.S_ISUID
-        if mode & stat_module.S_IXGRP:
-            cleared &= ~stat_module.S_ISGID
-        keep = ctx.uid == 0 or cleared == mode
+        cleared = None if ctx.uid == 0 else without_set_id(mode)
         try:
-            new = NewAttributes(size=0, mode=None if keep else cleared)
+            new = NewAttributes(size=0, mode=cleared)
             await self._tree.set_attributes(inode, io_fd, new)
             inode.kernel_size = 0
         except BaseException:

@@ -9,7 +9,7 @@ from time import perf_counter_ns
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from cleanfs import namespace
-from cleanfs.backing import Backing
+from cleanfs.backing import Backing, SourceFs, drop_span
 from cleanfs.coherency import CoherencyChecker, own_fingerprint
 from cleanfs.inodes import Inode
 from cleanfs.latency import Latencies
@@ -17,6 +17,7 @@ from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
 from cleanfs.notify import Notifier
 from cleanfs.pagecache import Buffer, CachedFile, PageCache
+from cleanfs.stream import Stream
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -77,9 +78,17 @@ class Services:
         So it is on a local file system for fstat, open, close and readlink. A thread costs ten
         times what they do. On a server's file system any of them may wait.
         """
-        if self.types[inode.device] in LOCAL_FILE_SYSTEMS:
+        if self.is_local(inode):
             return call(*args)
         return await self.backing.run(call, *args)
+
+    def is_local(self, inode: Inode) -> bool:
+        """Whether what is known of the inode is in this machine's memory."""
+        return self.types[inode.device] in LOCAL_FILE_SYSTEMS
+
+    def source_fs(self, inode: Inode) -> SourceFs:
+        """The file system that the inode is on."""
+        return self.backing.file_system(inode.device, self.is_local(inode))
 
 
 class FileHandle:
@@ -93,7 +102,10 @@ class FileHandle:
         self.inode = inode
         self.file = file
         self.fd = fd
+        self._source = services.source_fs(inode)
+        self._stream = Stream()
         self._appends = bool(flags & os.O_APPEND)
+        self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         file.pins += 1
 
@@ -113,12 +125,21 @@ class FileHandle:
         """
         began = perf_counter_ns()
         services, file, inode = self._services, self.file, self.inode
+        by_user, inode.asked_for = inode.asked_for != 0, 0
         # Written back are whole pages, so an offset within one is a program's in any case.
         append = self._appends and (offset >= inode.kernel_size or offset % mmap.PAGESIZE > 0)
         stop = None if append else offset + len(data)
         async with services.pagecache.mutating(file, offset, stop):
             try:
-                written = await services.backing.write(self.fd, offset, data, append)
+                written = await services.backing.write(
+                    self._source,
+                    self.fd,
+                    offset,
+                    data,
+                    append=append,
+                    durable=self._durable,
+                    by_user=by_user,
+                )
             except BaseException:
                 services.coherency.distrust(file)  # a part may have been written
                 services.notifier.inode(inode.node)
@@ -128,7 +149,7 @@ class FileHandle:
             theirs = services.coherency.after_own_change(file, before, after, size=size)
         inode.kernel_size = max(inode.kernel_size, offset + len(data))
         elsewhere = append and after.size != offset + len(data)
-        if theirs or elsewhere:
+        if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)
         self._latencies.write(perf_counter_ns() - began, written.count)
         return written.count
@@ -142,6 +163,8 @@ class FileHandle:
         """Close. The last close of a file without a name discards its pages."""
         services, file = self._services, self.file
         file.pins -= 1
+        if (span := self._stream.rest()) is not None:
+            await services.backing.run(drop_span, self.fd, span)
         st = await services.run_near(self.inode, _fstat_and_close, self.fd)
         if st.st_nlink == 0:
             services.pagecache.forget(file)
@@ -151,7 +174,9 @@ class FileHandle:
         await self._services.backing.run(namespace.sync, self.fd, data_only)
 
     async def _read_source(self, offset: int, size: int) -> Buffer:
-        return await self._services.backing.read(self.fd, offset, size)
+        return await self._services.backing.read(
+            self._source, self._stream, self.fd, offset, size, self.file.size
+        )
 
 
 class DirHandle:

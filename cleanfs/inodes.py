@@ -59,7 +59,7 @@ class Inode:
     """One file, directory or other object of the source that the kernel knows."""
 
     __slots__ = (
-        "device",
+        "asked_for", "device",
         "doubts",
         "doubts_settled",
         "fd",
@@ -103,6 +103,10 @@ class Inode:
         self.file_key: FileKey | None = None
         self.kernel_size = 0
         """Where the kernel sees the end of the file: it appends there."""
+        self.asked_for = 0
+        """Whose write may come next: the uid for which the kernel asked for capabilities, as it does
+        before it sends a program's write to a file with set-id bits, and not before it sends what is
+        dirty in a mapping. 0 for root, and for nobody."""
         self.sent: tuple[int, int, int] | None = None
         """Size, mtime and ctime that the kernel was last told."""
         self.doubts = self.doubts_settled = 0
@@ -174,6 +178,10 @@ class InodeTable:
             return self._nodes[node]
         except KeyError:
             raise StaleError from None
+
+    def get(self, node: int) -> Inode | None:
+        """The same, None if there is none."""
+        return self._nodes.get(node)
 
     def __len__(self) -> int:
         """Inodes in the table."""

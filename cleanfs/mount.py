@@ -14,7 +14,7 @@ import pyfuse3
 import trio
 
 from cleanfs import __version__, backends, syscalls
-from cleanfs.backing import Backing
+from cleanfs.backing import Backing, SourceCache
 from cleanfs.busypoll import BusyPoll
 from cleanfs.checks import why_no_mount
 from cleanfs.cleancache import Cleancache
@@ -23,12 +23,14 @@ from cleanfs.config import MountConfig, MountError, check_sizes
 from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.filesystem import CleanFS
 from cleanfs.handles import Services
+from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
 from cleanfs.latency import Latencies
-from cleanfs.mounts import FS_TYPE, FileSystemTypes
+from cleanfs.mounts import FS_TYPE, FileSystemTypes, mounted_at
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
 from cleanfs.pagecache import PageCache
+from cleanfs.requests import RequestLimits, set_limits
 from cleanfs.resident import Resident, make_resident
 from cleanfs.stats import MountStats
 
@@ -68,6 +70,7 @@ class Mount:
         self._backing = Backing()
         self._busy_poll = BusyPoll(config.busy_poll_us)
         self._latencies = Latencies()
+        self._limits = RequestLimits()
         services = Services(
             self._backing,
             self._pagecache,
@@ -89,8 +92,8 @@ class Mount:
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call ``ready`` when the mount answers, serve until unmounted or told to stop."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            self._busy_poll.install()  # what the handshake then stands in front of
             self._mount()
-            self._busy_poll.install()
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._notifier.run)
@@ -133,12 +136,14 @@ class Mount:
             await trio.sleep(QUIET_SECONDS)
 
     def _mount(self) -> None:
+        handshake = Handshake()
         with _captured_stderr() as complaints:
             try:
                 pyfuse3.init(self._filesystem, self.config.mountpoint, self._fuse_options())
             except RuntimeError as exc:
                 why = _last_line(complaints) or why_no_mount(self.config)
                 raise MountError(f"can not mount on {self.config.mountpoint}: {why}") from exc
+        handshake.begin()
 
     # -- the operator's view ------------------------------------------------------------------
 
@@ -158,6 +163,8 @@ class Mount:
             engine=NO_BACKEND if backend is None else backend.engine,
             pool_id=self._fs.pool_id,
             coherency=self.config.coherency.value,
+            source_cache=self.config.source_cache.value,
+            requests=self._limits,
             changes_found=self._coherency.changes_found,
             open_files=self._filesystem.open_files,
             cleancache=self._cleancache.stats(),
@@ -214,7 +221,9 @@ class Mount:
 
     def _copies_changed(self) -> None:
         """Whether we keep pages at all: only then is the source's page cache a second copy."""
-        self._backing.drop_behind = self._pagecache.limit > 0 or self._fs.pool_id >= 0
+        keeps = self._pagecache.limit > 0 or self._fs.pool_id >= 0
+        choice = self.config.source_cache
+        self._backing.drop_behind = keeps if choice is SourceCache.AUTO else choice is SourceCache.DROP
 
     def _make_backend(self, name: str) -> Backend:
         try:
@@ -237,6 +246,8 @@ class Mount:
         with trio.fail_after(ANSWER_TIMEOUT_SECONDS):
             await trio.to_thread.run_sync(os.stat, self.config.mountpoint, abandon_on_cancel=True)
         self._busy_poll.confirm()
+        if (point := mounted_at(self.config.mountpoint)) is not None:
+            self._limits = set_limits(point.device, self.config.read_ahead)
         log.info("mounted %s on %s", self.config.source, self.config.mountpoint)
         ready()
         notify_systemd()

@@ -15,8 +15,7 @@ Invariant: a page is resident here or kept by cleancache, not both (private pool
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import TYPE_CHECKING
@@ -371,42 +370,20 @@ class PageCache:
         self.clock += 1
         file.version = self.clock
 
-    @asynccontextmanager
-    async def changing(self, file: CachedFile) -> AsyncIterator[None]:
+    def changing(self, file: CachedFile) -> "_Changing":
         """Around a change of ours to the file, one at a time.
 
         What one saw of the file after its change is what the next one sees before.
         """
-        file.pins += 1
-        if file.lock is None:
-            file.lock = trio.Lock()
-        try:
-            async with file.lock:
-                file.mutations += 1
-                try:
-                    yield
-                finally:
-                    file.mutations -= 1
-        finally:
-            file.pins -= 1
+        return _Changing(file)
 
-    @asynccontextmanager
-    async def mutating(
-        self, file: CachedFile, start: int = 0, stop: int | None = None
-    ) -> AsyncIterator[None]:
+    def mutating(self, file: CachedFile, start: int = 0, stop: int | None = None) -> "_Mutating":
         """Around a change of ours to these bytes of the source: invalidate before and after.
 
         Without a stop it moves the end of the file: from the old end on, if that is before
         ``start``, as the page that was the last one grows.
         """
-        async with self.changing(file):
-            if stop is None:
-                start = min(start, file.size)
-            self.invalidate(file, start, stop)
-            try:
-                yield
-            finally:
-                self.invalidate(file, start, stop)
+        return _Mutating(self, file, start, stop)
 
     # -- operator's controls ------------------------------------------------------------------
 
@@ -439,6 +416,63 @@ class PageCache:
             shared_reads=self._shared_reads,
             stale_reads=self._stale_reads,
         )
+
+
+class _Changing:
+    """``PageCache.changing``. A class, as a generator and its wrapper take longer than a write."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: CachedFile) -> None:
+        self._file = file
+
+    async def __aenter__(self) -> None:
+        file = self._file
+        if file.lock is None:
+            file.lock = trio.Lock()
+        file.pins += 1
+        try:
+            # A free lock is taken without a checkpoint. It is fair: a released one is held by the
+            # first who waits, at once.
+            if file.lock.locked():
+                await file.lock.acquire()
+            else:
+                file.lock.acquire_nowait()
+        except BaseException:
+            file.pins -= 1
+            raise
+        file.mutations += 1
+
+    async def __aexit__(self, *exc: object) -> None:
+        file = self._file
+        assert file.lock is not None
+        file.mutations -= 1
+        file.lock.release()
+        file.pins -= 1
+
+
+class _Mutating(_Changing):
+    """``PageCache.mutating``."""
+
+    __slots__ = ("_pagecache", "_start", "_stop")
+
+    def __init__(self, pagecache: PageCache, file: CachedFile, start: int, stop: int | None) -> None:
+        super().__init__(file)
+        self._pagecache = pagecache
+        self._start = start
+        self._stop = stop
+
+    async def __aenter__(self) -> None:
+        await super().__aenter__()
+        if self._stop is None:
+            self._start = min(self._start, self._file.size)
+        self._pagecache.invalidate(self._file, self._start, self._stop)
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            self._pagecache.invalidate(self._file, self._start, self._stop)
+        finally:
+            await super().__aexit__()
 
 
 def _runs(pages: list[bytes | None]) -> list[tuple[int, int]]:

@@ -18,11 +18,13 @@ from cleanfs.cleancache import CleancacheStats
 from cleanfs.inodes import InodeStats
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 from cleanfs.pagecache import PageCacheStats
+from cleanfs.requests import RequestLimits
 
 GAUGES = frozenset({
     "uptime_seconds", "rss_bytes", "pool_id", "page_size", "hit_ratio", "compression_ratio",
     "pagecache_limit", "pagecache_used", "pagecache_resident", "pagecache_files", "inodes",
-    "inodes_held", "open_files", "pool_limit", "pool_used", "obj_count", "obj_count_max",
+    "inodes_held", "open_files", "read_ahead_kb", "max_background",
+    "pool_limit", "pool_used", "obj_count", "obj_count_max",
     "eph_zpages", "eph_zpages_max", "eph_zbytes", "eph_pagebytes", "raw_pages", "same_filled_pages",
     "zero_filled_pages", "loaned_zpages", "staged_pages", "metadata_bytes", "dictionary_bytes",
     "ghosts", "busy_poll_limit_us",
@@ -58,6 +60,8 @@ class MountStats:
     pool_id: int
     """Negative: the mount has no pool."""
     coherency: str
+    source_cache: str
+    requests: RequestLimits
     changes_found: int
     """Files flushed because the source had changed behind our back, or could have."""
     open_files: int
@@ -96,6 +100,8 @@ class MountStats:
             "engine": self.engine,
             "pool_id": self.pool_id,
             "coherency": self.coherency,
+            "source_cache": self.source_cache,
+            **asdict(self.requests),
             "hit_ratio": round(self.hit_ratio, 4),
             "compression_ratio": round(self.compression_ratio, 3),
             **asdict(self.cleancache),

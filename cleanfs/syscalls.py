@@ -23,6 +23,15 @@ SYS_OPENAT2: Final = 437
 
 RESOLVE_CACHED: Final = 0x20
 
+SYS_FSOPEN: Final = 430
+SYS_FSCONFIG: Final = 431
+SYS_FSMOUNT: Final = 432
+"""One number on every architecture; glibc has functions for them from 2.36 on."""
+
+FSOPEN_CLOEXEC: Final = 1
+FSCONFIG_CMD_CREATE: Final = 6
+FSMOUNT_CLOEXEC: Final = 1
+
 UTIME_OMIT: Final = (1 << 30) - 2
 
 RWF_DONTCACHE: Final = 0x80
@@ -144,6 +153,25 @@ def sync_file_system(path: str) -> None:
             _raise(os.fsencode(path))
     finally:
         os.close(fd)
+
+
+def detached_mount(fs_type: str) -> int:
+    """A descriptor of the root of a new mount without a mount point: it goes when that is closed.
+
+    Raises OSError: EPERM for anybody but root, ENODEV, ENOSYS.
+    """
+    fs: int = _libc.syscall(SYS_FSOPEN, fs_type.encode(), FSOPEN_CLOEXEC)
+    if fs < 0:
+        _raise(fs_type.encode())
+    try:
+        if _libc.syscall(SYS_FSCONFIG, fs, FSCONFIG_CMD_CREATE, None, None, 0):
+            _raise(fs_type.encode())
+        root: int = _libc.syscall(SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, 0)
+        if root < 0:
+            _raise(fs_type.encode())
+        return root
+    finally:
+        os.close(fs)
 
 
 def tune_malloc() -> None:

@@ -16,6 +16,7 @@ from cleanfs.cleancache import CleancacheStats
 from cleanfs.inodes import InodeStats
 from cleanfs.latency import HistogramSnapshot, Latencies, LatencyStats
 from cleanfs.pagecache import PageCacheStats
+from cleanfs.requests import RequestLimits
 from cleanfs.stats import GAUGES, MountStats
 from tests.backends.conformance import KEY, noise, text
 
@@ -43,6 +44,8 @@ STATS = MountStats(
     engine="python",
     pool_id=0,
     coherency="open",
+    source_cache="auto",
+    requests=RequestLimits(read_ahead_kb=1024, max_background=64),
     changes_found=9,
     open_files=3,
     cleancache=CleancacheStats(succ_gets=30, failed_gets=20, puts=11, flushes=12, backend_errors=13),
@@ -57,7 +60,7 @@ STATS = MountStats(
         shared_reads=8,
         stale_reads=9,
     ),
-    backing=BackingStats(1, 2, 3, 4, 5, 6),
+    backing=BackingStats(1, 2, 3, 4, 5, 6, 7),
     inodes=InodeStats(inodes=100, held=50, parked_total=7),
     busy_poll=BusyPollStats(limit_us=50.0, polled=6, slept=4),
     latencies=some_latencies(),
@@ -137,6 +140,9 @@ def test_every_part_of_the_snapshot_is_in_the_values() -> None:
         "backend_errors",
         "changes_found",
         "open_files",
+        "source_cache",
+        "read_ahead_kb",
+        "max_background",
     ):
         assert name in values
     assert [values[f"pagecache_{name}"] for name in PageCacheStats.__slots__] == [
@@ -150,7 +156,7 @@ def test_every_part_of_the_snapshot_is_in_the_values() -> None:
         8,
         9,
     ]
-    assert [values[name] for name in BackingStats.__slots__] == [1, 2, 3, 4, 5, 6]
+    assert [values[name] for name in BackingStats.__slots__] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_prometheus_text_parses_and_has_every_number_with_its_mount() -> None:
@@ -207,6 +213,7 @@ def test_gauges_are_gauges_and_all_else_counters() -> None:
     for name in ("reads", "read_bytes", "writes", "write_bytes"):
         assert families[f"cleanfs_{name}"] == "counter"
     assert families["cleanfs_zcache_eph_zbytes"] == "gauge"
+    assert families["cleanfs_read_ahead_kb"] == families["cleanfs_max_background"] == "gauge"
     assert families["cleanfs_zcache_flush"] == "counter"
 
 

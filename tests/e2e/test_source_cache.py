@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from cleanfs.stream import WINDOW
 from tests.e2e.conftest import Mounter
+from tests.e2e.mounting import wait_until
 
 SIZE = 4 << 20
+PLAIN = ("--backend", "none", "--page-cache", "0")
 
 
 def resident(path: Path) -> int:
@@ -32,17 +35,53 @@ def cold(source: Path) -> Path:
 
 
 def test_what_we_keep_does_not_stay_in_the_source(cold: Path, mount: Mounter) -> None:
-    (mount().path / "f").read_bytes()
-    assert resident(cold) == 0
+    fs = mount()
+    (fs.path / "f").read_bytes()
+    wait_until(lambda: resident(cold) == 0)
+    assert fs.stats()["source_cache"] == "auto"
+
+
+def test_a_read_here_and_there_does_not_either(cold: Path, mount: Mounter) -> None:
+    fs = mount("--read-ahead", "0")
+    with (fs.path / "f").open("rb", buffering=0) as file:
+        for offset in (3 << 20, 1 << 20, 2 << 20):
+            os.pread(file.fileno(), 4096, offset)
+            assert resident(cold) == 0
+
+
+def test_a_stream_leaves_a_bounded_part_while_it_lasts(cold: Path, mount: Mounter) -> None:
+    with cold.open("wb") as file:
+        for _ in range(6 * WINDOW >> 20):
+            file.write(os.urandom(1 << 20))
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with (mount().path / "f").open("rb", buffering=0) as file:
+        while file.read(1 << 20):
+            assert resident(cold) <= 3 * WINDOW  # with what its read-ahead brought
+    wait_until(lambda: resident(cold) == 0)
 
 
 def test_plain_passthrough_leaves_the_source_its_cache(cold: Path, mount: Mounter) -> None:
-    (mount("--backend", "none", "--page-cache", "0").path / "f").read_bytes()
+    (mount(*PLAIN).path / "f").read_bytes()
     assert resident(cold) == SIZE
 
 
+def test_keep_keeps(cold: Path, mount: Mounter) -> None:
+    fs = mount("--source-cache", "keep")
+    (fs.path / "f").read_bytes()
+    assert fs.stats()["source_cache"] == "keep"
+    fs.drop()
+    assert resident(cold) == SIZE
+
+
+@pytest.mark.parametrize("options", [("--source-cache", "drop"), ("-o", "source_cache=drop")])
+def test_drop_drops(cold: Path, mount: Mounter, options: tuple[str, str]) -> None:
+    (mount(*PLAIN, *options).path / "f").read_bytes()
+    wait_until(lambda: resident(cold) == 0)
+
+
 def test_a_backend_that_comes_later_changes_that(cold: Path, mount: Mounter) -> None:
-    fs = mount("--backend", "none", "--page-cache", "0")
+    fs = mount(*PLAIN)
     fs.control("backend").write_text("zcache")
     (fs.path / "f").read_bytes()
-    assert resident(cold) == 0
+    wait_until(lambda: resident(cold) == 0)

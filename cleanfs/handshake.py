@@ -1,0 +1,139 @@
+"""A word of our own in the first exchange with the kernel.
+
+The kernel asks for ``security.capability`` before each write, one request for every write, unless the
+file system says in its answer to FUSE_INIT that it takes care of privileges itself: that a write takes
+capabilities and set-id bits away (FUSE_HANDLE_KILLPRIV_V2, Linux 5.11). Then it asks once for a file,
+and again only when attributes were refreshed, or before each write if there are set-id bits. libfuse
+3.14 can not say it, and does not tell whether a write is to take the bits: see ``Inode.asked_for``.
+
+So for the length of that exchange libfuse reads and writes a socket in place of the device, and we are
+the other end of it: the question goes in as it came, the answer goes out with one bit more. pyfuse3
+waits for its descriptor through its global ``trio``, which is where we get to run: at its first wait
+the question is there, at its second the answer.
+"""
+
+import logging
+import os
+import select
+import socket
+import struct
+from typing import Any, Final
+
+import pyfuse3
+import trio
+
+log = logging.getLogger(__name__)
+
+DEVICE: Final = "/dev/fuse"
+FUSE_INIT: Final = 26
+HANDLE_KILLPRIV_V2: Final = 1 << 28
+
+QUESTION: Final = struct.Struct("<IIQQIIIIIIII")
+"""fuse_in_header (length, opcode, unique, nodeid, uid, gid, pid, extensions) and the beginning of
+fuse_init_in: major, minor, max_readahead, flags."""
+
+ANSWER: Final = struct.Struct("<IiQIIII")
+"""fuse_out_header (length, error, unique) and the beginning of fuse_init_out, as above."""
+
+MAX_MESSAGE: Final = (1 << 20) + 4096
+TIMEOUT_SECONDS: Final = 5
+"""What question and answer get to arrive. They are there when they are looked for."""
+
+
+class Handshake:
+    """One mount's. Use: made before ``pyfuse3.init``, ``begin`` right after it."""
+
+    def __init__(self) -> None:
+        """Nothing is changed yet."""
+        self._before = _devices()
+        self._fd = self._device = -1
+        self._ours: socket.socket | None = None
+        self._trio: Any = None
+        self._waits = 0
+        self._wanted = False
+
+    def begin(self) -> None:
+        """Take libfuse's place, if the kernel offers what we want. Else nothing is changed."""
+        new = _devices() - self._before
+        if len(new) != 1:
+            return
+        [self._fd] = new
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if not poll.poll(TIMEOUT_SECONDS * 1000):
+            return
+        question = os.read(self._fd, MAX_MESSAGE)
+        self._device = os.dup(self._fd)
+        theirs, self._ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours.settimeout(TIMEOUT_SECONDS)
+        with theirs:
+            os.dup2(theirs.fileno(), self._fd, inheritable=False)
+        self._ours.send(question)
+        self._wanted = is_offered(question)
+        self._trio, pyfuse3.trio = pyfuse3.trio, self  # type: ignore[attr-defined]
+
+    def _end(self) -> None:
+        """Libfuse has answered, and gets its device back."""
+        assert self._ours is not None
+        with self._ours as ours:
+            answer = bytes(ours.recv(MAX_MESSAGE))
+        agreed = with_killpriv(answer) if self._wanted else None
+        os.write(self._device, agreed or answer)
+        os.dup2(self._device, self._fd, inheritable=False)
+        os.close(self._device)
+        pyfuse3.trio = self._trio  # type: ignore[attr-defined]
+
+    # -- what pyfuse3 takes for trio meanwhile --------------------------------------------------
+
+    @property
+    def lowlevel(self) -> "Handshake":
+        """For ``trio.lowlevel.wait_readable``."""
+        return self
+
+    async def wait_readable(self, fd: int) -> None:
+        """pyfuse3 is about to read its descriptor."""
+        self._waits += 1
+        if self._waits == 1:
+            await trio.lowlevel.checkpoint()
+            return
+        self._end()
+        await self._trio.lowlevel.wait_readable(fd)
+
+    def __getattr__(self, name: str) -> object:
+        """Everything else."""
+        for module in (self._trio, self._trio.lowlevel):
+            if hasattr(module, name):
+                found: object = getattr(module, name)
+                return found
+        raise AttributeError(name)
+
+
+def is_offered(question: bytes) -> bool:
+    """Whether a FUSE_INIT of the kernel offers FUSE_HANDLE_KILLPRIV_V2."""
+    if len(question) < QUESTION.size:
+        return False
+    _, opcode, *_, flags = QUESTION.unpack_from(question)
+    return opcode == FUSE_INIT and bool(flags & HANDLE_KILLPRIV_V2)
+
+
+def with_killpriv(answer: bytes) -> bytes | None:
+    """An answer to FUSE_INIT with that flag; None if it is no such answer."""
+    if len(answer) < ANSWER.size:
+        return None
+    *head, flags = ANSWER.unpack_from(answer)
+    length, error, _, major, *_ = head
+    if error or length != len(answer) or major != 7:
+        return None
+    return ANSWER.pack(*head, flags | HANDLE_KILLPRIV_V2) + answer[ANSWER.size :]
+
+
+def _devices() -> set[int]:
+    """Descriptors of FUSE devices of this process."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == DEVICE:
+                found.add(int(name))
+        except OSError:
+            pass  # the one of the listing
+    return found

@@ -1,0 +1,75 @@
+"""How large, and how many at a time, the kernel makes the requests that it sends to a mount.
+
+Both are limits of the kernel's that only root may move: the read-ahead window, which is what sequential
+reads ask for at a time, and the number of requests that nobody waits for yet (read-ahead, write-back).
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from cleanfs import syscalls
+
+log = logging.getLogger(__name__)
+
+BDI: Final = "/sys/class/bdi"
+CONNECTIONS: Final = "/sys/fs/fuse/connections"
+
+MAX_BACKGROUND: Final = 64
+"""As many as may wait for the source at one time. The kernel's own limit is 12."""
+
+CONGESTED: Final = 48
+"""Where the kernel is to hold back what is optional: at three quarters, as its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What the kernel keeps to; -1 where it can not be known."""
+
+    read_ahead_kb: int = -1
+    max_background: int = -1
+
+
+def set_limits(device: int, read_ahead: int) -> RequestLimits:
+    """Set the limits of a FUSE mount that answers, where permitted, and say what they are.
+
+    ``device`` is its ``st_dev``, ``read_ahead`` in bytes. The kernel sets its own when it gets the
+    answer to the first request: ours must come later. No request to the mount is made.
+    """
+    bdi = f"{BDI}/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+    read_ahead_kb = _set(bdi, read_ahead >> 10)
+    with _connections() as directory:
+        connection = f"{directory}/{os.minor(device)}"
+        max_background = _set(f"{connection}/max_background", MAX_BACKGROUND)
+        _set(f"{connection}/congestion_threshold", CONGESTED)
+    limits = RequestLimits(read_ahead_kb, max_background)
+    log.info("%s", limits)
+    return limits
+
+
+def _set(path: str, value: int) -> int:
+    """Write a number if we may; the number that is there then, -1 if it can not be read."""
+    with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as file:
+        file.write(f"{value}\n")
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return -1
+
+
+@contextlib.contextmanager
+def _connections() -> Iterator[str]:
+    """The directory of FUSE connections; where nobody mounted it, a mount that only we can see."""
+    try:
+        fd = -1 if os.path.ismount(CONNECTIONS) else syscalls.detached_mount("fusectl")
+    except OSError:
+        fd = -1
+    try:
+        yield CONNECTIONS if fd < 0 else f"/proc/self/fd/{fd}"
+    finally:
+        if fd >= 0:
+            os.close(fd)

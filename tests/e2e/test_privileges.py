@@ -1,0 +1,116 @@
+"""Capabilities and set-id bits go when the data changes, and the kernel need not ask for them."""
+
+import os
+import platform
+import shutil
+import stat
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Mounter
+from tests.e2e.mounting import as_user
+
+CAPABILITY = "security.capability"
+NET_BIND = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
+
+KERNEL = tuple(int(number) for number in platform.release().split(".")[:2])
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="acting as other users takes root")
+
+CHANGES = {
+    "write": "with open('f', 'r+b', buffering=0) as f: f.write(b'new')",
+    "append": "with open('f', 'ab', buffering=0) as f: f.write(b'new')",
+    "O_TRUNC": "open('f', 'wb').close()",
+    "truncate": "os.truncate('f', 1)",
+    "ftruncate": "with open('f', 'r+b') as f: f.truncate(1)",
+    "mmap": ("with open('f', 'r+b') as f:\n    m = mmap.mmap(f.fileno(), 3); m[0] = 1; m.flush()"),
+}
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def file(source: Path, mountpoint: Path) -> Path:
+    """What everybody may change."""
+    path = source / "f"
+    path.write_bytes(b"old")
+    source.chmod(0o755)
+    for parent in source.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "before", "after"),
+    [
+        *((change, 0o6777, 0o777) for change in CHANGES if change != "mmap"),
+        ("write", 0o2777, 0o777),
+        ("write", 0o2767, 0o2767),  # without execution the bit is no privilege
+    ],
+)
+def test_a_users_change_takes_set_id_bits_away(
+    file: Path, mount: Mounter, change: str, before: int, after: int
+) -> None:
+    fs = mount("--allow-other")
+    file.chmod(before)
+    assert mode(fs.path / "f") == before
+    assert as_user(fs.path, CHANGES[change]) == ""
+    assert mode(file) == after
+    assert mode(fs.path / "f") == after
+    assert as_user(fs.path, "print(oct(os.stat('f').st_mode & 0o7777))") == oct(after)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_takes_capabilities_away(file: Path, mount: Mounter, change: str) -> None:
+    fs = mount("--allow-other")
+    file.chmod(0o777)
+    try:
+        os.setxattr(fs.path / "f", CAPABILITY, NET_BIND)
+    except OSError as exc:
+        pytest.skip(f"no capabilities here: {exc}")
+    assert os.getxattr(file, CAPABILITY) == NET_BIND
+    assert as_user(fs.path, CHANGES[change]) == ""
+    with pytest.raises(OSError, match="No data"):
+        os.getxattr(file, CAPABILITY)
+    with pytest.raises(OSError, match="No data"):
+        os.getxattr(fs.path / "f", CAPABILITY)
+
+
+@pytest.mark.parametrize("change", [name for name in CHANGES if name != "mmap"])
+def test_roots_change_leaves_set_id_bits_alone(file: Path, mount: Mounter, change: str) -> None:
+    fs = mount()
+    file.chmod(0o6755)
+    assert as_user(fs.path, CHANGES[change], uid=0, gid=0) == ""
+    assert mode(file) == mode(fs.path / "f") == 0o6755
+
+
+def test_who_only_looks_takes_nothing_away(file: Path, mount: Mounter) -> None:
+    fs = mount("--allow-other")
+    file.chmod(0o6777)
+    looks = f"try: os.getxattr('f', '{CAPABILITY}')\nexcept OSError: pass\nopen('f').read()"
+    assert as_user(fs.path, looks) == ""
+    assert mode(file) == 0o6777
+
+
+@pytest.mark.skipif(KERNEL < (5, 11), reason="the kernel asks before each write")
+def test_the_kernel_need_not_ask_before_each_write(file: Path, mount: Mounter, tmp_path: Path) -> None:
+    if not shutil.which("strace"):
+        pytest.skip("strace is not installed")
+    fs = mount("--attr-timeout", "60")
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-e", "trace=getxattr,fgetxattr", "-o", trace, "-p", str(fs.process.pid)]
+    with (
+        (fs.path / "f").open("r+b", buffering=0) as f,
+        subprocess.Popen(command, stderr=subprocess.PIPE) as st,
+    ):
+        assert st.stderr is not None
+        assert b"attached" in st.stderr.readline()
+        for _ in range(100):
+            f.write(b"x")
+        st.terminate()
+    assert trace.read_text().count(CAPABILITY) <= 2

@@ -1,0 +1,39 @@
+"""The messages of the first exchange, byte by byte."""
+
+import errno
+import struct
+
+from cleanfs.handshake import ANSWER, HANDLE_KILLPRIV_V2, QUESTION, is_offered, with_killpriv
+
+REST = struct.pack("<HHIIHH8I", 12, 9, 1 << 20, 1, 256, 0, *range(8))
+
+
+def question(opcode: int = 26, flags: int = 0x73FFFFFB) -> bytes:
+    return QUESTION.pack(104, opcode, 2, 0, 0, 0, 0, 0, 7, 45, 131072, flags) + bytes(48)
+
+
+def answer(error: int = 0, major: int = 7, length: int = 80) -> bytes:
+    return ANSWER.pack(length, error, 2, major, 31, 131072, 0x4050_8029) + REST
+
+
+def test_the_kernels_offer_is_found() -> None:
+    assert is_offered(question())
+    assert not is_offered(question(flags=0x73FFFFFB & ~HANDLE_KILLPRIV_V2))
+    assert not is_offered(question(opcode=1))
+    assert not is_offered(question()[:40])
+
+
+def test_one_bit_of_the_answer_changes() -> None:
+    changed = with_killpriv(answer())
+    assert changed is not None
+    assert len(changed) == len(answer()) == 80
+    differing = [i for i, (a, b) in enumerate(zip(answer(), changed, strict=True)) if a != b]
+    assert differing == [31]
+    assert changed[31] ^ answer()[31] == HANDLE_KILLPRIV_V2 >> 24
+
+
+def test_any_other_answer_is_left_alone() -> None:
+    assert with_killpriv(answer(error=-errno.EPROTO)) is None
+    assert with_killpriv(answer(major=8)) is None
+    assert with_killpriv(answer(length=24)) is None
+    assert with_killpriv(answer()[:24]) is None
