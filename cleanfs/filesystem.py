@@ -8,13 +8,12 @@
 A handler works on inodes that are held (``Tree.using``) and raises only FUSEError (``handler``).
 """
 
-import contextlib
 import errno
 import functools
 import logging
 import os
 import stat as stat_module
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import count
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
@@ -42,7 +41,7 @@ from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Ser
 from cleanfs.inodes import ROOT, Inode, InodeTable
 from cleanfs.namespace import NewAttributes, OpenedFile, Owner
 from cleanfs.notify import attributes_changed
-from cleanfs.tree import Tree
+from cleanfs.tree import Tree, Using
 
 log = logging.getLogger(__name__)
 
@@ -463,16 +462,14 @@ class CleanFS(pyfuse3.Operations):
 
     # -- shared pieces ------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def _changing_names(self, parent_node: int, name: bytes) -> AsyncIterator[Inode]:
+    def _changing_names(self, parent_node: int, name: bytes) -> Using:
         """A directory in which ``name`` is about to change."""
         if parent_node == ROOT and name == CONTROL_NAME:
             raise FUSEError(errno.EPERM)
         if self._control.node(parent_node) is not None:
             raise FUSEError(errno.EPERM)
         namespace.forbid_slash(name)
-        async with self._tree.using(parent_node) as parent:
-            yield parent
+        return self._tree.using(parent_node)
 
     async def _opened(self, inode: Inode, opened: OpenedFile, flags: int, before: Before) -> FileInfo:
         """Make a handle of an opened file, with what coherency has to say."""

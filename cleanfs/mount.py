@@ -32,8 +32,8 @@ from cleanfs.stats import MountStats
 
 log = logging.getLogger(__name__)
 
-MAX_INODES = 1 << 15
-"""Inodes that the kernel may remember before it is asked to forget. They take 1.4 KiB each here."""
+MAX_INODES = 1 << 16
+"""Inodes that the kernel may remember before it is asked to forget. They take 0.8 KiB each here."""
 
 RESERVED_FDS = 128
 """Descriptors for everything that is not an inode or an open file."""

@@ -74,8 +74,8 @@ def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
     return Opened(fd, os.fstat(fd))
 
 
-def open_file(path: str, flags: int) -> OpenedFile:
-    """Open a file for I/O by the /proc path of its O_PATH descriptor.
+def open_file(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
+    """Open a file for I/O by the /proc path of its O_PATH descriptor; ``key`` is its own, if known.
 
     O_NOATIME is for the owner; the program's may not be ours, and it is advice. A file with the
     append-only attribute opens with O_APPEND alone.
@@ -88,7 +88,7 @@ def open_file(path: str, flags: int) -> OpenedFile:
         fd = os.open(path, flags & ~os.O_NOATIME | os.O_CLOEXEC)
     try:
         st = os.fstat(fd)
-        return OpenedFile(fd, st, file_key(fd, st))
+        return OpenedFile(fd, st, file_key(fd, st) if key is None else key)
     except BaseException:
         os.close(fd)
         raise
