@@ -21,7 +21,7 @@ from cleanfs.backends import codec
 from cleanfs.backends.options import Admission, Allocator, Poor
 from cleanfs.backends.zcache import engine_name
 from cleanfs.checks import check
-from cleanfs.coherency import Coherency
+from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.config import MIN_POOL_LIMIT, MountConfig, MountError, check_sizes
 from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE
 from cleanfs.daemon import daemonise
@@ -217,8 +217,7 @@ def cli() -> None:
 @click.option(
     "--attr-timeout",
     type=Seconds(0, 86400),
-    default=1.0,
-    show_default=True,
+    show_default="1, with --coherency none 86400",
     metavar="SECONDS",
     help="How long the kernel may believe names and attributes.",
 )
@@ -228,6 +227,11 @@ def cli() -> None:
     default="open",
     show_default=True,
     help="open: look for changes made to the source; none: there are none.",
+)
+@click.option(
+    "--writeback",
+    is_flag=True,
+    help="Let the kernel write later; needs --coherency none. A crash loses what is not synced.",
 )
 @click.option(
     "--log-file",
@@ -252,6 +256,12 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
     """Mount SOURCE on MOUNTPOINT."""
     fuse_options = _apply_mount_options(ctx, mount_options)
     params = ctx.params
+    coherency = Coherency(params["coherency"])
+    if params["writeback"] and coherency is not Coherency.NONE:
+        raise click.UsageError(
+            "--writeback needs --coherency none: a kernel that writes later takes no size from us"
+        )
+    attr_timeout = params["attr_timeout"]
     config = MountConfig(
         source=os.path.realpath(params["source"]),
         mountpoint=os.path.realpath(params["mountpoint"]),
@@ -267,8 +277,9 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         shared_pool=params["shared_pool"],
         allow_other=params["allow_other"],
         read_only=params["read_only"],
-        attr_timeout=params["attr_timeout"],
-        coherency=Coherency(params["coherency"]),
+        attr_timeout=ATTR_TIMEOUTS[coherency] if attr_timeout is None else attr_timeout,
+        coherency=coherency,
+        writeback=params["writeback"],
         fuse_options=fuse_options,
     )
     try:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from cleanfs.backends.options import Admission, Allocator, BackendOptions, Poor
-from cleanfs.coherency import Coherency
+from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.pagecache import PAGE_OVERHEAD
 
 MIN_POOL_LIMIT = 1 << 20
@@ -33,8 +33,9 @@ class MountConfig:
     shared_pool: UUID | None = None
     allow_other: bool = False
     read_only: bool = False
-    attr_timeout: float = 1.0
+    attr_timeout: float = ATTR_TIMEOUTS[Coherency.OPEN]
     coherency: Coherency = Coherency.OPEN
+    writeback: bool = False
     fuse_options: tuple[str, ...] = ()
     """Options for the kernel that have no name of ours: noexec, dev, suid..."""
 

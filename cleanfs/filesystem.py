@@ -36,6 +36,7 @@ from pyfuse3 import (
 )
 
 from cleanfs import namespace
+from cleanfs.coherency import Coherency
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
 from cleanfs.inodes import ROOT, Inode, InodeTable
@@ -75,7 +76,6 @@ class CleanFS(pyfuse3.Operations):
     """One mounted source."""
 
     supports_dot_lookup = False
-    enable_writeback_cache = False
     enable_acl = True
 
     def __init__(
@@ -93,6 +93,8 @@ class CleanFS(pyfuse3.Operations):
         self._tree = Tree(services, inodes)
         self._control = control
         self._attr_timeout = attr_timeout
+        self.enable_writeback_cache = services.writeback
+        self._caches_absence = services.coherency.mode is Coherency.NONE
         self._handles: dict[int, Handle] = {}
         self.writes_begun = self.writes_ended = 0
         self._dirs: dict[int, DirHandle] = {}
@@ -103,6 +105,11 @@ class CleanFS(pyfuse3.Operations):
     def open_files(self) -> int:
         """Open files and directories of the source and of the control directory."""
         return len(self._handles) + len(self._dirs) + len(self._control_dirs)
+
+    def open_for_writing(self) -> set[int]:
+        """Nodes of the files that are open for writing."""
+        handles = [handle for handle in self._handles.values() if isinstance(handle, FileHandle)]
+        return {handle.inode.node for handle in handles if handle.writable}
 
     async def keep_bounded(self) -> None:
         """The background task of the inode table."""
@@ -121,7 +128,13 @@ class CleanFS(pyfuse3.Operations):
             return self._control_entry(self._control.lookup(directory, name))
         namespace.forbid_slash(name)
         async with self._tree.using(parent_inode) as parent:
-            return self._attributes(*await self._tree.look_up(parent, name))
+            try:
+                found = await self._tree.look_up(parent, name)
+            except FileNotFoundError:
+                if self._caches_absence:
+                    return self._absent_entry()
+                raise
+            return self._attributes(*found)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The kernel gave up references."""
@@ -306,7 +319,13 @@ class CleanFS(pyfuse3.Operations):
 
     @handler
     async def flush(self, fh: FileHandleT) -> None:
-        """A descriptor was closed: report what the source has to say."""
+        """A descriptor was closed: report what the source has to say.
+
+        Where it never has anything to say, the first time is the last: ENOSYS tells the kernel not
+        to ask again. It takes that for success.
+        """
+        if self._services.flushless:
+            raise FUSEError(errno.ENOSYS)
         await self._handles[fh].flush()
 
     @handler
@@ -487,12 +506,13 @@ class CleanFS(pyfuse3.Operations):
             if inode.sent != now:
                 inode.sent = now
                 inode.doubts += 1
-            await self._settle_doubts(inode)
+            if not services.writeback:  # such a kernel goes by its own size and times anyway
+                await self._settle_doubts(inode)
         except BaseException:
             await self._release(fh)
             raise
         changed = changed or services.notifier.is_pending(inode.node)
-        return FileInfo(fh=fh, keep_cache=not changed)
+        return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not changed)
 
     async def _settle_doubts(self, inode: Inode) -> None:
         """Make the kernel ask for the attributes, if it may go by old ones: for a size, above all.
@@ -575,6 +595,16 @@ class CleanFS(pyfuse3.Operations):
         entry.st_ino = InodeT(self._inodes.next_dynamic())
         entry.st_mode = ModeT(stat_module.S_IFDIR)
         entry.attr_timeout = entry.entry_timeout = 0
+        return entry
+
+    def _absent_entry(self) -> EntryAttributes:
+        """There is no such name, and the kernel may believe that as long as it does any other.
+
+        It forgets by itself when the name is made through the mount.
+        """
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(0)
+        entry.attr_timeout, entry.entry_timeout = 0, self._attr_timeout
         return entry
 
     def _control_entry(self, node: Node) -> EntryAttributes:

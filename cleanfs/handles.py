@@ -63,10 +63,19 @@ class Services:
     coherency: CoherencyChecker
     types: FileSystemTypes
     notifier: Notifier
+    flushless: bool = False
+    """The kernel does not tell us of closed descriptors: closing reports nothing on the source."""
+
+    writeback: bool = False
+    """The kernel keeps what programs write, and writes it later."""
 
     def before(self) -> Before:
         """This moment."""
         return Before(self.pagecache.clock, time.time_ns())
+
+    def is_local(self, inode: Inode) -> bool:
+        """Whether the inode, once held, is in this machine's memory."""
+        return self.types[inode.device] in LOCAL_FILE_SYSTEMS
 
     async def run_near(self, inode: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that only touches an inode that we hold: at once where that is in memory.
@@ -74,7 +83,7 @@ class Services:
         So it is on a local file system for fstat, open, close and readlink. A thread costs ten
         times what they do. On a server's file system any of them may wait.
         """
-        if self.types[inode.device] in LOCAL_FILE_SYSTEMS:
+        if self.is_local(inode):
             return call(*args)
         return await self.backing.run(call, *args)
 
@@ -89,7 +98,8 @@ class FileHandle:
         self.inode = inode
         self.file = file
         self.fd = fd
-        self._appends = bool(flags & os.O_APPEND)
+        # A kernel that writes later finds the end by itself, and writes whole pages wherever they are.
+        self._appends = bool(flags & os.O_APPEND) and not services.writeback
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         file.pins += 1
 
@@ -110,6 +120,9 @@ class FileHandle:
         async with services.pagecache.mutating(file, offset, stop):
             try:
                 written = await services.backing.write(self.fd, offset, data, append)
+                if services.flushless and not services.is_local(inode):
+                    # Mounted below the source after us; nobody will ask what its close has to say.
+                    await services.backing.run(namespace.flush, self.fd)
             except BaseException:
                 services.coherency.distrust(file)  # a part may have been written
                 services.notifier.inode(inode.node)

@@ -114,6 +114,8 @@ class Tree:
 
         Raises StaleError if it was replaced in the source at once; the kernel then tries again.
         """
+        if self.services.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
+            flags = flags & ~os.O_ACCMODE | os.O_RDWR  # as in open_for_writeback
         opened = await self._retry_emfile(
             self.run, namespace.create_file, parent.fd, name, mode, flags, owner
         )
@@ -217,9 +219,8 @@ class Tree:
     async def open(self, inode: Inode, flags: int) -> OpenedFile:
         """Open a file or directory for I/O, with those of a program's flags that are for the source."""
         near = functools.partial(self.near, inode)
-        return await self._retry_emfile(
-            near, namespace.open_file, inode.path(), flags & IO_FLAGS, inode.file_key
-        )
+        call = namespace.open_for_writeback if self.services.writeback else namespace.open_file
+        return await self._retry_emfile(near, call, inode.path(), flags & IO_FLAGS, inode.file_key)
 
     async def _retry_emfile(
         self,
