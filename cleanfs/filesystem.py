@@ -100,6 +100,8 @@ class CleanFS(pyfuse3.Operations):
         self._dirs: dict[int, DirHandle] = {}
         self._control_dirs: dict[int, Node] = {}
         self._fhs = count(1)
+        self._entries_per_reply = 64
+        """What the last full reply to a readdir took, and the one that did not fit any more."""
 
     @property
     def open_files(self) -> int:
@@ -348,9 +350,9 @@ class CleanFS(pyfuse3.Operations):
             self._control_dirs[fh] = node
             return FileHandleT(fh)
         async with self._tree.using(inode) as held:
-            opened = await self._tree.open(held, os.O_RDONLY | os.O_DIRECTORY)
-            self._dirs[fh] = DirHandle(self._services, held, opened.fd)
-            self._inodes.opened(held, opened.fd)
+            fd = await self._tree.open_directory(held)
+            self._dirs[fh] = DirHandle(self._services, held, fd)
+            self._inodes.opened(held, fd)
         return FileHandleT(fh)
 
     @handler
@@ -363,6 +365,7 @@ class CleanFS(pyfuse3.Operations):
                     break
             return
         directory = self._dirs[fh]
+        directory.batch = self._entries_per_reply
         if start_id == 0:
             await directory.rewind()
         else:
@@ -380,6 +383,7 @@ class CleanFS(pyfuse3.Operations):
                 continue
             if isinstance(st, OSError):
                 if not pyfuse3.readdir_reply(token, FileNameT(name), self._unknown_entry(), position):
+                    self._entries_per_reply = position - max(start_id, 2)
                     return
                 continue
             inode = self._inodes.listed(st, directory.inode, name)
@@ -388,6 +392,7 @@ class CleanFS(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
                 inode.kernel_size = kernel_size  # it was not told
                 self._inodes.unreferenced(inode)
+                self._entries_per_reply = position - max(start_id, 2)
                 return
             self._inodes.referenced(inode, directory.inode, name)
         self._tree.ask_to_forget()

@@ -165,9 +165,6 @@ class DirHandle:
     the kernel believes what a listing says of a file, and takes an old answer for a new one.
     """
 
-    BATCH = 64
-    """Names per thread call. A reply of 4 KiB, the kernel's smallest, takes some 20 entries."""
-
     def __init__(self, services: Services, inode: Inode, fd: int) -> None:
         """Takes over ``fd``."""
         self._services = services
@@ -178,11 +175,14 @@ class DirHandle:
         self._dots: dict[bytes, os.stat_result] = {}
         self.before = Before(0, 0)
         """When the attributes at hand had not yet been read."""
+        self.batch = 1
+        """Names per thread call: as many as a reply is likely to take. Some 20 in the kernel's
+        smallest, 4 KiB; 186 for a program that lists with 32 KiB, as glibc does."""
 
     async def rewind(self) -> None:
         """Take the snapshot. Raises OSError."""
         self.before = self._services.before()
-        listing = await self._services.backing.run(namespace.list_directory, self.fd, self.BATCH)
+        listing = await self._services.backing.run(namespace.list_directory, self.fd, self.batch)
         self._names = listing.names
         self._stats = dict(enumerate(listing.stats))
         self._dots = {b".": listing.dot, b"..": listing.dot_dot}
@@ -201,7 +201,7 @@ class DirHandle:
             return None
         if position not in self._stats:
             self.before = self._services.before()
-            names = self._names[position : position + self.BATCH]
+            names = self._names[position : position + self.batch]
             stats = await self._services.backing.run(namespace.stat_names, self.fd, names)
             self._stats = dict(enumerate(stats, position))
         return self._names[position], self._stats[position]

@@ -217,10 +217,16 @@ class Tree:
                 self.services.notifier.inode(inode.node)
 
     async def open(self, inode: Inode, flags: int) -> OpenedFile:
-        """Open a file or directory for I/O, with those of a program's flags that are for the source."""
+        """Open a file for I/O, with those of a program's flags that are for the source."""
         near = functools.partial(self.near, inode)
         call = namespace.open_for_writeback if self.services.writeback else namespace.open_file
         return await self._retry_emfile(near, call, inode.path(), flags & IO_FLAGS, inode.file_key)
+
+    async def open_directory(self, inode: Inode) -> int:
+        """A descriptor to list a directory by."""
+        near = functools.partial(self.near, inode)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return await self._retry_emfile(near, os.open, inode.path(), flags)
 
     async def _retry_emfile(
         self,
