@@ -45,15 +45,18 @@ Contestant = Callable[[Path], AbstractContextManager[Path]]
 def main(rounds: int, files: int, only: tuple[str, ...], json_file: str | None) -> None:
     """Measure ls -lR, find, git status and cp -r on a mount against its peers."""
     results: Results = {}
-    with tempfile.TemporaryDirectory(prefix="cleanfs-bench-", dir="/var/tmp") as name:
-        scratch = Path(name)
+    with (
+        tempfile.TemporaryDirectory(prefix="cleanfs-bench-", dir="/var/tmp") as name,
+        tempfile.TemporaryDirectory(prefix="cleanfs-bench-", dir="/dev/shm") as in_memory,
+    ):
+        scratch, copies = Path(name), Path(in_memory)
         source = scratch / "source"
         make_tree(source, files)
         workloads = {
             "ls": ("ls -lR", lambda path: run(["ls", "-lR", path])),
             "find": ("find", lambda path: run(["find", path])),
             "git": ("git status", lambda path: run([*GIT, "-C", path, "status"])),
-            "cp": ("cp -r", lambda path: copy(path, scratch / f"copy-{next(numbers)}")),
+            "cp": ("cp -r", lambda path: copy(path, copies / f"copy-{next(numbers)}")),
         }
         chosen = {key: workloads[key] for key in only or workloads}
         contestants = peers(source)
@@ -66,7 +69,7 @@ def main(rounds: int, files: int, only: tuple[str, ...], json_file: str | None) 
                         with mounting(scratch / f"mnt-{next(numbers)}") as path:
                             record(results, f"{title}, new mount", who, "ms", timed(workload, path))
                             record(results, f"{title}, again", who, "ms", timed(workload, path))
-                        for copied in scratch.glob("copy-*"):
+                        for copied in copies.glob("copy-*"):
                             shutil.rmtree(copied)
                         progress.advance(task)
     show(results, {})
@@ -145,7 +148,7 @@ def run(command: list[str | Path]) -> None:
 
 
 def copy(path: Path, target: Path) -> None:
-    """``cp -r`` of the files, not of the repository, to the disk."""
+    """``cp -r`` of the files, not of the repository, to RAM."""
     target.mkdir()
     run(["cp", "-r", *path.glob("dir*"), target])
 
