@@ -22,7 +22,7 @@ from cleanfs.backends.options import Admission, Allocator, Poor
 from cleanfs.backends.zcache import engine_name
 from cleanfs.backing import SourceCache
 from cleanfs.checks import check
-from cleanfs.coherency import Coherency
+from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.config import MIN_POOL_LIMIT, MountConfig, MountError, check_sizes
 from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE
 from cleanfs.daemon import daemonise
@@ -219,8 +219,7 @@ def cli() -> None:
 @click.option(
     "--attr-timeout",
     type=Seconds(0, 86400),
-    default=1.0,
-    show_default=True,
+    show_default="1, with --coherency none 86400",
     metavar="SECONDS",
     help="How long the kernel may believe names and attributes.",
 )
@@ -255,6 +254,11 @@ def cli() -> None:
     help="How far the kernel reads ahead in the mount, as root; 0: not at all.",
 )
 @click.option(
+    "--writeback",
+    is_flag=True,
+    help="Let the kernel write later; needs --coherency none. A crash loses what is not synced.",
+)
+@click.option(
     "--log-file",
     type=click.Path(),
     help="Append the log here (default: syslog in the background, stderr in the foreground).",
@@ -277,6 +281,12 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
     """Mount SOURCE on MOUNTPOINT."""
     fuse_options = _apply_mount_options(ctx, mount_options)
     params = ctx.params
+    coherency = Coherency(params["coherency"])
+    if params["writeback"] and coherency is not Coherency.NONE:
+        raise click.UsageError(
+            "--writeback needs --coherency none: a kernel that writes later takes no size from us"
+        )
+    attr_timeout = params["attr_timeout"]
     config = MountConfig(
         source=os.path.realpath(params["source"]),
         mountpoint=os.path.realpath(params["mountpoint"]),
@@ -292,8 +302,9 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         shared_pool=params["shared_pool"],
         allow_other=params["allow_other"],
         read_only=params["read_only"],
-        attr_timeout=params["attr_timeout"],
-        coherency=Coherency(params["coherency"]),
+        attr_timeout=ATTR_TIMEOUTS[coherency] if attr_timeout is None else attr_timeout,
+        coherency=coherency,
+        writeback=params["writeback"],
         busy_poll_us=params["busy_poll"],
         source_cache=SourceCache(params["source_cache"]),
         read_ahead=params["read_ahead"],

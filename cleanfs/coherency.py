@@ -40,6 +40,14 @@ class Coherency(StrEnum):
     """The source is ours alone."""
 
 
+ATTR_TIMEOUTS = {Coherency.OPEN: 1.0, Coherency.NONE: 86_400.0}
+"""Seconds that the kernel may believe names and attributes, unless the user says otherwise.
+
+Where nobody else changes the source, what the kernel knows is right until it is forgotten for want of
+memory. A day, and not forever: a source that was changed all the same is not hidden for good.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What stat said when the pages were known to be good."""

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from cleanfs.backends.options import Admission, Allocator, BackendOptions, Poor
 from cleanfs.backing import SourceCache
-from cleanfs.coherency import Coherency
+from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.resident import PythonResident
 
 MIN_POOL_LIMIT = 1 << 20
@@ -34,8 +34,9 @@ class MountConfig:
     shared_pool: UUID | None = None
     allow_other: bool = False
     read_only: bool = False
-    attr_timeout: float = 1.0
+    attr_timeout: float = ATTR_TIMEOUTS[Coherency.OPEN]
     coherency: Coherency = Coherency.OPEN
+    writeback: bool = False
     busy_poll_us: float = 50.0
     source_cache: SourceCache = SourceCache.AUTO
     read_ahead: int = 1 << 20

@@ -8,13 +8,12 @@
 A handler works on inodes that are held (``Tree.using``) and raises only FUSEError (``handler``).
 """
 
-import contextlib
 import errno
 import functools
 import logging
 import os
 import stat as stat_module
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
@@ -39,12 +38,13 @@ from pyfuse3 import (
 
 from cleanfs import namespace
 from cleanfs.backing import without_set_id
+from cleanfs.coherency import Coherency
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
 from cleanfs.inodes import ROOT, Inode, InodeTable
 from cleanfs.namespace import NewAttributes, OpenedFile, Owner
 from cleanfs.notify import attributes_changed
-from cleanfs.tree import Tree
+from cleanfs.tree import Tree, Using
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,6 @@ class CleanFS(pyfuse3.Operations):
     """One mounted source."""
 
     supports_dot_lookup = False
-    enable_writeback_cache = False
     enable_acl = True
 
     def __init__(
@@ -98,16 +97,25 @@ class CleanFS(pyfuse3.Operations):
         self._tree = Tree(services, inodes)
         self._control = control
         self._attr_timeout = attr_timeout
+        self.enable_writeback_cache = services.writeback
+        self._caches_absence = services.coherency.mode is Coherency.NONE
         self._handles: dict[int, Handle] = {}
         self.writes_begun = self.writes_ended = 0
         self._dirs: dict[int, DirHandle] = {}
         self._control_dirs: dict[int, Node] = {}
         self._fhs = count(1)
+        self._entries_per_reply = 64
+        """What the last full reply to a readdir took, and the one that did not fit any more."""
 
     @property
     def open_files(self) -> int:
         """Open files and directories of the source and of the control directory."""
         return len(self._handles) + len(self._dirs) + len(self._control_dirs)
+
+    def open_for_writing(self) -> set[int]:
+        """Nodes of the files that are open for writing."""
+        handles = [handle for handle in self._handles.values() if isinstance(handle, FileHandle)]
+        return {handle.inode.node for handle in handles if handle.writable}
 
     async def keep_bounded(self) -> None:
         """The background task of the inode table."""
@@ -126,7 +134,13 @@ class CleanFS(pyfuse3.Operations):
             return self._control_entry(self._control.lookup(directory, name))
         namespace.forbid_slash(name)
         async with self._tree.using(parent_inode) as parent:
-            return self._attributes(*await self._tree.look_up(parent, name))
+            try:
+                found = await self._tree.look_up(parent, name)
+            except FileNotFoundError:
+                if self._caches_absence:
+                    return self._absent_entry()
+                raise
+            return self._attributes(*found)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The kernel gave up references."""
@@ -314,7 +328,13 @@ class CleanFS(pyfuse3.Operations):
 
     @handler
     async def flush(self, fh: FileHandleT) -> None:
-        """A descriptor was closed: report what the source has to say."""
+        """A descriptor was closed: report what the source has to say.
+
+        Where it never has anything to say, the first time is the last: ENOSYS tells the kernel not
+        to ask again. It takes that for success.
+        """
+        if self._services.flushless:
+            raise FUSEError(errno.ENOSYS)
         await self._handles[fh].flush()
 
     @handler
@@ -337,9 +357,9 @@ class CleanFS(pyfuse3.Operations):
             self._control_dirs[fh] = node
             return FileHandleT(fh)
         async with self._tree.using(inode) as held:
-            opened = await self._tree.open(held, os.O_RDONLY | os.O_DIRECTORY)
-            self._dirs[fh] = DirHandle(self._services, held, opened.fd)
-            self._inodes.opened(held, opened.fd)
+            fd = await self._tree.open_directory(held)
+            self._dirs[fh] = DirHandle(self._services, held, fd)
+            self._inodes.opened(held, fd)
         return FileHandleT(fh)
 
     @handler
@@ -352,6 +372,7 @@ class CleanFS(pyfuse3.Operations):
                     break
             return
         directory = self._dirs[fh]
+        directory.batch = self._entries_per_reply
         if start_id == 0:
             await directory.rewind()
         else:
@@ -369,6 +390,7 @@ class CleanFS(pyfuse3.Operations):
                 continue
             if isinstance(st, OSError):
                 if not pyfuse3.readdir_reply(token, FileNameT(name), self._unknown_entry(), position):
+                    self._entries_per_reply = position - max(start_id, 2)
                     return
                 continue
             inode = self._inodes.listed(st, directory.inode, name)
@@ -377,6 +399,7 @@ class CleanFS(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
                 inode.kernel_size = kernel_size  # it was not told
                 self._inodes.unreferenced(inode)
+                self._entries_per_reply = position - max(start_id, 2)
                 return
             self._inodes.referenced(inode, directory.inode, name)
         self._tree.ask_to_forget()
@@ -486,16 +509,14 @@ class CleanFS(pyfuse3.Operations):
 
     # -- shared pieces ------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def _changing_names(self, parent_node: int, name: bytes) -> AsyncIterator[Inode]:
+    def _changing_names(self, parent_node: int, name: bytes) -> Using:
         """A directory in which ``name`` is about to change."""
         if parent_node == ROOT and name == CONTROL_NAME:
             raise FUSEError(errno.EPERM)
         if self._control.node(parent_node) is not None:
             raise FUSEError(errno.EPERM)
         namespace.forbid_slash(name)
-        async with self._tree.using(parent_node) as parent:
-            yield parent
+        return self._tree.using(parent_node)
 
     async def _opened(self, inode: Inode, opened: OpenedFile, flags: int, before: Before) -> FileInfo:
         """Make a handle of an opened file, with what coherency has to say."""
@@ -513,12 +534,13 @@ class CleanFS(pyfuse3.Operations):
             if inode.sent != now:
                 inode.sent = now
                 inode.doubts += 1
-            await self._settle_doubts(inode)
+            if not services.writeback:  # such a kernel goes by its own size and times anyway
+                await self._settle_doubts(inode)
         except BaseException:
             await self._release(fh)
             raise
         changed = changed or services.notifier.is_pending(inode.node)
-        return FileInfo(fh=fh, keep_cache=not changed)
+        return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not changed)
 
     async def _settle_doubts(self, inode: Inode) -> None:
         """Make the kernel ask for the attributes, if it may go by old ones: for a size, above all.
@@ -598,6 +620,16 @@ class CleanFS(pyfuse3.Operations):
         entry.st_ino = InodeT(self._inodes.next_dynamic())
         entry.st_mode = ModeT(stat_module.S_IFDIR)
         entry.attr_timeout = entry.entry_timeout = 0
+        return entry
+
+    def _absent_entry(self) -> EntryAttributes:
+        """There is no such name, and the kernel may believe that as long as it does any other.
+
+        It forgets by itself when the name is made through the mount.
+        """
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(0)
+        entry.attr_timeout, entry.entry_timeout = 0, self._attr_timeout
         return entry
 
     def _control_entry(self, node: Node) -> EntryAttributes:

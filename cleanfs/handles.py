@@ -67,10 +67,19 @@ class Services:
     types: FileSystemTypes
     notifier: Notifier
     latencies: Latencies
+    flushless: bool = False
+    """The kernel does not tell us of closed descriptors: closing reports nothing on the source."""
+
+    writeback: bool = False
+    """The kernel keeps what programs write, and writes it later."""
 
     def before(self) -> Before:
         """This moment."""
         return Before(self.pagecache.clock, time.time_ns())
+
+    def is_local(self, inode: Inode) -> bool:
+        """Whether the inode, once held, is in this machine's memory."""
+        return self.types[inode.device] in LOCAL_FILE_SYSTEMS
 
     async def run_near(self, inode: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that only touches an inode that we hold: at once where that is in memory.
@@ -81,10 +90,6 @@ class Services:
         if self.is_local(inode):
             return call(*args)
         return await self.backing.run(call, *args)
-
-    def is_local(self, inode: Inode) -> bool:
-        """Whether what is known of the inode is in this machine's memory."""
-        return self.types[inode.device] in LOCAL_FILE_SYSTEMS
 
     def source_fs(self, inode: Inode) -> SourceFs:
         """The file system that the inode is on."""
@@ -104,7 +109,8 @@ class FileHandle:
         self.fd = fd
         self._source = services.source_fs(inode)
         self._stream = Stream()
-        self._appends = bool(flags & os.O_APPEND)
+        # A kernel that writes later finds the end by itself, and writes whole pages wherever they are.
+        self._appends = bool(flags & os.O_APPEND) and not services.writeback
         self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         file.pins += 1
@@ -140,6 +146,9 @@ class FileHandle:
                     durable=self._durable,
                     by_user=by_user,
                 )
+                if services.flushless and not services.is_local(inode):
+                    # Mounted below the source after us; nobody will ask what its close has to say.
+                    await services.backing.run(namespace.flush, self.fd)
             except BaseException:
                 services.coherency.distrust(file)  # a part may have been written
                 services.notifier.inode(inode.node)
@@ -187,9 +196,6 @@ class DirHandle:
     the kernel believes what a listing says of a file, and takes an old answer for a new one.
     """
 
-    BATCH = 64
-    """Names per thread call. A reply of 4 KiB, the kernel's smallest, takes some 20 entries."""
-
     def __init__(self, services: Services, inode: Inode, fd: int) -> None:
         """Takes over ``fd``."""
         self._services = services
@@ -200,11 +206,14 @@ class DirHandle:
         self._dots: dict[bytes, os.stat_result] = {}
         self.before = Before(0, 0)
         """When the attributes at hand had not yet been read."""
+        self.batch = 1
+        """Names per thread call: as many as a reply is likely to take. Some 20 in the kernel's
+        smallest, 4 KiB; 186 for a program that lists with 32 KiB, as glibc does."""
 
     async def rewind(self) -> None:
         """Take the snapshot. Raises OSError."""
         self.before = self._services.before()
-        listing = await self._services.backing.run(namespace.list_directory, self.fd, self.BATCH)
+        listing = await self._services.backing.run(namespace.list_directory, self.fd, self.batch)
         self._names = listing.names
         self._stats = dict(enumerate(listing.stats))
         self._dots = {b".": listing.dot, b"..": listing.dot_dot}
@@ -223,7 +232,7 @@ class DirHandle:
             return None
         if position not in self._stats:
             self.before = self._services.before()
-            names = self._names[position : position + self.BATCH]
+            names = self._names[position : position + self.batch]
             stats = await self._services.backing.run(namespace.stat_names, self.fd, names)
             self._stats = dict(enumerate(stats, position))
         return self._names[position], self._stats[position]

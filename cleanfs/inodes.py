@@ -98,7 +98,7 @@ class Inode:
         """The kernel's references."""
         self.pins = 0
         """Requests that are using ``fd``: it must not be closed."""
-        self.open_fds: list[int] = []
+        self.open_fds: tuple[int, ...] = ()
         """Descriptors of its open file handles."""
         self.file_key: FileKey | None = None
         self.kernel_size = 0
@@ -160,14 +160,14 @@ class InodeTable:
         self._devices: dict[int, int] = {st.st_dev: 0}  # st_dev -> order of appearance
         self._mount_fds: dict[int, int] = {st.st_dev: os.open(".", os.O_RDONLY, dir_fd=root_fd)}
         self._nodes: OrderedDict[int, Inode] = OrderedDict()  # least recently used first
-        self._by_id: dict[tuple[int, int], Inode] = {}
+        self._by_id: dict[int | tuple[int, int], Inode] = {}  # by _key
         self._held: OrderedDict[int, Inode] = OrderedDict()  # by node, least recently used first
         self._parked_total = 0
         self.root = Inode(st.st_dev, st.st_ino, stat_module.S_IFDIR, ROOT, next(self._generations))
         self.root.fd = os.dup(root_fd)
         self.root.nlookup = 1
         self.root.pins = 1
-        self._nodes[ROOT] = self._by_id[st.st_dev, st.st_ino] = self.root
+        self._nodes[ROOT] = self._by_id[self._key(st.st_dev, st.st_ino)] = self.root
 
     # Invariant: _by_id holds the inode that the source has now under that pair; _nodes also holds
     # inodes that the kernel still refers to although their number was given to another file.
@@ -189,14 +189,14 @@ class InodeTable:
 
     def find(self, st: os.stat_result) -> Inode | None:
         """The inode of what was stat'ed, if the kernel knows it."""
-        return self._by_id.get((st.st_dev, st.st_ino))
+        return self._by_id.get(self._key(st.st_dev, st.st_ino))
 
     def looked_up(self, fd: int, st: os.stat_result, parent: Inode, name: bytes) -> Inode:
         """A lookup opened ``fd``: the inode that it refers to, with one more kernel reference.
 
         Takes over ``fd``.
         """
-        inode = self._by_id.get((st.st_dev, st.st_ino))
+        inode = self._by_id.get(self._key(st.st_dev, st.st_ino))
         if inode is not None and inode.fd < 0 and not is_parked(inode, fd, st):
             inode = None  # the number was given to another file while this one was parked
         if inode is None:
@@ -214,7 +214,7 @@ class InodeTable:
 
         Call ``referenced`` once the entry is in the reply, ``unreferenced`` if it did not fit.
         """
-        inode = self._by_id.get((st.st_dev, st.st_ino))
+        inode = self._by_id.get(self._key(st.st_dev, st.st_ino))
         if inode is not None and inode.fd < 0 and stat_module.S_IFMT(st.st_mode) != inode.kind:
             inode = None
         if inode is None:
@@ -245,23 +245,31 @@ class InodeTable:
 
     def opened(self, inode: Inode, fd: int) -> None:
         """A file handle on the inode has ``fd``."""
-        inode.open_fds.append(fd)
+        inode.open_fds += (fd,)
 
     def released(self, inode: Inode, fd: int) -> None:
         """The file handle is being closed."""
-        inode.open_fds.remove(fd)
+        inode.open_fds = tuple(other for other in inode.open_fds if other != fd)
         self._drop_unused(inode)
 
     @contextmanager
     def using(self, inode: Inode) -> Iterator[None]:
         """Around requests that use ``inode.fd`` across an await."""
-        self._touch(inode)
-        inode.pins += 1
+        self.pin(inode)
         try:
             yield
         finally:
-            inode.pins -= 1
-            self._drop_unused(inode)
+            self.unpin(inode)
+
+    def pin(self, inode: Inode) -> None:
+        """``inode.fd`` is in use from now on."""
+        self._touch(inode)
+        inode.pins += 1
+
+    def unpin(self, inode: Inode) -> None:
+        """And no longer."""
+        inode.pins -= 1
+        self._drop_unused(inode)
 
     def unpark(self, inode: Inode, fd: int) -> None:
         """``open_parked`` gave ``fd``; somebody else may have been faster."""
@@ -332,8 +340,12 @@ class InodeTable:
         node = self._node_id(st)
         kind = stat_module.S_IFMT(st.st_mode)
         inode = Inode(st.st_dev, st.st_ino, kind, node, next(self._generations))
-        self._nodes[node] = self._by_id[st.st_dev, st.st_ino] = inode
+        self._nodes[node] = self._by_id[self._key(st.st_dev, st.st_ino)] = inode
         return inode
+
+    def _key(self, device: int, ino: int) -> int | tuple[int, int]:
+        """What stands for the pair: on the first file system the number, as a tuple takes 56 bytes."""
+        return ino if self._devices.get(device) == 0 else (device, ino)
 
     def _node_id(self, st: os.stat_result) -> int:
         """The inode number itself on the first file system; unique in any case."""
@@ -368,8 +380,9 @@ class InodeTable:
         # The tables may have a successor of it by now.
         if self._nodes.get(inode.node) is inode:
             del self._nodes[inode.node]
-        if self._by_id.get(inode.id) is inode:
-            del self._by_id[inode.id]
+        key = self._key(inode.device, inode.ino)
+        if self._by_id.get(key) is inode:
+            del self._by_id[key]
         if self._held.get(inode.node) is inode:
             del self._held[inode.node]
         if inode.fd >= 0:

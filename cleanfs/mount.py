@@ -26,7 +26,7 @@ from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
 from cleanfs.latency import Latencies
-from cleanfs.mounts import FS_TYPE, FileSystemTypes, mounted_at
+from cleanfs.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
 from cleanfs.pagecache import PageCache
@@ -36,14 +36,17 @@ from cleanfs.stats import MountStats
 
 log = logging.getLogger(__name__)
 
-MAX_INODES = 1 << 15
-"""Inodes that the kernel may remember before it is asked to forget. They take 1.4 KiB each here."""
+MAX_INODES = 1 << 16
+"""Inodes that the kernel may remember before it is asked to forget. They take 0.8 KiB each here."""
 
 RESERVED_FDS = 128
 """Descriptors for everything that is not an inode or an open file."""
 
 STOP_GRACE_SECONDS = 5.0
 """What requests that wait for a hung source get, after a signal, before they are abandoned."""
+
+WRITE_BACK_SECONDS = 60.0
+"""What the kernel gets, after a signal, to write what it kept (``--writeback``), if it goes on."""
 
 QUIET_SECONDS = 0.02
 """How long no write may come, after a signal, for there to be none left."""
@@ -78,6 +81,8 @@ class Mount:
             FileSystemTypes(),
             self._notifier,
             self._latencies,
+            flushless=config.read_only or all_local(config.source),
+            writeback=config.writeback,
         )
         root_fd = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -113,13 +118,32 @@ class Mount:
         """Leave the main loop at the first signal; abandon what does not end in time."""
         number = await anext(signals)
         log.info("stopping on %s", signal.Signals(number).name)
-        # What programs have dirty in mappings. If the source refuses it, they could not help it.
-        with contextlib.suppress(OSError), trio.move_on_after(STOP_GRACE_SECONDS):
-            await self._write_back()
+        # What programs have dirty in mappings, and, with --writeback, all that they wrote lately. If
+        # the source refuses it, they could not help it.
+        await self._write_back_while_it_goes_on()
         pyfuse3.terminate()
         await trio.sleep(STOP_GRACE_SECONDS)
         log.warning("the source does not answer; open requests are abandoned")
         everything.cancel()
+
+    async def _write_back_while_it_goes_on(self) -> None:
+        """Give up on a source that hangs, and on programs that never end to write."""
+        most = WRITE_BACK_SECONDS if self.config.writeback else STOP_GRACE_SECONDS
+        with trio.move_on_after(most) as limit:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._give_up_without_progress, limit)
+                with contextlib.suppress(OSError):
+                    await self._write_back()
+                nursery.cancel_scope.cancel()
+        if limit.cancelled_caught:
+            log.warning("not all that programs wrote may have reached the source")
+
+    async def _give_up_without_progress(self, scope: trio.CancelScope) -> None:
+        ended = -1
+        while ended != self._filesystem.writes_ended:
+            ended = self._filesystem.writes_ended
+            await trio.sleep(STOP_GRACE_SECONDS)
+        scope.cancel()
 
     async def _write_back(self) -> None:
         """Let the kernel write what is dirty in mappings, until no write comes any more.
@@ -134,6 +158,11 @@ class Mount:
             begun = self._filesystem.writes_begun
             await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
             await trio.sleep(QUIET_SECONDS)
+        # Should anything be dirty yet, it is where a file is open for writing: a close writes back. To
+        # drop a file's pages the kernel first writes them, and waits for that.
+        for node in self._filesystem.open_for_writing():
+            self._notifier.inode(node)
+        await self._notifier.drained()
 
     def _mount(self) -> None:
         handshake = Handshake()

@@ -42,6 +42,14 @@ def mounted_at(path: str) -> MountPoint | None:
     return found[-1] if found else None
 
 
+def all_local(directory: str) -> bool:
+    """Whether a directory (absolute, resolved) and all that is mounted below it is local."""
+    below = directory.rstrip("/") + "/"
+    types = {point.fs_type for point in mount_points() if point.path.startswith(below)}
+    types.add(FileSystemTypes()[os.stat(directory).st_dev])
+    return types <= LOCAL_FILE_SYSTEMS
+
+
 class FileSystemTypes:
     """File system type by ``st_dev``; empty where mountinfo has none (a btrfs subvolume)."""
 

@@ -8,7 +8,7 @@ return. All raise OSError.
 import errno
 import os
 import stat as stat_module
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from cleanfs import syscalls
@@ -32,6 +32,8 @@ class OpenedFile(Opened):
 
     key: FileKey
     created: bool = False
+    direct: bool = False
+    """The kernel must keep nothing of what is written to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,8 @@ def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
     return Opened(fd, os.fstat(fd))
 
 
-def open_file(path: str, flags: int) -> OpenedFile:
-    """Open a file for I/O by the /proc path of its O_PATH descriptor.
+def open_file(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
+    """Open a file for I/O by the /proc path of its O_PATH descriptor; ``key`` is its own, if known.
 
     O_NOATIME is for the owner; the program's may not be ours, and it is advice. A file with the
     append-only attribute opens with O_APPEND alone.
@@ -88,10 +90,26 @@ def open_file(path: str, flags: int) -> OpenedFile:
         fd = os.open(path, flags & ~os.O_NOATIME | os.O_CLOEXEC)
     try:
         st = os.fstat(fd)
-        return OpenedFile(fd, st, file_key(fd, st))
+        return OpenedFile(fd, st, file_key(fd, st) if key is None else key)
     except BaseException:
         os.close(fd)
         raise
+
+
+def open_for_writeback(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
+    """``open_file`` for a kernel that writes later: whole pages, which it reads if it has a part.
+
+    So what a program opens for writing alone is opened for reading, too. What may not be read, or
+    only be appended to, is marked ``direct``: a page of it can neither be completed nor written back.
+    """
+    writes = flags & os.O_ACCMODE != os.O_RDONLY
+    both = flags & ~os.O_ACCMODE | os.O_RDWR if writes else flags
+    try:
+        return open_file(path, both & ~os.O_APPEND, key)
+    except PermissionError:
+        if not writes:
+            raise
+    return replace(open_file(path, flags, key), direct=True)
 
 
 @dataclass(frozen=True, slots=True)

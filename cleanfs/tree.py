@@ -10,7 +10,7 @@ import errno
 import functools
 import os
 import stat as stat_module
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -47,16 +47,11 @@ class Tree:
         self.near = services.run_near
         self._crowded = trio.Event()
 
-    @contextlib.asynccontextmanager
-    async def using(self, node: int) -> AsyncIterator[Inode]:
+    def using(self, node: int) -> "Using":
         """An inode whose descriptor is there, and stays, for the length of the block."""
-        inode = self.inodes[node]
-        with self.inodes.using(inode):
-            if inode.fd < 0:
-                await self._unpark(inode)
-            yield inode
+        return Using(self, self.inodes[node])
 
-    async def _unpark(self, inode: Inode, depth: int = 0) -> None:
+    async def unpark(self, inode: Inode, depth: int = 0) -> None:
         """Give a parked inode a descriptor again. Raises StaleError, OSError."""
         parent = inode.parent
         if parent is None or parent.nlookup <= 0 or depth == MAX_DEPTH:
@@ -70,7 +65,7 @@ class Tree:
                     await self._open_parked(inode, -1)
                     return
             if parent.fd < 0:
-                await self._unpark(parent, depth + 1)
+                await self.unpark(parent, depth + 1)
             await self._open_parked(inode, parent.fd)
 
     def _unpark_at_place(self, inode: Inode, parent_fd: int) -> bool:
@@ -119,6 +114,8 @@ class Tree:
 
         Raises StaleError if it was replaced in the source at once; the kernel then tries again.
         """
+        if self.services.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
+            flags = flags & ~os.O_ACCMODE | os.O_RDWR  # as in open_for_writeback
         opened = await self._retry_emfile(
             self.run, namespace.create_file, parent.fd, name, mode, flags, owner
         )
@@ -220,9 +217,16 @@ class Tree:
                 self.services.notifier.inode(inode.node)
 
     async def open(self, inode: Inode, flags: int) -> OpenedFile:
-        """Open a file or directory for I/O, with those of a program's flags that are for the source."""
+        """Open a file for I/O, with those of a program's flags that are for the source."""
         near = functools.partial(self.near, inode)
-        return await self._retry_emfile(near, namespace.open_file, inode.path(), flags & IO_FLAGS)
+        call = namespace.open_for_writeback if self.services.writeback else namespace.open_file
+        return await self._retry_emfile(near, call, inode.path(), flags & IO_FLAGS, inode.file_key)
+
+    async def open_directory(self, inode: Inode) -> int:
+        """A descriptor to list a directory by."""
+        near = functools.partial(self.near, inode)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return await self._retry_emfile(near, os.open, inode.path(), flags)
 
     async def _retry_emfile(
         self,
@@ -268,6 +272,35 @@ class Tree:
                 await trio.sleep(FORGET_SECONDS)
                 if len(self.inodes) >= before:
                     break  # all in use; until something is looked up again
+
+
+class Using:
+    """``Tree.using``.
+
+    Not an ``asynccontextmanager``: trio books each async generator in a weak set, which takes longer
+    than most of what is done in the block.
+    """
+
+    __slots__ = ("_inode", "_tree")
+
+    def __init__(self, tree: Tree, inode: Inode) -> None:
+        """A block that has not begun."""
+        self._tree = tree
+        self._inode = inode
+
+    async def __aenter__(self) -> Inode:
+        inode = self._inode
+        self._tree.inodes.pin(inode)
+        if inode.fd < 0:
+            try:
+                await self._tree.unpark(inode)
+            except BaseException:
+                self._tree.inodes.unpin(inode)
+                raise
+        return inode
+
+    async def __aexit__(self, *_: object) -> None:
+        self._tree.inodes.unpin(self._inode)
 
 
 def _key_of(fd: int) -> FileKey:

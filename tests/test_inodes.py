@@ -328,7 +328,7 @@ def test_an_open_descriptor_that_became_another_files_is_not_taken_for_it(rig: R
     # The file handle was released, and its number given away, while open_parked ran in its thread.
     a = rig.lookup("a")
     fd = os.open(rig.path / "b", os.O_RDONLY)
-    a.open_fds.append(fd)
+    a.open_fds = (fd,)
     rig.park(a)
     try:
         opened = open_parked(a, rig.table.mount_fd(a.device), rig.table.root.fd)
@@ -339,7 +339,7 @@ def test_an_open_descriptor_that_became_another_files_is_not_taken_for_it(rig: R
         os.close(opened)
         assert same
     finally:
-        a.open_fds.clear()
+        a.open_fds = ()
         os.close(fd)
 
 

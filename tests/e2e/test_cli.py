@@ -91,6 +91,7 @@ WRONG_CALLS = {
     "a negative timeout": ("--attr-timeout", "-1", "S", "M"),
     "a timeout that is no number": ("--attr-timeout", "nan", "S", "M"),
     "an unknown coherency": ("--coherency", "maybe", "S", "M"),
+    "writeback where others change the source": ("--writeback", "S", "M"),
     "an unknown log level": ("--log-level", "loud", "S", "M"),
     "an unknown mount option": ("-o", "frobnicate", "S", "M"),
     "a mount option without its value": ("-o", "pool-limit", "S", "M"),

@@ -39,6 +39,7 @@ def site(
     *options: str,
     page_size: int = 4096,
     changes_source: bool = True,
+    writeback: bool = False,
 ) -> Iterator[Site]:
     """A mount with tiny caches, and room for twins."""
     for name in ("source", "mnt", "twins"):
@@ -51,7 +52,14 @@ def site(
     }
     words = [str(word) for pair in numbers.items() for word in pair]
     with mounted(base / "source", base / "mnt", *words, *options) as fs:
-        yield Site(fs, base / "twins", attr_timeout, page_size, changes_source=changes_source)
+        yield Site(
+            fs,
+            base / "twins",
+            attr_timeout,
+            page_size,
+            changes_source=changes_source,
+            writeback=writeback,
+        )
 
 
 def run(place: Site, chosen: settings = QUICK) -> None:
@@ -75,6 +83,12 @@ def test_nothing_differs_once_the_attribute_timeout_is_over(tmp_path: Path) -> N
 
 def test_nothing_differs_when_the_source_is_ours_alone(tmp_path: Path) -> None:
     with site(tmp_path, 60, "--coherency", "none", changes_source=False) as place:
+        run(place, settings(QUICK, max_examples=12))
+
+
+def test_nothing_differs_when_the_kernel_writes_later(tmp_path: Path) -> None:
+    options = ("--coherency", "none", "--writeback")
+    with site(tmp_path, 60, *options, changes_source=False, writeback=True) as place:
         run(place, settings(QUICK, max_examples=12))
 
 

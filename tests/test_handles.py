@@ -1,0 +1,116 @@
+"""What an open file tells the source, and the kernel, when descriptors of it are closed."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+from pyfuse3 import FileHandleT, FlagT, FUSEError, RequestContext
+
+from cleanfs import mounts, namespace
+from cleanfs.backing import Backing
+from cleanfs.cleancache import Cleancache
+from cleanfs.coherency import Coherency, CoherencyChecker
+from cleanfs.control import Control, Operator
+from cleanfs.filesystem import CleanFS
+from cleanfs.handles import Services
+from cleanfs.inodes import InodeTable
+from cleanfs.latency import Latencies
+from cleanfs.mounts import FileSystemTypes, all_local
+from cleanfs.notify import Notifier
+from cleanfs.pagecache import PageCache
+from cleanfs.resident import make_resident
+
+
+@pytest.fixture
+def services() -> Services:
+    pagecache = PageCache(1 << 20, Cleancache().init_fs(4096), make_resident(4096))
+    checker = CoherencyChecker(pagecache, Coherency.NONE)
+    return Services(Backing(), pagecache, checker, FileSystemTypes(), Notifier(), Latencies())
+
+
+@pytest.fixture
+def inodes(tmp_path: Path) -> Iterator[InodeTable]:
+    (tmp_path / "f").write_bytes(b"text")
+    fd = os.open(tmp_path, os.O_PATH)
+    table = InodeTable(fd, 64, 64)
+    os.close(fd)
+    yield table
+    table.close()
+
+
+async def opened(services: Services, inodes: InodeTable) -> tuple[CleanFS, FileHandleT]:
+    """A file system with a file that is open for writing."""
+    fs = CleanFS(services, inodes, Control(cast(Operator, NoOperator())), attr_timeout=1)
+    ctx = cast(RequestContext, None)
+    entry = await fs.lookup(inodes.root.node, b"f", ctx)  # type: ignore[arg-type]
+    info = await fs.open(entry.st_ino, FlagT(os.O_RDWR), ctx)
+    return fs, FileHandleT(info.fh)
+
+
+class NoOperator:
+    """What a control directory that nobody looks at needs."""
+
+    stats = set_backend = drop = None
+
+
+async def test_a_close_is_passed_on(
+    services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs, fh = await opened(services, inodes)
+    flushed: list[int] = []
+    monkeypatch.setattr(namespace, "flush", flushed.append)
+    await fs.flush(fh)
+    assert await fs.write(fh, 0, b"new") == 3
+    assert len(flushed) == 1
+    await fs.release(fh)
+
+
+async def test_where_it_reports_nothing_the_kernel_need_not_ask(
+    services: Services, inodes: InodeTable
+) -> None:
+    fs, fh = await opened(replace(services, flushless=True), inodes)
+    with pytest.raises(FUSEError) as caught:
+        await fs.flush(fh)
+    assert caught.value.errno == errno.ENOSYS
+    await fs.release(fh)
+
+
+async def test_a_write_reports_what_a_close_would_where_none_is_asked_any_more(
+    services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server's file system that was mounted below the source after us."""
+    fs, fh = await opened(replace(services, flushless=True), inodes)
+    monkeypatch.setattr("cleanfs.handles.LOCAL_FILE_SYSTEMS", frozenset())
+
+    def full(fd: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(namespace, "flush", full)
+    with pytest.raises(FUSEError) as caught:
+        await fs.write(fh, 0, b"new")
+    assert caught.value.errno == errno.EDQUOT
+    await fs.release(fh)
+
+
+def test_a_directory_is_local_with_all_that_is_mounted_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all_local(str(tmp_path))
+    assert not all_local("/proc")
+    below = tmp_path / "below"
+    below.mkdir()
+    made = subprocess.run(["mount", "-t", "ramfs", "none", below], check=False, timeout=10)
+    if made.returncode:
+        pytest.skip("mounting needs root")
+    try:
+        assert "ramfs" not in mounts.LOCAL_FILE_SYSTEMS
+        assert not all_local(str(tmp_path))
+        monkeypatch.setattr(mounts, "LOCAL_FILE_SYSTEMS", mounts.LOCAL_FILE_SYSTEMS | {"ramfs"})
+        assert all_local(str(tmp_path))
+    finally:
+        subprocess.run(["umount", below], check=True, timeout=10)
