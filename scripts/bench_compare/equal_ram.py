@@ -138,11 +138,11 @@ def sweep(lab: Lab, clock: Clock) -> None:
                     session.group, file, "read", "1m", seconds=plan.reread_limit, whole=True, size=size
                 )
                 read = session.disk.read_mib - before
-                section.add(f"{REREAD}, {ratio}x RAM", entrant.name, "MB/s", Sample(io.mb_per_second, read))
-                before = session.disk.read_mib
-                io = fio(
-                    session.group, file, "randread", "4k", seconds=plan.seconds, size=size, seed=7
+                section.add(
+                    f"{REREAD}, {ratio}x RAM", entrant.name, "MB/s", Sample(io.mb_per_second, read)
                 )
+                before = session.disk.read_mib
+                io = fio(session.group, file, "randread", "4k", seconds=plan.seconds, size=size, seed=7)
                 read = session.disk.read_mib - before
                 section.add(f"{RANDOM}, {ratio}x RAM", entrant.name, "IOPS", Sample(io.iops, read))
         except Skipped as exc:

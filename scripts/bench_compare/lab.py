@@ -36,8 +36,8 @@ class Plan:
     classes: tuple[DiskClass, ...] = (UNTHROTTLED, CLOUD_DISK, HARD_DISK)
     only: tuple[str, ...] = ()
     """Contestants at equal RAM; empty: all."""
-    tree_ram: int = 900
-    small_tree: bool = False
+    tree: str = "part"
+    tree_ram: int = 620
     compile: bool = True
     tree_limit: float = 100
     seconds: float = 3
@@ -60,8 +60,8 @@ QUICK = replace(
     sweep_all=False,
     classes=(CLOUD_DISK, HARD_DISK),
     only=("page cache alone (ext4)", "cleanfs", "btrfs, zstd", "mergerfs", "ext4 on zram (ceiling)"),
-    tree_ram=260,
-    small_tree=True,
+    tree="small",
+    tree_ram=200,
     compile=False,
     tree_limit=15,
     seconds=1,
@@ -162,7 +162,7 @@ class Lab:
             data.write_text(target / "hot", int(plan.hot * plan.ram) * MIB)
             if tree:
                 try:
-                    data.unpack_tree(target / "tree", plan.small_tree)
+                    data.unpack_tree(target / "tree", plan.tree)
                 except Skipped as exc:
                     self.skip("kernel tree", exc)
 

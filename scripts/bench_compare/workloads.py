@@ -37,7 +37,7 @@ def fio(
     """Synchronous reads or writes for so many seconds; whole: once through, or until the time is up."""
     command: list[str | Path | int] = [
         "fio", "--name=job", "--thread", "--ioengine=psync", "--invalidate=0", "--fadvise_hint=0",
-        "--allow_mounted_write=0", "--output-format=json", "--group_reporting",
+        "--fallocate=none", "--output-format=json", "--group_reporting",
         f"--filename={path}", f"--rw={rw}", f"--bs={block}", f"--numjobs={readers}",
         f"--runtime={seconds}", f"--direct={int(direct)}", f"--randseed={seed}",
         f"--random_distribution={distribution}",
