@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import equal_ram, metadata, overhead, plots, report, round_trip, tree
 from .lab import FULL, QUICK, Clock, Lab
-from .machine import Skipped, facts
+from .machine import SkippedError, facts
 
 console = Console()
 
@@ -49,7 +49,7 @@ PARTS: dict[str, list[tuple[Callable[[Lab, Clock], None], float]]] = {
 @click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--plots", "plots_directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
-    "--directory", default="/var/tmp", show_default=True, help="For images of disks: 16 GiB, on a real disk.",
+    "--directory", default="/var/tmp", show_default=True, help="For images of disks: 16 GiB.",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
 )  # fmt: skip
 def main(
@@ -85,7 +85,7 @@ def main(
                     begun = time.monotonic()
                     try:
                         bench(lab, Clock(minutes))
-                    except Skipped as exc:
+                    except SkippedError as exc:
                         lab.skip(part, exc)
                     name = bench.__module__.rpartition(".")[2]
                     lab.say(f"{name}, {bench.__name__}: {time.monotonic() - begun:.0f} s")

@@ -7,10 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .machine import Command, Skipped
+from .machine import Command, SkippedError
 
 JOIN = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 99; shift; done; shift; exec "$@"'
 
@@ -46,12 +46,12 @@ class Group:
                 try:
                     control.write_text(f"+{controller}")
                 except OSError as exc:
-                    raise Skipped(f"control group controller {controller}: {exc}") from exc
+                    raise SkippedError(f"control group controller {controller}: {exc}") from exc
             self._paths = {"unified": self._unified / name}
         elif {"memory", "blkio", "cpuacct"} <= set(found):
             self._paths = {controller: path / name for controller, path in found.items()}
         else:
-            raise Skipped("no control groups with memory, block I/O and CPU time")
+            raise SkippedError("no control groups with memory, block I/O and CPU time")
 
     def create(self) -> None:
         """Make the directories and set the limit."""
@@ -59,7 +59,7 @@ class Group:
             for path in self._paths.values():
                 path.mkdir()
         except OSError as exc:
-            raise Skipped(f"control groups: {exc}") from exc
+            raise SkippedError(f"control groups: {exc}") from exc
         if self.memory is None:
             return
         if self._unified is not None:
@@ -107,10 +107,8 @@ class Group:
     def end(self) -> None:
         """End whatever is still inside."""
         for pid in self.pids():
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
     def remove(self) -> None:
         """Take the directories away, and first whoever is left."""

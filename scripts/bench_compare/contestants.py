@@ -40,7 +40,7 @@ def cleanfs(*options: str) -> Mount:
 
 
 def cleanfs_within(memory: int, *options: str) -> Mount:
-    """cleanfs with limits that leave room for its process, the workload and the kernel's tables."""
+    """Limits that leave room for the process, the workload and the kernel's tables."""
     pool = (memory // MIB - 80) * 8 // 10
     return cleanfs("--pool-limit", f"{pool}M", "--page-cache", "32M", *options)
 
@@ -76,7 +76,7 @@ def bindfs(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
 
 @contextmanager
 def rclone(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
-    """rclone with its cache of whole files, on the source's disk: there is no other."""
+    """An rclone mount with its cache of whole files, on the source's disk: there is no other."""
     need("rclone")
     mountpoint.mkdir(parents=True, exist_ok=True)
     cache = source.parent / "rclone-cache"

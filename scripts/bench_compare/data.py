@@ -4,16 +4,18 @@ import os
 import sysconfig
 from pathlib import Path
 
-from .machine import Skipped, call, need
+from .machine import SkippedError, call, need
 
-_DRIVERS = (
-    "acpi ata char clk crypto firmware gpio hwmon i2c iio infiniband input md media mfd misc mmc mtd nvme "
-    "phy pinctrl platform power regulator s390 scsi soc spi staging target thermal tty usb video"
-).split()
-_ARCHITECTURES = (
-    "alpha arc arm csky hexagon ia64 loongarch m68k microblaze mips nios2 openrisc parisc powerpc riscv "
-    "s390 sh sparc um xtensa"
-).split()
+_DRIVERS = [
+    "acpi", "ata", "char", "clk", "crypto", "firmware", "gpio", "hwmon", "i2c", "iio",
+    "infiniband", "input", "md", "media", "mfd", "misc", "mmc", "mtd", "nvme", "phy", "pinctrl",
+    "platform", "power", "regulator", "s390", "scsi", "soc", "spi", "staging", "target",
+    "thermal", "tty", "usb", "video",
+]  # fmt: skip
+_ARCHITECTURES = [
+    "alpha", "arc", "arm", "csky", "hexagon", "ia64", "loongarch", "m68k", "microblaze", "mips",
+    "nios2", "openrisc", "parisc", "powerpc", "riscv", "s390", "sh", "sparc", "um", "xtensa",
+]  # fmt: skip
 TREES: dict[str, tuple[str, ...]] = {
     "whole": (),
     "part": (
@@ -52,7 +54,7 @@ def tarball() -> Path:
     """The kernel's source as Debian packs it."""
     found = sorted(Path("/usr/src").glob("linux-source-*.tar.xz"))
     if not found:
-        raise Skipped("no kernel source (Debian package linux-source)")
+        raise SkippedError("no kernel source (Debian package linux-source)")
     return found[-1]
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .machine import MIB, Skipped, call, need
+from .machine import MIB, SkippedError, call, need
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def unmount(where: Path) -> None:
             return
         try:
             call("umount", where)
-        except Skipped:
+        except SkippedError:
             time.sleep(0.25)
     call("umount", "-l", where)
 
@@ -81,13 +81,13 @@ def loop_disk(image: Path, size: int, kind: str, options: str = "") -> Iterator[
     """A file system of that kind in an image file, read past the page cache of the image."""
     need(f"mkfs.{kind}", "losetup")
     if shutil.disk_usage(image.parent).free < size // 2:
-        raise Skipped(f"less than {size // 2 // MIB:,} MiB free in {image.parent}")
+        raise SkippedError(f"less than {size // 2 // MIB:,} MiB free in {image.parent}")
     with image.open("wb") as file:
         file.truncate(size)
     call("losetup", "--find")
     try:
         device = Path(call("losetup", "--direct-io=on", "--find", "--show", image).strip())
-    except Skipped:
+    except SkippedError:
         device = Path(call("losetup", "--find", "--show", image).strip())
     try:
         quiet = ["-q", "-i", "8192"] if kind == "ext4" else ["-q", "-m", "single"]
@@ -104,7 +104,7 @@ def zram_disk(size: int) -> Iterator[Disk]:
     try:
         number = int(Path("/sys/class/zram-control/hot_add").read_text())
     except OSError as exc:
-        raise Skipped(f"no zram here: {exc}") from exc
+        raise SkippedError(f"no zram here: {exc}") from exc
     disk = Disk(Path(f"/dev/zram{number}"))
     sys = Path(f"/sys/block/zram{number}")
     made = False
@@ -118,7 +118,7 @@ def zram_disk(size: int) -> Iterator[Disk]:
         call("mkfs.ext4", "-q", "-E", "nodiscard", disk.device)
         yield disk
     except OSError as exc:
-        raise Skipped(f"zram: {exc}") from exc
+        raise SkippedError(f"zram: {exc}") from exc
     finally:
         (sys / "reset").write_text("1")
         Path("/sys/class/zram-control/hot_remove").write_text(str(number))

@@ -4,7 +4,7 @@ from . import contestants as who
 from .contestants import Contestant
 from .disks import CLOUD_DISK, HARD_DISK, UNTHROTTLED
 from .lab import Clock, Lab, Session
-from .machine import MIB, Skipped
+from .machine import MIB, SkippedError
 from .results import Sample, Section
 from .workloads import ZIPF, fio
 
@@ -22,11 +22,11 @@ def bench(lab: Lab, clock: Clock) -> None:
     section = lab.results.section(
         "equal RAM",
         f"Equal RAM: {text:,} MiB of Python source, {plan.ram} MiB of RAM",
-        f"A memory control group of {plan.ram} MiB around program, daemon and page cache. First the file "
-        "is read once, unthrottled, and what is shown is measured after that; after a semicolon the MiB "
-        "that came from the disk meanwhile. zram's own memory is taken off its group, so that its RAM is "
-        "equal, too; its data was copied there first, and no class of disk applies. rclone's cache is on "
-        "the throttled disk.",
+        f"A memory control group of {plan.ram} MiB around program, daemon and page cache. First the "
+        "file is read once, unthrottled, and what is shown is measured after that; after a semicolon "
+        "the MiB that came from the disk meanwhile. zram's own memory is taken off its group, so that "
+        "its RAM is equal, too; its data was copied there first, and no class of disk applies. "
+        "rclone's cache is on the throttled disk.",
     )
     entrants = [
         entrant
@@ -42,7 +42,7 @@ def bench(lab: Lab, clock: Clock) -> None:
             memory = _memory(lab, entrant, plan.ram, text)
             with lab.session(entrant, memory) as session:
                 _measure(lab, section, entrant, session, text, seed=turn // len(entrants))
-        except Skipped as exc:
+        except SkippedError as exc:
             failed.add(entrant.name)
             lab.skip(f"equal RAM, {entrant.name}", exc)
 
@@ -54,7 +54,7 @@ def _memory(lab: Lab, entrant: Contestant, ram: int, text: int) -> int:
     lab.disk("zram")
     left = int(ram - lab.data_ram["zram"] * text)
     if left < SMALLEST:
-        raise Skipped(f"{text} MiB compressed leave less than {SMALLEST} of {ram} MiB")
+        raise SkippedError(f"{text} MiB compressed leave less than {SMALLEST} of {ram} MiB")
     return left * MIB
 
 
@@ -75,10 +75,8 @@ def _measure(
         before = session.disk.read_mib
         io = fio(group, file, "read", "1m", seconds=plan.reread_limit, whole=True, size=size)
         record(f"{REREAD}, {disk.name}", "MB/s", io.mb_per_second, before)
-    if entrant.name == who.RCLONE:
-        classes = [CLOUD_DISK]  # whole files are its unit
-    else:
-        classes = list(plan.classes)
+    # rclone's unit is the whole file.
+    classes = (CLOUD_DISK,) if entrant.name == who.RCLONE else plan.classes
     for number, (workload, distribution) in enumerate(((RANDOM, "random"), (SKEWED, ZIPF))):
         if distribution == ZIPF and lab.plan.rounds > 1:
             session.throttle(UNTHROTTLED)
@@ -145,7 +143,7 @@ def sweep(lab: Lab, clock: Clock) -> None:
                 io = fio(session.group, file, "randread", "4k", seconds=plan.seconds, size=size, seed=7)
                 read = session.disk.read_mib - before
                 section.add(f"{RANDOM}, {ratio}x RAM", entrant.name, "IOPS", Sample(io.iops, read))
-        except Skipped as exc:
+        except SkippedError as exc:
             if entrant.name != who.ZRAM:
                 failed.add(entrant.name)
             lab.skip(f"sweep, {entrant.name} at {ratio}", exc)

@@ -14,7 +14,7 @@ from . import data
 from .cgroups import Group, group
 from .contestants import Contestant
 from .disks import CLOUD_DISK, HARD_DISK, UNTHROTTLED, Disk, DiskClass, loop_disk, unmount, zram_disk
-from .machine import MIB, Skipped
+from .machine import MIB, SkippedError
 from .results import Results
 
 Item = TypeVar("Item")
@@ -133,13 +133,13 @@ class Lab:
             task = self.progress.add_task(f"making the disk {name}", total=None)
             try:
                 self._disks[name] = MAKERS[name](self)
-            except Skipped as exc:
+            except SkippedError as exc:
                 self._disks[name] = str(exc)
             finally:
                 self.progress.remove_task(task)
         found = self._disks[name]
         if isinstance(found, str):
-            raise Skipped(found)
+            raise SkippedError(found)
         return found
 
     def own(self, kind: str, mib: int, options: str = "") -> Disk:
@@ -163,7 +163,7 @@ class Lab:
             if tree:
                 try:
                     data.unpack_tree(target / "tree", plan.tree)
-                except Skipped as exc:
+                except SkippedError as exc:
                     self.skip("kernel tree", exc)
 
     # -- sessions --------------------------------------------------------------------------------

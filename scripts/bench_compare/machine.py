@@ -1,5 +1,6 @@
 """What this machine has, and running commands on it."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 MIB = 1 << 20
 
 
-class Skipped(Exception):
+class SkippedError(Exception):
     """The machine lacks something, or a contestant failed; the message says what."""
 
 
@@ -20,14 +21,14 @@ def need(*tools: str) -> None:
     """Skip unless these programs are there."""
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
-        raise Skipped(f"{', '.join(missing)} not installed")
+        raise SkippedError(f"{', '.join(missing)} not installed")
 
 
 Command = Sequence[str | Path | int]
 
 
 def call(*command: str | Path | int, timeout: float = 300, **options: object) -> str:
-    """Run to the end and give what it printed; Skipped, with its complaint, when it fails."""
+    """Run to the end and give what it printed; SkippedError, with its complaint, when it fails."""
     argv = [str(part) for part in command]
     try:
         done = subprocess.run(
@@ -35,9 +36,9 @@ def call(*command: str | Path | int, timeout: float = 300, **options: object) ->
         )  # type: ignore[call-overload]
     except subprocess.CalledProcessError as exc:
         complaint = (exc.stderr or exc.stdout or "").strip().splitlines()[-1:]
-        raise Skipped(f"{argv[0]} failed ({exc.returncode}): {' '.join(complaint)}") from exc
+        raise SkippedError(f"{argv[0]} failed ({exc.returncode}): {' '.join(complaint)}") from exc
     except (OSError, subprocess.TimeoutExpired) as exc:
-        raise Skipped(f"{argv[0]}: {exc}") from exc
+        raise SkippedError(f"{argv[0]}: {exc}") from exc
     output: str = done.stdout
     return output
 
@@ -67,16 +68,14 @@ def timed(
         end_session(process)
         drain.wait()
     if code not in accept:
-        raise Skipped(f"{Path(str(command[-1])).name}: a workload failed with status {code}")
+        raise SkippedError(f"{Path(str(command[-1])).name}: a workload failed with status {code}")
     return elapsed, False
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:
     """End a command that leads a session, with its children."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -84,10 +83,8 @@ def facts() -> dict[str, str]:
     """The machine in a few words, for the report."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     system = "Linux"
-    try:
+    with contextlib.suppress(OSError):
         system = platform.freedesktop_os_release()["PRETTY_NAME"]
-    except OSError:
-        pass
     found = {
         "cores": str(os.cpu_count()),
         "memory": f"{memory:.0f} GiB",
@@ -103,7 +100,7 @@ def facts() -> dict[str, str]:
         if shutil.which(tool):
             try:
                 text = call(tool, *arguments).split("\n")[0]
-            except Skipped:
+            except SkippedError:
                 continue
             found[tool] = text.replace(tool, "").replace("version", "").strip(" ,:-v")
     return found

@@ -8,7 +8,7 @@ from . import contestants as who
 from . import data
 from .contestants import Contestant, nothing
 from .lab import Clock, Lab, Mounted
-from .machine import MIB, Skipped, call, need, timed
+from .machine import MIB, SkippedError, call, need, timed
 from .results import Sample, Section
 from .workloads import fio
 
@@ -46,7 +46,7 @@ def bench(lab: Lab, clock: Clock) -> None:
         about += f"The tree is the kernel's source, {count:,} files; untar unpacks {UNPACKED}/ of it."
         archive = lab.scratch / "files.tar"
         call("tar", "cf", archive, "-C", tree, UNPACKED)
-    except Skipped as exc:
+    except SkippedError as exc:
         lab.skip("metadata of a tree", exc)
         tree = archive = None
     git = tree is not None and _git(lab, tree)
@@ -62,7 +62,7 @@ def bench(lab: Lab, clock: Clock) -> None:
                 if tree:
                     _tree(section, entrant.name, mounted, git)
                 _writes(lab, section, entrant.name, mounted, archive)
-        except Skipped as exc:
+        except SkippedError as exc:
             lab.skip(f"metadata, {entrant.name}", exc)
         finally:
             call("find", work, "-mindepth", "1", "-delete")
@@ -94,7 +94,7 @@ def _writes(lab: Lab, section: Section, name: str, mounted: Mounted, archive: Pa
         command = inside(sys.executable, "-ISc", program, files, plan.small_files)
         seconds, cut = timed(command, LIMIT)
         if cut:
-            raise Skipped(f"{workload}: not done after {LIMIT} s")
+            raise SkippedError(f"{workload}: not done after {LIMIT} s")
         section.add(workload, name, "files/s", Sample(plan.small_files / seconds))
     file, size = work / "written", plan.write * MIB
     io = fio(mounted.group, file, "write", "128k", seconds=30, whole=True, size=size)
@@ -132,7 +132,7 @@ def _git(lab: Lab, tree: Path) -> bool:
         commit = git("commit-tree", "-m", "tree", git("write-tree", "--missing-ok"))
         git("update-ref", "HEAD", commit)
         git("status", "--short")
-    except Skipped as exc:
+    except SkippedError as exc:
         lab.skip("git status", exc)
         return False
     return True

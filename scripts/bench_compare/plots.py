@@ -1,7 +1,10 @@
 """Pictures of the tables."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 from . import equal_ram, metadata
 from .results import Results, Section
@@ -28,7 +31,7 @@ def draw(results: Results, directory: Path) -> dict[str, Path]:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     directory.mkdir(parents=True, exist_ok=True)
     drawn = {}
@@ -36,7 +39,7 @@ def draw(results: Results, directory: Path) -> dict[str, Path]:
         panels = _panels(name, section)
         if not panels:
             continue
-        figure, axes = pyplot.subplots(len(panels), 1, figsize=(9, 3.4 * len(panels)), squeeze=False)
+        figure, axes = plt.subplots(len(panels), 1, figsize=(9, 3.4 * len(panels)), squeeze=False)
         for axis, (title, workloads) in zip(axes[:, 0], panels, strict=True):
             if name == "sweep":
                 _lines(axis, section, workloads)
@@ -47,7 +50,7 @@ def draw(results: Results, directory: Path) -> dict[str, Path]:
         figure.tight_layout()
         drawn[name] = directory / f"compare-{name.replace(' ', '-')}.png"
         figure.savefig(drawn[name], dpi=110)
-        pyplot.close(figure)
+        plt.close(figure)
     return drawn
 
 
@@ -69,7 +72,7 @@ def _panels(name: str, section: Section) -> list[tuple[str, list[str]]]:
     return list(panels.items())
 
 
-def _bars(axis: Any, section: Section, workloads: list[str]) -> None:
+def _bars(axis: "Axes", section: Section, workloads: list[str]) -> None:
     names = [who for who in section.contestants if any(section.get(each, who) for each in workloads)]
     width = 0.8 / len(names)
     values = []
@@ -100,7 +103,7 @@ def _bars(axis: Any, section: Section, workloads: list[str]) -> None:
     _legend(axis)
 
 
-def _lines(axis: Any, section: Section, workloads: list[str]) -> None:
+def _lines(axis: "Axes", section: Section, workloads: list[str]) -> None:
     for who in section.contestants:
         points = [
             (float(workload.split(", ")[-1].split("x")[0]), cell.median)
@@ -122,7 +125,7 @@ def _short(workload: str) -> str:
     return workload.replace(", ", ",\n")
 
 
-def _legend(axis: Any) -> None:
+def _legend(axis: "Axes") -> None:
     handles, labels = axis.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     axis.legend(unique.values(), unique.keys(), fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -49,10 +49,11 @@ def markdown(
         (len(cell.samples) for section in results.sections.values() for row in section.cells.values()
          for cell in row.values()), default=0,
     )  # fmt: skip
-    lines += [
-        f"`{command}`, {minutes:.0f} minutes; up to {rounds} alternated rounds, medians, spread in brackets "
-        "where there is more than one. Ratios say more than figures.",
-    ]
+    how = (
+        f"`{command}`, {minutes:.0f} minutes; up to {rounds} alternated rounds, medians, spread in "
+        "brackets where there is more than one. Ratios say more than figures."
+    )
+    lines.append(how)
     if rows := judge(results):
         lines += ["", "| target | goal | measured | |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in rows]

@@ -9,7 +9,7 @@ from . import contestants as who
 from . import data
 from .contestants import Contestant
 from .lab import Clock, Lab, Mounted
-from .machine import MIB, Skipped
+from .machine import MIB, SkippedError
 from .results import Sample
 from .workloads import fio, read_through
 
@@ -33,8 +33,9 @@ def bench(lab: Lab, clock: Clock) -> None:
     section = lab.results.section(
         "round trip",
         f"Round trip: {plan.hot_file} MiB of Python source",
-        "Synchronous readers with O_DIRECT on the mount, so that every read reaches the file system. The "
-        "source is in RAM; hits in zcache do not reach it. Passthrough is `--backend none --page-cache 0`.",
+        "Synchronous readers with O_DIRECT on the mount, so that every read reaches the file system. "
+        "The source is in RAM; hits in zcache do not reach it. Passthrough is `--backend none "
+        "--page-cache 0`.",
     )
     source = lab.scratch / "round-trip"
     source.mkdir()
@@ -50,7 +51,7 @@ def bench(lab: Lab, clock: Clock) -> None:
         for entrant in entrants:
             try:
                 mounted[entrant.name] = stack.enter_context(lab.mounted(entrant, source))
-            except Skipped as exc:
+            except SkippedError as exc:
                 lab.skip(f"round trip, {entrant.name}", exc)
         for path in (source, *(each.path for each in mounted.values())):
             read_through(path / "file")
@@ -69,7 +70,7 @@ def bench(lab: Lab, clock: Clock) -> None:
                     mounted[name].group, mounted[name].path / "file", rw, block, seconds=plan.seconds,
                     direct=True, readers=readers, seed=seed,
                 )  # fmt: skip
-            except Skipped as exc:
+            except SkippedError as exc:
                 lab.skip(f"round trip, {name}", exc)
                 continue
             value, unit = (io.iops, "IOPS") if block == "4k" else (io.mb_per_second, "MB/s")
@@ -115,7 +116,7 @@ def _idle(lab: Lab, source: Path) -> None:
                 before = _activity(mounted.group.pids())
                 time.sleep(IDLE_SECONDS)
                 after = _activity(mounted.group.pids())
-        except Skipped as exc:
+        except SkippedError as exc:
             lab.skip(f"idle, {entrant.name}", exc)
             continue
         for name, unit, place in (

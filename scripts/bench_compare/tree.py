@@ -9,13 +9,18 @@ from .contestants import Contestant
 from .data import count_files
 from .disks import HARD_DISK, UNTHROTTLED
 from .lab import Clock, Lab, Session
-from .machine import MIB, Skipped, call, need, timed
+from .machine import MIB, SkippedError, call, need, timed
 from .results import Sample, Section
 from .workloads import GREP, TAR
 
 GREP_TREE = "grep -r, second time"
 TAR_TREE = "tar, third time"
 COMPILE = "make -j2 kernel/, after another grep"
+PARTS = {
+    "whole": "The kernel's source",
+    "part": "The kernel's source without documentation, sound, foreign architectures and some drivers",
+    "small": "A small part of the kernel's source",
+}
 FASTER = 3.5
 """Nobody gets more time than this many times what cleanfs took: that answers the question."""
 
@@ -26,17 +31,15 @@ def bench(lab: Lab, clock: Clock) -> None:
     disk = lab.disk("ext4")
     with disk.mounted(lab.scratch / "count") as mount:
         if not (mount / "data/tree").exists():
-            raise Skipped("no kernel tree on the disk")
+            raise SkippedError("no kernel tree on the disk")
         count, size = count_files(mount / "data/tree")
-    parts = {"whole": "the kernel's source", "part": "a part of the kernel's source"}
     section = lab.results.section(
         "tree",
-        f"Source tree at equal RAM: {count:,} files, {size / MIB:,.0f} MiB, {plan.tree_ram} MiB of RAM, "
-        f"{HARD_DISK.name}",
-        f"{parts.get(plan.tree, 'a small part of the kernel').capitalize()}, in seconds; after a semicolon "
-        "the MiB that came from the disk. Throttled only while measured; the grep before was not. Objects "
-        "go to another disk. ≥ is where the time limit ended it. The compile starts with what a grep over "
-        "the tree left in RAM.",
+        f"Source tree at equal RAM: {count:,} files, {size / MIB:,.0f} MiB, "
+        f"{plan.tree_ram} MiB of RAM, {HARD_DISK.name}",
+        f"{PARTS[plan.tree]}, in seconds; after a semicolon the MiB that came from the disk. Throttled "
+        "only while measured; the grep before was not. Objects go to another disk. ≥ is where the time "
+        "limit ended it. The compile starts with what a grep over the tree left in RAM.",
     )
     entrants = [
         entrant for entrant in who.equal_ram(plan.tree_ram * MIB) if _enters(plan.only, entrant)
@@ -52,7 +55,7 @@ def bench(lab: Lab, clock: Clock) -> None:
             with lab.session(entrant, plan.tree_ram * MIB) as session:
                 objects.mkdir()
                 _measure(lab, section, entrant, session, objects)
-        except Skipped as exc:
+        except SkippedError as exc:
             lab.skip(f"source tree, {entrant.name}", exc)
         finally:
             shutil.rmtree(objects, ignore_errors=True)
@@ -89,7 +92,7 @@ def _measure(lab: Lab, section: Section, entrant: Contestant, session: Session, 
             call(*group.inside(*make, "prepare"))
             timed(group.inside(*make, "kernel/"), plan.tree_limit)
             _remove_objects(objects / "kernel")
-        except Skipped as exc:
+        except SkippedError as exc:
             compiles = False
             lab.skip(f"compile, {entrant.name}", exc)
     timed(grep, 2 * plan.tree_limit, accept=(1,))
