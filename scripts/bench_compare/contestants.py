@@ -39,9 +39,9 @@ def cleanfs(*options: str) -> Mount:
     return mount
 
 
-def cleanfs_within(memory: int, *options: str) -> Mount:
-    """Limits that leave room for the process, the workload and the kernel's tables."""
-    pool = (memory // MIB - 80) * 8 // 10
+def cleanfs_within(memory: int, *options: str, spare: int = 140) -> Mount:
+    """The largest pool that leaves so many MiB for process, page caches, workload, kernel's tables."""
+    pool = memory // MIB - spare
     return cleanfs("--pool-limit", f"{pool}M", "--page-cache", "32M", *options)
 
 
@@ -109,14 +109,14 @@ RCLONE = "rclone, VFS cache"
 ZRAM = "ext4 on zram (ceiling)"
 
 
-def equal_ram(memory: int) -> list[Contestant]:
-    """Those who get the same RAM for everything."""
+def equal_ram(memory: int, spare: int = 140) -> list[Contestant]:
+    """Those who get the same RAM for everything; spare: MiB of it that are not for cleanfs's pool."""
     return [
         Contestant(NATIVE, "ext4", nothing),
-        Contestant("cleanfs", "ext4", cleanfs_within(memory)),
+        Contestant("cleanfs", "ext4", cleanfs_within(memory, spare=spare)),
         Contestant(BTRFS_ZSTD, "btrfs-zstd", nothing),
         Contestant(BTRFS_LZO, "btrfs-lzo", nothing),
-        Contestant(WITHOUT, "ext4", cleanfs_within(memory, "--backend", "none")),
+        Contestant(WITHOUT, "ext4", cleanfs_within(memory, "--backend", "none", spare=spare)),
         Contestant(MERGERFS, "ext4", mergerfs("auto-full")),
         Contestant(RCLONE, "ext4", rclone),
         Contestant(ZRAM, "zram", nothing),

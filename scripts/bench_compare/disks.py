@@ -20,9 +20,9 @@ class DiskClass:
     bytes_per_second: int
 
 
-HARD_DISK = DiskClass("150 IOPS, 150 MB/s", 150, 150_000_000)
-CLOUD_DISK = DiskClass("3,000 IOPS, 125 MB/s", 3000, 125_000_000)
-UNTHROTTLED = DiskClass("unthrottled", 0, 0)
+HARD_DISK = DiskClass("150 IOPS/150 MB/s disk", 150, 150_000_000)
+CLOUD_DISK = DiskClass("3000 IOPS/125 MB/s disk", 3000, 125_000_000)
+UNTHROTTLED = DiskClass("unthrottled disk", 0, 0)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Plan:
     """Contestants at equal RAM; empty: all."""
     tree: str = "part"
     tree_ram: int = 620
+    tree_spare: int = 260
+    """MiB that cleanfs leaves for its tables of files, and the kernel's."""
     compile: bool = True
     tree_limit: float = 100
     seconds: float = 3
@@ -47,6 +49,8 @@ class Plan:
     hot_file: int = 256
     """MiB for round trips."""
     small_files: int = 4000
+    unpacked: str = "include"
+    """Directory of the kernel that is unpacked through the mounts."""
     write: int = 256
     """MiB written in one go."""
 
@@ -55,20 +59,23 @@ FULL = Plan()
 QUICK = replace(
     FULL,
     rounds=1,
-    ram=300,
+    ram=360,
+    oversize=1.35,
     sweep=(0.5, 2),
     sweep_all=False,
     classes=(CLOUD_DISK, HARD_DISK),
-    only=("page cache alone (ext4)", "cleanfs", "btrfs, zstd", "mergerfs", "ext4 on zram (ceiling)"),
+    only=("page cache alone (ext4)", "cleanfs", "btrfs, zstd", "ext4 on zram (ceiling)"),
     tree="small",
-    tree_ram=200,
+    tree_ram=320,
+    tree_spare=180,
     compile=False,
     tree_limit=15,
     seconds=1,
     reread_limit=6,
     stream=256,
     hot_file=64,
-    small_files=1000,
+    small_files=500,
+    unpacked="kernel",
     write=64,
 )
 
@@ -233,7 +240,7 @@ def _ext4(lab: Lab) -> Disk:
 def _btrfs(kind: str, tree: bool) -> Callable[[Lab], Disk]:
     def make(lab: Lab) -> Disk:
         disk = lab.own("btrfs", _text_mib(lab) + 3500, f"compress={kind}")
-        lab.fill(disk, tree)
+        lab.fill(disk, tree and lab.plan.tree != "small")
         return disk
 
     return make

@@ -120,7 +120,7 @@ def _idle(lab: Lab, source: Path) -> None:
             lab.skip(f"idle, {entrant.name}", exc)
             continue
         for name, unit, place in (
-            ("CPU ticks of 10 ms", "ticks", 0),
+            ("CPU ticks of 10 ms", "", 0),
             ("voluntary context switches", "", 1),
         ):
             section.add(name, entrant.name, unit, Sample(after[place] - before[place]))

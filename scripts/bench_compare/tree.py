@@ -42,7 +42,9 @@ def bench(lab: Lab, clock: Clock) -> None:
         "limit ended it. The compile starts with what a grep over the tree left in RAM.",
     )
     entrants = [
-        entrant for entrant in who.equal_ram(plan.tree_ram * MIB) if _enters(plan.only, entrant)
+        entrant
+        for entrant in who.equal_ram(plan.tree_ram * MIB, plan.tree_spare)
+        if _enters(plan.only, entrant)
     ]
     # cleanfs first: the others' limits follow from its times.
     entrants.sort(key=lambda entrant: entrant.name != "cleanfs")
