@@ -25,7 +25,8 @@ TREES: dict[str, tuple[str, ...]] = {
         *(f"arch/{name}/*.[chS]" for name in _ARCHITECTURES),
     ),
     "small": (
-        "Documentation/*", "sound/*", "drivers/*.[chS]", "tools/*", "fs/*.[ch]", "net/*.[ch]",
+        "Documentation/*", "sound/*", "drivers/[!g]*.[chS]", "drivers/g[!p]*.[chS]",
+        "drivers/gpu/[!d]*.[chS]", "drivers/gpu/drm/[!a]*.[chS]", "tools/*", "fs/*.[ch]", "net/*.[ch]",
         "samples/*", "arch/*.dts", "arch/*.dtsi", *(f"arch/{name}/*" for name in _ARCHITECTURES),
     ),
 }  # fmt: skip

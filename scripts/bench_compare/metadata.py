@@ -43,9 +43,11 @@ def bench(lab: Lab, clock: Clock) -> None:
     try:
         tree = data.unpack_tree(source / "tree", "small" if plan.tree == "small" else "whole")
         count, _ = data.count_files(tree)
-        about += f"The tree is the kernel's source, {count:,} files; untar unpacks {UNPACKED}/ of it."
+        about += (
+            f"The tree is the kernel's source, {count:,} files; untar unpacks {plan.unpacked}/ of it."
+        )
         archive = lab.scratch / "files.tar"
-        call("tar", "cf", archive, "-C", tree, UNPACKED)
+        call("tar", "cf", archive, "-C", tree, plan.unpacked)
     except SkippedError as exc:
         lab.skip("metadata of a tree", exc)
         tree = archive = None
@@ -66,9 +68,6 @@ def bench(lab: Lab, clock: Clock) -> None:
             lab.skip(f"metadata, {entrant.name}", exc)
         finally:
             call("find", work, "-mindepth", "1", "-delete")
-
-
-UNPACKED = "include"
 
 
 def _tree(section: Section, name: str, mounted: Mounted, git: bool) -> None:

@@ -48,7 +48,7 @@ def draw(results: Results, directory: Path) -> dict[str, Path]:
             axis.set_title(title, fontsize=10)
         figure.suptitle(section.title, fontsize=11)
         figure.tight_layout()
-        drawn[name] = directory / f"compare-{name.replace(' ', '-')}.png"
+        drawn[name] = directory / f"compare-{name.replace(' ', '-').lower()}.png"
         figure.savefig(drawn[name], dpi=110)
         plt.close(figure)
     return drawn

@@ -34,6 +34,9 @@ def show(results: Results, console: Console) -> None:
         console.print(table)
 
 
+SMALL = "The sizes of --quick are too small for the targets: what is fixed (a process) weighs too much."
+
+
 def markdown(
     results: Results,
     facts: dict[str, str],
@@ -54,6 +57,8 @@ def markdown(
         "brackets where there is more than one. Ratios say more than figures."
     )
     lines.append(how)
+    if "--quick" in command:
+        lines.append(SMALL)
     if rows := judge(results):
         lines += ["", "| target | goal | measured | |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in rows]
@@ -73,7 +78,7 @@ def _table(section: Section) -> list[str]:
     for workload, row in section.cells.items():
         unit = next(iter(row.values())).unit
         cells = [row[name].text() if name in row else "" for name in names]
-        lines.append(f"| {workload}{', ' + unit if unit else ''} | " + " | ".join(cells) + " |")
+        lines.append(f"| {workload}{f' [{unit}]' if unit else ''} | " + " | ".join(cells) + " |")
     return lines
 
 
