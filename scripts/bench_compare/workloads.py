@@ -34,13 +34,16 @@ def fio(
     distribution: str = "random",
     seed: int = 1,
 ) -> Io:
-    """Synchronous reads or writes for so many seconds; whole: once through, or until the time is up."""
+    """Synchronous reads or writes for so many seconds; whole: once through, or until the time is up.
+
+    Equal seeds give equal offsets; randrepeat would ignore them, and give the same ones each time.
+    """
     command: list[str | Path | int] = [
         "fio", "--name=job", "--thread", "--ioengine=psync", "--invalidate=0", "--fadvise_hint=0",
         "--fallocate=none", "--output-format=json", "--group_reporting",
         f"--filename={path}", f"--rw={rw}", f"--bs={block}", f"--numjobs={readers}",
-        f"--runtime={seconds}", f"--direct={int(direct)}", f"--randseed={seed}",
-        f"--random_distribution={distribution}",
+        f"--runtime={seconds}", f"--direct={int(direct)}", "--randrepeat=0",
+        f"--randseed={seed}", f"--random_distribution={distribution}",
     ]  # fmt: skip
     if "read" in rw:
         command += ["--readonly", "--allow_file_create=0"]
