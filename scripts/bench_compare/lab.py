@@ -44,6 +44,7 @@ class Plan:
     tree_limit: float = 100
     seconds: float = 3
     reread_limit: float = 15
+    scan: bool = True
     stream: int = 1024
     """MiB of each stream."""
     hot_file: int = 256
@@ -72,6 +73,7 @@ QUICK = replace(
     tree_limit=10,
     seconds=1,
     reread_limit=6,
+    scan=False,
     stream=256,
     hot_file=64,
     small_files=500,
