@@ -126,10 +126,11 @@ class Lab:
         """Everybody once in each round, each round starting with another one."""
         task = self.progress.add_task(what, total=count * len(items))
         for turn in range(count):
-            if turn and clock.up:
-                self.say(f"{what}: the time is used after {turn} of {count} rounds")
-                break
             for place in range(len(items)):
+                if turn and clock.up:
+                    self.say(f"{what}: the time is used after {turn} of {count} rounds")
+                    self.progress.remove_task(task)
+                    return
                 yield items[(place + turn) % len(items)]
                 self.progress.advance(task)
         self.progress.remove_task(task)
