@@ -42,7 +42,7 @@ class Group:
         self._unified = found.get("unified")
         if self._unified is not None:
             control = self._unified / "cgroup.subtree_control"
-            for controller in ("memory", "io", "cpu"):
+            for controller in ("memory", "io"):
                 try:
                     control.write_text(f"+{controller}")
                 except OSError as exc:

@@ -110,7 +110,7 @@ def sweep(lab: Lab, clock: Clock) -> None:
     section = lab.results.section(
         "sweep",
         f"Working set over RAM, {plan.ram} MiB of RAM, {CLOUD_DISK.name}",
-        "As above, one round. Where zram has no column the compressed data leaves no RAM.",
+        "As above. Where zram has no column the compressed data leaves no RAM.",
     )
     names = [who.NATIVE, "cleanfs"]
     if plan.sweep_all:

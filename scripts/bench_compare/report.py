@@ -48,13 +48,9 @@ def markdown(
     """For docs/benchmarks.md; pictures are named relative to base."""
     lines = ["## Everything side by side: `scripts/bench-compare`"]
     lines += [", ".join(f"{name} {value}" for name, value in facts.items()) + "."]
-    rounds = max(
-        (len(cell.samples) for section in results.sections.values() for row in section.cells.values()
-         for cell in row.values()), default=0,
-    )  # fmt: skip
     how = (
-        f"`{command}`, {minutes:.0f} minutes; up to {rounds} alternated rounds, medians, spread in "
-        "brackets where there is more than one. Ratios say more than figures."
+        f"`{command}`, {minutes:.0f} minutes; alternated rounds, medians, spread in brackets where there is "
+        "more than one round. Ratios say more than figures."
     )
     lines.append(how)
     if "--quick" in command:
@@ -64,12 +60,25 @@ def markdown(
         lines += [f"| {' | '.join(row)} |" for row in rows]
     for name, section in results.sections.items():
         if section.cells:
-            lines += ["", f"### {section.title}", section.about, "", *_table(section)]
+            lines += [
+                "",
+                f"### {section.title}",
+                f"{section.about} {_rounds(section)}",
+                "",
+                *_table(section),
+            ]
             if name in plots:
                 lines += ["", f"![{section.title}]({os.path.relpath(plots[name], base)})"]
     if results.skipped:
         lines += ["", "### Skipped", *(f"* {line}" for line in results.skipped)]
     return "\n".join(lines) + "\n"
+
+
+def _rounds(section: Section) -> str:
+    counts = {len(cell.samples) for row in section.cells.values() for cell in row.values()}
+    if counts == {1}:
+        return "One round."
+    return f"{min(counts)} to {max(counts)} rounds." if len(counts) > 1 else f"{counts.pop()} rounds."
 
 
 def _table(section: Section) -> list[str]:
