@@ -49,8 +49,8 @@ def markdown(
     lines = ["## Everything side by side: `scripts/bench-compare`"]
     lines += [", ".join(f"{name} {value}" for name, value in facts.items()) + "."]
     how = (
-        f"`{command}`, {minutes:.0f} minutes; alternated rounds, medians, spread in brackets where there is "
-        "more than one round. Ratios say more than figures."
+        f"`{command}`, {minutes:.0f} minutes; alternated rounds, medians, spread in brackets where "
+        "there is more than one round. Ratios say more than figures."
     )
     lines.append(how)
     if "--quick" in command:
