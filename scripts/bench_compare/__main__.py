@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import equal_ram, metadata, overhead, plots, report, round_trip, tree
 from .lab import FULL, QUICK, Clock, Lab
-from .machine import SkippedError, facts
+from .machine import SkippedError, facts, mounts
 
 console = Console()
 
@@ -90,10 +90,12 @@ def main(
                     name = bench.__module__.rpartition(".")[2]
                     lab.say(f"{name}, {bench.__name__}: {time.monotonic() - begun:.0f} s")
     finally:
-        _remove(scratch)
-        if lab is not None:
-            minutes = (time.monotonic() - start) / 60
-            _report(lab, machine, command, minutes, json_file, markdown_file, plots_directory)
+        minutes = (time.monotonic() - start) / 60
+        try:
+            if lab is not None:
+                _report(lab, machine, command, minutes, json_file, markdown_file, plots_directory)
+        finally:
+            _remove(scratch)
 
 
 def _report(
@@ -143,8 +145,8 @@ def _arguments() -> list[str]:
 
 def _remove(scratch: Path) -> None:
     """Delete our directory, unless something is still mounted below it."""
-    mounts = Path("/proc/self/mounts").read_text()
-    if f" {os.path.realpath(scratch)}/" in mounts:
+    below = f" {os.path.realpath(scratch)}/"
+    if any(below in line for line in mounts()):
         console.print(f"{scratch}: something is still mounted there: left as it is", markup=False)
     else:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .machine import Command, SkippedError
+from .machine import Command, SkippedError, mounts
 
 JOIN = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 99; shift; done; shift; exec "$@"'
 
@@ -18,7 +18,7 @@ JOIN = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 99; shift; done; shift; e
 def hierarchies() -> dict[str, Path]:
     """Where each controller is; "unified" for version 2."""
     found: dict[str, Path] = {}
-    for line in Path("/proc/self/mounts").read_text().splitlines():
+    for line in mounts():
         _, where, kind, options = line.split()[:4]
         if kind == "cgroup":
             for name in options.split(","):

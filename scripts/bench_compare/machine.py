@@ -79,6 +79,11 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def mounts() -> list[str]:
+    """Lines of the mount table; names in it may be any bytes."""
+    return os.fsdecode(Path("/proc/self/mounts").read_bytes()).splitlines()
+
+
 def facts() -> dict[str, str]:
     """The machine in a few words, for the report."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
