@@ -24,7 +24,7 @@ from .machine import SkippedError, facts, mounts
 console = Console()
 
 PARTS: dict[str, list[tuple[Callable[[Lab, Clock], None], float]]] = {
-    "equal-ram": [(equal_ram.bench, 9), (equal_ram.sweep, 5), (tree.bench, 8)],
+    "equal-ram": [(equal_ram.bench, 9), (equal_ram.sweep, 5), (tree.bench, 6)],
     "round-trip": [(round_trip.bench, 4)],
     "overhead": [(overhead.bench, 4)],
     "metadata": [(metadata.bench, 4)],

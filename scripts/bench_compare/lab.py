@@ -41,7 +41,7 @@ class Plan:
     tree_spare: int = 260
     """MiB that cleanfs leaves for its tables of files, and the kernel's."""
     compile: bool = True
-    tree_limit: float = 100
+    tree_limit: float = 120
     seconds: float = 3
     reread_limit: float = 15
     scan: bool = True
