@@ -1,0 +1,1 @@
+"""scripts/bench-compare: cleanfs beside its peers, everything in one run."""

@@ -1,0 +1,123 @@
+"""Who is compared, and how each is mounted.
+
+A contestant mounts a source inside a control group and gives the path to read from.
+"""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cgroups import Group
+from .disks import unmount
+from .machine import MIB, call, need
+
+Mount = Callable[[Group, Path, Path], AbstractContextManager[Path]]
+CLEANFS = (sys.executable, "-m", "cleanfs")
+
+
+@contextmanager
+def nothing(_: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
+    """The source itself."""
+    yield source
+
+
+def cleanfs(*options: str) -> Mount:
+    """A cleanfs mount with these options."""
+
+    @contextmanager
+    def mount(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
+        mountpoint.mkdir(parents=True, exist_ok=True)
+        try:
+            call(*group.inside(*CLEANFS, "mount", *options, source, mountpoint))
+            yield mountpoint
+        finally:
+            unmount(mountpoint)
+
+    return mount
+
+
+def cleanfs_within(memory: int, *options: str, spare: int = 140) -> Mount:
+    """The largest pool that leaves so many MiB for process, page caches, workload, kernel's tables."""
+    pool = memory // MIB - spare
+    return cleanfs("--pool-limit", f"{pool}M", "--page-cache", "32M", *options)
+
+
+def mergerfs(files: str) -> Mount:
+    """A mergerfs mount; files is its cache.files."""
+
+    @contextmanager
+    def mount(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
+        need("mergerfs")
+        mountpoint.mkdir(parents=True, exist_ok=True)
+        options = f"cache.files={files},minfreespace=0"
+        try:
+            call(*group.inside("mergerfs", "-o", options, source, mountpoint))
+            yield mountpoint
+        finally:
+            unmount(mountpoint)
+
+    return mount
+
+
+@contextmanager
+def bindfs(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
+    """A bindfs mount."""
+    need("bindfs")
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    try:
+        call(*group.inside("bindfs", "--multithreaded", source, mountpoint))
+        yield mountpoint
+    finally:
+        unmount(mountpoint)
+
+
+@contextmanager
+def rclone(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
+    """An rclone mount with its cache of whole files, on the source's disk: there is no other."""
+    need("rclone")
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    cache = source.parent / "rclone-cache"
+    try:
+        call(*group.inside(
+            "rclone", "mount", source, mountpoint, "--daemon", "--vfs-cache-mode", "full",
+            "--cache-dir", cache, "--config", source.parent / "rclone.conf", "--no-modtime",
+        ))  # fmt: skip
+        yield mountpoint
+    finally:
+        unmount(mountpoint)
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A name, the disk that it reads, and its mount."""
+
+    name: str
+    disk: str
+    mount: Mount
+
+
+NATIVE = "page cache alone (ext4)"
+BTRFS_ZSTD = "btrfs, zstd"
+BTRFS_LZO = "btrfs, lzo"
+WITHOUT = "cleanfs, no backend"
+MERGERFS = "mergerfs"
+RCLONE = "rclone, VFS cache"
+ZRAM = "ext4 on zram (ceiling)"
+
+
+def equal_ram(memory: int, spare: int = 140) -> list[Contestant]:
+    """Those who get the same RAM for everything; spare: MiB of it that are not for cleanfs's pool."""
+    return [
+        Contestant(NATIVE, "ext4", nothing),
+        Contestant("cleanfs", "ext4", cleanfs_within(memory, spare=spare)),
+        Contestant(BTRFS_ZSTD, "btrfs-zstd", nothing),
+        Contestant(BTRFS_LZO, "btrfs-lzo", nothing),
+        Contestant(WITHOUT, "ext4", cleanfs_within(memory, "--backend", "none", spare=spare)),
+        Contestant(MERGERFS, "ext4", mergerfs("auto-full")),
+        Contestant(RCLONE, "ext4", rclone),
+        Contestant(ZRAM, "zram", nothing),
+    ]
