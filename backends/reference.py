@@ -212,6 +212,21 @@ class ReferenceZcache:
         self._bound_loans()
         return pages
 
+    def borrow_pages(self, pool_id: int, key: FileKey, first: int, count: int) -> bytes | None:
+        """All pages of a range, which stay (``ops.BorrowOps``)."""
+        pool = self._pools[pool_id]
+        obj = pool.objects.get(key)
+        if obj is None:
+            return None
+        ids = range(obj.base + first, obj.base + first + count)
+        if not all(zid in self._zpages or zid in self._raw for zid in ids):
+            return None
+        pages = self.get_pages(pool_id, key, first, count)
+        if pool.uuid is None:
+            back = [(first + i, page) for i, page in enumerate(pages) if page is not None]
+            self.put_pages(pool_id, key, back)
+        return b"".join(page for page in pages if page is not None) if None not in pages else None
+
     def _get_shared(self, obj: _Object, zid: int) -> bytes | None:
         for queue in (self._zpages, self._raw):
             zpage = queue.get(zid)

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-from cleanfs.ops import Backend, FileKey
+from cleanfs.ops import Backend, BorrowOps, FileKey
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +113,30 @@ class CleancacheFs:
                 self._discard(partial(_flush_page, self.pool_id, key, first + i))
         return sound
 
+    def borrow_pages(self, key: FileKey, first: int, count: int) -> bytes | None:
+        """Ask for a range of pages that is not to become resident: each is got and put back.
+
+        None if one of them is not there, or the backend can not do that: then nothing was counted.
+        """
+        cc = self._cleancache
+        if self.pool_id < 0 or cc.borrow is None:
+            return None
+        try:
+            pages = cc.borrow(self.pool_id, key, first, count)
+        except Exception as exc:
+            cc.count_error("raised", exc)
+            return None
+        if pages is None:
+            return None
+        if len(pages) != count * self.page_size:
+            cc.count_error("gave the wrong number of bytes")
+            self._discard(lambda ops: ops.flush_pages(self.pool_id, key, first, first + count))
+            return None
+        cc.went_well()
+        cc.succ_gets += count
+        cc.puts += count
+        return pages
+
     def put_page(self, key: FileKey, index: int, page: bytes) -> None:
         """Offer one clean page."""
         if self.pool_id >= 0:
@@ -197,6 +221,8 @@ class Cleancache:
     def __init__(self) -> None:
         """Start with no backend and nothing mounted."""
         self.backend: Backend | None = None
+        self.borrow: Callable[[int, FileKey, int, int], bytes | None] | None = None
+        """The backend's ``borrow_pages``, if it has one."""
         self.succ_gets = 0
         self.failed_gets = 0
         self.puts = 0
@@ -214,6 +240,7 @@ class Cleancache:
         """
         self.check_free()
         self.backend = backend
+        self.borrow = backend.borrow_pages if isinstance(backend, BorrowOps) else None
         self._errors_in_a_row = 0
         for fs in self._mounted:
             fs.init_pool()
@@ -227,7 +254,7 @@ class Cleancache:
         """Take the backend out of service in an orderly way: every pool is surrendered."""
         for fs in self._mounted:
             fs.surrender_pool()
-        self.backend = None
+        self.backend = self.borrow = None
 
     def init_fs(self, page_size: int, uuid: UUID | None = None) -> CleancacheFs:
         """Record a file system at mount; it has a pool at once if a backend is registered.
@@ -288,6 +315,6 @@ class Cleancache:
         if self.backend is None:
             return
         log.error("backend %s is taken out of service: %s", self.backend.name, why)
-        self.backend = None
+        self.backend = self.borrow = None
         for fs in self._mounted:
             fs.pool_id = -1

@@ -76,6 +76,18 @@ class CleancacheOps(Protocol):
 
 
 @runtime_checkable
+class BorrowOps(Protocol):
+    """What a backend may offer beyond the contract, for ranges that the caller does not keep."""
+
+    def borrow_pages(self, pool_id: int, key: FileKey, first: int, count: int) -> bytes | None:
+        """Get ``count`` pages from index ``first`` on, and put them back, in one call.
+
+        Their bytes, one page after the other; None, and the backend is as if it had not been asked,
+        if one of them is not there.
+        """
+
+
+@runtime_checkable
 class Backend(CleancacheOps, Protocol):
     """A ``CleancacheOps`` that an operator can look at and size while it runs."""
 

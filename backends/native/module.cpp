@@ -26,6 +26,8 @@ using zcache::Token;
 // for a get that takes longer (docs/zcache.md).
 constexpr std::size_t release_gil_bytes = std::size_t{16} << 20;
 
+constexpr std::size_t max_borrowed = 65536;
+
 constexpr std::size_t max_count = std::size_t{1} << 52;
 
 Token token_of(PyObject* page) { return reinterpret_cast<Token>(page); }
@@ -169,6 +171,15 @@ public:
         }
         collect();
         return nb::bytes(found.data(), found.size());
+    }
+
+    nb::object borrow_pages(int pool, nb::handle key, PageIndex first, std::size_t count) {
+        if (count > max_borrowed) throw nb::value_error("a range that is borrowed has at most 65536 pages");
+        std::size_t size = count * engine_.page_size(pool);
+        nb::object pages = nb::steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+        if (!pages.is_valid()) throw nb::python_error();
+        bool found = engine_.borrow(pool, parse_key(key), first, count, reinterpret_cast<std::byte*>(PyBytes_AS_STRING(pages.ptr())));
+        return found ? pages : nb::none();
     }
 
     void put_page(int pool, nb::handle key, PageIndex index, nb::bytes page) {
@@ -326,6 +337,7 @@ NB_MODULE(_zcache, module) {
         .def("get_page", &Backend::get_page, "pool_id"_a, "key"_a, "index"_a)
         .def("get_pages", &Backend::get_pages, "pool_id"_a, "key"_a, "first"_a, "count"_a)
         .def("get_pages_into", &Backend::get_pages_into, "pool_id"_a, "key"_a, "first"_a, "buffer"_a)
+        .def("borrow_pages", &Backend::borrow_pages, "pool_id"_a, "key"_a, "first"_a, "count"_a)
         .def("put_page", &Backend::put_page, "pool_id"_a, "key"_a, "index"_a, "page"_a)
         .def("put_pages", &Backend::put_pages, "pool_id"_a, "key"_a, "pages"_a)
         .def("flush_page", &Backend::flush_page, "pool_id"_a, "key"_a, "index"_a)

@@ -225,13 +225,8 @@ bool Zcache::fetch(File& file, PageIndex index, Slot slot, std::size_t at, Sink&
         discard_page(file.id, index);  // it was a miss: it is one from now on
         return false;
     }
-    MutableBytes page{to, file.pool->page_size};
-    if (slot.state() == Slot::State::staged) {
-        std::memcpy(to, staging_->at(slot.place()).data, page.size());
-    } else if (!decode(file.pool->allocator->load(slot.place()), slot.kind(), page)) {
-        ++tally_.corrupt_zpages;
+    if (!read(file, index, slot, {to, file.pool->page_size})) {
         sink.cancel(at);
-        discard_page(file.id, index);
         return false;
     }
     PageTable::Item& item = *Index::find(file, index);
@@ -245,6 +240,37 @@ bool Zcache::fetch(File& file, PageIndex index, Slot slot, std::size_t at, Sink&
     } else {
         remember_active(file, index);
         discard_page(file.id, index);
+    }
+    return true;
+}
+
+bool Zcache::borrow(int id, const FileKey& key, PageIndex first, std::size_t count, std::byte* to) {
+    check_range(first, count);
+    Lock lock(mutex_);
+    Pool& pool = index_.pool(id);
+    File* file = index_.find(pool, key);
+    if (file == nullptr || file->pages < count) return false;
+    for (std::size_t at = 0; at < count; ++at) {
+        PageTable::Item* item = Index::find(*file, first + at);
+        if (item == nullptr || Slot::of_item(*item).state() == Slot::State::lent) return false;
+    }
+    for (std::size_t at = 0; at < count; ++at) {
+        PageTable::Item& item = *Index::find(*file, first + at);
+        Slot slot = Slot::of_item(item);
+        if (!read(*file, first + at, slot, {to + at * pool.page_size, pool.page_size})) return false;
+        if (slot.state() == Slot::State::stored) item = slot.with_referenced(true).item();
+    }
+    return true;
+}
+
+// Copy a page that is there, staged or stored. One that can not be read is discarded.
+bool Zcache::read(File& file, PageIndex index, Slot slot, MutableBytes page) {
+    if (slot.state() == Slot::State::staged) {
+        std::memcpy(page.data(), staging_->at(slot.place()).data, page.size());
+    } else if (!decode(file.pool->allocator->load(slot.place()), slot.kind(), page)) {
+        ++tally_.corrupt_zpages;
+        discard_page(file.id, index);
+        return false;
     }
     return true;
 }

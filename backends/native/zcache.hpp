@@ -75,6 +75,9 @@ public:
 
     // How many pages were found.
     std::size_t get(int pool, const FileKey& key, PageIndex first, std::size_t count, Sink& sink);
+    // A get of all pages of the range, each of which is put back at once: they are copied to `to`, one after
+    // the other, and stay. False, and nothing has changed, if one is not there or can not be read.
+    bool borrow(int pool, const FileKey& key, PageIndex first, std::size_t count, std::byte* to);
     // Each page is as large as the pool's.
     void put(int pool, const FileKey& key, std::span<const Put> pages);
     void flush_pages(int pool, const FileKey& key, PageIndex first, PageIndex stop);
@@ -125,6 +128,7 @@ private:
     Encoded encode(Scratch& scratch, Bytes page) const;
     void store(Owner owner, const Encoded& encoded);
     bool fetch(File& file, PageIndex index, Slot slot, std::size_t at, Sink& sink);
+    bool read(File& file, PageIndex index, Slot slot, MutableBytes page);
     bool decode(const Stored& stored, Kind kind, MutableBytes page);
     void lend(const File& file, PageTable::Item& item, PageIndex index, Token token);
     void remember_active(const File& file, PageIndex index);

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from cleanfs.ops import Backend, CleancacheOps, FileKey
+from cleanfs.ops import Backend, BorrowOps, CleancacheOps, FileKey
 
 PAGE_SIZE = 4096
 PAGE_SIZES = [1 << bits for bits in range(12, 21)]
@@ -328,6 +328,55 @@ class BackendConformance(ABC):
         pages = self._put_ten(backend, pool)
         assert backend.get_pages(pool, KEY, 3, 4) == pages[3:7]
         assert backend.get_pages(pool, KEY, 0, 10) == [*pages[:3], *[None] * 4, *pages[7:]]
+
+    # -- beyond the contract: borrowing ------------------------------------------------------------
+
+    def borrower(self, backend: Backend) -> BorrowOps:
+        """The backend, if it lends ranges."""
+        if not isinstance(backend, BorrowOps):
+            pytest.skip("it need not")
+        return backend
+
+    def test_pages_that_are_borrowed_stay(self, backend: Backend, any_pool: int) -> None:
+        pages = [text(f"page {i}") for i in range(9)]
+        backend.put_pages(any_pool, KEY, list(enumerate(pages, 5)))
+        for _ in range(3):
+            assert self.borrower(backend).borrow_pages(any_pool, KEY, 5, 9) == b"".join(pages)
+            assert self.borrower(backend).borrow_pages(any_pool, KEY, 7, 1) == pages[2]
+        assert backend.get_pages(any_pool, KEY, 5, 9) == pages
+
+    @pytest.mark.parametrize("missing", [0, 4, 8])
+    def test_one_page_too_few_and_none_is_borrowed(
+        self, backend: Backend, any_pool: int, missing: int
+    ) -> None:
+        pages: list[bytes | None] = [None if i == missing else text(f"{i}") for i in range(9)]
+        backend.put_pages(any_pool, KEY, [(i, page) for i, page in enumerate(pages) if page])
+        assert self.borrower(backend).borrow_pages(any_pool, KEY, 0, 9) is None
+        assert backend.get_pages(any_pool, KEY, 0, 9) == pages
+
+    def test_nothing_is_borrowed_of_a_file_without_pages(self, backend: Backend, any_pool: int) -> None:
+        assert self.borrower(backend).borrow_pages(any_pool, KEY, 0, 9) is None
+
+    def test_what_was_got_can_not_be_borrowed_until_it_is_put_back(
+        self, backend: Backend, pool: int
+    ) -> None:
+        backend.put_pages(pool, KEY, [(0, text("a")), (1, text("b"))])
+        [page] = backend.get_pages(pool, KEY, 1, 1)
+        assert page is not None
+        assert self.borrower(backend).borrow_pages(pool, KEY, 0, 2) is None
+        backend.put_page(pool, KEY, 1, page)
+        assert self.borrower(backend).borrow_pages(pool, KEY, 0, 2) == text("a") + text("b")
+
+    def test_what_was_borrowed_is_overtaken_by_a_put_and_by_a_flush(
+        self, backend: Backend, any_pool: int
+    ) -> None:
+        backend.put_pages(any_pool, KEY, [(0, text("a")), (1, text("b"))])
+        assert self.borrower(backend).borrow_pages(any_pool, KEY, 0, 2) == text("a") + text("b")
+        backend.put_page(any_pool, KEY, 1, text("c"))
+        assert self.borrower(backend).borrow_pages(any_pool, KEY, 0, 2) == text("a") + text("c")
+        backend.flush_page(any_pool, KEY, 0)
+        assert self.borrower(backend).borrow_pages(any_pool, KEY, 0, 2) is None
+        assert self.borrower(backend).borrow_pages(any_pool, KEY, 1, 1) == text("c")
 
     def test_the_limit_can_be_read_and_changed(self, backend: Backend) -> None:
         limit = 2 * backend.pool_limit

@@ -136,6 +136,13 @@ class Twin:
         hits = [page if hit else None for page, hit in zip(pages, found, strict=False)]
         self._saw(pool, key, first, hits)
 
+    def borrow(self, pool: int, key: FileKey, first: int, n: int) -> None:
+        """Get pages that stay; all or none."""
+        pages = self.z.borrow_pages(pool, key, first, n)
+        if pages is not None:
+            expected = [self.model[pool, key, first + i] for i in range(n)]
+            assert pages == b"".join(expected), (pool, key, first, n)
+
     def _saw(self, pool: int, key: FileKey, first: int, pages: Sequence[bytes | None]) -> None:
         for index, page in enumerate(pages, first):
             if page is not None:
@@ -247,6 +254,13 @@ class ZcacheMachine(RuleBasedStateMachine):
         pool = self.pool(which)
         if pool is not None:
             self.twin.get_into(pool, key, first, n)
+
+    @rule(which=WHICH, key=st.sampled_from(KEYS), first=INDICES, n=st.sampled_from([0, 1, 2, 20]))
+    def borrow(self, which: int, key: FileKey, first: int, n: int) -> None:
+        """All pages of a range, which stay."""
+        pool = self.pool(which)
+        if pool is not None:
+            self.twin.borrow(pool, key, first, n)
 
     @rule(which=WHICH, key=st.sampled_from(KEYS), start=INDICES, n=st.none() | st.integers(0, 99))
     def flush(self, which: int, key: FileKey, start: int, n: int | None) -> None:

@@ -105,7 +105,8 @@ public:
         if (pools_.empty() || what == 0) open_pool();
         else if (what < 60) put();
         else if (what < 90) put_back();
-        else if (what < 160) get();
+        else if (what < 150) get();
+        else if (what < 160) borrow();
         else if (what < 175) flush_range();
         else if (what < 178) flush_inode();
         else if (what == 178) close_pool();
@@ -395,6 +396,25 @@ private:
             if (pool.uuid < 0) pool.pages.erase(expected);
         }
         EXPECT(found == 0);
+    }
+
+    void borrow() {
+        auto chosen = choose_pool();
+        int id = chosen->first;
+        Pool& pool = chosen->second;
+        std::size_t file = choices_.below(keys);
+        zcache::PageIndex first = choose_index(pool.page_size);
+        std::size_t count = choices_.one_in(2) ? 1 : choices_.below(pool.page_size > 65536 ? 3 : 12);
+        count = std::min<std::size_t>(count, (zcache::PageIndex{1} << 63) / pool.page_size - first);
+        std::vector<std::byte> pages(count * pool.page_size);
+        bool found = false;
+        EXPECT(run([&] { found = engine_.borrow(id, key(file), first, count, pages.data()); }));
+        if (!found) return;
+        for (std::size_t at = 0; at < count; ++at) {
+            auto expected = pool.pages.find({file, first + at});
+            EXPECT(expected != pool.pages.end());
+            EXPECT(is_page(expected->second, {pages.data() + at * pool.page_size, pool.page_size}));
+        }
     }
 
     void flush_range() {
