@@ -29,7 +29,7 @@ from cleanfs.latency import Latencies
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
-from cleanfs.pagecache import PageCache
+from cleanfs.pagecache import PageCache, max_files
 from cleanfs.requests import RequestLimits, set_limits
 from cleanfs.resident import Resident, make_resident
 from cleanfs.stats import MountStats
@@ -67,7 +67,12 @@ class Mount:
         if config.backend != NO_BACKEND:
             self._cleancache.register(self._make_backend(config.backend))
         self._fs = self._cleancache.init_fs(config.page_size, config.shared_pool)
-        self._pagecache = PageCache(config.page_cache, self._fs, _make_resident(config.page_size))
+        self._pagecache = PageCache(
+            config.page_cache,
+            self._fs,
+            _make_resident(config.page_size),
+            max_files(config.pool_limit),
+        )
         self._coherency = CoherencyChecker(self._pagecache, config.coherency)
         self._notifier = Notifier()
         self._backing = Backing()
@@ -230,6 +235,7 @@ class Mount:
             backend.resize(limit)
             syscalls.trim_malloc()
         self._pool_limit = limit
+        self._pagecache.max_files = max_files(limit)
 
     def set_page_cache(self, limit: int) -> None:
         """Resize, at once. Raises ValueError for less than a page, except 0."""

@@ -34,8 +34,11 @@ BORROWED = 8
 """Pages of a read, all of them in cleancache, from which on they stay there and do not become resident.
 To move them here, and others from here there, was a quarter of what such a read costs (32 pages)."""
 
-MAX_FILES = 1 << 16
-"""File records kept, of 0.7 KiB each. Beyond, the longest unused files are flushed and forgotten."""
+MIN_FILES = 1 << 14
+POOL_BYTES_PER_FILE = 4096
+"""File records kept, of 0.7 KiB each: one for so many bytes that cleancache may use, at least MIN_FILES.
+Beyond, the longest unused files are flushed and forgotten. A program that reads more files than that in
+turn, again and again, finds none of them."""
 
 FORGET_BATCH = 64
 """File records looked at when one must go."""
@@ -44,6 +47,11 @@ Buffer = bytes | bytearray | memoryview
 
 SourceRead = Callable[[int, int], Awaitable[Buffer]]
 """``read(offset, size)`` of one file of the source; short only at its end. Raises OSError."""
+
+
+def max_files(pool_limit: int) -> int:
+    """How many file records go with a pool of that limit."""
+    return max(MIN_FILES, pool_limit // POOL_BYTES_PER_FILE)
 
 
 class _Flight:
@@ -121,14 +129,15 @@ class PageCache:
         limit: int,
         cleancache: CleancacheFs,
         resident: Resident,
-        max_files: int = MAX_FILES,
+        max_files: int = MIN_FILES,
     ) -> None:
         """``limit`` in bytes; 0 keeps nothing, so that every page goes through cleancache."""
         self.page_size = cleancache.page_size
         self._limit = limit
         self._cleancache = cleancache
         self._resident = resident
-        self._max_files = max_files
+        self.max_files = max_files
+        """File records kept, except those in use."""
         self._cost = self.page_size + resident.overhead
         self._files: OrderedDict[FileKey, CachedFile] = OrderedDict()
         self._by_serial: dict[int, CachedFile] = {}
@@ -149,7 +158,7 @@ class PageCache:
             serial = next(self._serials)
             file = CachedFile(key, serial)
             self._files[key] = self._by_serial[serial] = file
-            if len(self._files) > self._max_files:
+            if len(self._files) > self.max_files:
                 self._forget_oldest()
         else:
             self._files.move_to_end(key)
@@ -169,7 +178,7 @@ class PageCache:
     def _forget_oldest(self) -> None:
         # All but the newest, which is being made; some at a time, as many may be pinned.
         for file in list(islice(self._files.values(), min(len(self._files) - 1, FORGET_BATCH))):
-            if len(self._files) <= self._max_files:
+            if len(self._files) <= self.max_files:
                 return
             if file.pins:
                 self._files.move_to_end(file.key)

@@ -18,7 +18,7 @@ from cleanfs.backends.options import BackendOptions
 from cleanfs.cleancache import Cleancache
 from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.ops import Backend, FileKey
-from cleanfs.pagecache import CachedFile, PageCache
+from cleanfs.pagecache import MIN_FILES, CachedFile, PageCache, max_files
 from cleanfs.resident import make_resident
 
 PAGE = 4096
@@ -621,6 +621,11 @@ async def test_a_key_has_one_record(rig: Rig) -> None:
     assert rig.cache.known(key(1)) is None
     file = rig.cache.file(key(1))
     assert rig.cache.file(key(1)) is file is rig.cache.known(key(1))
+
+
+def test_there_are_as_many_records_as_the_pool_can_have_files_for() -> None:
+    assert max_files(1 << 20) == MIN_FILES
+    assert max_files(512 << 20) == 131_072
 
 
 @pytest.mark.parametrize("max_files", [1, 8, 64])
