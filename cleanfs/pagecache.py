@@ -36,7 +36,7 @@ To move them here, and others from here there, was a quarter of what such a read
 
 MIN_FILES = 1 << 14
 POOL_BYTES_PER_FILE = 4096
-"""File records kept, of 0.7 KiB each: one for so many bytes that cleancache may use, at least MIN_FILES.
+"""File records kept, 0.7 KiB each: one for so many bytes that cleancache may use, at least MIN_FILES.
 Beyond, the longest unused files are flushed and forgotten. A program that reads more files than that in
 turn, again and again, finds none of them."""
 
