@@ -15,6 +15,7 @@ from .workloads import fio
 LIST, FIND, STATUS, UNTAR = "ls -lR", "find, by time", "git status", "untar"
 CREATE, UNLINK = "create files of 1 KiB", "unlink them"
 WRITE, REWRITE = "128 KiB sequential writes", "4 KiB random writes"
+PLAIN = "cleanfs, passthrough"
 LIMIT = 90
 
 CREATE_FILES = """
@@ -39,7 +40,10 @@ def bench(lab: Lab, clock: Clock) -> None:
     source = lab.scratch / "metadata"
     work = source / "work"
     work.mkdir(parents=True)
-    about = "New mounts with default limits, the source in RAM, nothing synced. "
+    about = (
+        "New mounts with default limits, the source in RAM, nothing synced. Passthrough is "
+        "`--backend none --page-cache 0`. "
+    )
     try:
         tree = data.unpack_tree(source / "tree", "small" if plan.tree == "small" else "whole")
         count, _ = data.count_files(tree)
@@ -56,12 +60,13 @@ def bench(lab: Lab, clock: Clock) -> None:
     entrants = [
         Contestant("the source itself", "", nothing),
         Contestant("cleanfs", "", who.cleanfs()),
+        Contestant(PLAIN, "", who.cleanfs("--backend", "none", "--page-cache", "0")),
         Contestant("mergerfs", "", who.mergerfs("auto-full")),
     ]
     for entrant in lab.rounds(entrants, max(1, plan.rounds - 1), clock, "metadata"):
         try:
             with lab.mounted(entrant, source) as mounted:
-                if tree:
+                if tree and entrant.name != PLAIN:
                     _tree(section, entrant.name, mounted, git)
                 _writes(lab, section, entrant.name, mounted, archive)
         except SkippedError as exc:
