@@ -18,6 +18,10 @@ Mount = Callable[[Group, Path, Path], AbstractContextManager[Path]]
 CLEANFS = (sys.executable, "-m", "cleanfs")
 
 
+SPARE = 116
+"""MiB of equal RAM that are not for cleanfs's pool: daemon, page caches, workload."""
+
+
 @contextmanager
 def nothing(_: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
     """The source itself."""
@@ -39,10 +43,10 @@ def cleanfs(*options: str) -> Mount:
     return mount
 
 
-def cleanfs_within(memory: int, *options: str, spare: int = 140) -> Mount:
+def cleanfs_within(memory: int, *options: str, spare: int = SPARE) -> Mount:
     """The largest pool that leaves so many MiB for process, page caches, workload, kernel's tables."""
     pool = memory // MIB - spare
-    return cleanfs("--pool-limit", f"{pool}M", "--page-cache", "32M", *options)
+    return cleanfs("--pool-limit", f"{pool}M", "--page-cache", "8M", *options)
 
 
 def mergerfs(files: str) -> Mount:
@@ -100,6 +104,7 @@ class Contestant:
     mount: Mount
 
 
+DENSE = "cleanfs, zstd:3+dict"
 NATIVE = "page cache alone (ext4)"
 BTRFS_ZSTD = "btrfs, zstd"
 BTRFS_LZO = "btrfs, lzo"
@@ -109,11 +114,12 @@ RCLONE = "rclone, VFS cache"
 ZRAM = "ext4 on zram (ceiling)"
 
 
-def equal_ram(memory: int, spare: int = 140) -> list[Contestant]:
+def equal_ram(memory: int, spare: int = SPARE) -> list[Contestant]:
     """Those who get the same RAM for everything; spare: MiB of it that are not for cleanfs's pool."""
     return [
         Contestant(NATIVE, "ext4", nothing),
         Contestant("cleanfs", "ext4", cleanfs_within(memory, spare=spare)),
+        Contestant(DENSE, "ext4", cleanfs_within(memory, "--compression", "zstd:3+dict", spare=spare)),
         Contestant(BTRFS_ZSTD, "btrfs-zstd", nothing),
         Contestant(BTRFS_LZO, "btrfs-lzo", nothing),
         Contestant(WITHOUT, "ext4", cleanfs_within(memory, "--backend", "none", spare=spare)),

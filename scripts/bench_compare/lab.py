@@ -27,7 +27,7 @@ class Plan:
     rounds: int = 3
     ram: int = 680
     """MiB around program and daemon."""
-    oversize: float = 1.6
+    oversize: float = 1024 / 680
     """Working set over RAM."""
     hot: float = 0.4
     """Hot set over RAM."""
@@ -68,7 +68,7 @@ QUICK = replace(
     only=("page cache alone (ext4)", "cleanfs", "btrfs, zstd", "ext4 on zram (ceiling)"),
     tree="small",
     tree_ram=320,
-    tree_spare=140,
+    tree_spare=116,
     compile=False,
     tree_limit=20,
     seconds=1,
