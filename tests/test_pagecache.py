@@ -11,7 +11,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from cleanfs.backends import zcache
 from cleanfs.backends.options import BackendOptions
@@ -951,3 +951,12 @@ def test_only_a_backend_that_lends_is_asked_to() -> None:
     cleancache.unregister()
     assert fs.borrow_pages(KEY, 0, 8) is None
     assert lender.borrowed == [(0, 8)]
+
+
+@pytest.mark.parametrize("pages", [1, 7, 16])
+async def test_a_read_that_hits_is_no_checkpoint(pages: int) -> None:
+    rig = await all_in_cleancache(Lender())
+    expected = rig.source.data[: pages * PAGE]
+    for _ in ("from cleancache", "from the page cache, if it was small"):
+        with assert_no_checkpoints():
+            assert await rig.read(0, pages * PAGE) == expected
