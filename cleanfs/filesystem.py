@@ -451,7 +451,8 @@ class CleanFS(pyfuse3.Operations):
         a descriptor to ask at once; what went wrong is left to the long way.
         """
         held = self._inodes.get(inode) if name == CAPABILITY else None
-        if held is not None:
+        if held is not None and ctx.uid:
+            # Root's question does not take the place of a user's: in doubt the bits go.
             held.asked_for = ctx.uid
         if held is not None and held.open_fds and self._services.is_local(held):
             try:

@@ -49,19 +49,21 @@ class Handshake:
         self._fd = self._device = -1
         self._ours: socket.socket | None = None
         self._trio: Any = None
-        self._waits = 0
         self._wanted = False
 
     def begin(self) -> None:
-        """Take libfuse's place, if the kernel offers what we want. Else nothing is changed."""
+        """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere never finds out, and loses nothing."""
         new = _devices() - self._before
-        if len(new) != 1:
-            return
-        [self._fd] = new
+        if len(new) == 1 and getattr(pyfuse3, "trio", None) is not None:
+            [self._fd] = new
+            self._trio, pyfuse3.trio = pyfuse3.trio, self  # type: ignore[attr-defined]
+
+    def _take_place(self) -> bool:
+        """Put a socket with the question in place of the device. False if there is no question."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         if not poll.poll(TIMEOUT_SECONDS * 1000):
-            return
+            return False
         question = os.read(self._fd, MAX_MESSAGE)
         self._device = os.dup(self._fd)
         theirs, self._ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -70,7 +72,7 @@ class Handshake:
             os.dup2(theirs.fileno(), self._fd, inheritable=False)
         self._ours.send(question)
         self._wanted = is_offered(question)
-        self._trio, pyfuse3.trio = pyfuse3.trio, self  # type: ignore[attr-defined]
+        return True
 
     def _end(self) -> None:
         """Libfuse has answered, and gets its device back."""
@@ -81,7 +83,6 @@ class Handshake:
         os.write(self._device, agreed or answer)
         os.dup2(self._device, self._fd, inheritable=False)
         os.close(self._device)
-        pyfuse3.trio = self._trio  # type: ignore[attr-defined]
 
     # -- what pyfuse3 takes for trio meanwhile --------------------------------------------------
 
@@ -91,12 +92,13 @@ class Handshake:
         return self
 
     async def wait_readable(self, fd: int) -> None:
-        """pyfuse3 is about to read its descriptor."""
-        self._waits += 1
-        if self._waits == 1:
+        """pyfuse3 is about to read its descriptor: the first time the question, then what follows."""
+        if self._ours is None and self._take_place():
             await trio.lowlevel.checkpoint()
             return
-        self._end()
+        if self._ours is not None:
+            self._end()
+        pyfuse3.trio = self._trio  # type: ignore[attr-defined]  # see begin
         await self._trio.lowlevel.wait_readable(fd)
 
     def __getattr__(self, name: str) -> object:

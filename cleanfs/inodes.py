@@ -106,7 +106,8 @@ class Inode:
         self.asked_for = 0
         """Whose write may come next: the uid for which the kernel asked for capabilities, as it does
         before it sends a program's write to a file with set-id bits, and not before it sends what is
-        dirty in a mapping. 0 for root, and for nobody."""
+        dirty in a mapping. 0 for nobody, and for root unless a user asked before: a question need not
+        be followed by a write, and then it can not be told whose the next one is."""
         self.sent: tuple[int, int, int] | None = None
         """Size, mtime and ctime that the kernel was last told."""
         self.doubts = self.doubts_settled = 0

@@ -88,3 +88,28 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
         done = cleanfs("mount", "--busy-poll", wrong, tmp_path, tmp_path)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
+
+
+ELSEWHERE = """
+import pyfuse3, trio
+import cleanfs.mount
+begin = cleanfs.mount.Handshake.begin
+def begin_in_vain(self):
+    begin(self)
+    pyfuse3.trio = trio
+cleanfs.mount.Handshake.begin = begin_in_vain
+"""
+"""Makes of this pyfuse3 one that does not look at what was put in the place of ``trio``."""
+
+
+def test_a_pyfuse3_that_waits_elsewhere_serves_all_the_same(
+    source: Path, tmp_path: Path, mount: Mounter
+) -> None:
+    (source / "f").write_bytes(b"text" * 1024)
+    (tmp_path / "sitecustomize.py").write_text(ELSEWHERE)
+    fs = mount(prefix=("env", f"PYTHONPATH={tmp_path}"))
+    assert (fs.path / "f").read_bytes() == b"text" * 1024
+    (fs.path / "g").write_bytes(b"new")
+    assert (source / "g").read_bytes() == b"new"
+    assert fs.stats()["busy_poll_limit_us"] == 0
+    assert "busy polling is off" in fs.log.read_text()

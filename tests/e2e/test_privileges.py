@@ -97,6 +97,16 @@ def test_who_only_looks_takes_nothing_away(file: Path, mount: Mounter) -> None:
     assert mode(file) == 0o6777
 
 
+def test_if_a_user_asked_too_the_bits_go_in_doubt(file: Path, mount: Mounter) -> None:
+    fs = mount("--allow-other")
+    file.chmod(0o6777)
+    looks = f"try: os.getxattr('f', '{CAPABILITY}')\nexcept OSError: pass"
+    assert as_user(fs.path, looks) == ""
+    assert as_user(fs.path, looks, uid=0, gid=0) == ""
+    assert as_user(fs.path, CHANGES["write"], uid=0, gid=0) == ""
+    assert mode(file) == mode(fs.path / "f") == 0o777
+
+
 @pytest.mark.skipif(KERNEL < (5, 11), reason="the kernel asks before each write")
 def test_the_kernel_need_not_ask_before_each_write(file: Path, mount: Mounter, tmp_path: Path) -> None:
     if not shutil.which("strace"):
