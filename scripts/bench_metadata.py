@@ -5,9 +5,7 @@ kernel knows nothing of, and again. The source is in RAM. Medians of the rounds,
 the machine lacks (mergerfs) is skipped with a line.
 """
 
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,7 +20,7 @@ import click
 from rich.progress import Progress
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bench_mount import Results, cleanfs, console, record, show
+from bench_mount import Results, cleanfs, console, record, show, write_json
 
 FILES_PER_DIRECTORY = 30
 DIRECTORIES_PER_DIRECTORY = 10
@@ -73,18 +71,7 @@ def main(rounds: int, files: int, only: tuple[str, ...], json_file: str | None) 
                             shutil.rmtree(copied)
                         progress.advance(task)
     show(results, {})
-    if json_file:
-        report = {
-            "cores": os.cpu_count(),
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-            "files": files,
-            "results": {
-                workload: {who: series.as_dict() for who, series in who_and_series.items()}
-                for workload, who_and_series in results.items()
-            },
-        }
-        Path(json_file).write_text(json.dumps(report, indent=2) + "\n")
+    write_json(results, json_file, files=files)
 
 
 def peers(source: Path) -> dict[str, Contestant]:

@@ -81,18 +81,7 @@ def main(rounds: int, json_file: str | None, memory: bool) -> None:
             if memory:
                 rss = bench_memory(scratch / "memory", progress)
     show(results, rss)
-    if json_file:
-        report = {
-            "cores": os.cpu_count(),
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-            "results": {
-                workload: {who: series.as_dict() for who, series in contestants.items()}
-                for workload, contestants in results.items()
-            },
-            "memory": rss,
-        }
-        Path(json_file).write_text(json.dumps(report, indent=2) + "\n")
+    write_json(results, json_file, memory=rss)
 
 
 def bench_reads(scratch: Path, rounds: int, results: Results, progress: Progress) -> None:
@@ -297,6 +286,23 @@ def show(results: Results, rss: dict[str, Any]) -> None:
         for name, value in rss.items():
             memory.add_row(name.replace("_", " "), format_size(value))
         console.print(memory)
+
+
+def write_json(results: Results, to: str | None, **more: object) -> None:
+    """All values, and on what they were measured, if somebody wants them."""
+    if to is None:
+        return
+    report = {
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "results": {
+            workload: {who: series.as_dict() for who, series in contestants.items()}
+            for workload, contestants in results.items()
+        },
+        **more,
+    }
+    Path(to).write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

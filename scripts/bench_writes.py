@@ -6,8 +6,6 @@ their spread. What the machine or a contestant lacks is skipped with a line.
 """
 
 import json
-import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from bench_mount import PASSTHROUGH, Results, cleanfs, console, mergerfs, record, show
+from bench_mount import PASSTHROUGH, Results, cleanfs, console, mergerfs, record, show, write_json
 from rich.progress import Progress
 
 MEMORY = Path("/dev/shm")
@@ -46,17 +44,7 @@ def main(rounds: int, json_file: str | None, disk: str) -> None:
             with tempfile.TemporaryDirectory(prefix="cleanfs-bench-", dir=place) as scratch:
                 bench_writes(name, Path(scratch), rounds, results, progress)
     show(results, {})
-    if json_file:
-        report = {
-            "cores": os.cpu_count(),
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-            "results": {
-                workload: {who: series.as_dict() for who, series in contestants.items()}
-                for workload, contestants in results.items()
-            },
-        }
-        Path(json_file).write_text(json.dumps(report, indent=2) + "\n")
+    write_json(results, json_file)
 
 
 def bench_writes(where: str, scratch: Path, rounds: int, results: Results, progress: Progress) -> None:

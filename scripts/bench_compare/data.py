@@ -1,7 +1,6 @@
 """Data sets: text that compresses like source code, random bytes, the kernel's source tree."""
 
 import os
-import sysconfig
 from pathlib import Path
 
 from .machine import SkippedError, call, need
@@ -29,24 +28,6 @@ TREES: dict[str, tuple[str, ...]] = {
 """What is left out of the kernel's source. A part of it can still be configured and compiled."""
 SMALL_TREE = ("drivers/gpu/drm/amd", "include/linux", "kernel", "mm")
 """What the small tree has: large files above all, few enough for --quick."""
-
-
-def write_text(path: Path, size: int) -> None:
-    """Python source, over and over, from a different byte on each time: no two pages are equal."""
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    text = b"".join(file.read_bytes() for file in sorted(stdlib.glob("*.py")))
-    with path.open("wb") as file:
-        shift = 0
-        while file.tell() < size:
-            file.write(text[shift : shift + size - file.tell()])
-            shift = (shift + 61) % 4096
-
-
-def write_random(path: Path, size: int) -> None:
-    """What no compressor gets smaller."""
-    with path.open("wb") as file:
-        while file.tell() < size:
-            file.write(os.urandom(min(1 << 24, size - file.tell())))
 
 
 def tarball() -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from bench_mount import write_compressible
 from rich.console import Console
 from rich.progress import Progress
 
@@ -168,8 +169,8 @@ class Lab:
         with disk.mounted(mount):
             target = mount / "data"
             target.mkdir()
-            data.write_text(target / "text", int(max(*plan.sweep, plan.oversize) * plan.ram) * MIB)
-            data.write_text(target / "hot", int(plan.hot * plan.ram) * MIB)
+            write_compressible(target / "text", int(max(*plan.sweep, plan.oversize) * plan.ram) * MIB)
+            write_compressible(target / "hot", int(plan.hot * plan.ram) * MIB)
             if tree:
                 try:
                     data.unpack_tree(target / "tree", plan.tree)

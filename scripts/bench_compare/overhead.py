@@ -4,8 +4,9 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
+from bench_mount import write_compressible, write_random
+
 from . import contestants as who
-from . import data
 from .contestants import Contestant, nothing
 from .disks import CLOUD_DISK, UNTHROTTLED, DiskClass
 from .lab import Clock, Lab
@@ -38,8 +39,8 @@ def bench(lab: Lab, clock: Clock) -> None:
     ]
     mount = lab.scratch / "stream"
     with disk.mounted(mount):
-        data.write_random(mount / "random", plan.stream * MIB)
-        data.write_text(mount / "text", plan.stream * MIB)
+        write_random(mount / "random", plan.stream * MIB)
+        write_compressible(mount / "text", plan.stream * MIB)
     workloads: list[tuple[str, str, bool, DiskClass]] = [
         (RANDOM_DISK, "random", False, UNTHROTTLED),
         (COLD, "text", False, CLOUD_DISK),

@@ -5,8 +5,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from bench_mount import write_compressible
+
 from . import contestants as who
-from . import data
 from .contestants import Contestant
 from .lab import Clock, Lab, Mounted
 from .machine import MIB, SkippedError
@@ -44,7 +45,7 @@ def bench(lab: Lab, clock: Clock) -> None:
     )
     source = lab.scratch / "round-trip"
     source.mkdir()
-    data.write_text(source / "file", plan.hot_file * MIB)
+    write_compressible(source / "file", plan.hot_file * MIB)
     entrants = [
         Contestant(HITS, "", who.cleanfs("--page-cache", "4M")),
         Contestant(PLAIN, "", who.cleanfs("--backend", "none", "--page-cache", "0")),
