@@ -34,6 +34,10 @@ MAX_THREADS: Final = 64
 
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
+MAX_OFFSET: Final = (1 << 63) - 1
+"""Where the largest file ends, in bytes. A read that reaches beyond is refused with EINVAL, which says
+nothing about what the source can do; and the last page of such a file is a byte short."""
+
 
 class SourceCache(StrEnum):
     """What reads leave in the source's page cache."""
@@ -118,6 +122,7 @@ class Backing:
 
         ``file_size`` is what is known of the file's size, 0 if nothing is.
         """
+        size = min(size, MAX_OFFSET - offset)
         buffer = bytearray(size)
         lingers = self.drop_behind and stream.lingers(offset, size, file_size)
         drop = self.drop_behind and not lingers

@@ -280,6 +280,7 @@ class CleanFS(pyfuse3.Operations):
         if (node := self._control.node(inode)) is not None:
             fh = self._add(self._control.open(node, flags))
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)
+        self._inodes.check_may_open()
         async with self._tree.using(inode) as held:
             before = self._services.before()
             opened = await self._tree.open(held, flags)
@@ -298,6 +299,7 @@ class CleanFS(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
         """Create and open a file, which becomes the caller's."""
+        self._inodes.check_may_open()
         async with self._changing_names(parent_inode, name) as parent:
             before = self._services.before()
             io_flags = flags & (IO_FLAGS | os.O_EXCL | os.O_TRUNC)
@@ -356,6 +358,7 @@ class CleanFS(pyfuse3.Operations):
         if (node := self._control.node(inode)) is not None:
             self._control_dirs[fh] = node
             return FileHandleT(fh)
+        self._inodes.check_may_open()
         async with self._tree.using(inode) as held:
             fd = await self._tree.open_directory(held)
             self._dirs[fh] = DirHandle(self._services, held, fd)

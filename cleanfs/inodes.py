@@ -5,7 +5,8 @@ followed through renames and links, inside and outside the mount, and its number
 another file while we hold it.
 
 Descriptors are scarce (20,000 by default), inodes are not. The table keeps at most ``fd_budget`` of
-them. Beyond, the least recently used idle inode is *parked*: its descriptor is closed, and its
+them, and fewer when more than that many files are open. Beyond, the least recently used inode that no
+request uses is *parked*: its descriptor is closed, and its
 file handle (``name_to_handle_at``) and last known place, a parent and a name, are kept. When it is
 used again it is opened through an open file of it, by handle, or without the privilege for that by
 place, and must still be the same file; else ESTALE, upon which the kernel looks the name up again.
@@ -43,6 +44,9 @@ CONTROL_BASE = 1 << 63
 """First of the node ids of the control directory; never given to an inode of the source."""
 
 CONTROL_END = CONTROL_BASE + (1 << 32)
+
+LEAST_HELD = 16
+"""Inodes that may be held however many files are open."""
 
 PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -163,7 +167,10 @@ class InodeTable:
         self._nodes: OrderedDict[int, Inode] = OrderedDict()  # least recently used first
         self._by_id: dict[int | tuple[int, int], Inode] = {}  # by _key
         self._held: OrderedDict[int, Inode] = OrderedDict()  # by node, least recently used first
+        self._open_fds = 0
         self._parked_total = 0
+        self.forgotten = 0
+        """Inodes that left the table."""
         self.root = Inode(st.st_dev, st.st_ino, stat_module.S_IFDIR, ROOT, next(self._generations))
         self.root.fd = os.dup(root_fd)
         self.root.nlookup = 1
@@ -244,12 +251,20 @@ class InodeTable:
         """The inode has a new place."""
         inode.parent, inode.name = parent, name
 
+    def check_may_open(self) -> None:
+        """Raises OSError (EMFILE) if another open file would leave no descriptors for anything else."""
+        if self._open_fds >= 2 * self.fd_budget:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
     def opened(self, inode: Inode, fd: int) -> None:
         """A file handle on the inode has ``fd``."""
         inode.open_fds += (fd,)
+        self._open_fds += 1
+        self.shrink()
 
     def released(self, inode: Inode, fd: int) -> None:
         """The file handle is being closed."""
+        self._open_fds -= 1
         inode.open_fds = tuple(other for other in inode.open_fds if other != fd)
         self._drop_unused(inode)
 
@@ -284,8 +299,8 @@ class InodeTable:
         return self._mount_fds.get(device, -1)
 
     def shrink(self, budget: int | None = None) -> None:
-        """Park the least recently used idle inodes down to ``budget`` descriptors, or to the usual."""
-        most = self.fd_budget if budget is None else budget
+        """Park the least recently used inodes down to ``budget`` descriptors, or to the usual."""
+        most = self._most_held() if budget is None else budget
         tries = len(self._held)
         while len(self._held) > most and tries > 0:
             tries -= 1
@@ -367,6 +382,11 @@ class InodeTable:
                 self._mount_fds[inode.device] = -1  # not readable: opened by place instead
         self.shrink()
 
+    def _most_held(self) -> int:
+        """Open files come first: what they leave of both halves, and at most one half."""
+        left = 2 * self.fd_budget - self._open_fds
+        return min(max(left, LEAST_HELD), self.fd_budget)
+
     def _touch(self, inode: Inode) -> None:
         if inode.node in self._nodes:
             self._nodes.move_to_end(inode.node)
@@ -378,6 +398,7 @@ class InodeTable:
             self._drop(inode)
 
     def _drop(self, inode: Inode) -> None:
+        self.forgotten += 1
         # The tables may have a successor of it by now.
         if self._nodes.get(inode.node) is inode:
             del self._nodes[inode.node]

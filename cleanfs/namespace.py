@@ -160,7 +160,12 @@ def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, 
         os.symlink(target, name, dir_fd=parent_fd)
     else:
         os.mknod(name, kind | plain, rdev, dir_fd=parent_fd)
-    made = lookup(parent_fd, name)
+    undo = os.rmdir if kind == stat_module.S_IFDIR else os.unlink
+    try:
+        made = lookup(parent_fd, name)
+    except BaseException:
+        undo(name, dir_fd=parent_fd)
+        raise
     try:
         owner.take(made.fd, made.stat, parent_fd)
         special = mode & SPECIAL_BITS
@@ -170,7 +175,7 @@ def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, 
         return Opened(made.fd, os.fstat(made.fd))
     except BaseException:
         os.close(made.fd)
-        (os.rmdir if kind == stat_module.S_IFDIR else os.unlink)(name, dir_fd=parent_fd)
+        undo(name, dir_fd=parent_fd)
         raise
 
 

@@ -22,19 +22,17 @@ class Notifier:
 
     def __init__(self) -> None:
         """Queue until ``run`` is started."""
-        # Unbounded, but each entry names an inode or a name that the kernel has in memory, once.
-        self._send, self._receive = trio.open_memory_channel[int | tuple[int, bytes]](math.inf)
-        self._queued: set[int | tuple[int, bytes]] = set()
-        self._sending: int | tuple[int, bytes] | None = None
+        # Unbounded, but each entry names an inode that the kernel has in memory, once.
+        self._send, self._receive = trio.open_memory_channel[int](math.inf)
+        self._queued: set[int] = set()
+        self._sending: int | None = None
         self._drained = trio.Event()
 
     def inode(self, node: int) -> None:
         """The attributes and all pages of a node are out of date."""
-        self._queue(node)
-
-    def entry(self, parent: int, name: bytes) -> None:
-        """The kernel should drop a name, and with it, if idle, the inode."""
-        self._queue((parent, name))
+        if node not in self._queued:
+            self._queued.add(node)
+            self._send.send_nowait(node)
 
     def is_pending(self, node: int) -> bool:
         """Whether the kernel has yet to learn that a node's pages are out of date."""
@@ -47,20 +45,24 @@ class Notifier:
 
     async def run(self) -> None:
         """Send, one after the other, until cancelled."""
-        async for item in self._receive:
+        async for node in self._receive:
             # Before it is sent: what is queued from now on may be news.
-            self._queued.discard(item)
-            self._sending = item
-            await trio.to_thread.run_sync(_notify, item, abandon_on_cancel=True)
+            self._queued.discard(node)
+            self._sending = node
+            await trio.to_thread.run_sync(_notify, node, abandon_on_cancel=True)
             self._sending = None
             if not self._queued:
                 self._drained.set()
                 self._drained = trio.Event()
 
-    def _queue(self, item: int | tuple[int, bytes]) -> None:
-        if item not in self._queued:
-            self._queued.add(item)
-            self._send.send_nowait(item)
+
+
+async def drop_names(places: list[tuple[int, bytes]]) -> None:
+    """Have the kernel drop names (parent node, name), and with each, if idle, the inode.
+
+    All in one thread call: with one for each name, programs that look names up are faster.
+    """
+    await trio.to_thread.run_sync(_drop_names, places, abandon_on_cancel=True)
 
 
 async def attributes_changed(node: int) -> None:
@@ -71,16 +73,21 @@ async def attributes_changed(node: int) -> None:
     await trio.to_thread.run_sync(_notify_attributes, node)
 
 
-def _notify(item: int | tuple[int, bytes]) -> None:
+def _notify(node: int) -> None:
     try:
-        if isinstance(item, int):
-            pyfuse3.invalidate_inode(pyfuse3.InodeT(item))
-        else:
-            parent, name = item
-            pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(node))
     except OSError as exc:
         if exc.errno not in GONE:
-            log.warning("the kernel refused to invalidate %r: %s", item, exc)
+            log.warning("the kernel refused to invalidate %d: %s", node, exc)
+
+
+def _drop_names(places: list[tuple[int, bytes]]) -> None:
+    for parent, name in places:
+        try:
+            pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))
+        except OSError as exc:
+            if exc.errno not in GONE:
+                log.warning("the kernel refused to drop %r from %d: %s", name, parent, exc)
 
 
 def _notify_attributes(node: int) -> None:

@@ -20,6 +20,7 @@ from cleanfs.coherency import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.handles import IO_FLAGS, Before, Services
 from cleanfs.inodes import Inode, InodeTable, StaleError, is_parked, open_parked
 from cleanfs.namespace import Changed, NewAttributes, OpenedFile, Owner
+from cleanfs.notify import drop_names
 from cleanfs.ops import FileKey
 from cleanfs.pagecache import CachedFile
 
@@ -43,13 +44,19 @@ class Tree:
         """The tree below the root of ``inodes``."""
         self.services = services
         self.inodes = inodes
-        self.run = services.backing.run
         self.near = services.run_near
         self._crowded = trio.Event()
 
     def using(self, node: int) -> "Using":
         """An inode whose descriptor is there, and stays, for the length of the block."""
         return Using(self, self.inodes[node])
+
+    async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run a call that may wait for the source in a thread (``Backing.run``).
+
+        It may open descriptors, if it undoes what it did when there are none left.
+        """
+        return await self._retry_emfile(self.services.backing.run, call, *args)
 
     async def unpark(self, inode: Inode, depth: int = 0) -> None:
         """Give a parked inode a descriptor again. Raises StaleError, OSError."""
@@ -84,7 +91,7 @@ class Tree:
 
     async def _open_parked(self, inode: Inode, parent_fd: int) -> None:
         mount_fd = self.inodes.mount_fd(inode.device)
-        fd = await self._retry_emfile(self.run, open_parked, inode, mount_fd, parent_fd)
+        fd = await self.run(open_parked, inode, mount_fd, parent_fd)
         self.inodes.unpark(inode, fd)
 
     async def look_up(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
@@ -92,7 +99,7 @@ class Tree:
         before = self.services.before()
         opened = namespace.lookup_cached(parent.fd, name)
         if opened is None:
-            opened = await self._retry_emfile(self.run, namespace.lookup, parent.fd, name)
+            opened = await self.run(namespace.lookup, parent.fd, name)
         inode = self.inodes.looked_up(opened.fd, opened.stat, parent, name)
         self.observe(inode, opened.stat, before)
         self.ask_to_forget()
@@ -102,9 +109,7 @@ class Tree:
         self, parent: Inode, name: bytes, mode: int, rdev: int, target: bytes, owner: Owner
     ) -> tuple[Inode, os.stat_result]:
         """Make a directory, symbolic link or special file: its inode, with a kernel reference."""
-        made = await self._retry_emfile(
-            self.run, namespace.make_node, parent.fd, name, mode, rdev, target, owner
-        )
+        made = await self.run(namespace.make_node, parent.fd, name, mode, rdev, target, owner)
         return self.inodes.looked_up(made.fd, made.stat, parent, name), made.stat
 
     async def create(
@@ -116,9 +121,7 @@ class Tree:
         """
         if self.services.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR  # as in open_for_writeback
-        opened = await self._retry_emfile(
-            self.run, namespace.create_file, parent.fd, name, mode, flags, owner
-        )
+        opened = await self.run(namespace.create_file, parent.fd, name, mode, flags, owner)
         try:
             inode, st = await self.look_up(parent, name)
         except BaseException:
@@ -265,12 +268,10 @@ class Tree:
             await self._crowded.wait()
             self._crowded = trio.Event()
             while places := self.inodes.forgettable(FORGET_BATCH):
-                before = len(self.inodes)
-                for parent, name in places:
-                    self.services.notifier.entry(parent, name)
-                await self.services.notifier.drained()
+                before = self.inodes.forgotten
+                await drop_names(places)
                 await trio.sleep(FORGET_SECONDS)
-                if len(self.inodes) >= before:
+                if self.inodes.forgotten == before:
                     break  # all in use; until something is looked up again
 
 
