@@ -299,7 +299,10 @@ def serve(config: MountConfig, ready: Callable[[], None]) -> None:
     # What trio restores when it ends. A second signal must not kill us before we have unmounted.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    trio.run(mount.run, ready)
+    try:
+        trio.run(mount.run, ready)
+    finally:
+        gc.unfreeze()  # for a process that goes on, perhaps with another mount
 
 
 def _make_resident(page_size: int) -> Resident:

@@ -25,8 +25,9 @@ class MountPoint:
 def mount_points() -> list[MountPoint]:
     """All mounts that this process sees, in mount order."""
     points = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
+    # The kernel escapes newlines in it, but not what else ends a line of text for Python.
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        for line in file:
             before, after = line.rstrip("\n").split(" - ", 1)
             fields, (fs_type, source, *_) = before.split(" "), after.split(" ")
             major, minor = map(int, fields[2].split(":"))

@@ -56,7 +56,6 @@ class Notifier:
                 self._drained = trio.Event()
 
 
-
 async def drop_names(places: list[tuple[int, bytes]]) -> None:
     """Have the kernel drop names (parent node, name), and with each, if idle, the inode.
 

@@ -30,7 +30,7 @@ Ts = TypeVarTuple("Ts")
 MAX_DEPTH = 128
 """Parked inodes that are opened by their parents' places, at most, to get at one."""
 
-FORGET_BATCH = 256
+FORGET_BATCH = 1024
 """Names that the kernel is asked to forget in one go."""
 
 FORGET_SECONDS = 0.01

@@ -1,0 +1,1 @@
+"""Cases of scripts/limits: one promise about sizes or numbers to a file."""
