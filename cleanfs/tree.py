@@ -273,6 +273,7 @@ class Tree:
                 await trio.sleep(FORGET_SECONDS)
                 if self.inodes.forgotten == before:
                     break  # all in use; until something is looked up again
+            await trio.sleep(FORGET_SECONDS)  # looking for what can go is not for each lookup
 
 
 class Using:

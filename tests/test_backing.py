@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from cleanfs import backing as backing_module
-from cleanfs.backing import MAX_THREADS, Backing, SourceFs
+from cleanfs.backing import MAX_OFFSET, MAX_THREADS, Backing, SourceFs
 from cleanfs.pace import SLOW_SECONDS, STREAK, Asking
 from cleanfs.pagecache import Buffer
 from cleanfs.stream import NEAR, Stream
@@ -76,6 +76,15 @@ async def test_a_read_is_short_only_at_the_end(
     assert bytes(await read(backing, fs, fd, offset, size)) == expected
     stats = backing.stats()
     assert (stats.source_reads, stats.source_read_bytes) == (1, len(expected))
+
+
+async def test_a_read_beyond_the_end_of_all_files_is_short(fs: SourceFs, fd: int) -> None:
+    """The kernel refuses it with EINVAL, which is no reason to take RWF_NOWAIT for unsupported."""
+    backing = Backing()
+    assert len(await read(backing, fs, fd, MAX_OFFSET - 4095, 4096)) == 0
+    assert len(await read(backing, fs, fd, MAX_OFFSET, 4096)) == 0
+    assert (fs.nowait, fs.dontcache) == (True, True)
+    assert backing.stats().source_errors == 0
 
 
 async def test_what_the_kernel_has_is_read_inline(fs: SourceFs, fd: int) -> None:

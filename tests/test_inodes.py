@@ -17,6 +17,7 @@ from cleanfs.inodes import (
     CONTROL_END,
     DEVICE_SHIFT,
     DYNAMIC_BASE,
+    LEAST_HELD,
     PATH_FLAGS,
     ROOT,
     Inode,
@@ -253,6 +254,24 @@ def test_a_listed_number_of_another_kind_is_another_file(rig: Rig) -> None:
 
 
 # -- parking ----------------------------------------------------------------------------------
+
+
+def test_held_inodes_make_way_for_open_files(rig: Rig) -> None:
+    rig.table.fd_budget = 20
+    for i in range(20):
+        (rig.path / f"{i}").touch()
+    held = [rig.lookup(f"{i}") for i in range(20)]
+    assert all(inode.fd >= 0 for inode in held)
+    for fd in range(1000, 1022):
+        rig.table.opened(held[-1], fd)
+    assert [inode.fd < 0 for inode in held] == [True, True] + [False] * 18
+    for fd in range(1022, 1040):
+        rig.table.opened(held[-1], fd)
+    assert rig.table.stats().held == 1 + LEAST_HELD
+    with pytest.raises(OSError, match="Too many open files"):
+        rig.table.check_may_open()
+    rig.table.released(held[-1], 1000)
+    rig.table.check_may_open()
 
 
 def test_the_least_recently_looked_up_is_parked_beyond_the_budget(rig: Rig) -> None:

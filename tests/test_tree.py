@@ -1,10 +1,14 @@
 """The tree of held inodes, on a real directory without a mount."""
 
+import errno
 import os
+import stat
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
+import pyfuse3
 import pytest
 import trio
 
@@ -17,7 +21,7 @@ from cleanfs.inodes import InodeTable
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes
 from cleanfs.namespace import NewAttributes
-from cleanfs.notify import Notifier
+from cleanfs.notify import Notifier, drop_names
 from cleanfs.pagecache import PageCache
 from cleanfs.resident import make_resident
 from cleanfs.tree import Tree
@@ -84,3 +88,73 @@ async def test_a_parked_inode_is_found_by_its_place_its_handle_or_its_open_file(
         assert os.fstat(held.fd).st_nlink == 0
     tree.inodes.released(inode, fd)
     os.close(fd)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO])
+async def test_what_was_made_is_removed_and_made_again_if_descriptors_run_out(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    lookup, calls = namespace.lookup, list[bytes]()
+
+    def no_descriptors(parent_fd: int, name: bytes) -> namespace.Opened:
+        calls.append(name)
+        if len(calls) == 1:
+            assert os.path.lexists(tmp_path / "new")
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return lookup(parent_fd, name)
+
+    monkeypatch.setattr(namespace, "lookup", no_descriptors)
+    owner = namespace.Owner(os.getuid(), os.getgid())
+    _, st = await tree.make(tree.inodes.root, b"new", kind | 0o700, 0, b"target", owner)
+    assert stat.S_IFMT(st.st_mode) == kind
+    assert len(calls) == 2
+
+
+async def test_names_are_dropped_until_the_table_is_within_its_bound(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while lookups come faster than names go at first."""
+    threads = list[int]()
+    for i in range(1000):
+        (tmp_path / f"{i}").touch()
+
+    def drop(node: int, name: bytes) -> None:
+        threads.append(threading.get_ident())
+        dropped.append(name)
+
+    async def look_up_and_forget() -> None:
+        for i in range(1000):
+            await tree.look_up(tree.inodes.root, b"%d" % i)
+        while len(tree.inodes) > tree.inodes.max_inodes:
+            await trio.sleep(0.001)
+            for name in dropped:
+                inode = tree.inodes.find(os.stat(tmp_path / os.fsdecode(name)))
+                if inode is not None:
+                    tree.inodes.forget(inode.node, inode.nlookup)
+            dropped.clear()
+
+    dropped = list[bytes]()
+    monkeypatch.setattr(pyfuse3, "invalidate_entry", drop)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.keep_bounded)
+            await look_up_and_forget()
+            nursery.cancel_scope.cancel()
+    switches = sum(a != b for a, b in pairwise(threads))
+    assert len(threads) >= 1000 - 64
+    assert switches < 20
+
+
+async def test_a_name_that_the_kernel_does_not_know_keeps_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dropped = list[bytes]()
+
+    def drop(node: int, name: bytes) -> None:
+        if name == b"gone":
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        dropped.append(name)
+
+    monkeypatch.setattr(pyfuse3, "invalidate_entry", drop)
+    await drop_names([(1, b"a"), (1, b"gone"), (1, b"b")])
+    assert dropped == [b"a", b"b"]

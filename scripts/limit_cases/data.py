@@ -21,7 +21,7 @@ def run(lab: Lab) -> None:
     source = lab.directory("source")
     total = lab.pick(2000, 300) * 10**6
     made = make_set(source, total)
-    rounds = lab.pick(5 if python else 25, 2)
+    rounds = lab.pick(6 if python else 30, 2)
     with lab.mount(source, "--pool-limit", "512M", "--page-cache", "64M") as fs:
         daemon = Daemon(fs)
         lab.at_most("PSS when idle", daemon.sample().pss, 35 + (5 if python else 0), "MiB")

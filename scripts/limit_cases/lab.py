@@ -19,8 +19,8 @@ from tests.e2e.mounting import MountedFs
 MIB = 1 << 20
 
 CONSTANT_MIB = 48.0
-"""What a daemon takes beside its caches and tables (docs/sizes.md): 35 MiB when it is idle, the rest for
-requests under way."""
+"""What a daemon takes beside its caches and tables (docs/sizes.md): 35 MiB when it is idle, the rest
+for requests under way."""
 
 REQUESTS_MIB = 128.0
 """What requests under way may take on top, while there are many large ones at a time."""

@@ -92,7 +92,7 @@ def _compare(fs: MountedFs, largest: int, page_size: int) -> list[str]:
                 )
         os.posix_fadvise(files[0], 0, 0, os.POSIX_FADV_DONTNEED)
     for by in (0, 1, largest, END, -1):
-        # Beyond the source's largest file the kernel lets a program seek on the mount, not on the source.
+        # Beyond the source's largest file a program may seek on the mount, not on the source.
         if by <= largest:
             step(f"seek to {by}", lambda fd, by=by: os.lseek(fd, by, os.SEEK_SET))  # type: ignore[misc]
         if 0 <= by <= largest:
