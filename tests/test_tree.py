@@ -6,7 +6,6 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyfuse3
 import pytest
@@ -116,9 +115,9 @@ async def test_names_are_dropped_until_the_table_is_within_its_bound(
     """In few thread calls: with one for each name, programs were faster."""
     run_sync, hops = trio.to_thread.run_sync, list[object]()
 
-    async def counted(call: Callable[..., object], *args: object, **options: Any) -> object:
+    async def counted(call: Callable[..., object], *args: object, **options: object) -> object:
         hops.extend([call] * (call.__module__ == notify.__name__))
-        return await run_sync(call, *args, **options)
+        return await run_sync(call, *args, **options)  # type: ignore[arg-type]
 
     for i in range(1000):
         (tmp_path / f"{i}").touch()
