@@ -18,6 +18,7 @@ from cleanfs.cleancache import CleancacheStats
 from cleanfs.inodes import InodeStats
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 from cleanfs.pagecache import PageCacheStats
+from cleanfs.printable import printable
 from cleanfs.requests import RequestLimits
 
 GAUGES = frozenset({
@@ -217,5 +218,4 @@ def _printable(text: str) -> str:
 
 
 def _one_line(value: Value) -> str:
-    text = str(value)
-    return text.encode("unicode_escape").decode() if "\n" in text else text
+    return printable(value) if isinstance(value, str) else str(value)

@@ -15,7 +15,8 @@ namespace {
 using cleanfs::PageIndex;
 using cleanfs::Resident;
 
-constexpr std::size_t max_count = std::size_t{1} << 32;
+constexpr std::size_t max_count = std::size_t{1} << 24;
+constexpr std::size_t max_page_size = std::size_t{1} << 30;
 
 void release(void* page) { Py_DECREF(static_cast<PyObject*>(page)); }
 
@@ -25,7 +26,9 @@ char* data_of(PyObject* page) { return PyBytes_AS_STRING(page); }
 
 class Pages {
 public:
-    explicit Pages(std::size_t page_size) : page_size_(page_size), resident_(release) {}
+    explicit Pages(std::size_t page_size) : page_size_(page_size), resident_(release) {
+        if (page_size == 0 || page_size > max_page_size) throw nb::value_error("not a page size");
+    }
 
     std::size_t size() const { return resident_.size(); }
     std::uint64_t refaults() const { return resident_.refaults(); }
