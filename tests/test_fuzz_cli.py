@@ -1,4 +1,4 @@
-"""Any command line: it is understood, or ends with one line and a status that says whose fault it was."""
+"""Any command line: it is understood, or ends with one line and a status that says whose fault."""
 
 import io
 import itertools
@@ -83,12 +83,14 @@ CHOICES = ("log", "zbud", "keep", "refuse", "all", "was-active", "open", "none",
            "", "info", "INFO", "debug", "zcache", "lo", "l\u00f6g")  # fmt: skip
 VALUES = st.one_of(ANY_SIZE, NUMBERS, st.sampled_from(CHOICES), ARGUMENTS)
 WITH_VALUE = ("--backend", "--pool-limit", "--page-cache", "--page-size", "--compression",
-              "--allocator", "--poor", "--admission", "--shared-pool", "--attr-timeout", "--coherency", "--busy-poll",
+              "--allocator", "--poor", "--admission", "--shared-pool", "--attr-timeout",
+              "--coherency", "--busy-poll",
               "--source-cache", "--read-ahead", "--log-file", "--log-level")  # fmt: skip
 FLAGS = ("-f", "--foreground", "--checksum", "--no-checksum", "--allow-other", "--read-only",
          "--writeback")  # fmt: skip
 WORDS = ("ro", "rw", "exec", "noexec", "dev", "nodev", "suid", "nosuid", "sync", "async", "atime",
-         "noatime", "dirsync", "defaults", "auto", "noauto", "nofail", "user", "users", "_netdev", "x-a.b=c",
+         "noatime", "dirsync", "defaults", "auto", "noauto", "nofail", "user", "users", "_netdev",
+         "x-a.b=c",
          "comment=x", "source", "mountpoint", "help", "version", "mount_options", "o", "f",
          "no-checksum")  # fmt: skip
 O_WORDS = st.one_of(

@@ -1,8 +1,6 @@
 """The writable control files of a mount, used at random beside a model of what they say."""
 
-import contextlib
 import errno
-import json
 import os
 import re
 from collections.abc import Callable
@@ -26,17 +24,20 @@ EDGES = st.sampled_from((
     1 << 30, 1 << 40, 1 << 51, MAX_SIZE, MAX_SIZE + 1, 1 << 63, 1 << 64,
 )).map(str)  # fmt: skip
 
-WORDS = st.sampled_from(("0", "1", "2", "3", "4", "12", "none", "zcache", "NONE", "zcache none", "../zcache",
-                         "1M", "64M", "2.5M", "1E", "5E", ".cleancache", "\u0663", "\uff13"))  # fmt: skip
+WORDS = st.sampled_from(("0", "1", "2", "3", "4", "12", "none", "zcache", "NONE", "zcache none",
+                         "../zcache", "1M", "64M", "2.5M", "1E", "5E", ".cleancache", "\u0663",
+                         "\uff13"))  # fmt: skip
 
 COMMANDS = st.one_of(
     st.tuples(
         st.sampled_from((b"", b"", b"", b" ", b"\n", b"\t", b" " * 4000)),
         st.one_of(WORDS, WORDS, EDGES, SIZES).map(lambda text: text.encode(errors="surrogateescape")),
-        st.sampled_from((b"", b"\n", b"\n", b"\r\n", b" \n ", b"\0", b"\n\n", b" x", b" " * 4096, b" " * 300_000)),
+        st.sampled_from((b"", b"\n", b"\n", b"\r\n", b" \n ", b"\0", b"\n\n",
+                         b" x", b" " * 4096)),
     ).map(b"".join),
     st.binary(max_size=40),
-    st.sampled_from((b"\n", b" " * 5000, b"0" * (1 << 20) + b"16777216", b"zcache" * 1000, b"1" * MAX_COMMAND)),
+    st.sampled_from((b"\n", b" " * 5000, b"0" * 5000 + b"16777216", b"zcache" * 800,
+                     b"1" * MAX_COMMAND)),
 )  # fmt: skip
 
 
@@ -72,6 +73,10 @@ WAYS: tuple[tuple[int, Callable[[int, bytes], int]], ...] = (
     (os.O_WRONLY, in_pieces),
     (os.O_WRONLY, spliced),
 )
+
+REFUSALS = (errno.EPERM, errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EINVAL,
+            errno.ENOENT, errno.ENOTSUP, errno.ENAMETOOLONG, errno.EBUSY)  # fmt: skip
+"""What may be said to who uses a control file for what it is not for: no EIO among it."""
 
 NAMES = ("pool_limit", "page_cache", "drop", "backend")
 
@@ -138,16 +143,13 @@ class ControlMachine(RuleBasedStateMachine):
         flags, how = way
         if how is spliced:
             data = data[:4096]  # what a pipe has room for in one piece
-        before = self.stats()
         fd = os.open(self.fs.control(name), flags)
         try:
             self.run(name, data, lambda: how(fd, data))
         finally:
             os.close(fd)
         if name == "drop" and data.strip() in (b"1", b"3") and len(data) <= MAX_COMMAND:
-            assert self.stats()["pagecache_resident"] == 0
-        if name in ("drop", "pool_limit", "page_cache") and self.stats()["pool_id"] >= 0:
-            assert before["pool_id"] >= 0
+            assert self.fs.stats()["pagecache_resident"] == 0
 
     def run(self, name: str, data: bytes, write: Callable[[], int]) -> None:
         """A write beside the model's."""
@@ -199,45 +201,31 @@ class ControlMachine(RuleBasedStateMachine):
         lambda path: os.truncate(path, 1 << 62),
         lambda path: os.chmod(path, 0o777),
         lambda path: os.chown(path, 1, 1),
-        lambda path: os.utime(path),
-        lambda path: os.unlink(path),
-        lambda path: os.rmdir(path),
+        os.utime,
+        os.unlink,
+        os.rmdir,
         lambda path: os.rename(path, f"{path}.x"),
         lambda path: os.link(path, f"{path}.x"),
-        lambda path: os.mkdir(path),
+        os.mkdir,
         lambda path: os.mkfifo(f"{path}.x"),
         lambda path: os.setxattr(path, "user.x", b"x"),
-        lambda path: os.listxattr(path),
+        os.listxattr,
         lambda path: os.open(f"{path}/x", os.O_CREAT | os.O_WRONLY),
         lambda path: os.open(path, os.O_TMPFILE | os.O_RDWR),
-        lambda path: os.readlink(path),
+        os.readlink,
         lambda path: os.stat(f"{path}/{'x' * 300}"),
     )))  # fmt: skip
     def misuse(self, name: str, how: Callable[[str], Any]) -> None:
         """What is no way to use them does nothing, or says so."""
-        with contextlib.suppress(
-            PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError
-        ):
-            try:
-                how(str(self.fs.control(name)))
-            except OSError as exc:
-                harmless = (errno.EINVAL, errno.ENOENT, errno.ENOTSUP, errno.ENAMETOOLONG, errno.EBUSY)
-                if exc.errno in harmless and not isinstance(exc, FileNotFoundError):
-                    return
-                if isinstance(exc, FileNotFoundError):
-                    return
-                raise
-
-    def stats(self) -> dict[str, Any]:
-        """All views of one moment: they must agree."""
-        with self.fs.control("stats.json").open("rb") as file:
-            stats: dict[str, Any] = json.loads(file.read())
-        return stats
+        try:
+            how(str(self.fs.control(name)))
+        except OSError as exc:
+            assert exc.errno in REFUSALS, errno.errorcode[exc.errno or 0]  # noqa: PT017 - it may be fine
 
     @invariant()
     def the_files_say_what_the_model_says(self) -> None:
         """And so do the statistics, and the log has no traceback."""
-        stats = self.stats()
+        stats = self.fs.stats()
         read = {
             name: self.fs.control(name).read_text() for name in ("pool_limit", "page_cache", "backend")
         }
