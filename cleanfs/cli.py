@@ -1,5 +1,6 @@
 """The command line. Wrong calls end with status 2, failures with 1, each with one line on stderr."""
 
+import contextlib
 import errno
 import getopt
 import io
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import NoReturn, TextIO, get_args
 
 import click
 from rich.console import Console
@@ -22,15 +23,25 @@ from cleanfs.backends.options import Admission, Allocator, Poor
 from cleanfs.backends.zcache import engine_name
 from cleanfs.backing import SourceCache
 from cleanfs.checks import check
+from cleanfs.client import read_json, read_pid, read_stats, write_control
 from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.config import MIN_POOL_LIMIT, MountConfig, MountError, check_sizes
-from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE
+from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE
 from cleanfs.daemon import daemonise
 from cleanfs.mount import serve
 from cleanfs.mountpoint import is_dead, unmount
 from cleanfs.mounts import FS_TYPE, mount_points, mounted_at
-from cleanfs.params import BackendType, CompressionType, Microseconds, PageSizeType, Seconds, SizeType
-from cleanfs.tables import stats_table
+from cleanfs.params import (
+    BackendType,
+    CompressionType,
+    Microseconds,
+    PageSizeType,
+    PathType,
+    Seconds,
+    SizeType,
+)
+from cleanfs.printable import printable
+from cleanfs.tables import plain, stats_table
 from cleanfs.watch import Stats, watch_lines
 
 MIN_PAGE_SIZE = 4096
@@ -67,7 +78,6 @@ FSTAB_OPTIONS = frozenset(
         "owner",
         "group",
         "_netdev",
-        "rw",
         "default_permissions",
     }
 )
@@ -76,13 +86,11 @@ FSTAB_OPTIONS = frozenset(
 
 def main() -> NoReturn:
     """Entry point: run, and turn every failure into one line and a status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # paths hold any bytes
+    _prepare_streams()
     try:
         cli.main(standalone_mode=False, prog_name="cleanfs")
     except click.exceptions.NoArgsIsHelpError as exc:
-        print(exc.format_message(), file=sys.stderr)
+        _say(exc.format_message())
         sys.exit(2)
     except click.UsageError as exc:
         _complain(exc.format_message())
@@ -106,6 +114,7 @@ def mount_helper() -> NoReturn:
 
     Turns into ``cleanfs mount``: -f (fake) does nothing, -n, -s and -v have no meaning here.
     """
+    _prepare_streams()
     try:
         options, words = getopt.gnu_getopt(sys.argv[1:], "sfnvN:t:o:")
     except getopt.GetoptError as exc:
@@ -118,8 +127,32 @@ def mount_helper() -> NoReturn:
     main()
 
 
+def _prepare_streams() -> None:
+    """Have all three standard streams, and able to take any text.
+
+    A descriptor that we were started without would be the next file's that is opened, and what is
+    meant for the user would be written there.
+    """
+    for fd, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):  # a write to 1 fails
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest free number: this one
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _complain(message: str) -> None:
-    print("cleanfs:", " ".join(message.split()), file=sys.stderr)
+    _say("cleanfs: " + printable(" ".join(message.split())))
+
+
+def _say(text: str) -> None:
+    """On stderr; the status says it, too, to whoever can not read it there."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _show_version(ctx: click.Context) -> None:
@@ -145,8 +178,8 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", type=click.Path(readable=False))
-@click.argument("mountpoint", type=click.Path(readable=False))
+@click.argument("source", type=PathType())
+@click.argument("mountpoint", type=PathType())
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option(
     "--backend",
@@ -260,7 +293,7 @@ def cli() -> None:
 )
 @click.option(
     "--log-file",
-    type=click.Path(),
+    type=PathType(),
     help="Append the log here (default: syslog in the background, stderr in the foreground).",
 )
 @click.option(
@@ -314,10 +347,9 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         check_sizes(config.pool_limit, config.page_cache, config.page_size)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
-    log_file = None if params["log_file"] is None else os.path.abspath(params["log_file"])
     level = params["log_level"].upper()
-    if log_file is not None:
-        Path(log_file).open("a").close()  # a log that can not be written is found out now
+    # A log that can not be written is found out now.
+    log_file = None if params["log_file"] is None else _open_log(params["log_file"])
     check(config)
     if params["foreground"]:
         _log_to(log_file, level, daemon=False)
@@ -334,7 +366,8 @@ def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> 
         for param in ctx.command.params
         for flag in param.secondary_opts
     }
-    for_kernel = []
+    negated["rw"] = "read_only"
+    for_kernel = {}  # by what it is about: of two that contradict each other the last one holds
     for word in ",".join(mount_options).split(","):
         name, equals, value = word.partition("=")
         known_as = {"ro": "read_only"}.get(name, name.replace("-", "_"))
@@ -342,7 +375,7 @@ def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> 
         if not word or name in FSTAB_OPTIONS or name.startswith(("x-", "comment")):
             continue
         if name in KERNEL_OPTIONS:
-            for_kernel.append(name)
+            for_kernel["sync" if name == "async" else name.removeprefix("no")] = name
         elif not isinstance(option, click.Option):
             raise click.UsageError(f"unknown mount option {name!r}")
         elif option.is_flag:
@@ -353,13 +386,21 @@ def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> 
             if not equals:
                 raise click.UsageError(f"mount option {name!r} needs a value")
             ctx.params[str(option.name)] = option.type.convert(value, option, ctx)
-    return tuple(for_kernel)
+    return tuple(for_kernel.values())
 
 
-def _log_to(log_file: str | None, level: str, *, daemon: bool) -> None:
+def _open_log(path: str) -> TextIO:
+    """Append to a log. Where it is a fifo, nobody waits: neither for its reader nor for room in it."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o666)
+    return os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace")
+
+
+def _log_to(log_file: TextIO | None, level: str, *, daemon: bool) -> None:
+    logging.raiseExceptions = False  # a log that is full is no reason to write a traceback elsewhere
     handler: logging.Handler
     if log_file is not None:
-        handler = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+        handler = logging.StreamHandler(log_file)
     elif not daemon:
         handler = logging.StreamHandler()
     elif os.path.exists("/dev/log"):
@@ -375,13 +416,14 @@ def _log_to(log_file: str | None, level: str, *, daemon: bool) -> None:
 
 
 @cli.command()
-@click.argument("mountpoint", type=click.Path(readable=False))
+@click.argument("mountpoint", type=PathType())
 @click.option("-l", "--lazy", is_flag=True, help="Detach now, end when nobody uses it any more.")
 def umount(mountpoint: str, lazy: bool) -> None:
     """Unmount MOUNTPOINT; its cached pages are discarded."""
     path = _cleanfs_mount(mountpoint)
-    pid = None if is_dead(path) else _read_stats(path)["pid"]
-    unmount(path, lazy=lazy or pid is None)
+    dead = is_dead(path)
+    pid = None if dead else read_pid(path)
+    unmount(path, lazy=lazy or dead)
     if pid is not None and not lazy:
         _wait_for_end(pid)
 
@@ -402,7 +444,7 @@ def _runs(pid: int) -> bool:
 
 
 @cli.command()
-@click.argument("mountpoint", type=click.Path(readable=False))
+@click.argument("mountpoint", type=PathType())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option(
     "--watch",
@@ -414,9 +456,9 @@ def stats(mountpoint: str, as_json: bool, watch: float | None) -> None:
     """Show the statistics of a mount."""
     path = _cleanfs_mount(mountpoint)
     if as_json and watch is None:
-        click.echo(_control(path, b"stats.json").read_text(), nl=False)
+        click.echo(json.dumps(read_json(path), indent=2))
     elif watch is None:
-        _console().print(stats_table(_read_stats(path)))
+        _console().print(stats_table(read_stats(path)))
     else:
         snapshots = _snapshots(path, watch)
         for line in map(json.dumps, snapshots) if as_json else watch_lines(snapshots):
@@ -432,12 +474,12 @@ def _console() -> Console:
 def _snapshots(path: str, seconds: float) -> Iterator[Stats]:
     """The statistics now, and again after each interval, without end."""
     while True:
-        yield _read_stats(path)
+        yield read_stats(path)
         time.sleep(seconds)
 
 
 @cli.command()
-@click.argument("mountpoint", type=click.Path(readable=False))
+@click.argument("mountpoint", type=PathType())
 @click.option(
     "--page-cache", is_flag=True, help="Only the page cache; cleancache may keep what it evicts."
 )
@@ -446,7 +488,7 @@ def drop(mountpoint: str, page_cache: bool, cleancache: bool) -> None:
     """Drop cached pages of a mount: page cache, cleancache, or (by default) both."""
     what = page_cache * DROP_PAGE_CACHE | cleancache * DROP_CLEANCACHE
     what = what or DROP_PAGE_CACHE | DROP_CLEANCACHE
-    _control(_cleanfs_mount(mountpoint), b"drop").write_text(f"{what}\n")
+    write_control(_cleanfs_mount(mountpoint), b"drop", f"{what}\n")
 
 
 @cli.command(name="list")
@@ -459,13 +501,17 @@ def list_mounts() -> None:
         if point.fs_type != FS_TYPE:
             continue
         try:
-            now = _read_stats(point.path)
+            now = read_stats(point.path)
+        except MountError:
+            table.add_row(plain(point.source), plain(point.path), "unknown", "-", "-")
         except OSError as exc:
             state = "dead" if exc.errno == errno.ENOTCONN else exc.strerror
-            table.add_row(point.source, point.path, state, "-", "-")
+            table.add_row(plain(point.source), plain(point.path), state, "-", "-")
         else:
-            ratio = f"{now['hit_ratio']:.1%}"
-            table.add_row(now["source"], point.path, now["backend"], ratio, str(now["pid"]))
+            source, backend = plain(now["source"]), plain(now["backend"])
+            table.add_row(
+                source, plain(point.path), backend, f"{now['hit_ratio']:.1%}", str(now["pid"])
+            )
     _console().print(table)
 
 
@@ -476,12 +522,3 @@ def _cleanfs_mount(path: str) -> str:
     if point is None or point.fs_type != FS_TYPE:
         raise click.ClickException(f"{path} is not a cleanfs mount point")
     return absolute
-
-
-def _control(mountpoint: str, name: bytes) -> Path:
-    return Path(mountpoint) / os.fsdecode(CONTROL_NAME) / os.fsdecode(name)
-
-
-def _read_stats(mountpoint: str) -> Stats:
-    parsed: Stats = json.loads(_control(mountpoint, b"stats.json").read_text())
-    return parsed

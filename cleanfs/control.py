@@ -28,6 +28,9 @@ DROP_PAGE_CACHE = 1
 DROP_CLEANCACHE = 2
 """Bits of what is written to ``drop``, as in ``/proc/sys/vm/drop_caches``."""
 
+MAX_COMMAND = 4096
+"""Bytes of a write. As in sysfs; the kernel would hand on in pieces what is much longer."""
+
 NO_BACKEND = "none"
 
 Read = Callable[[], str]
@@ -183,22 +186,26 @@ class Control:
 
 
 class _ControlHandle:
-    """An open control file. Its text is made when it is read from the start, so it is never torn."""
+    """An open control file. Its text is made at each read from the start, so it is never torn."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._text = b""
+        self._text: bytes | None = None
 
     async def read(self, offset: int, size: int) -> Buffer:
-        if offset == 0 and self._node.read is not None:
+        if self._node.read is None:
+            raise FUSEError(errno.EBADF)
+        if offset == 0 or self._text is None:  # a first read may begin anywhere
             self._text = os.fsencode(self._node.read())
         return self._text[offset : offset + size]
 
     async def write(self, offset: int, data: bytes) -> int:
         if self._node.write is None:
             raise FUSEError(errno.EBADF)
+        if len(data) > MAX_COMMAND:
+            raise FUSEError(errno.EINVAL)
         try:
-            self._node.write(data.decode().strip())
+            self._node.write(data.strip().decode())
         except BackendBusyError as exc:
             raise FUSEError(errno.EBUSY) from exc
         except (ValueError, backends.UnknownBackendError) as exc:

@@ -22,7 +22,7 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None]) -> None:
     if os.fork():
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            message = pipe.read().decode(errors="replace")
+            message = pipe.read().decode(errors="surrogateescape")
         if message != READY:
             raise MountError(message or "the daemon died before the mount was ready")
         return

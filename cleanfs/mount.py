@@ -336,9 +336,12 @@ def notify_systemd() -> None:
     """Tell a supervisor that started us with Type=notify that we are ready (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.connect("\0" + address[1:] if address.startswith("@") else address)
-            sock.send(b"READY=1")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+            try:
+                sock.connect("\0" + address[1:] if address.startswith("@") else address)
+                sock.send(b"READY=1")
+            except OSError as exc:  # the mount is good without
+                log.warning("nobody could be told by NOTIFY_SOCKET: %s", exc)
 
 
 @contextlib.contextmanager

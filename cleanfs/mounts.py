@@ -24,16 +24,23 @@ class MountPoint:
 
 def mount_points() -> list[MountPoint]:
     """All mounts that this process sees, in mount order."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return parse_mountinfo(file.read())
+
+
+def parse_mountinfo(content: bytes) -> list[MountPoint]:
+    """The lines of mountinfo, as proc_pid_mountinfo(5) has them.
+
+    A newline ends a line and nothing else does: a path may hold a carriage return as it is.
+    """
     points = []
-    # The kernel escapes newlines in it, but not what else ends a line of text for Python.
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        for line in file:
-            before, after = line.rstrip("\n").split(" - ", 1)
-            fields, (fs_type, source, *_) = before.split(" "), after.split(" ")
-            major, minor = map(int, fields[2].split(":"))
-            points.append(
-                MountPoint(os.makedev(major, minor), _unescape(fields[4]), fs_type, _unescape(source))
-            )
+    for line in os.fsdecode(content).split("\n")[:-1]:
+        before, after = line.split(" - ", 1)
+        fields, (fs_type, source, *_) = before.split(" "), after.split(" ")
+        major, minor = map(int, fields[2].split(":"))
+        points.append(
+            MountPoint(os.makedev(major, minor), _unescape(fields[4]), fs_type, _unescape(source))
+        )
     return points
 
 

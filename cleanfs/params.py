@@ -13,6 +13,18 @@ from cleanfs.sizes import format_size, parse_size
 MAX_PAGE_SIZE = 1 << 20
 
 
+class PathType(click.ParamType[str]):
+    """A path of any kind. The empty one is none, as the kernel has it: not the current directory."""
+
+    name = "path"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As it was given."""
+        if not value:
+            self.fail("an empty path names nothing", param, ctx)
+        return str(value)
+
+
 class SizeType(click.ParamType[int]):
     """A size option: at least ``least`` bytes, or zero where that has a meaning."""
 

@@ -1,17 +1,21 @@
 """Sizes as people write them: ``512M``, ``1.5G``, ``65536``. Units are powers of 1024."""
 
+import re
+
 import bitmath
 
 MAX_SIZE = 1 << 62
 """Bytes; more than any machine has."""
 
 
+_SIZE = re.compile(r"[0-9]+|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?[A-Za-z]+")
+"""Bytes, or a number and a unit: no signs, no exponents, no digits of other scripts."""
+
+
 def parse_size(text: str) -> int:
     """Bytes. Raises ValueError, with a message for the user, for what is not a size."""
-    number = text.strip()
     try:
-        # bitmath computes in floats; plain bytes are kept to the last one.
-        size = int(number) if number.isdecimal() else _with_unit(number)
+        size = _parse(text.strip(" \t\r\n"))
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is not a size (examples: 512M, 1.5G, 65536)") from None
     if not 0 <= size <= MAX_SIZE:
@@ -19,11 +23,21 @@ def parse_size(text: str) -> int:
     return size
 
 
+def _parse(text: str) -> int:
+    if not _SIZE.fullmatch(text):
+        raise ValueError(text)
+    # bitmath computes in floats; plain bytes are kept to the last one.
+    return int(text) if text.isdecimal() else _with_unit(text)
+
+
 def _with_unit(text: str) -> int:
     parsed = bitmath.parse_string(text, strict=False, system=bitmath.NIST)
     if isinstance(parsed, bitmath.Bit):
         raise ValueError(text)  # noqa: TRY004 - a user's mistake, not a type error
-    return int(parsed.to_Byte())
+    size = parsed.to_Byte()
+    if 0 < size < 1:  # which would be no bytes at all, and that has a meaning of its own
+        raise ValueError(text)
+    return int(size)
 
 
 def format_size(size: float) -> str:

@@ -5,6 +5,7 @@ buckets as well, Prometheus has them as a histogram and can compute the percenti
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
@@ -38,6 +39,9 @@ PERCENTILES = (50, 99)
 
 METRICS_LE_NS = tuple(1 << exponent for exponent in range(10, 37))
 """Upper bounds of the buckets that Prometheus gets: powers of two, from 1 us to 69 s."""
+
+CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
+"""What ends a line or moves a terminal: text that has any is escaped, in the text form."""
 
 Value = int | float | str
 
@@ -218,4 +222,4 @@ def _printable(text: str) -> str:
 
 def _one_line(value: Value) -> str:
     text = str(value)
-    return text.encode("unicode_escape").decode() if "\n" in text else text
+    return text.encode("unicode_escape").decode() if CONTROLS.search(text) else text

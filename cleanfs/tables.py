@@ -1,15 +1,17 @@
 """Statistics as a table for people."""
 
 from rich.table import Table
+from rich.text import Text
 
 from cleanfs.latency import KINDS
+from cleanfs.printable import printable
 from cleanfs.sizes import format_size
 from cleanfs.watch import Stats, format_ns
 
 
 def stats_table(stats: Stats) -> Table:
     """What matters at a glance."""
-    table = Table(title=f"{stats['source']} on {stats['mountpoint']}", title_justify="left")
+    table = Table(title=plain(f"{stats['source']} on {stats['mountpoint']}"), title_justify="left")
     table.add_column("")
     table.add_column("total", justify="right")
     for label, name in (
@@ -32,13 +34,18 @@ def stats_table(stats: Stats) -> Table:
     for label, fact in (
         ("hit ratio", f"{stats['hit_ratio']:.1%}"),
         ("compression ratio", f"{stats['compression_ratio']:.2f}"),
-        ("backend", stats["backend"]),
+        ("backend", plain(stats["backend"])),
         ("pool", _of(counters.get("pool_used"), counters.get("pool_limit"))),
         ("page cache", _of(stats["pagecache_used"], stats["pagecache_limit"])),
         ("daemon's memory", format_size(stats["rss_bytes"])),
     ):
         table.add_row(label, fact)
     return table
+
+
+def plain(text: str) -> Text:
+    """Somebody else's text as it is: no markup, and nothing that a terminal obeys."""
+    return Text(printable(text))
 
 
 def _percentiles(stats: Stats, kind: str) -> str:

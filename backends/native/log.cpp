@@ -5,6 +5,7 @@
 #include <cassert>
 #include <cstddef>
 #include <cstring>
+#include <new>
 #include <utility>
 
 namespace zcache {
@@ -26,6 +27,9 @@ constexpr std::size_t pages_per_segment = 8;
 
 // Part of the limit that freed segments may take, so that pages that come and go need no system calls.
 constexpr std::size_t spare_divisor = 16;
+
+// How many those are at most; the table of them is made in advance.
+constexpr std::size_t max_spares = std::size_t{1} << 20;
 
 // A closed segment is worth compacting from this bucket on: an eighth of it is holes. To gain an eighth,
 // seven are copied: seven short copies for a page that is put, beside compressing it.
@@ -82,7 +86,10 @@ void LogAllocator::resized() {
     while (drop_spare()) {
     }
     std::size_t spare_bytes = std::max(budget_.limit / spare_divisor, segment_bytes_);
-    spares_.reserve(spare_bytes / min_segment_bytes_);  // free_segment must not fail
+    try {  // free_segment must not fail: it keeps no more than there is a place for
+        spares_.reserve(std::min(spare_bytes / min_segment_bytes_, max_spares));
+    } catch (const std::bad_alloc&) {
+    }
     max_spare_bytes_ = spare_bytes;
 }
 

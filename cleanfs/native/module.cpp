@@ -15,7 +15,10 @@ namespace {
 using cleanfs::PageIndex;
 using cleanfs::Resident;
 
-constexpr std::size_t max_count = std::size_t{1} << 32;
+constexpr std::size_t max_count = std::size_t{1} << 24;
+// Of an index, as resident.INDEX_BITS: more than any file has pages, less than the tables have room for.
+constexpr PageIndex end_of_file = PageIndex{1} << 52;
+constexpr std::size_t max_page_size = std::size_t{1} << 30;
 
 void release(void* page) { Py_DECREF(static_cast<PyObject*>(page)); }
 
@@ -25,7 +28,9 @@ char* data_of(PyObject* page) { return PyBytes_AS_STRING(page); }
 
 class Pages {
 public:
-    explicit Pages(std::size_t page_size) : page_size_(page_size), resident_(release) {}
+    explicit Pages(std::size_t page_size) : page_size_(page_size), resident_(release) {
+        if (page_size == 0 || page_size > max_page_size) throw nb::value_error("not a page size");
+    }
 
     std::size_t size() const { return resident_.size(); }
     std::uint64_t refaults() const { return resident_.refaults(); }
@@ -49,6 +54,7 @@ public:
     }
 
     void insert(std::uint64_t file, PageIndex first, nb::list pages) {
+        check_range(first, pages.size());
         for (std::size_t at = 0; at < pages.size(); ++at) {
             PyObject* page = PyList_GET_ITEM(pages.ptr(), static_cast<Py_ssize_t>(at));
             if (page == Py_None) continue;
@@ -61,6 +67,10 @@ public:
         Py_buffer view;
         if (PyObject_GetBuffer(data.ptr(), &view, PyBUF_CONTIG_RO) != 0) throw nb::python_error();
         auto size = static_cast<std::size_t>(view.len);
+        if (!is_range(first, size / page_size_ + (size % page_size_ != 0))) {
+            PyBuffer_Release(&view);
+            throw nb::value_error("not a range of pages");
+        }
         const char* from = static_cast<const char*>(view.buf);
         for (std::size_t at = 0; at < size; at += page_size_, ++first) {
             PyObject* page = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(page_size_));
@@ -114,6 +124,14 @@ public:
     }
 
 private:
+    static bool is_range(PageIndex first, std::size_t count) {
+        return first <= end_of_file && count <= end_of_file - first;
+    }
+
+    static void check_range(PageIndex first, std::size_t count) {
+        if (!is_range(first, count)) throw nb::value_error("not a range of pages");
+    }
+
     nb::object list_of_found() const {
         nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(found_.size())));
         if (!list.is_valid()) throw nb::python_error();
