@@ -27,7 +27,9 @@ MOST_SHOWN = 400
 @click.option("--list", "only_list", is_flag=True, help="List the cases and their users; run nothing.")
 @click.option("--users", help="Comma separated, of: " + ", ".join(USERS) + ". Default: all.")
 @click.option("--coherency", type=click.Choice(["open", "none"]), default="open", show_default=True)
-@click.option("--option", "mount_options", multiple=True, help="For cleanfs mount, e.g. --option=--writeback.")
+@click.option(
+    "--option", "mount_options", multiple=True, help="For cleanfs mount, e.g. --option=--writeback."
+)
 @click.option("--base", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="On whose file system source and plain directory are. Default: ext4 of its own.")  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path),
@@ -58,11 +60,18 @@ def main(
         return
     if not jobs:
         raise click.BadParameter("matches no case", param_hint="--filter")
-    options = ("--coherency", coherency, *(word for each in mount_options for word in shlex.split(each)))
+    options = (
+        "--coherency",
+        coherency,
+        *(word for each in mount_options for word in shlex.split(each)),
+    )
     started = time.monotonic()
     found: list[tuple[Difference, Explanation | None]] = []
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with sites(base, options) as (plain, mount), Progress(*columns, console=console, transient=True) as bar:
+    with (
+        sites(base, options) as (plain, mount),
+        Progress(*columns, console=console, transient=True) as bar,
+    ):
         task = bar.add_task("", total=len(jobs))
         for difference in compare(plain, mount, jobs, lambda count: bar.advance(task, count)):
             found.append((difference, explain(difference, options)))
@@ -84,7 +93,9 @@ def main(
         console.print(f"  {number:5} {heading}", markup=False)
     if json_file:
         said = [{**d.as_dict(), "explained": why.heading if why else None} for d, why in found]
-        json_file.write_text(json.dumps({"options": options, "cases": len(jobs), "differences": said}, indent=1))
+        json_file.write_text(
+            json.dumps({"options": options, "cases": len(jobs), "differences": said}, indent=1)
+        )
     sys.exit(1 if unexplained or unused else 0)
 
 
@@ -95,7 +106,9 @@ def _show(found: list[tuple[Difference, Explanation | None]]) -> None:
             last = difference.case, difference.user
             console.print(f"{difference.case} ({difference.user})", markup=False)
         reason = f"   [{why.heading}]" if why else ""
-        line = f"    {difference.aspect}: plain {difference.plain!r}, mount {difference.mount!r}{reason}"
+        line = (
+            f"    {difference.aspect}: plain {difference.plain!r}, mount {difference.mount!r}{reason}"
+        )
         console.print(line[:400], markup=False)
     if len(found) > MOST_SHOWN:
         console.print(f"... and {len(found) - MOST_SHOWN} more")

@@ -164,7 +164,9 @@ def _statistics() -> Cases:
             lambda kind=kind: [os.lstat(kind).st_blocks, os.lstat(kind).st_rdev],  # type: ignore[misc]
         )
     yield Case("attributes/birth time", make("file"), lambda: _birth("file"), ("root",))
-    yield Case("attributes/statx attributes", make("file"), lambda: statx("file")["attributes"], ("root",))
+    yield Case(
+        "attributes/statx attributes", make("file"), lambda: statx("file")["attributes"], ("root",)
+    )
     yield Case("attributes/statx, bad flags", make("file"), lambda: statx("file", 0x6000))
     yield Case("attributes/statx, bad mask", make("file"), lambda: statx("file", 0, 1 << 31))
     yield Case("attributes/statx, empty path", make("file"), lambda: statx("", 0))
@@ -191,7 +193,9 @@ def _statistics() -> Cases:
             ("member",),
         )
     for length in (1, 59, 60, 255, 1000, 4000, 4094, 4095, 4096):
-        yield Case(f"attributes/symlink of {length} bytes", make(), lambda n=length: _long_link(n), ("member",))  # type: ignore[misc]
+        yield Case(
+            f"attributes/symlink of {length} bytes", make(), lambda n=length: _long_link(n), ("member",)
+        )  # type: ignore[misc]
     yield Case("attributes/symlink of 0 bytes", make(), lambda: os.symlink("", "l"), ("member",))
 
 

@@ -49,7 +49,9 @@ def unlinkat(path: Path, flags: int) -> None:
     check(libc.unlinkat(AT_FDCWD, os.fsencode(path), flags))
 
 
-def utimensat(fd: int, path: Path | None, times: tuple[int, int, int, int] | None, flags: int = 0) -> None:
+def utimensat(
+    fd: int, path: Path | None, times: tuple[int, int, int, int] | None, flags: int = 0
+) -> None:
     """``times`` are the seconds and nanoseconds of atime and mtime."""
     array = None if times is None else (ctypes.c_long * 4)(*times)
     check(libc.utimensat(fd, None if path is None else os.fsencode(path), array, flags))

@@ -14,8 +14,27 @@ SIZE = len(CONTENT)
 LAST = (1 << 63) - 1
 EXT4_LAST = (1 << 44) - 4096
 
-OFFSETS = (-1, 0, 1, 4095, SIZE - 1, SIZE, SIZE + 1, 1 << 32, EXT4_LAST - 1, EXT4_LAST, 1 << 44, LAST - 1, LAST)
-OPENED = {"reading": os.O_RDONLY, "writing": os.O_WRONLY, "both": os.O_RDWR, "appending": os.O_RDWR | os.O_APPEND}
+OFFSETS = (
+    -1,
+    0,
+    1,
+    4095,
+    SIZE - 1,
+    SIZE,
+    SIZE + 1,
+    1 << 32,
+    EXT4_LAST - 1,
+    EXT4_LAST,
+    1 << 44,
+    LAST - 1,
+    LAST,
+)
+OPENED = {
+    "reading": os.O_RDONLY,
+    "writing": os.O_WRONLY,
+    "both": os.O_RDWR,
+    "appending": os.O_RDWR | os.O_APPEND,
+}
 
 
 def _fd(flags: int = os.O_RDWR, path: str = "file") -> int:
@@ -41,7 +60,20 @@ def _seek(kind: str, offset: int, whence: int) -> list[object]:
 
 
 def _truncates() -> Cases:
-    for size in (-1, 0, 1, SIZE - 1, SIZE, SIZE + 1, 4096, 1 << 32, EXT4_LAST, EXT4_LAST + 1, 1 << 44, LAST):
+    for size in (
+        -1,
+        0,
+        1,
+        SIZE - 1,
+        SIZE,
+        SIZE + 1,
+        4096,
+        1 << 32,
+        EXT4_LAST,
+        EXT4_LAST + 1,
+        1 << 44,
+        LAST,
+    ):
         yield Case(f"data/truncate to {size}", make("file"), lambda s=size: os.truncate("file", s))  # type: ignore[misc]
         for name, flags in OPENED.items():
             yield Case(
@@ -62,7 +94,11 @@ def _truncates() -> Cases:
 
 def _there_and_back(size: int) -> list[object]:
     fd = _fd()
-    said = [attempt(os.ftruncate, fd, size), attempt(os.ftruncate, fd, 100), attempt(os.ftruncate, fd, 200)]
+    said = [
+        attempt(os.ftruncate, fd, size),
+        attempt(os.ftruncate, fd, 100),
+        attempt(os.ftruncate, fd, 200),
+    ]
     return [*said, os.pread(fd, 300, 0)]
 
 
@@ -90,7 +126,9 @@ def _limited(limit: int, call: str) -> list[object]:
     fd = _fd()
     said = []
     if call.startswith("write"):
-        said += [attempt(os.pwrite, fd, bytes(3000), offset) for offset in (0, 4000, 5000, 6000, 10_000)]
+        said += [
+            attempt(os.pwrite, fd, bytes(3000), offset) for offset in (0, 4000, 5000, 6000, 10_000)
+        ]
     elif call.startswith("append"):
         fd = _fd(os.O_WRONLY | os.O_APPEND)
         said += [attempt(os.write, fd, bytes(3000)) for _ in range(4)]
@@ -158,14 +196,26 @@ def _vectors(count: int) -> list[object]:
     return [attempt(os.writev, fd, [b"v"] * count), attempt(os.readv, fd, [bytearray(1)] * count)]
 
 
-FADVICE = {"normal": 0, "random": 1, "sequential": 2, "willneed": 3, "dontneed": 4, "noreuse": 5, "unknown": 9}
+FADVICE = {
+    "normal": 0,
+    "random": 1,
+    "sequential": 2,
+    "willneed": 3,
+    "dontneed": 4,
+    "noreuse": 5,
+    "unknown": 9,
+}
 
 SYNCS = {
     "fsync": os.fsync,
     "fdatasync": os.fdatasync,
     "syncfs": lambda fd: check(libc.syncfs(fd)),
-    "sync_file_range": lambda fd: check(libc.sync_file_range(fd, ctypes.c_long(0), ctypes.c_long(100), 7)),
-    "sync_file_range, bad": lambda fd: check(libc.sync_file_range(fd, ctypes.c_long(-1), ctypes.c_long(1), 7)),
+    "sync_file_range": lambda fd: check(
+        libc.sync_file_range(fd, ctypes.c_long(0), ctypes.c_long(100), 7)
+    ),
+    "sync_file_range, bad": lambda fd: check(
+        libc.sync_file_range(fd, ctypes.c_long(-1), ctypes.c_long(1), 7)
+    ),
     "readahead": lambda fd: check(libc.readahead(fd, ctypes.c_long(0), 100)),
 }
 
@@ -206,7 +256,15 @@ def cases() -> Cases:
     yield Case("data/append cleared, empty", make("empty"), lambda: _rewritten())
     yield Case("data/appenders", make("file"), _appenders)
     for writes in (False, True):
-        for offset, size in ((0, 4096), (0, 512), (0, 100), (4096, 4096), (1, 4096), (8192, 512), (0, 8192)):
+        for offset, size in (
+            (0, 4096),
+            (0, 512),
+            (0, 100),
+            (4096, 4096),
+            (1, 4096),
+            (8192, 512),
+            (0, 8192),
+        ):
             yield Case(
                 f"data/direct {'write' if writes else 'read'} of {size} at {offset}",
                 make("file"),
@@ -220,7 +278,9 @@ def cases() -> Cases:
             yield Case(
                 f"data/fadvise {name}/{kind}",
                 make(kind),
-                lambda k=kind, n=number: os.posix_fadvise(os.open(k, os.O_RDONLY | os.O_NONBLOCK), 0, 0, n),  # type: ignore[misc]
+                lambda k=kind, n=number: os.posix_fadvise(
+                    os.open(k, os.O_RDONLY | os.O_NONBLOCK), 0, 0, n
+                ),  # type: ignore[misc]
                 ("member",),
             )
         for name, sync in SYNCS.items():
@@ -250,7 +310,12 @@ def _rewritten() -> list[object]:
 
 def _positions(flags: int) -> list[object]:
     fd = _fd(flags)
-    said = [attempt(os.read, fd, 5), os.lseek(fd, 0, 1), attempt(os.write, fd, b"abc"), os.lseek(fd, 0, 1)]
+    said = [
+        attempt(os.read, fd, 5),
+        os.lseek(fd, 0, 1),
+        attempt(os.write, fd, b"abc"),
+        os.lseek(fd, 0, 1),
+    ]
     other = os.dup(fd)
     said += [attempt(os.lseek, other, 2, 1), os.lseek(fd, 0, 1), attempt(os.read, fd, 1 << 20)]
     said += [attempt(os.read, fd, 5), attempt(os.read, fd, 0), attempt(os.write, fd, b"")]

@@ -15,7 +15,11 @@ def _fifo(reader: int, writer: int) -> list[object]:
     two = attempt(os.open, "fifo", writer | os.O_NONBLOCK)
     said: list[object] = [isinstance(one, int) or one, isinstance(two, int) or two]
     if isinstance(one, int) and isinstance(two, int):
-        said += [attempt(os.write, two, b"through"), attempt(os.read, one, 99), attempt(os.read, one, 9)]
+        said += [
+            attempt(os.write, two, b"through"),
+            attempt(os.read, one, 99),
+            attempt(os.read, one, 9),
+        ]
         said += [attempt(os.lseek, one, 0, 0), attempt(os.fstat(one).__getattribute__, "st_size")]
     return said
 
@@ -104,7 +108,11 @@ def cases() -> Cases:
             )
     yield Case("endpoints/fifo, blocking", make("fifo"), _blocking, ROOT_AND_MEMBER)
     yield Case("endpoints/fifo, renamed", make("fifo"), _renamed_fifo)
-    for name, kind in ("stream", socket.SOCK_STREAM), ("dgram", socket.SOCK_DGRAM), ("seqpacket", socket.SOCK_SEQPACKET):
+    for name, kind in (
+        ("stream", socket.SOCK_STREAM),
+        ("dgram", socket.SOCK_DGRAM),
+        ("seqpacket", socket.SOCK_SEQPACKET),
+    ):
         yield Case(f"endpoints/socket, {name}", make(), lambda k=kind: _stream(k))  # type: ignore[misc]
     for mode in (0, 0o444, 0o222, 0o600, 0o602, 0o777):
         yield Case(f"endpoints/connect to {mode:o}", make(), lambda m=mode: _connect(m), ROOT)  # type: ignore[misc]

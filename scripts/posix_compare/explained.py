@@ -21,7 +21,9 @@ class Explanation:
 
     def covers(self, difference: Difference) -> bool:
         """Whether it explains a difference."""
-        return matches_whole(difference.case, self.case) and matches_whole(difference.aspect, self.aspect)
+        return matches_whole(difference.case, self.case) and matches_whole(
+            difference.aspect, self.aspect
+        )
 
     def applies(self, options: Sequence[str]) -> bool:
         """Whether a mount with such options has the difference."""

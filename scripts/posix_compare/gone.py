@@ -5,7 +5,16 @@ import fcntl
 import os
 from collections.abc import Callable
 
-from .calls import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_FOLLOW, fallocate, libc, linkat, openat2, utimensat
+from .calls import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_SYMLINK_FOLLOW,
+    fallocate,
+    libc,
+    linkat,
+    openat2,
+    utimensat,
+)
 from .calls import check, faccessat2, fchmodat2, fchownat, renameat2
 from .case import EVERYBODY, Case, Cases, attempt
 from .objects import make
@@ -21,7 +30,11 @@ USES: dict[str, Use] = {
     "fchown": lambda fd: [os.fchown(fd, -1, os.getgid()), os.fstat(fd).st_gid],
     "futimens": lambda fd: [utimensat(fd, None, (5, 0, 6, 7)), os.fstat(fd).st_mtime_ns],
     "fsync": os.fsync,
-    "fsetxattr": lambda fd: [os.setxattr(fd, "user.a", b"b"), os.getxattr(fd, "user.a"), os.listxattr(fd)],
+    "fsetxattr": lambda fd: [
+        os.setxattr(fd, "user.a", b"b"),
+        os.getxattr(fd, "user.a"),
+        os.listxattr(fd),
+    ],
     "flock": lambda fd: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB),
     "getfl": lambda fd: fcntl.fcntl(fd, fcntl.F_GETFL) & 3,
     "dup": lambda fd: os.pread(os.dup(fd), 3, 0),
@@ -151,7 +164,7 @@ def cases() -> Cases:
                         lambda k=kind, f=flags, h=how, u=use: _gone(k, f, h, u),  # type: ignore[misc]
                         ("root", "owner") if how != "kept" else ("owner", "other"),
                     )
-    for name, flags in ("symbolic link", os.O_PATH | os.O_NOFOLLOW),:
+    for name, flags in (("symbolic link", os.O_PATH | os.O_NOFOLLOW),):
         for use_name, use in USES.items():
             yield Case(
                 f"gone/{name}/{use_name}",
@@ -168,7 +181,13 @@ def cases() -> Cases:
             make("file", "hard"),
             lambda f=flags: [os.unlink("hard"), renameat2("file", "hard", f)],  # type: ignore[misc]
         )
-    for name, resolve in ("no magic links", 2), ("in root", 0x10), ("cached", 0x20), ("no crossing", 1), ("unknown", 1 << 20):
+    for name, resolve in (
+        ("no magic links", 2),
+        ("in root", 0x10),
+        ("cached", 0x20),
+        ("no crossing", 1),
+        ("unknown", 1 << 20),
+    ):
         for path in ("full/inside", "to-file", "full/../file", "/proc/self/exe", "missing"):
             yield Case(
                 f"gone/openat2 {name}/{path}",

@@ -6,7 +6,19 @@ from .calls import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_FOLLOW, linkat
 from .case import OWNER, TEAM, USERS, Case, Cases, attempt
 from .objects import make
 
-KINDS = ("file", "empty", "dir", "to-file", "to-dir", "dangling", "loop", "fifo", "socket", "null", "missing")
+KINDS = (
+    "file",
+    "empty",
+    "dir",
+    "to-file",
+    "to-dir",
+    "dangling",
+    "loop",
+    "fifo",
+    "socket",
+    "null",
+    "missing",
+)
 
 
 def _then_look(name: str) -> list[object]:
@@ -34,7 +46,12 @@ def _ring() -> list[object]:
 
 def cases() -> Cases:
     for kind in KINDS:
-        for name, flags in ("plain", 0), ("follow", AT_SYMLINK_FOLLOW), ("empty path", AT_EMPTY_PATH), ("unknown", 1):
+        for name, flags in (
+            ("plain", 0),
+            ("follow", AT_SYMLINK_FOLLOW),
+            ("empty path", AT_EMPTY_PATH),
+            ("unknown", 1),
+        ):
             yield Case(
                 f"links/{kind}, {name}",
                 make(kind),

@@ -60,7 +60,12 @@ def fill(count: int) -> None:
 
 def _types() -> dict[str, list[bool]]:
     return {
-        e.name: [e.is_file(follow_symlinks=False), e.is_dir(follow_symlinks=False), e.is_symlink(), e.is_dir()]
+        e.name: [
+            e.is_file(follow_symlinks=False),
+            e.is_dir(follow_symlinks=False),
+            e.is_symlink(),
+            e.is_dir(),
+        ]
         for e in sorted(os.scandir("."), key=lambda e: e.name)
     }
 

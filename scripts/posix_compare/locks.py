@@ -38,19 +38,27 @@ def in_child(call: Callable[[], object]) -> object:
 
 def _flocks(first: int, second: int, flags: tuple[int, int]) -> list[object]:
     one, two = (os.open("file", each) for each in flags)
-    said = [attempt(fcntl.flock, one, first | fcntl.LOCK_NB), attempt(fcntl.flock, two, second | fcntl.LOCK_NB)]
+    said = [
+        attempt(fcntl.flock, one, first | fcntl.LOCK_NB),
+        attempt(fcntl.flock, two, second | fcntl.LOCK_NB),
+    ]
     said.append(in_child(lambda: fcntl.flock(os.open("file", os.O_RDONLY), second | fcntl.LOCK_NB)))
     os.close(one)
     return [*said, attempt(fcntl.flock, two, second | fcntl.LOCK_NB)]
 
 
-def _records(command: int, get: int, types: tuple[int, int], ranges: tuple[tuple[int, int], tuple[int, int]]) -> list[object]:
+def _records(
+    command: int, get: int, types: tuple[int, int], ranges: tuple[tuple[int, int], tuple[int, int]]
+) -> list[object]:
     one = os.open("file", os.O_RDWR)
     said = [attempt(_lock, one, command, types[0], *ranges[0])]
 
     def other() -> list[object]:
         fd = os.open("file", os.O_RDWR)
-        return [attempt(_lock, fd, get, types[1], *ranges[1]), attempt(_lock, fd, command, types[1], *ranges[1])]
+        return [
+            attempt(_lock, fd, get, types[1], *ranges[1]),
+            attempt(_lock, fd, command, types[1], *ranges[1]),
+        ]
 
     said.append(in_child(other))
     two = os.open("file", os.O_RDWR)
@@ -64,14 +72,20 @@ def _wrong(flags: int) -> list[object]:
     fd = os.open("file", flags)
     said = [attempt(_lock, fd, fcntl.F_SETLK, kind, 0, 0) for kind in (*TYPES.values(), 7)]
     said += [attempt(_lock, fd, F_OFD_SETLK, kind, 0, 0) for kind in TYPES.values()]
-    said += [attempt(_lock, fd, fcntl.F_SETLK, fcntl.F_RDLCK, *where) for where in ((-1, 0), (5, -10), (5, -3))]
+    said += [
+        attempt(_lock, fd, fcntl.F_SETLK, fcntl.F_RDLCK, *where)
+        for where in ((-1, 0), (5, -10), (5, -3))
+    ]
     said += [attempt(fcntl.flock, fd, operation) for operation in (0, 3, fcntl.LOCK_EX | fcntl.LOCK_NB)]
     return said
 
 
 def _lease(flags: int, kind: int) -> list[object]:
     fd = os.open("file", flags)
-    return [attempt(fcntl.fcntl, fd, fcntl.F_SETLEASE, kind), attempt(fcntl.fcntl, fd, fcntl.F_GETLEASE)]
+    return [
+        attempt(fcntl.fcntl, fd, fcntl.F_SETLEASE, kind),
+        attempt(fcntl.fcntl, fd, fcntl.F_GETLEASE),
+    ]
 
 
 def cases() -> Cases:
@@ -84,13 +98,18 @@ def cases() -> Cases:
                 lambda x=first, y=second, f=flags: _flocks(x, y, f),  # type: ignore[misc]
                 ROOT_AND_MEMBER,
             )
-    for kind, command, get in ("fcntl", fcntl.F_SETLK, fcntl.F_GETLK), ("ofd", F_OFD_SETLK, F_OFD_GETLK):
+    for kind, command, get in (
+        ("fcntl", fcntl.F_SETLK, fcntl.F_GETLK),
+        ("ofd", F_OFD_SETLK, F_OFD_GETLK),
+    ):
         for a, b in itertools.product(TYPES, repeat=2):
             for x, y in itertools.product(RANGES, repeat=2):
                 yield Case(
                     f"locks/{kind} {a} {x}, {b} {y}",
                     make("file"),
-                    lambda c=command, g=get, t=(TYPES[a], TYPES[b]), r=(RANGES[x], RANGES[y]): _records(c, g, t, r),  # type: ignore[misc]
+                    lambda c=command, g=get, t=(TYPES[a], TYPES[b]), r=(RANGES[x], RANGES[y]): _records(
+                        c, g, t, r
+                    ),  # type: ignore[misc]
                     ("member",),
                 )
     for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_PATH):

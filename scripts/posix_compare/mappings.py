@@ -78,7 +78,12 @@ def _child_sees() -> list[object]:
 
 def cases() -> Cases:
     for kind in ("file", "empty", "dir", "fifo", "null"):
-        for opened, flags in ("r", os.O_RDONLY), ("w", os.O_WRONLY), ("rw", os.O_RDWR), ("a", os.O_RDWR | os.O_APPEND):
+        for opened, flags in (
+            ("r", os.O_RDONLY),
+            ("w", os.O_WRONLY),
+            ("rw", os.O_RDWR),
+            ("a", os.O_RDWR | os.O_APPEND),
+        ):
             for protection in (0, 1, 2, 3, 4):
                 for name, sharing in ("shared", SHARED), ("private", PRIVATE):
                     yield Case(
@@ -87,7 +92,12 @@ def cases() -> Cases:
                         lambda k=kind, f=flags, p=protection, s=sharing: _map(k, f, p, s),  # type: ignore[misc]
                         ("member",),
                     )
-    for name, sharing in ("sync", VALIDATE | MAP_SYNC), ("validate", VALIDATE), ("unknown", VALIDATE | 1 << 30), ("none", 0):
+    for name, sharing in (
+        ("sync", VALIDATE | MAP_SYNC),
+        ("validate", VALIDATE),
+        ("unknown", VALIDATE | 1 << 30),
+        ("none", 0),
+    ):
         yield Case(
             f"mappings/{name}",
             make("file"),

@@ -56,9 +56,7 @@ MAKERS: dict[str, Callable[[], None]] = {
 TARGETS = {"to-file": ("file",), "to-dir": ("dir",)}
 
 
-def make(
-    *names: str, mode: int | None = None, uid: int = OWNER, gid: int = TEAM
-) -> Callable[[], None]:
+def make(*names: str, mode: int | None = None, uid: int = OWNER, gid: int = TEAM) -> Callable[[], None]:
     """A setup that makes objects, owned by ``uid`` and ``gid``, with ``mode`` or one that the group may use."""
 
     def setup() -> None:

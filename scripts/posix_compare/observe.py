@@ -42,7 +42,9 @@ def stats(top: str, known: list[str]) -> Stats:
 
 def state(top: str, before: Stats, after: Stats) -> State:
     """What is there after an action."""
-    return {path: _describe(os.path.join(top, path), before.get(path), st) for path, st in after.items()}
+    return {
+        path: _describe(os.path.join(top, path), before.get(path), st) for path, st in after.items()
+    }
 
 
 def _walk(top: str) -> Iterator[str]:

@@ -122,7 +122,17 @@ CALLS = {
     "execve": lambda path: os.execv(path, ["x"]),
 }
 
-NO_ABSOLUTE = ("unlink", "rmdir", "rename from", "chmod", "chown", "lchown", "utimensat", "xattr", "fchmodat2")
+NO_ABSOLUTE = (
+    "unlink",
+    "rmdir",
+    "rename from",
+    "chmod",
+    "chown",
+    "lchown",
+    "utimensat",
+    "xattr",
+    "fchmodat2",
+)
 
 
 def cases() -> Cases:

@@ -6,7 +6,22 @@ from .calls import AT_EACCESS, AT_FDCWD, UTIME_NOW, faccessat2, utimensat
 from .case import OWNER, TEAM, USERS, Case, Cases, attempt
 from .objects import make, then
 
-FILE_MODES = (0, 0o400, 0o200, 0o100, 0o040, 0o020, 0o010, 0o004, 0o002, 0o001, 0o640, 0o604, 0o046, 0o755)
+FILE_MODES = (
+    0,
+    0o400,
+    0o200,
+    0o100,
+    0o040,
+    0o020,
+    0o010,
+    0o004,
+    0o002,
+    0o001,
+    0o640,
+    0o604,
+    0o046,
+    0o755,
+)
 OWNERSHIPS = {"owner": (OWNER, TEAM), "stranger": (54321, TEAM), "outsider": (54321, 54321)}
 
 

@@ -9,7 +9,22 @@ from .case import OWNER, TEAM, USERS, Case, Cases, attempt
 from .locks import in_child
 
 IDENTITY = "/usr/bin/id"
-MODES = (0, 0o400, 0o111, 0o711, 0o755, 0o655, 0o745, 0o754, 0o4755, 0o2755, 0o6755, 0o2745, 0o700, 0o070)
+MODES = (
+    0,
+    0o400,
+    0o111,
+    0o711,
+    0o755,
+    0o655,
+    0o745,
+    0o754,
+    0o4755,
+    0o2755,
+    0o6755,
+    0o2745,
+    0o700,
+    0o070,
+)
 
 
 def _program(mode: int, uid: int = OWNER, gid: int = TEAM) -> None:
@@ -61,7 +76,10 @@ def _busy() -> list[object]:
     for _ in range(200):
         if os.path.basename(os.readlink(f"/proc/{pid}/exe")) == "sleeper":
             break
-    said += [attempt(os.open, "sleeper", flags) for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC)]
+    said += [
+        attempt(os.open, "sleeper", flags)
+        for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC)
+    ]
     said += [attempt(os.truncate, "sleeper", 5), attempt(os.unlink, "sleeper")]
     os.close(writer)
     os.waitpid(pid, 0)
@@ -100,7 +118,11 @@ def cases() -> Cases:
                 ("root", "owner", "member") if owner == "owner" else ("member",),
             )
         yield Case(f"programs/script {mode:o}", lambda m=mode: _script(m), lambda: output("./script"))  # type: ignore[misc]
-    for name, line in ("empty", ""), ("missing interpreter", "#!/nonexistent/x"), ("directory", "#!/tmp"):
+    for name, line in (
+        ("empty", ""),
+        ("missing interpreter", "#!/nonexistent/x"),
+        ("directory", "#!/tmp"),
+    ):
         yield Case(
             f"programs/script, {name}",
             lambda line=line: _script(0o755, line),  # type: ignore[misc]

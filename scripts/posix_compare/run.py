@@ -68,7 +68,11 @@ def differences(case: Case, user: str, plain: Outcome, mount: Outcome) -> Iterat
             one, other = expected.get(path), state.get(path)
             if one is None or other is None:
                 yield Difference(
-                    case.name, user, f"{view}: {path}", "there" if one else "none", "there" if other else "none"
+                    case.name,
+                    user,
+                    f"{view}: {path}",
+                    "there" if one else "none",
+                    "there" if other else "none",
                 )
                 continue
             for field in sorted({*one, *other}):

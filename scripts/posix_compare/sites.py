@@ -29,7 +29,9 @@ class Site:
 def sites(base: Path | None, options: tuple[str, ...]) -> Iterator[tuple[Site, Site]]:
     """The plain one, and the one on a mount with these options."""
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="posix-compare-", dir=base)))
+        scratch = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="posix-compare-", dir=base))
+        )
         scratch.chmod(0o755)
         root = os.getuid() == 0
         disk = stack.enter_context(_disk(scratch)) if root and base is None else scratch
@@ -41,7 +43,9 @@ def sites(base: Path | None, options: tuple[str, ...]) -> Iterator[tuple[Site, S
         for site in (plain, source):
             (site / "second").mkdir()
             if root:
-                stack.enter_context(_mount(site / "second", "-t", "tmpfs", "-o", "size=16m", "posix-compare"))
+                stack.enter_context(
+                    _mount(site / "second", "-t", "tmpfs", "-o", "size=16m", "posix-compare")
+                )
                 (site / "second").chmod(0o777)
         if root:
             options = ("--allow-other", "-o", "suid,dev", *options)
@@ -72,7 +76,9 @@ def _mount(where: Path, *args: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if subprocess.run(["umount", str(where)], check=False, timeout=60, stderr=subprocess.DEVNULL).returncode:
+        if subprocess.run(
+            ["umount", str(where)], check=False, timeout=60, stderr=subprocess.DEVNULL
+        ).returncode:
             _call("umount", "-l", str(where))
 
 

@@ -18,7 +18,17 @@ MODES = {
     "unshare": 64,
     "unknown": 1 << 20,
 }
-RANGES = ((0, 4096), (0, 0), (-1, 10), (0, -1), (100, 50), (4096, 4096), (100_000, 5000), (0, 1 << 44), (1 << 62, 1 << 62))
+RANGES = (
+    (0, 4096),
+    (0, 0),
+    (-1, 10),
+    (0, -1),
+    (100, 50),
+    (4096, 4096),
+    (100_000, 5000),
+    (0, 1 << 44),
+    (1 << 62, 1 << 62),
+)
 
 
 def _allocate(mode: int, offset: int, length: int) -> list[object]:
@@ -74,7 +84,10 @@ def _splice() -> list[object]:
     """A file into a pipe, the pipe into another file."""
     reader, writer = os.pipe()
     from_fd, to_fd = os.open("file", os.O_RDONLY), os.open("new", os.O_RDWR | os.O_CREAT, 0o644)
-    said = [attempt(os.splice, from_fd, writer, 3000, 1000), attempt(os.splice, reader, to_fd, 3000, None, 10)]
+    said = [
+        attempt(os.splice, from_fd, writer, 3000, 1000),
+        attempt(os.splice, reader, to_fd, 3000, None, 10),
+    ]
     said.append(attempt(os.splice, from_fd, to_fd, 10))
     append = os.open("new", os.O_WRONLY | os.O_APPEND)
     os.write(writer, b"more")
@@ -94,7 +107,12 @@ def cases() -> Cases:
                 lambda m=mode, o=offset, n=length: _allocate(m, o, n),  # type: ignore[misc]
                 ROOT_AND_MEMBER,
             )
-    for kind, flags in ("file", os.O_RDONLY), ("dir", os.O_RDONLY), ("fifo", os.O_RDWR), ("file", os.O_RDWR | os.O_APPEND):
+    for kind, flags in (
+        ("file", os.O_RDONLY),
+        ("dir", os.O_RDONLY),
+        ("fifo", os.O_RDWR),
+        ("file", os.O_RDWR | os.O_APPEND),
+    ):
         yield Case(
             f"space/fallocate/{kind} {flags}",
             make(kind),
@@ -109,15 +127,34 @@ def cases() -> Cases:
         setup = then(make("file", "empty"), _sparse)
         yield Case(f"space/holes/{path}", setup, lambda path=path: _holes(path))  # type: ignore[misc]
     reads, writes, both = os.O_RDONLY, os.O_WRONLY, os.O_RDWR
-    for flags in ((reads, writes), (reads, both), (writes, writes), (reads, reads), (reads, writes | os.O_APPEND)):
-        for source, target, count in ((0, 0, 10_000), (100, 50, 1000), (len(CONTENT), 0, 10), (0, 9000, 100), (0, 0, 0)):
+    for flags in (
+        (reads, writes),
+        (reads, both),
+        (writes, writes),
+        (reads, reads),
+        (reads, writes | os.O_APPEND),
+    ):
+        for source, target, count in (
+            (0, 0, 10_000),
+            (100, 50, 1000),
+            (len(CONTENT), 0, 10),
+            (0, 9000, 100),
+            (0, 0, 0),
+        ):
             yield Case(
                 f"space/copy_file_range {source} to {target}, {count}, {flags}",
                 then(make("file"), _target),
                 lambda s=source, t=target, n=count, f=flags: _copy(s, t, n, f),  # type: ignore[misc]
                 ROOT_AND_MEMBER,
             )
-    for source, target, count in ((0, 4096, 1000), (0, 100, 50), (0, 100, 200), (0, 0, 10), (0, 1 << 44, 10), (1 << 44, 0, 10)):
+    for source, target, count in (
+        (0, 4096, 1000),
+        (0, 100, 50),
+        (0, 100, 200),
+        (0, 0, 10),
+        (0, 1 << 44, 10),
+        (1 << 44, 0, 10),
+    ):
         yield Case(
             f"space/copy_file_range within {source} to {target}, {count}",
             make("file"),

@@ -48,7 +48,9 @@ def _all(kind: str, name: bytes, follow: bool) -> list[object]:
 
 
 def _sizes() -> list[object]:
-    said: list[object] = [attempt(getxattr, "file", b"user.a", size) for size in (0, 1, 4, 5, 6, 100, 70_000)]
+    said: list[object] = [
+        attempt(getxattr, "file", b"user.a", size) for size in (0, 1, 4, 5, 6, 100, 70_000)
+    ]
     said += [attempt(listxattr, "file", size) for size in (0, 1, 6, 100, 70_000)]
     return said
 
@@ -71,18 +73,36 @@ OTHER_UID = USERS["other"].uid
 LISTS = {
     "minimal": acl((USER_OBJ, 6, NO_ID), (GROUP_OBJ, 4, NO_ID), (OTHERS, 0, NO_ID)),
     "for a user": acl(
-        (USER_OBJ, 6, NO_ID), (USER, 7, OTHER_UID), (GROUP_OBJ, 4, NO_ID), (MASK, 7, NO_ID), (OTHERS, 0, NO_ID)
+        (USER_OBJ, 6, NO_ID),
+        (USER, 7, OTHER_UID),
+        (GROUP_OBJ, 4, NO_ID),
+        (MASK, 7, NO_ID),
+        (OTHERS, 0, NO_ID),
     ),
     "against a user": acl(
-        (USER_OBJ, 7, NO_ID), (USER, 0, MEMBER_UID), (GROUP_OBJ, 7, NO_ID), (MASK, 7, NO_ID), (OTHERS, 7, NO_ID)
+        (USER_OBJ, 7, NO_ID),
+        (USER, 0, MEMBER_UID),
+        (GROUP_OBJ, 7, NO_ID),
+        (MASK, 7, NO_ID),
+        (OTHERS, 7, NO_ID),
     ),
     "for a group": acl(
-        (USER_OBJ, 6, NO_ID), (GROUP_OBJ, 0, NO_ID), (GROUP, 6, MEMBER_GID), (MASK, 7, NO_ID), (OTHERS, 0, NO_ID)
+        (USER_OBJ, 6, NO_ID),
+        (GROUP_OBJ, 0, NO_ID),
+        (GROUP, 6, MEMBER_GID),
+        (MASK, 7, NO_ID),
+        (OTHERS, 0, NO_ID),
     ),
     "masked": acl(
-        (USER_OBJ, 6, NO_ID), (USER, 7, OTHER_UID), (GROUP_OBJ, 6, NO_ID), (MASK, 4, NO_ID), (OTHERS, 4, NO_ID)
+        (USER_OBJ, 6, NO_ID),
+        (USER, 7, OTHER_UID),
+        (GROUP_OBJ, 6, NO_ID),
+        (MASK, 4, NO_ID),
+        (OTHERS, 4, NO_ID),
     ),
-    "without a mask": acl((USER_OBJ, 6, NO_ID), (USER, 7, OTHER_UID), (GROUP_OBJ, 4, NO_ID), (OTHERS, 0, NO_ID)),
+    "without a mask": acl(
+        (USER_OBJ, 6, NO_ID), (USER, 7, OTHER_UID), (GROUP_OBJ, 4, NO_ID), (OTHERS, 0, NO_ID)
+    ),
     "without others": acl((USER_OBJ, 6, NO_ID), (GROUP_OBJ, 4, NO_ID)),
     "disorder": acl((OTHERS, 6, NO_ID), (GROUP_OBJ, 4, NO_ID), (USER_OBJ, 0, NO_ID)),
     "bad tag": acl((USER_OBJ, 6, NO_ID), (GROUP_OBJ, 4, NO_ID), (64, 0, NO_ID)),
@@ -111,7 +131,11 @@ def _use(kind: str) -> list[object]:
         said += [attempt(lambda f=f: os.close(os.open(kind, f))) for f in (os.O_RDONLY, os.O_WRONLY)]  # type: ignore[misc]
         said.append(attempt(os.utime, kind))
     else:
-        said += [attempt(os.listdir, kind), attempt(os.mkdir, f"{kind}/new"), attempt(os.stat, f"{kind}/none")]
+        said += [
+            attempt(os.listdir, kind),
+            attempt(os.mkdir, f"{kind}/new"),
+            attempt(os.stat, f"{kind}/none"),
+        ]
     return said
 
 
@@ -139,14 +163,19 @@ def _attributes() -> Cases:
             yield Case(
                 f"xattrs/set, {flag or 'plain'}/{name}",
                 lambda: _have("file"),
-                lambda n=NAMES[name], f=number: setxattr("file", n, LISTS["minimal"] if b"acl" in n else b"x", f),  # type: ignore[misc]
+                lambda n=NAMES[name], f=number: setxattr(
+                    "file", n, LISTS["minimal"] if b"acl" in n else b"x", f
+                ),  # type: ignore[misc]
                 ("root", "owner", "other"),
             )
     for size in SIZES:
         yield Case(
             f"xattrs/value of {size} bytes",
             make("file"),
-            lambda s=size: [os.setxattr("file", "user.a", bytes(s)), len(os.getxattr("file", "user.a"))],  # type: ignore[misc]
+            lambda s=size: [
+                os.setxattr("file", "user.a", bytes(s)),
+                len(os.getxattr("file", "user.a")),
+            ],  # type: ignore[misc]
             ROOT_AND_MEMBER,
         )
     yield Case("xattrs/buffers", lambda: _have("file"), _sizes)
@@ -212,4 +241,3 @@ def _access_lists() -> Cases:
 def cases() -> Cases:
     yield from _attributes()
     yield from _access_lists()
-
