@@ -22,6 +22,7 @@ from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
+from cleanfs.caller import Caller
 from cleanfs.pace import SLOW_SECONDS, Asking, Pace
 from cleanfs.stream import Span, Stream
 from cleanfs.syscalls import RWF_DONTCACHE
@@ -157,13 +158,13 @@ class Backing:
         *,
         append: bool = False,
         durable: bool = False,
-        by_user: bool = False,
+        writer: Caller | None = None,
     ) -> Written:
         """Write all of ``data`` at ``offset``, or at the end of the file wherever that is.
 
-        ``durable`` says that the write itself waits for the disk (O_SYNC, O_DSYNC), ``by_user`` that
-        it takes set-id bits away, as root's does not. Capabilities go with every write: the source
-        sees to that. Raises OSError, possibly after a part of it was written.
+        ``durable`` says that the write itself waits for the disk (O_SYNC, O_DSYNC), ``writer`` whose
+        it is, if it may take set-id bits away. Capabilities go with every write: the source sees to
+        that. Raises OSError, possibly after a part of it was written.
         """
         self._writes += 1
         try:
@@ -182,8 +183,8 @@ class Backing:
             self._errors += 1
             raise
         self._write_bytes += written.count
-        if by_user and without_set_id(written.after.st_mode) is not None:
-            written = await self.run(_clear_set_id, fd, written)
+        if writer is not None and without_set_id(written.after, writer) is not None:
+            written = await self.run(_clear_set_id, fd, written, writer)
         return written
 
     def stats(self) -> BackingStats:
@@ -275,19 +276,24 @@ def drop_span(fd: int, span: Span) -> None:
         os.posix_fadvise(fd, *span, os.POSIX_FADV_DONTNEED)
 
 
-def without_set_id(mode: int) -> int | None:
-    """The permissions that a change of the data leaves of a mode; None if it leaves it as it is."""
-    if not mode & (stat.S_ISUID | stat.S_ISGID) or not stat.S_ISREG(mode):
+def without_set_id(st: os.stat_result, caller: Caller) -> int | None:
+    """The permissions that somebody's change of the data leaves; None if it leaves them as they are.
+
+    A set-gid bit without execution for the group stays for the group's members (``setattr_should_drop_sgid``
+    of the kernel, Linux 6.2).
+    """
+    mode = st.st_mode
+    if not mode & (stat.S_ISUID | stat.S_ISGID) or not stat.S_ISREG(mode) or caller.privileged:
         return None
     cleared = mode & ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
+    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not caller.in_group(st.st_gid)):
         cleared &= ~stat.S_ISGID
     return None if cleared == mode else stat.S_IMODE(cleared)
 
 
-def _clear_set_id(fd: int, written: Written) -> Written:
+def _clear_set_id(fd: int, written: Written, writer: Caller) -> Written:
     """In a thread: clear set-id bits after a write."""
-    mode = without_set_id(os.fstat(fd).st_mode)
+    mode = without_set_id(os.fstat(fd), writer)
     if mode is not None:
         os.fchmod(fd, mode)
     return Written(written.count, written.before, os.fstat(fd))

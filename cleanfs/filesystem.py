@@ -38,6 +38,7 @@ from pyfuse3 import (
 
 from cleanfs import namespace
 from cleanfs.backing import without_set_id
+from cleanfs.caller import Caller
 from cleanfs.coherency import Coherency
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
@@ -54,6 +55,9 @@ Ts = TypeVarTuple("Ts")
 
 
 CAPABILITY = b"security.capability"
+
+NOBODY_ELSE = -1
+"""As an owner, for chown: no other than now. That moves ctime, and takes set-id bits away."""
 
 ACL_NAMES = (b"system.posix_acl_access", b"system.posix_acl_default")
 
@@ -179,10 +183,18 @@ class CleanFS(pyfuse3.Operations):
         handle = self._handles.get(fh) if fh is not None else None
         io_fd = handle.fd if isinstance(handle, FileHandle) and handle.writable else -1
         async with self._tree.using(inode) as held:
-            if fields.update_size and not fields.update_mode and ctx.uid != 0:
+            if new == NewAttributes():
                 st = await self._tree.near(held, os.fstat, held.fd)
-                new = replace(new, mode=without_set_id(st.st_mode))
-            return self._attributes(held, await self._tree.set_attributes(held, io_fd, new))
+                if not _may_touch(Caller.of(ctx), st):
+                    raise FUSEError(errno.EPERM)
+                new = NewAttributes(uid=NOBODY_ELSE)
+            elif fields.update_size and not fields.update_mode and ctx.uid != 0:
+                st = await self._tree.near(held, os.fstat, held.fd)
+                new = replace(new, mode=without_set_id(st, Caller.of(ctx)))
+            st = await self._tree.set_attributes(held, io_fd, new)
+            if fields.update_size:
+                held.set_size(st.st_size)
+            return self._attributes(held, st)
 
     @handler
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -198,7 +210,7 @@ class CleanFS(pyfuse3.Operations):
     ) -> EntryAttributes:
         """A fifo, socket, device or plain file."""
         async with self._changing_names(parent_inode, name) as parent:
-            owner = Owner(ctx.uid, ctx.gid)
+            owner = Owner(ctx.uid, ctx.gid, ctx.umask)
             return self._attributes(*await self._tree.make(parent, name, mode, rdev, b"", owner))
 
     @handler
@@ -208,7 +220,7 @@ class CleanFS(pyfuse3.Operations):
         """A directory."""
         async with self._changing_names(parent_inode, name) as parent:
             mode = ModeT(stat_module.S_IFDIR | mode)
-            owner = Owner(ctx.uid, ctx.gid)
+            owner = Owner(ctx.uid, ctx.gid, ctx.umask)
             return self._attributes(*await self._tree.make(parent, name, mode, 0, b"", owner))
 
     @handler
@@ -286,7 +298,7 @@ class CleanFS(pyfuse3.Operations):
             opened = await self._tree.open(held, flags)
             info = await self._opened(held, opened, flags & ~os.O_TRUNC, before)
             if flags & os.O_TRUNC:
-                await self._truncate_open(held, info.fh, opened.stat.st_mode, ctx)
+                await self._truncate_open(held, info.fh, opened.stat, ctx)
             return info
 
     @handler
@@ -303,7 +315,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             before = self._services.before()
             io_flags = flags & (IO_FLAGS | os.O_EXCL | os.O_TRUNC)
-            owner = Owner(ctx.uid, ctx.gid)
+            owner = Owner(ctx.uid, ctx.gid, ctx.umask)
             opened, inode, st = await self._tree.create(parent, name, mode, io_flags, owner)
             with self._inodes.using(inode):
                 entry = self._attributes(inode, st)
@@ -398,9 +410,9 @@ class CleanFS(pyfuse3.Operations):
                 continue
             inode = self._inodes.listed(st, directory.inode, name)
             self._tree.observe(inode, st, directory.before)
-            kernel_size = inode.kernel_size
+            kernel_sizes = inode.kernel_sizes
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
-                inode.kernel_size = kernel_size  # it was not told
+                inode.kernel_sizes = kernel_sizes  # it was not told
                 self._inodes.unreferenced(inode)
                 self._entries_per_reply = position - max(start_id, 2)
                 return
@@ -445,7 +457,8 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(errno.EPERM)
         async with self._tree.using(inode) as held:
-            await self._tree.change_xattr(held, name, value)
+            caller = Caller.of(ctx) if name == ACL_NAMES[0] else None
+            await self._tree.change_xattr(held, name, value, caller)
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Value of an extended attribute, or ENODATA.
@@ -456,7 +469,7 @@ class CleanFS(pyfuse3.Operations):
         held = self._inodes.get(inode) if name == CAPABILITY else None
         if held is not None and ctx.uid:
             # Root's question does not take the place of a user's: in doubt the bits go.
-            held.asked_for = ctx.uid
+            held.asked_for = Caller.of(ctx)
         if held is not None and held.open_fds and self._services.is_local(held):
             try:
                 return os.getxattr(held.open_fds[-1], name)
@@ -565,16 +578,16 @@ class CleanFS(pyfuse3.Operations):
                 settled.set()
 
     async def _truncate_open(
-        self, inode: Inode, fh: FileHandleT, mode: int, ctx: RequestContext
+        self, inode: Inode, fh: FileHandleT, st: os.stat_result, ctx: RequestContext
     ) -> None:
         """The O_TRUNC of an open, which also clears the set-id bits unless root asks for it."""
         handle = self._handles[fh]
         io_fd = handle.fd if isinstance(handle, FileHandle) and handle.writable else -1
-        cleared = None if ctx.uid == 0 else without_set_id(mode)
+        cleared = without_set_id(st, Caller.of(ctx))
         try:
             new = NewAttributes(size=0, mode=cleared)
             await self._tree.set_attributes(inode, io_fd, new)
-            inode.kernel_size = 0
+            inode.set_size(0)
         except BaseException:
             await self._release(fh)
             raise
@@ -601,7 +614,7 @@ class CleanFS(pyfuse3.Operations):
         if inode.sent not in (None, now):
             inode.doubts += 1
         inode.sent = now
-        inode.kernel_size = st.st_size
+        inode.told_size(st.st_size)
         return entry
 
     def _dot_entry(self, directory: DirHandle, name: bytes) -> EntryAttributes:
@@ -645,6 +658,15 @@ class CleanFS(pyfuse3.Operations):
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._control.since_ns
         entry.attr_timeout = entry.entry_timeout = 0
         return entry
+
+
+def _may_touch(caller: Caller, st: os.stat_result) -> bool:
+    """Whether somebody may chown a file to whom it belongs.
+
+    The kernel asks for no more than that, with a setattr of no attribute, but leaves it to us to take
+    set-id bits away, which is for the owner.
+    """
+    return caller.privileged or caller.uid == st.st_uid or without_set_id(st, caller) is None
 
 
 def _entry(st: os.stat_result) -> EntryAttributes:

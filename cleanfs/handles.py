@@ -1,6 +1,5 @@
 """What a FUSE file handle stands for: an open file or directory of the source."""
 
-import mmap
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Protocol, TypeVar, TypeVarTuple
 
 from cleanfs import namespace
 from cleanfs.backing import Backing, SourceFs, drop_span
-from cleanfs.coherency import CoherencyChecker, own_fingerprint
+from cleanfs.coherency import Coherency, CoherencyChecker, own_fingerprint
 from cleanfs.inodes import Inode
 from cleanfs.latency import Latencies
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
@@ -109,8 +108,7 @@ class FileHandle:
         self.fd = fd
         self._source = services.source_fs(inode)
         self._stream = Stream()
-        # A kernel that writes later finds the end by itself, and writes whole pages wherever they are.
-        self._appends = bool(flags & os.O_APPEND) and not services.writeback
+        self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is Coherency.OPEN
         self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         file.pins += 1
@@ -126,14 +124,16 @@ class FileHandle:
     async def write(self, offset: int, data: bytes) -> int:
         """Write through, with what is cached of the range discarded before and after.
 
-        On an O_APPEND handle the kernel sends what a program appends, at the end of the file that
-        it knows, and what it writes back from a mapping, before that end.
+        On a handle that was opened with O_APPEND the kernel sends what a program appends, at the end
+        of the file that it knows; what it writes back from a mapping, before that end; and what a
+        program writes elsewhere after it has taken O_APPEND away (F_SETFL), of which we are not told.
+        The first must not overwrite what others appended in the source. Where there are no others
+        the kernel knows the end, and each write goes where it says.
         """
         began = perf_counter_ns()
         services, file, inode = self._services, self.file, self.inode
-        by_user, inode.asked_for = inode.asked_for != 0, 0
-        # Written back are whole pages, so an offset within one is a program's in any case.
-        append = self._appends and (offset >= inode.kernel_size or offset % mmap.PAGESIZE > 0)
+        writer, inode.asked_for = inode.asked_for, None
+        append = self._appends and inode.may_end_at(offset)
         stop = None if append else offset + len(data)
         async with services.pagecache.mutating(file, offset, stop):
             try:
@@ -144,7 +144,7 @@ class FileHandle:
                     data,
                     append=append,
                     durable=self._durable,
-                    by_user=by_user,
+                    writer=writer,
                 )
                 if services.flushless and not services.is_local(inode):
                     # Mounted below the source after us; nobody will ask what its close has to say.
@@ -156,7 +156,7 @@ class FileHandle:
             before, after = own_fingerprint(written.before), own_fingerprint(written.after)
             size = before.size + len(data) if append else max(before.size, offset + len(data))
             theirs = services.coherency.after_own_change(file, before, after, size=size)
-        inode.kernel_size = max(inode.kernel_size, offset + len(data))
+        inode.wrote_to(offset + len(data))
         elsewhere = append and after.size != offset + len(data)
         if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)

@@ -1,4 +1,4 @@
-"""A word of our own in the first exchange with the kernel.
+"""Words of our own in the first exchange with the kernel.
 
 The kernel asks for ``security.capability`` before each write, one request for every write, unless the
 file system says in its answer to FUSE_INIT that it takes care of privileges itself: that a write takes
@@ -6,8 +6,12 @@ capabilities and set-id bits away (FUSE_HANDLE_KILLPRIV_V2, Linux 5.11). Then it
 and again only when attributes were refreshed, or before each write if there are set-id bits. libfuse
 3.14 can not say it, and does not tell whether a write is to take the bits: see ``Inode.asked_for``.
 
+And it applies the umask to the mode of what is made, unless the file system says that it does so itself
+(FUSE_DONT_MASK): where the directory has a default ACL, the umask is not to be applied (``Owner.mode``).
+pyfuse3 can not say that.
+
 So for the length of that exchange libfuse reads and writes a socket in place of the device, and we are
-the other end of it: the question goes in as it came, the answer goes out with one bit more. pyfuse3
+the other end of it: the question goes in as it came, the answer goes out with some bits more. pyfuse3
 waits for its descriptor through its global ``trio``, which is where we get to run: at its first wait
 the question is there, at its second the answer.
 """
@@ -26,6 +30,7 @@ log = logging.getLogger(__name__)
 
 DEVICE: Final = "/dev/fuse"
 FUSE_INIT: Final = 26
+DONT_MASK: Final = 1 << 6
 HANDLE_KILLPRIV_V2: Final = 1 << 28
 
 QUESTION: Final = struct.Struct("<IIQQIIIIIIII")
@@ -49,7 +54,7 @@ class Handshake:
         self._fd = self._device = -1
         self._ours: socket.socket | None = None
         self._trio: Any = None
-        self._wanted = False
+        self._wanted = 0
 
     def begin(self) -> None:
         """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere never finds out, and loses nothing."""
@@ -71,7 +76,7 @@ class Handshake:
         with theirs:
             os.dup2(theirs.fileno(), self._fd, inheritable=False)
         self._ours.send(question)
-        self._wanted = is_offered(question)
+        self._wanted = offered(question) & (DONT_MASK | HANDLE_KILLPRIV_V2)
         return True
 
     def _end(self) -> None:
@@ -79,7 +84,7 @@ class Handshake:
         assert self._ours is not None
         with self._ours as ours:
             answer = bytes(ours.recv(MAX_MESSAGE))
-        agreed = with_killpriv(answer) if self._wanted else None
+        agreed = with_flags(answer, self._wanted)
         os.write(self._device, agreed or answer)
         os.dup2(self._device, self._fd, inheritable=False)
         os.close(self._device)
@@ -110,23 +115,23 @@ class Handshake:
         raise AttributeError(name)
 
 
-def is_offered(question: bytes) -> bool:
-    """Whether a FUSE_INIT of the kernel offers FUSE_HANDLE_KILLPRIV_V2."""
+def offered(question: bytes) -> int:
+    """The flags that a FUSE_INIT of the kernel offers; none if it is no such question."""
     if len(question) < QUESTION.size:
-        return False
+        return 0
     _, opcode, *_, flags = QUESTION.unpack_from(question)
-    return opcode == FUSE_INIT and bool(flags & HANDLE_KILLPRIV_V2)
+    return int(flags) if opcode == FUSE_INIT else 0
 
 
-def with_killpriv(answer: bytes) -> bytes | None:
-    """An answer to FUSE_INIT with that flag; None if it is no such answer."""
+def with_flags(answer: bytes, wanted: int) -> bytes | None:
+    """An answer to FUSE_INIT with some flags more; None if it is no such answer."""
     if len(answer) < ANSWER.size:
         return None
     *head, flags = ANSWER.unpack_from(answer)
     length, error, _, major, *_ = head
     if error or length != len(answer) or major != 7:
         return None
-    return ANSWER.pack(*head, flags | HANDLE_KILLPRIV_V2) + answer[ANSWER.size :]
+    return ANSWER.pack(*head, flags | wanted) + answer[ANSWER.size :]
 
 
 def _devices() -> set[int]:

@@ -18,6 +18,7 @@ Everything here runs on the main thread, except ``open_parked``, which waits for
 """
 
 import errno
+import mmap
 import os
 import stat as stat_module
 from collections import OrderedDict
@@ -29,6 +30,7 @@ from itertools import count, islice
 import trio
 
 from cleanfs import syscalls
+from cleanfs.caller import Caller
 from cleanfs.ops import FileKey
 
 ROOT = 1
@@ -47,6 +49,9 @@ CONTROL_END = CONTROL_BASE + (1 << 32)
 
 LEAST_HELD = 16
 """Inodes that may be held however many files are open."""
+
+MAX_SIZES = 8
+"""Sizes of a file that are remembered as those that the kernel may believe."""
 
 PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -71,7 +76,7 @@ class Inode:
         "generation",
         "handle",
         "ino",
-        "kernel_size",
+        "kernel_sizes",
         "kind",
         "name",
         "nlookup",
@@ -105,13 +110,14 @@ class Inode:
         self.open_fds: tuple[int, ...] = ()
         """Descriptors of its open file handles."""
         self.file_key: FileKey | None = None
-        self.kernel_size = 0
-        """Where the kernel sees the end of the file: it appends there."""
-        self.asked_for = 0
-        """Whose write may come next: the uid for which the kernel asked for capabilities, as it does
-        before it sends a program's write to a file with set-id bits, and not before it sends what is
-        dirty in a mapping. 0 for nobody, and for root unless a user asked before: a question need not
-        be followed by a write, and then it can not be told whose the next one is."""
+        self.kernel_sizes: tuple[int, ...] = (0,)
+        """Where the kernel may see the end of the file, which is where it appends: the size that it
+        was told last, and those from before, as it need not believe what it is told (``doubts``)."""
+        self.asked_for: Caller | None = None
+        """Whose write may come next: for whom the kernel asked for capabilities, as it does before it
+        sends a program's write to a file with set-id bits, and not before it sends what is dirty in a
+        mapping. None for nobody, and for root unless a user asked before: a question need not be
+        followed by a write, and then it can not be told whose the next one is."""
         self.sent: tuple[int, int, int] | None = None
         """Size, mtime and ctime that the kernel was last told."""
         self.doubts = self.doubts_settled = 0
@@ -135,6 +141,29 @@ class Inode:
     def idle(self) -> bool:
         """Whether no request and no open file uses it."""
         return not self.pins and not self.open_fds
+
+    def told_size(self, size: int) -> None:
+        """The kernel is told the size of the file."""
+        if size != self.kernel_sizes[0]:
+            older = [other for other in self.kernel_sizes if other != size]
+            self.kernel_sizes = (size, *older[: MAX_SIZES - 1])
+
+    def set_size(self, size: int) -> None:
+        """The kernel had the file truncated."""
+        self.kernel_sizes = (size,)
+
+    def wrote_to(self, end: int) -> None:
+        """The kernel had the file written, to what is the end of it now, if it was not beyond that."""
+        if end > min(self.kernel_sizes):
+            self.kernel_sizes = tuple(dict.fromkeys(max(size, end) for size in self.kernel_sizes))
+
+    def may_end_at(self, offset: int) -> bool:
+        """Whether a write at ``offset`` may be one at the end that the kernel sees.
+
+        Not what it sends of a mapping: whole pages, before that end.
+        """
+        last, *older = self.kernel_sizes
+        return offset == last or ((offset > last or offset % mmap.PAGESIZE > 0) and offset in older)
 
     def path(self) -> str:
         """A path that stands for ``fd`` in calls that take no O_PATH descriptor."""

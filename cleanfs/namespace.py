@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from cleanfs import syscalls
+from cleanfs.caller import Caller
 from cleanfs.inodes import PATH_FLAGS
 from cleanfs.ops import FileKey
 
@@ -118,6 +119,16 @@ class Owner:
 
     uid: int
     gid: int
+    umask: int = 0
+
+    def mode(self, mode: int, parent_fd: int) -> int:
+        """The permissions to ask for: the umask applies where the parent has no default ACL.
+
+        The kernel leaves that to us (``handshake``). Where it did not, the umask changes nothing.
+        """
+        if mode & self.umask & 0o777 and not _has_default_acl(parent_fd):
+            mode &= ~self.umask
+        return mode
 
     def take(self, fd: int, st: os.stat_result, parent_fd: int) -> None:
         """Give a new object (``fd``, O_PATH too) to its owner; its group is a set-gid parent's."""
@@ -130,6 +141,7 @@ class Owner:
 def create_file(parent_fd: int, name: bytes, mode: int, flags: int, owner: Owner) -> OpenedFile:
     """Create and open a file, or open it if somebody was faster and ``flags`` lack O_EXCL."""
     flags = flags & ~os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC  # appending is said write by write
+    mode = owner.mode(mode, parent_fd)
     try:
         fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode & ~SPECIAL_BITS, dir_fd=parent_fd)
     except FileExistsError:
@@ -140,8 +152,8 @@ def create_file(parent_fd: int, name: bytes, mode: int, flags: int, owner: Owner
         return OpenedFile(fd, st, file_key(fd, st))
     try:
         owner.take(fd, os.fstat(fd), parent_fd)
-        if mode & SPECIAL_BITS:
-            os.fchmod(fd, stat_module.S_IMODE(mode))  # after chown, which clears them
+        if mode & SPECIAL_BITS:  # after chown, which clears them
+            os.fchmod(fd, stat_module.S_IMODE(os.fstat(fd).st_mode) | mode & SPECIAL_BITS)
         st = os.fstat(fd)
         return OpenedFile(fd, st, file_key(fd, st), created=True)
     except BaseException:
@@ -153,7 +165,7 @@ def create_file(parent_fd: int, name: bytes, mode: int, flags: int, owner: Owner
 def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, owner: Owner) -> Opened:
     """Make a directory, symbolic link (to ``target``) or special file, by the type in ``mode``."""
     kind = stat_module.S_IFMT(mode)
-    plain = stat_module.S_IMODE(mode) & ~SPECIAL_BITS
+    plain = stat_module.S_IMODE(owner.mode(mode, parent_fd)) & ~SPECIAL_BITS
     if kind == stat_module.S_IFDIR:
         os.mkdir(name, plain, dir_fd=parent_fd)
     elif kind == stat_module.S_IFLNK:
@@ -170,8 +182,10 @@ def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, 
         owner.take(made.fd, made.stat, parent_fd)
         special = mode & SPECIAL_BITS
         if special and kind != stat_module.S_IFLNK:
-            inherited = os.fstat(made.fd).st_mode & stat_module.S_ISGID
-            os.chmod(f"/proc/self/fd/{made.fd}", plain | special | inherited)
+            got = stat_module.S_IMODE(
+                os.fstat(made.fd).st_mode
+            )  # what an ACL left, and an inherited bit
+            os.chmod(f"/proc/self/fd/{made.fd}", got | special)
         return Opened(made.fd, os.fstat(made.fd))
     except BaseException:
         os.close(made.fd)
@@ -311,15 +325,36 @@ def list_xattrs(path: str) -> list[bytes]:
     return [os.fsencode(name) for name in os.listxattr(path)]
 
 
-def change_xattr(fd: int, name: bytes, value: bytes | None) -> tuple[os.stat_result, os.stat_result]:
-    """Set an extended attribute, or remove it if ``value`` is None. Attributes before and after."""
+def change_xattr(
+    fd: int, name: bytes, value: bytes | None, caller: Caller | None = None
+) -> tuple[os.stat_result, os.stat_result]:
+    """Set an extended attribute, or remove it if ``value`` is None. Attributes before and after.
+
+    ``caller`` is who sets an access ACL: that takes the set-gid bit away from whoever is not in the
+    group (``posix_acl_update_mode`` of the kernel).
+    """
     path = f"/proc/self/fd/{fd}"
     before = os.fstat(fd)
     if value is None:
         os.removexattr(path, name)
-    else:
-        os.setxattr(path, name, value)
-    return before, os.fstat(fd)
+        return before, os.fstat(fd)
+    os.setxattr(path, name, value)
+    after = os.fstat(fd)
+    set_gid = after.st_mode & stat_module.S_ISGID
+    if caller is not None and set_gid and not (caller.privileged or caller.in_group(after.st_gid)):
+        os.chmod(path, stat_module.S_IMODE(after.st_mode) & ~stat_module.S_ISGID)
+        after = os.fstat(fd)
+    return before, after
+
+
+def _has_default_acl(directory_fd: int) -> bool:
+    """Whether what is made in a directory gets its permissions from a list."""
+    try:
+        return bool(os.getxattr(f"/proc/self/fd/{directory_fd}", "system.posix_acl_default"))
+    except OSError as exc:
+        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return False
+        raise
 
 
 def read_link(fd: int) -> bytes:

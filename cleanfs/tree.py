@@ -16,6 +16,7 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from cleanfs import namespace
+from cleanfs.caller import Caller
 from cleanfs.coherency import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.handles import IO_FLAGS, Before, Services
 from cleanfs.inodes import Inode, InodeTable, StaleError, is_parked, open_parked
@@ -246,15 +247,17 @@ class Tree:
         self.inodes.shrink(self.inodes.stats().held // 2)
         return await run(call, *args)
 
-    async def change_xattr(self, inode: Inode, name: bytes, value: bytes | None) -> None:
-        """Set an extended attribute, or remove it if ``value`` is None."""
+    async def change_xattr(
+        self, inode: Inode, name: bytes, value: bytes | None, caller: Caller | None = None
+    ) -> None:
+        """Set an extended attribute, or remove it if ``value`` is None (``namespace.change_xattr``)."""
         file = await self._known_file(inode)
         if file is None:
-            await self.run(namespace.change_xattr, inode.fd, name, value)
+            await self.run(namespace.change_xattr, inode.fd, name, value, caller)
             return
         async with self.services.pagecache.changing(file):
             await self._bracketed(
-                inode, file, None, False, namespace.change_xattr, inode.fd, name, value
+                inode, file, None, False, namespace.change_xattr, inode.fd, name, value, caller
             )
 
     def ask_to_forget(self) -> None:

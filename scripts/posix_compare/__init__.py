@@ -1,0 +1,1 @@
+"""The same system calls on a plain directory and on a mount: every difference."""

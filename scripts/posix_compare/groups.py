@@ -1,0 +1,62 @@
+"""All cases."""
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+from . import (
+    attributes,
+    borders,
+    data,
+    endpoints,
+    gone,
+    links,
+    listings,
+    locks,
+    mappings,
+    opens,
+    paths,
+    permissions,
+    programs,
+    renames,
+    setid,
+    space,
+    xattrs,
+)
+from .case import Case, Cases
+
+GROUPS: dict[str, Callable[[], Cases]] = {
+    "attributes": attributes.cases,
+    "borders": borders.cases,
+    "data": data.cases,
+    "endpoints": endpoints.cases,
+    "gone": gone.cases,
+    "links": links.cases,
+    "listings": listings.cases,
+    "locks": locks.cases,
+    "mappings": mappings.cases,
+    "opens": opens.cases,
+    "paths": paths.cases,
+    "permissions": permissions.cases,
+    "programs": programs.cases,
+    "renames": renames.cases,
+    "setid": setid.cases,
+    "space": space.cases,
+    "xattrs": xattrs.cases,
+}
+
+
+def select(filters: tuple[str, ...] = (), users: tuple[str, ...] = ()) -> list[tuple[Case, str]]:
+    """Cases whose names match one of the patterns (or begin with one), each with one of its users."""
+    chosen = []
+    for group in GROUPS.values():
+        for case in group():
+            if filters and not any(matches(case.name, pattern) for pattern in filters):
+                continue
+            chosen += [(case, user) for user in case.users if not users or user in users]
+    return chosen
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a name is meant by a pattern; brackets are no special characters."""
+    literal = pattern.replace("[", "[[]")
+    return fnmatchcase(name, literal) or name.startswith(pattern.rstrip("*"))
