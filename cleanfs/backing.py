@@ -5,8 +5,8 @@ rest is read in a worker thread. What was read does not stay in the source's pag
 here keeps it, as one copy of a page is enough: lone reads leave nothing (RWF_DONTCACHE, before Linux
 6.14 POSIX_FADV_DONTNEED), and what streams have read is dropped behind them (``stream``).
 
-On local file systems that prove as fast as memory (tmpfs, DAX, writes into the page cache), calls are
-made inline altogether, for as long as none of them waits (``pace``).
+On local file systems that prove as fast as memory (tmpfs, writes into the page cache), calls that can
+not be told not to wait are made inline altogether, for as long as none of them waits (``pace``).
 """
 
 import contextlib
@@ -18,19 +18,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple, cast
 
 import trio
 
 from cleanfs.pace import SLOW_SECONDS, Asking, Pace
+from cleanfs.slots import Slots
 from cleanfs.stream import Span, Stream
 from cleanfs.syscalls import RWF_DONTCACHE
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-MAX_THREADS: Final = 64
-"""Calls that may wait for the source at one time."""
 
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -95,7 +93,7 @@ class Backing:
         """No file system of it was used yet."""
         self.drop_behind = True
         """Whether what was read is to leave the source's page cache."""
-        self._limiter = trio.CapacityLimiter(MAX_THREADS)
+        self.slots = Slots()
         self._file_systems: dict[int, SourceFs] = {}
         self._reads = self._read_bytes = self._reads_inline = 0
         self._writes = self._write_bytes = self._writes_inline = self._errors = 0
@@ -109,7 +107,8 @@ class Backing:
 
     async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a worker thread."""
-        return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=self._limiter)
+        limiter = cast(trio.CapacityLimiter, self.slots)  # trio asks for no more than its two calls
+        return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
 
     async def read(
         self, fs: SourceFs, stream: Stream, fd: int, offset: int, size: int, file_size: int
@@ -122,7 +121,7 @@ class Backing:
         lingers = self.drop_behind and stream.lingers(offset, size, file_size)
         drop = self.drop_behind and not lingers
         try:
-            if fs.reads.inline:
+            if fs.reads.inline and not fs.nowait:
                 got = self._read_inline(fs, fd, buffer, offset, drop)
             else:
                 got = self._read_nowait(fs, fd, buffer, offset, drop)
@@ -130,7 +129,7 @@ class Backing:
                     got, fs.dontcache, seconds = await self.run(
                         _read_timed, fd, buffer, offset, got, fs.dontcache, drop
                     )
-                    if fs.local:
+                    if fs.local and not fs.nowait:
                         fs.reads.took(seconds, size)
                 else:
                     self._reads_inline += 1

@@ -44,6 +44,7 @@ from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Ser
 from cleanfs.inodes import ROOT, Inode, InodeTable
 from cleanfs.namespace import NewAttributes, OpenedFile, Owner
 from cleanfs.notify import attributes_changed
+from cleanfs.root import ACL_NAMES, Root
 from cleanfs.tree import Tree, Using
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,6 @@ Ts = TypeVarTuple("Ts")
 
 
 CAPABILITY = b"security.capability"
-
-ACL_NAMES = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
 def handler(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -95,6 +94,7 @@ class CleanFS(pyfuse3.Operations):
         self._services = services
         self._inodes = inodes
         self._tree = Tree(services, inodes)
+        self._root = None if services.is_local(inodes.root) else Root(inodes.root)
         self._control = control
         self._attr_timeout = attr_timeout
         self.enable_writeback_cache = services.writeback
@@ -118,8 +118,11 @@ class CleanFS(pyfuse3.Operations):
         return {handle.inode.node for handle in handles if handle.writable}
 
     async def keep_bounded(self) -> None:
-        """The background task of the inode table."""
-        await self._tree.keep_bounded()
+        """The background tasks of the inode table and of the root."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tree.keep_bounded)
+            if self._root is not None:
+                nursery.start_soon(self._root.run)
 
     # -- inodes -----------------------------------------------------------------------------
 
@@ -152,6 +155,12 @@ class CleanFS(pyfuse3.Operations):
         """Attributes, and with them a look at whether the source changed."""
         if (node := self._control.node(inode)) is not None:
             return self._control_entry(node)
+        if inode == ROOT and self._root is not None:
+            st, fresh = await self._root.stat(self._tree.run)
+            entry = self._attributes(self._inodes.root, st)
+            if not fresh:
+                entry.attr_timeout = 0
+            return entry
         async with self._tree.using(inode) as held:
             return self._attributes(held, await self._tree.stat(held))
 
@@ -466,6 +475,8 @@ class CleanFS(pyfuse3.Operations):
     async def _getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         if self._control.node(inode) is not None:
             raise FUSEError(pyfuse3.ENOATTR)
+        if inode == ROOT and self._root is not None and name in ACL_NAMES:
+            return await self._root.acl(self._tree.run, name)
         async with self._tree.using(inode) as held:
             try:
                 return await self._tree.near(held, os.getxattr, held.path(), name)

@@ -239,7 +239,7 @@ class DirHandle:
 
     async def release(self) -> None:
         """Close."""
-        os.close(self.fd)
+        await self._services.run_near(self.inode, os.close, self.fd)
 
     async def sync(self, data_only: bool) -> None:
         """``fsync`` the directory."""

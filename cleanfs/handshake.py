@@ -6,8 +6,12 @@ capabilities and set-id bits away (FUSE_HANDLE_KILLPRIV_V2, Linux 5.11). Then it
 and again only when attributes were refreshed, or before each write if there are set-id bits. libfuse
 3.14 can not say it, and does not tell whether a write is to take the bits: see ``Inode.asked_for``.
 
+And the kernel makes one lookup at a time in a directory, unless the file system says that it takes more
+(FUSE_PARALLEL_DIROPS): one that waits for a slow source would hold up all others, also that of
+``.cleancache``. libfuse 3.14 takes more, and does not say so.
+
 So for the length of that exchange libfuse reads and writes a socket in place of the device, and we are
-the other end of it: the question goes in as it came, the answer goes out with one bit more. pyfuse3
+the other end of it: the question goes in as it came, the answer goes out with two bits more. pyfuse3
 waits for its descriptor through its global ``trio``, which is where we get to run: at its first wait
 the question is there, at its second the answer.
 """
@@ -26,7 +30,9 @@ log = logging.getLogger(__name__)
 
 DEVICE: Final = "/dev/fuse"
 FUSE_INIT: Final = 26
+PARALLEL_DIROPS: Final = 1 << 18
 HANDLE_KILLPRIV_V2: Final = 1 << 28
+WANTED: Final = PARALLEL_DIROPS | HANDLE_KILLPRIV_V2
 
 QUESTION: Final = struct.Struct("<IIQQIIIIIIII")
 """fuse_in_header (length, opcode, unique, nodeid, uid, gid, pid, extensions) and the beginning of
@@ -49,7 +55,7 @@ class Handshake:
         self._fd = self._device = -1
         self._ours: socket.socket | None = None
         self._trio: Any = None
-        self._wanted = False
+        self._flags = 0
 
     def begin(self) -> None:
         """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere never finds out, and loses nothing."""
@@ -71,7 +77,7 @@ class Handshake:
         with theirs:
             os.dup2(theirs.fileno(), self._fd, inheritable=False)
         self._ours.send(question)
-        self._wanted = is_offered(question)
+        self._flags = offered(question) & WANTED
         return True
 
     def _end(self) -> None:
@@ -79,8 +85,7 @@ class Handshake:
         assert self._ours is not None
         with self._ours as ours:
             answer = bytes(ours.recv(MAX_MESSAGE))
-        agreed = with_killpriv(answer) if self._wanted else None
-        os.write(self._device, agreed or answer)
+        os.write(self._device, with_flags(answer, self._flags) or answer)
         os.dup2(self._device, self._fd, inheritable=False)
         os.close(self._device)
 
@@ -110,23 +115,23 @@ class Handshake:
         raise AttributeError(name)
 
 
-def is_offered(question: bytes) -> bool:
-    """Whether a FUSE_INIT of the kernel offers FUSE_HANDLE_KILLPRIV_V2."""
+def offered(question: bytes) -> int:
+    """The flags that the kernel offers in a FUSE_INIT; 0 if it is something else."""
     if len(question) < QUESTION.size:
-        return False
+        return 0
     _, opcode, *_, flags = QUESTION.unpack_from(question)
-    return opcode == FUSE_INIT and bool(flags & HANDLE_KILLPRIV_V2)
+    return int(flags) if opcode == FUSE_INIT else 0
 
 
-def with_killpriv(answer: bytes) -> bytes | None:
-    """An answer to FUSE_INIT with that flag; None if it is no such answer."""
+def with_flags(answer: bytes, more: int) -> bytes | None:
+    """An answer to FUSE_INIT with more flags; None if it is no such answer."""
     if len(answer) < ANSWER.size:
         return None
     *head, flags = ANSWER.unpack_from(answer)
     length, error, _, major, *_ = head
     if error or length != len(answer) or major != 7:
         return None
-    return ANSWER.pack(*head, flags | HANDLE_KILLPRIV_V2) + answer[ANSWER.size :]
+    return ANSWER.pack(*head, flags | more) + answer[ANSWER.size :]
 
 
 def _devices() -> set[int]:

@@ -283,6 +283,16 @@ class InodeTable:
         """A descriptor on the file system ``device``, for opening by handle; -1 if there is none."""
         return self._mount_fds.get(device, -1)
 
+    def wants_mount_fd(self, inode: Inode) -> bool:
+        """Whether an open of the inode would give a ``mount_fd``, which its file system has not yet."""
+        return inode.is_dir and inode.device not in self._mount_fds
+
+    def add_mount_fd(self, device: int, fd: int) -> None:
+        """Takes over ``fd``; -1: there can be none, and inodes are opened by place instead."""
+        old, self._mount_fds[device] = self._mount_fds.get(device, -1), fd
+        if old >= 0:
+            os.close(old)
+
     def shrink(self, budget: int | None = None) -> None:
         """Park the least recently used idle inodes down to ``budget`` descriptors, or to the usual."""
         most = self.fd_budget if budget is None else budget
@@ -360,11 +370,6 @@ class InodeTable:
     def _hold(self, inode: Inode, fd: int) -> None:
         inode.fd = fd
         self._held[inode.node] = inode
-        if inode.is_dir and inode.device not in self._mount_fds:
-            try:
-                self._mount_fds[inode.device] = os.open(inode.path(), os.O_RDONLY | os.O_DIRECTORY)
-            except OSError:
-                self._mount_fds[inode.device] = -1  # not readable: opened by place instead
         self.shrink()
 
     def _touch(self, inode: Inode) -> None:

@@ -20,7 +20,7 @@ from cleanfs.checks import why_no_mount
 from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import CoherencyChecker
 from cleanfs.config import MountConfig, MountError, check_sizes
-from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
+from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.filesystem import CleanFS
 from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
@@ -41,6 +41,9 @@ MAX_INODES = 1 << 16
 
 RESERVED_FDS = 128
 """Descriptors for everything that is not an inode or an open file."""
+
+MAX_REQUESTS = 10_000
+"""Requests in hand at a time. Beyond, none would be read any more, not even for the control files."""
 
 STOP_GRACE_SECONDS = 5.0
 """What requests that wait for a hung source get, after a signal, before they are abandoned."""
@@ -110,7 +113,7 @@ class Mount:
                     nursery.start_soon(self._filesystem.keep_bounded)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
-                    await pyfuse3.main()
+                    await pyfuse3.main(max_tasks=MAX_REQUESTS)
                     nursery.cancel_scope.cancel()
             finally:
                 self._fs.flush_fs()
@@ -279,7 +282,10 @@ class Mount:
 
     async def _announce(self, ready: Callable[[], None]) -> None:
         with trio.fail_after(ANSWER_TIMEOUT_SECONDS):
-            await trio.to_thread.run_sync(os.stat, self.config.mountpoint, abandon_on_cancel=True)
+            # By this name, which the kernel then knows: to look it up later, it would have to wait for
+            # whoever makes or removes a name in the root.
+            path = os.path.join(self.config.mountpoint, os.fsdecode(CONTROL_NAME))
+            await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
         self._busy_poll.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
             self._limits = set_limits(point.device, self.config.read_ahead)

@@ -66,11 +66,14 @@ def lookup(parent_fd: int, name: bytes) -> Opened:
 
 
 def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
-    """``lookup`` without waiting; None if that takes more than the dentry cache and a descriptor."""
+    """``lookup`` without waiting; None if that takes more than the dentry cache and a descriptor.
+
+    Only in a directory of a local file system: on others, fstat may wait for what open did not.
+    """
     try:
         fd = syscalls.openat_cached(parent_fd, name, PATH_FLAGS)
     except OSError as exc:
-        if exc.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE):
+        if exc.errno in (errno.EAGAIN, errno.EXDEV, errno.EMFILE, errno.ENFILE):
             return None
         raise
     return Opened(fd, os.fstat(fd))

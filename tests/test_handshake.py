@@ -3,7 +3,15 @@
 import errno
 import struct
 
-from cleanfs.handshake import ANSWER, HANDLE_KILLPRIV_V2, QUESTION, is_offered, with_killpriv
+from cleanfs.handshake import (
+    ANSWER,
+    HANDLE_KILLPRIV_V2,
+    PARALLEL_DIROPS,
+    QUESTION,
+    WANTED,
+    offered,
+    with_flags,
+)
 
 REST = struct.pack("<HHIIHH8I", 12, 9, 1 << 20, 1, 256, 0, *range(8))
 
@@ -17,23 +25,24 @@ def answer(error: int = 0, major: int = 7, length: int = 80) -> bytes:
 
 
 def test_the_kernels_offer_is_found() -> None:
-    assert is_offered(question())
-    assert not is_offered(question(flags=0x73FFFFFB & ~HANDLE_KILLPRIV_V2))
-    assert not is_offered(question(opcode=1))
-    assert not is_offered(question()[:40])
+    assert offered(question()) & WANTED == HANDLE_KILLPRIV_V2 | PARALLEL_DIROPS
+    assert offered(question(flags=0x73FFFFFB & ~HANDLE_KILLPRIV_V2)) & WANTED == PARALLEL_DIROPS
+    assert offered(question(opcode=1)) == 0
+    assert offered(question()[:40]) == 0
 
 
-def test_one_bit_of_the_answer_changes() -> None:
-    changed = with_killpriv(answer())
+def test_only_those_bits_of_the_answer_change() -> None:
+    changed = with_flags(answer(), WANTED)
     assert changed is not None
     assert len(changed) == len(answer()) == 80
     differing = [i for i, (a, b) in enumerate(zip(answer(), changed, strict=True)) if a != b]
-    assert differing == [31]
+    assert differing == [30, 31]
+    assert changed[30] ^ answer()[30] == PARALLEL_DIROPS >> 16
     assert changed[31] ^ answer()[31] == HANDLE_KILLPRIV_V2 >> 24
 
 
 def test_any_other_answer_is_left_alone() -> None:
-    assert with_killpriv(answer(error=-errno.EPROTO)) is None
-    assert with_killpriv(answer(major=8)) is None
-    assert with_killpriv(answer(length=24)) is None
-    assert with_killpriv(answer()[:24]) is None
+    assert with_flags(answer(error=-errno.EPROTO), WANTED) is None
+    assert with_flags(answer(major=8), WANTED) is None
+    assert with_flags(answer(length=24), WANTED) is None
+    assert with_flags(answer()[:24], WANTED) is None

@@ -1,9 +1,12 @@
 """A source that fails on command: a plain directory, served by a FUSE process of its own.
 
-``faulty(real, path)`` serves ``real`` on ``path``. What goes wrong is said by ``Faulty.fault`` and taken
-back by ``Faulty.heal``; everything else passes through. Nothing of a file's data is kept by the kernel
-of the served mount (direct I/O), and by default no attribute or name: what a program asks reaches us.
+``faulty(real, path)`` serves ``real`` on ``path``. What goes wrong is said by ``Faulty.fault`` and
+taken back by ``Faulty.heal``; everything else passes through. Nothing of a file's data is kept by the
+kernel of the served mount (direct I/O), and by default no attribute or name: what a program asks
+reaches us.
 """
+
+# ruff: noqa: ANN401  # pyfuse3's types say nothing that matters here
 
 import argparse
 import errno
@@ -423,7 +426,7 @@ async def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level="WARNING")
     os.umask(0)
-    server = Server(os.path.realpath(args.real), args.attr_timeout, args.entry_timeout)
+    server = Server(args.real, args.attr_timeout, args.entry_timeout)
     pyfuse3.init(server, args.path, {"fsname=faulty", "allow_other"})
     try:
         async with trio.open_nursery() as nursery:
