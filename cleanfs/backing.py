@@ -94,6 +94,8 @@ class Backing:
         self.drop_behind = True
         """Whether what was read is to leave the source's page cache."""
         self.slots = Slots()
+        self.orphans = 0
+        """Requests under way whose programs are gone."""
         self._file_systems: dict[int, SourceFs] = {}
         self._reads = self._read_bytes = self._reads_inline = 0
         self._writes = self._write_bytes = self._writes_inline = self._errors = 0

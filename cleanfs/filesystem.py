@@ -8,12 +8,13 @@
 A handler works on inodes that are held (``Tree.using``) and raises only FUSEError (``handler``).
 """
 
+import contextlib
 import errno
 import functools
 import logging
 import os
 import stat as stat_module
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
@@ -42,6 +43,7 @@ from cleanfs.coherency import Coherency
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
 from cleanfs.inodes import ROOT, Inode, InodeTable
+from cleanfs.interrupts import Given
 from cleanfs.namespace import NewAttributes, OpenedFile, Owner
 from cleanfs.notify import attributes_changed
 from cleanfs.root import ACL_NAMES, Root
@@ -65,14 +67,22 @@ def handler(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[
         try:
             return await call(*args, **kwargs)
         except FUSEError:
+            _gives_nothing(args[0])
             raise
         except OSError as exc:
+            _gives_nothing(args[0])
             raise FUSEError(exc.errno or errno.EIO) from exc
         except Exception as exc:
+            _gives_nothing(args[0])
             log.exception("%s failed", call.__name__)
             raise FUSEError(errno.EIO) from exc
 
     return wrapped
+
+
+def _gives_nothing(filesystem: object) -> None:
+    assert isinstance(filesystem, CleanFS)
+    filesystem.given.hold(None)
 
 
 class CleanFS(pyfuse3.Operations):
@@ -86,6 +96,7 @@ class CleanFS(pyfuse3.Operations):
         services: Services,
         inodes: InodeTable,
         control: Control,
+        given: Given,
         *,
         attr_timeout: float,
     ) -> None:
@@ -96,6 +107,7 @@ class CleanFS(pyfuse3.Operations):
         self._tree = Tree(services, inodes)
         self._root = None if services.is_local(inodes.root) else Root(inodes.root)
         self._control = control
+        self.given = given
         self._attr_timeout = attr_timeout
         self.enable_writeback_cache = services.writeback
         self._caches_absence = services.coherency.mode is Coherency.NONE
@@ -104,6 +116,8 @@ class CleanFS(pyfuse3.Operations):
         self._dirs: dict[int, DirHandle] = {}
         self._control_dirs: dict[int, Node] = {}
         self._fhs = count(1)
+        self._abandoned: list[Callable[[], Awaitable[None]]] = []
+        self._news = trio.Event()
         self._entries_per_reply = 64
         """What the last full reply to a readdir took, and the one that did not fit any more."""
 
@@ -121,6 +135,7 @@ class CleanFS(pyfuse3.Operations):
         """The background tasks of the inode table and of the root."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tree.keep_bounded)
+            nursery.start_soon(self._release_abandoned)
             if self._root is not None:
                 nursery.start_soon(self._root.run)
 
@@ -141,12 +156,16 @@ class CleanFS(pyfuse3.Operations):
                 found = await self._tree.look_up(parent, name)
             except FileNotFoundError:
                 if self._caches_absence:
+                    self.given.hold(None)
                     return self._absent_entry()
                 raise
-            return self._attributes(*found)
+            return self._new_entry(*found)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The kernel gave up references."""
+        self._forget(inode_list)
+
+    def _forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for node, nlookup in inode_list:
             self._inodes.forget(node, nlookup)
 
@@ -208,7 +227,7 @@ class CleanFS(pyfuse3.Operations):
         """A fifo, socket, device or plain file."""
         async with self._changing_names(parent_inode, name) as parent:
             owner = Owner(ctx.uid, ctx.gid)
-            return self._attributes(*await self._tree.make(parent, name, mode, rdev, b"", owner))
+            return self._new_entry(*await self._tree.make(parent, name, mode, rdev, b"", owner))
 
     @handler
     async def mkdir(
@@ -218,7 +237,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             mode = ModeT(stat_module.S_IFDIR | mode)
             owner = Owner(ctx.uid, ctx.gid)
-            return self._attributes(*await self._tree.make(parent, name, mode, 0, b"", owner))
+            return self._new_entry(*await self._tree.make(parent, name, mode, 0, b"", owner))
 
     @handler
     async def symlink(
@@ -228,7 +247,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             mode = stat_module.S_IFLNK | 0o777
             owner = Owner(ctx.uid, ctx.gid)
-            return self._attributes(*await self._tree.make(parent, name, mode, 0, target, owner))
+            return self._new_entry(*await self._tree.make(parent, name, mode, 0, target, owner))
 
     @handler
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -279,7 +298,7 @@ class CleanFS(pyfuse3.Operations):
             self._changing_names(new_parent_inode, new_name) as parent,
         ):
             self._tree.name_changed(await self._tree.run(namespace.link, held.fd, parent.fd, new_name))
-            return self._attributes(*await self._tree.look_up(parent, new_name))
+            return self._new_entry(*await self._tree.look_up(parent, new_name))
 
     # -- files ------------------------------------------------------------------------------
 
@@ -295,6 +314,7 @@ class CleanFS(pyfuse3.Operations):
             info = await self._opened(held, opened, flags & ~os.O_TRUNC, before)
             if flags & os.O_TRUNC:
                 await self._truncate_open(held, info.fh, opened.stat.st_mode, ctx)
+            self.given.hold(functools.partial(self._release_soon, info.fh))
             return info
 
     @handler
@@ -314,7 +334,9 @@ class CleanFS(pyfuse3.Operations):
             opened, inode, st = await self._tree.create(parent, name, mode, io_flags, owner)
             with self._inodes.using(inode):
                 entry = self._attributes(inode, st)
-                return await self._opened(inode, opened, flags, before), entry
+                info = await self._opened(inode, opened, flags, before)
+                self.given.hold(functools.partial(self._release_soon, info.fh, inode.node))
+                return info, entry
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """The hook of the fast path (see ``PageCache.read``)."""
@@ -369,6 +391,7 @@ class CleanFS(pyfuse3.Operations):
             fd = await self._tree.open_directory(held)
             self._dirs[fh] = DirHandle(self._services, held, fd)
             self._inodes.opened(held, fd)
+            self.given.hold(functools.partial(self._release_soon, fh))
         return FileHandleT(fh)
 
     @handler
@@ -392,6 +415,7 @@ class CleanFS(pyfuse3.Operations):
             ):
                 return
         position = max(start_id, 2)
+        listed: list[tuple[int, int]] = []
         while (found := await directory.entry(position - 2)) is not None:
             name, st = found
             position += 1
@@ -400,7 +424,7 @@ class CleanFS(pyfuse3.Operations):
             if isinstance(st, OSError):
                 if not pyfuse3.readdir_reply(token, FileNameT(name), self._unknown_entry(), position):
                     self._entries_per_reply = position - max(start_id, 2)
-                    return
+                    break
                 continue
             inode = self._inodes.listed(st, directory.inode, name)
             self._tree.observe(inode, st, directory.before)
@@ -409,8 +433,10 @@ class CleanFS(pyfuse3.Operations):
                 inode.kernel_size = kernel_size  # it was not told
                 self._inodes.unreferenced(inode)
                 self._entries_per_reply = position - max(start_id, 2)
-                return
+                break
             self._inodes.referenced(inode, directory.inode, name)
+            listed.append((inode.node, 1))
+        self.given.hold(functools.partial(self._forget, listed))
         self._tree.ask_to_forget()
 
     @handler
@@ -597,6 +623,27 @@ class CleanFS(pyfuse3.Operations):
         if isinstance(handle, FileHandle):
             self._inodes.released(handle.inode, handle.fd)
         await handle.release()
+
+    def _release_soon(self, fh: FileHandleT, node: int = ROOT) -> None:
+        """The kernel was not told of an open file, nor of the node."""
+        self._inodes.forget(node, 1)
+        release = self.releasedir if fh in self._dirs else self.release
+        self._abandoned.append(functools.partial(release, fh))
+        self._news.set()
+
+    async def _release_abandoned(self) -> None:
+        """The background task of what was opened for programs that are gone."""
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            while self._abandoned:
+                with contextlib.suppress(FUSEError):
+                    await self._abandoned.pop()()
+
+    def _new_entry(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
+        """An entry to which the kernel gets a reference."""
+        self.given.hold(functools.partial(self._inodes.forget, inode.node, 1))
+        return self._attributes(inode, st)
 
     def _attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
         """What the kernel is told, and may believe for the attribute timeout."""

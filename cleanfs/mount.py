@@ -25,6 +25,7 @@ from cleanfs.filesystem import CleanFS
 from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
+from cleanfs.interrupts import Given, Interrupts
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.notify import Notifier
@@ -82,6 +83,8 @@ class Mount:
         self._busy_poll = BusyPoll(config.busy_poll_us)
         self._latencies = Latencies()
         self._limits = RequestLimits()
+        given = Given()
+        self._interrupts = Interrupts(self._backing, given)
         services = Services(
             self._backing,
             self._pagecache,
@@ -99,18 +102,20 @@ class Mount:
             os.close(root_fd)
         self._copies_changed()
         self._filesystem = CleanFS(
-            services, self._inodes, Control(self), attr_timeout=config.attr_timeout
+            services, self._inodes, Control(self), given, attr_timeout=config.attr_timeout
         )
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call ``ready`` when the mount answers, serve until unmounted or told to stop."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            self._busy_poll.install()  # what the handshake then stands in front of
+            self._busy_poll.install()
+            self._interrupts.install()  # what the handshake then stands in front of
             self._mount()
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._notifier.run)
                     nursery.start_soon(self._filesystem.keep_bounded)
+                    nursery.start_soon(self._interrupts.run)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
                     await pyfuse3.main(max_tasks=MAX_REQUESTS)
@@ -118,6 +123,7 @@ class Mount:
             finally:
                 self._fs.flush_fs()
                 self._inodes.close()
+                self._interrupts.uninstall()
                 self._busy_poll.uninstall()
                 pyfuse3.close(unmount=True)
                 log.info("unmounted %s", self.config.mountpoint)

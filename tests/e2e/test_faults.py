@@ -42,7 +42,7 @@ def served(tmp_path: Path) -> Iterator[Faulty]:
 
 @contextmanager
 def on(source: Path, base: Path, *options: str) -> Iterator[MountedFs]:
-    """A mount of it, with small caches; the kernel believes nothing for long, and reads no more than asked."""
+    """A mount of it with small caches; the kernel believes nothing, and reads no more than asked."""
     mountpoint = base / "mnt"
     mountpoint.mkdir()
     words = (*SMALL_CACHES, "--attr-timeout", "0", "--read-ahead", "0", *options)
@@ -195,3 +195,48 @@ def test_another_file_is_served_while_very_many_requests_of_one_hang(
 
             within(20, use)
         assert os.pread(fd, PAGE, 5 * PAGE) == DATA[5 * PAGE : 6 * PAGE]
+
+
+@contextmanager
+def program(code: str, *args: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python program, which says that it is about to do what may hang."""
+    script = f"import os, sys, time\nprint(flush=True)\n{code}"
+    words = [sys.executable, "-I", "-S", "-c", script, *map(str, args)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("op", "code"),
+    [
+        ("read", "f = os.open(sys.argv[1] + '/f', os.O_RDONLY); os.read(f, 10)"),
+        ("write", "f = os.open(sys.argv[1] + '/f', os.O_RDWR); os.write(f, b'x')"),
+        ("fsync", "f = os.open(sys.argv[1] + '/f', os.O_RDWR); os.fsync(f)"),
+        ("open", "os.open(sys.argv[1] + '/f', os.O_RDONLY)"),
+        ("lookup", "os.stat(sys.argv[1] + '/f')"),
+        ("opendir", "os.listdir(sys.argv[1])"),
+        ("readdir", "os.listdir(sys.argv[1])"),
+        ("make", "os.mkdir(sys.argv[1] + '/new')"),
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_program_that_is_killed_while_the_source_hangs_ends(
+    served: Faulty, fs: MountedFs, op: str, code: str, number: int
+) -> None:
+    fs.stats()
+    served.fault(op, hang=True)
+    with program(code, fs.path) as process:
+        served.wait_hanging(1)
+        time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(10) == -number
+        check_alive(fs)
+    served.heal()
+    wait_until(lambda: served.hanging() == 0)
+    assert (fs.path / "f").read_bytes()[1:] == DATA[1:]
+    wait_until(lambda: fs.stats()["open_files"] == 1)  # the one of the statistics
