@@ -155,7 +155,7 @@ class Backing:
         durable: bool = False,
         by_user: bool = False,
     ) -> Written:
-        """Write all of ``data`` at ``offset``, or at the end of the file wherever that is.
+        """Write all of ``data`` at ``offset``, or at the end of the file wherever that is (see ``_write``).
 
         ``durable`` says that the write itself waits for the disk (O_SYNC, O_DSYNC), ``by_user`` that
         it takes set-id bits away, as root's does not. Capabilities go with every write: the source
@@ -340,12 +340,22 @@ def _write_timed(
 def _write(
     fd: int, offset: int, data: bytes, append: bool, count: int, before: os.stat_result
 ) -> Written:
-    """Write all of ``data`` from ``count`` on."""
+    """Write all of ``data`` from ``count`` on.
+
+    What is appended may come short, as only a program appends, and it must not append that part again.
+    Anything else is reported as failed if a part of it did: the kernel, which writes back what is
+    dirty in mappings, takes no notice of how much was written. Raises OSError.
+    """
     flags = os.RWF_APPEND if append else 0
-    if not count and data:
-        count = os.pwritev(fd, [data], offset, flags)
-    if count < len(data):
-        view = memoryview(data)
-        while count < len(data):
-            count += os.pwritev(fd, [view[count:]], offset + count, flags)
+    while count < len(data):
+        try:
+            rest = memoryview(data)[count:] if count else data
+            done = os.pwritev(fd, [rest], offset + count, flags)
+            if not done:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        except OSError:
+            if append and count:
+                break
+            raise
+        count += done
     return Written(count, before, os.fstat(fd))

@@ -59,6 +59,16 @@ Ts = TypeVarTuple("Ts")
 CAPABILITY = b"security.capability"
 
 
+DEFINITE = frozenset(
+    {
+        *(errno.EPERM, errno.ENOENT, errno.EACCES, errno.EEXIST, errno.EXDEV, errno.ENOTDIR),
+        *(errno.EISDIR, errno.EINVAL, errno.ENOSPC, errno.EROFS, errno.EMLINK, errno.ENAMETOOLONG),
+        *(errno.ENOTEMPTY, errno.EDQUOT, errno.EBUSY, errno.EOPNOTSUPP, errno.EMFILE, errno.ENFILE),
+    }
+)
+"""Errors that say why a name was not changed. Any other leaves it open whether it was."""
+
+
 def handler(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """The boundary: an OSError becomes its errno, a bug is logged and becomes EIO."""
 
@@ -547,14 +557,14 @@ class CleanFS(pyfuse3.Operations):
 
     # -- shared pieces ------------------------------------------------------------------------
 
-    def _changing_names(self, parent_node: int, name: bytes) -> Using:
+    def _changing_names(self, parent_node: int, name: bytes) -> "_ChangingNames":
         """A directory in which ``name`` is about to change."""
         if parent_node == ROOT and name == CONTROL_NAME:
             raise FUSEError(errno.EPERM)
         if self._control.node(parent_node) is not None:
             raise FUSEError(errno.EPERM)
         namespace.forbid_slash(name)
-        return self._tree.using(parent_node)
+        return _ChangingNames(self._tree, self._inodes[parent_node], name)
 
     async def _opened(self, inode: Inode, opened: OpenedFile, flags: int, before: Before) -> FileInfo:
         """Make a handle of an opened file, with what coherency has to say."""
@@ -700,6 +710,21 @@ class CleanFS(pyfuse3.Operations):
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._control.since_ns
         entry.attr_timeout = entry.entry_timeout = 0
         return entry
+
+
+class _ChangingNames(Using):
+    """``CleanFS._changing_names``. After an error that leaves it open, the kernel looks the name up."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, tree: Tree, parent: Inode, name: bytes) -> None:
+        super().__init__(tree, parent)
+        self._name = name
+
+    async def __aexit__(self, *exc: object) -> None:
+        if isinstance(exc[1], OSError) and exc[1].errno not in DEFINITE:
+            self._tree.services.notifier.entry(self._inode.node, self._name)
+        await super().__aexit__(*exc)
 
 
 def _entry(st: os.stat_result) -> EntryAttributes:

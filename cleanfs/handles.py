@@ -197,10 +197,10 @@ class FileHandle:
                 services.notifier.inode(inode.node)
                 raise
             before, after = own_fingerprint(written.before), own_fingerprint(written.after)
-            size = before.size + len(data) if append else max(before.size, offset + len(data))
+            size = before.size + written.count if append else max(before.size, offset + len(data))
             theirs = services.coherency.after_own_change(file, before, after, size=size)
-        inode.kernel_size = max(inode.kernel_size, offset + len(data))
-        elsewhere = append and after.size != offset + len(data)
+        inode.kernel_size = max(inode.kernel_size, offset + written.count)
+        elsewhere = append and after.size != offset + written.count
         if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)
         self._latencies.write(perf_counter_ns() - began, written.count)

@@ -77,6 +77,7 @@ class Inode:
         "pins",
         "sent",
         "settling",
+        "suspect",
     )  # fmt: skip
 
     def __init__(self, device: int, ino: int, kind: int, node: int, generation: int) -> None:
@@ -86,6 +87,8 @@ class Inode:
         self.kind = kind
         """File type bits of the mode."""
         self.node = node
+        self.suspect = False
+        """Whether a call on ``fd`` failed in a way that another descriptor of the file may not."""
         self.generation = generation
         """Tells the kernel two inodes apart that had one node id at different times."""
         self.fd = -1
@@ -205,6 +208,11 @@ class InodeTable:
         if inode.fd < 0:
             self._hold(inode, fd)
         else:
+            if inode.suspect and stat_module.S_IFMT(st.st_mode) == inode.kind:
+                # In place: whoever is using the number goes on with what is there now.
+                os.dup2(fd, inode.fd, inheritable=False)
+                inode.suspect = False
+                inode.handle = inode.file_key = None
             os.close(fd)
             self._touch(inode)
         self.referenced(inode, parent, name)

@@ -17,6 +17,14 @@ GONE = (errno.ENOENT, errno.ENOSYS, errno.ENOTCONN, errno.EBADF, errno.ENODEV, e
 """Not failures: the kernel had forgotten by itself, or the mount is going."""
 
 
+STUCK_SECONDS = 0.1
+"""A notification waits for pages that are being read, or for a directory that is being changed. If the
+source hangs there, the next one is sent all the same after so long."""
+
+MAX_STUCK = 256
+"""Notifications that may be on their way at a time."""
+
+
 class Notifier:
     """A queue of notifications and the task that empties it."""
 
@@ -25,7 +33,8 @@ class Notifier:
         # Unbounded, but each entry names an inode or a name that the kernel has in memory, once.
         self._send, self._receive = trio.open_memory_channel[int | tuple[int, bytes]](math.inf)
         self._queued: set[int | tuple[int, bytes]] = set()
-        self._sending: int | tuple[int, bytes] | None = None
+        self._sending: dict[int | tuple[int, bytes], int] = {}  # how often
+        self._limiter = trio.CapacityLimiter(MAX_STUCK)
         self._drained = trio.Event()
 
     def inode(self, node: int) -> None:
@@ -38,24 +47,34 @@ class Notifier:
 
     def is_pending(self, node: int) -> bool:
         """Whether the kernel has yet to learn that a node's pages are out of date."""
-        return node in self._queued or node == self._sending
+        return node in self._queued or node in self._sending
 
     async def drained(self) -> None:
         """Return when all that was queued has been sent."""
-        if self._queued or self._sending is not None:
+        if self._queued or self._sending:
             await self._drained.wait()
 
     async def run(self) -> None:
-        """Send, one after the other, until cancelled."""
-        async for item in self._receive:
-            # Before it is sent: what is queued from now on may be news.
-            self._queued.discard(item)
-            self._sending = item
-            await trio.to_thread.run_sync(_notify, item, abandon_on_cancel=True)
-            self._sending = None
-            if not self._queued:
-                self._drained.set()
-                self._drained = trio.Event()
+        """Send, one after the other unless one is stuck, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            async for item in self._receive:
+                # Before it is sent: what is queued from now on may be news.
+                self._queued.discard(item)
+                self._sending[item] = self._sending.get(item, 0) + 1
+                sent = trio.Event()
+                nursery.start_soon(self._send_one, item, sent)
+                with trio.move_on_after(STUCK_SECONDS):
+                    await sent.wait()
+
+    async def _send_one(self, item: int | tuple[int, bytes], sent: trio.Event) -> None:
+        await trio.to_thread.run_sync(_notify, item, abandon_on_cancel=True, limiter=self._limiter)
+        self._sending[item] -= 1
+        if not self._sending[item]:
+            del self._sending[item]
+        sent.set()
+        if not self._queued and not self._sending:
+            self._drained.set()
+            self._drained = trio.Event()
 
     def _queue(self, item: int | tuple[int, bytes]) -> None:
         if item not in self._queued:

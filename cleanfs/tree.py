@@ -36,6 +36,10 @@ FORGET_SECONDS = 0.01
 """What the kernel gets to send its FORGETs after that."""
 
 
+SUSPICIOUS = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EBADF)
+"""Errors of a descriptor whose file a server has forgotten. Its name may lead to it all the same."""
+
+
 class Tree:
     """See the module."""
 
@@ -186,7 +190,11 @@ class Tree:
         """Set attributes (``namespace.set_attributes``), flushing what a new size makes wrong."""
         file = await self._known_file(inode, make=new.size is not None)
         if file is None:
-            _, after = await self.run(namespace.set_attributes, inode.fd, io_fd, new)
+            try:
+                _, after = await self.run(namespace.set_attributes, inode.fd, io_fd, new)
+            except OSError:
+                self.services.notifier.inode(inode.node)  # a part of it may have been done
+                raise
             return after
         pagecache = self.services.pagecache
         size = new.size
@@ -230,8 +238,13 @@ class Tree:
         if changed.gone:
             self.services.pagecache.forget(file)
         else:
-            before, after = own_fingerprint(changed.before), own_fingerprint(changed.after)
-            distrusted = self.services.coherency.after_name_change(file, before, after)
+            coherency = self.services.coherency
+            if changed.after is None:
+                coherency.distrust(file)
+                distrusted = True
+            else:
+                before, after = own_fingerprint(changed.before), own_fingerprint(changed.after)
+                distrusted = coherency.after_name_change(file, before, after)
             inode = self.inodes.find(changed.before)
             if distrusted and inode is not None:
                 self.services.notifier.inode(inode.node)
@@ -328,7 +341,9 @@ class Using:
                 raise
         return inode
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *exc: object) -> None:
+        if isinstance(exc[1], OSError) and exc[1].errno in SUSPICIOUS:
+            self._inode.suspect = True
         self._tree.inodes.unpin(self._inode)
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,18 +29,6 @@ MANY = 150
 """More requests than the main loop of pyfuse3 has tasks by default (99), and than we have threads."""
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Faulty]:
-    """A source that fails on command, with a file ``f`` and a file ``other``."""
-    real, path = tmp_path / "real", tmp_path / "served"
-    real.mkdir()
-    path.mkdir()
-    (real / "f").write_bytes(DATA)
-    (real / "other").write_bytes(b"other" * 5000)
-    with faulty(real, path) as source:
-        yield source
-
-
 @contextmanager
 def on(source: Path, base: Path, *options: str) -> Iterator[MountedFs]:
     """A mount of it with small caches; the kernel believes nothing, and reads no more than asked."""
@@ -50,11 +39,54 @@ def on(source: Path, base: Path, *options: str) -> Iterator[MountedFs]:
         yield fs
 
 
+def make_directories(base: Path) -> tuple[Path, Path]:
+    """A real directory with the files ``f`` and ``other``, and one to serve it on."""
+    real, path = base / "real", base / "served"
+    real.mkdir()
+    path.mkdir()
+    fill(real)
+    return real, path
+
+
+def fill(real: Path) -> None:
+    for name in os.listdir(real):
+        (real / name).rmdir() if (real / name).is_dir() else (real / name).unlink()
+    (real / "f").write_bytes(DATA)
+    (real / "other").write_bytes(b"other" * 5000)
+    settle()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A source that fails on command, and its mount."""
+
+    source: Faulty
+    fs: MountedFs
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One for all tests that leave it alive."""
+    base = tmp_path_factory.mktemp("faults")
+    with faulty(*make_directories(base)) as source, on(source.path, base) as fs:
+        fs.stats()
+        yield Site(source, fs)
+
+
 @pytest.fixture
-def fs(served: Faulty, tmp_path: Path) -> Iterator[MountedFs]:
-    """A mount of ``served``."""
-    with on(served.path, tmp_path) as fs:
-        yield fs
+def served(site: Site) -> Iterator[Faulty]:
+    """Its source: nothing fails yet, and the files are new."""
+    fill(site.source.real)
+    try:
+        yield site.source
+    finally:
+        site.source.heal()
+
+
+@pytest.fixture
+def fs(site: Site) -> MountedFs:
+    """Its mount."""
+    return site.fs
 
 
 @contextmanager
@@ -124,7 +156,6 @@ def check_alive(fs: MountedFs) -> None:
 
 @pytest.mark.parametrize("op", ["lookup", "getattr", "opendir", "make", "statfs", "rename", "fsync"])
 def test_control_files_answer_while_an_operation_hangs(served: Faulty, fs: MountedFs, op: str) -> None:
-    fs.stats()
     calls: dict[str, Callable[[], object]] = {
         "lookup": lambda: os.stat(fs.path / "f"),
         "getattr": lambda: os.stat(fs.path / "f"),
@@ -143,11 +174,8 @@ def test_control_files_answer_while_an_operation_hangs(served: Faulty, fs: Mount
 @pytest.mark.parametrize("op", ["getattr", "lookup"])
 def test_names_that_the_source_has_cached_do_not_block_everybody(tmp_path: Path, op: str) -> None:
     """Its kernel knows the name still, and the attributes no more."""
-    real, path = tmp_path / "real", tmp_path / "served"
-    real.mkdir()
-    path.mkdir()
-    (real / "f").write_bytes(DATA)
-    with faulty(real, path, entry_timeout=100) as source, on(path, tmp_path) as fs:
+    directories = make_directories(tmp_path)
+    with faulty(*directories, entry_timeout=100) as source, on(source.path, tmp_path) as fs:
         os.stat(fs.path / "f")
         source.fault(op, hang=True)
         if op == "getattr":
@@ -173,7 +201,6 @@ def test_a_file_system_below_the_source_that_hangs_does_not_block_everybody(tmp_
 def test_another_file_is_served_while_very_many_requests_of_one_hang(
     served: Faulty, fs: MountedFs
 ) -> None:
-    fs.stats()
     with opened(fs.path / "f", os.O_RDWR) as fd, opened(fs.path / "other", os.O_RDWR) as other:
         served.fault("read", name="f", hang=True)
         served.fault("write", name="f", hang=True)
@@ -228,7 +255,6 @@ def program(code: str, *args: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_program_that_is_killed_while_the_source_hangs_ends(
     served: Faulty, fs: MountedFs, op: str, code: str, number: int
 ) -> None:
-    fs.stats()
     served.fault(op, hang=True)
     with program(code, fs.path) as process:
         served.wait_hanging(1)
@@ -240,3 +266,229 @@ def test_a_program_that_is_killed_while_the_source_hangs_ends(
     wait_until(lambda: served.hanging() == 0)
     assert (fs.path / "f").read_bytes()[1:] == DATA[1:]
     wait_until(lambda: fs.stats()["open_files"] == 1)  # the one of the statistics
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+def test_an_error_in_the_middle_of_a_file_is_seen_where_it_is(served: Faulty, fs: MountedFs) -> None:
+    served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
+    bad = 100_000 // PAGE * PAGE
+    with opened(fs.path / "f") as fd:
+        assert os.pread(fd, bad, 0) == DATA[:bad]
+        with fails(errno.EIO):
+            os.pread(fd, 10, bad)
+        assert os.pread(fd, bad + 1, 0) == DATA[:bad], "what can be read of it is"
+        assert os.pread(fd, 1 << 20, bad + PAGE) == DATA[bad + PAGE :]
+        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
+            assert mapping[bad - 1] == DATA[bad - 1]
+            served.heal()
+            assert mapping[bad : bad + 10] == DATA[bad : bad + 10]
+        assert os.pread(fd, 1 << 20, 0) == DATA
+
+
+def test_a_bad_place_in_a_mapping_is_sigbus_for_who_touches_it(served: Faulty, fs: MountedFs) -> None:
+    served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
+    code = "import mmap; f = open(sys.argv[1] + '/f', 'rb'); m = mmap.mmap(f.fileno(), 0, prot=1)\n"
+    with program(code + "assert m[0] == 0 and m[200_000] == 200_000 % 256; m[100_000]", fs.path) as p:
+        assert p.wait(10) == -signal.SIGBUS
+    with program(code + "assert m[0] == 0 and m[200_000] == 200_000 % 256", fs.path) as p:
+        assert p.wait(10) == 0
+
+
+def test_read_ahead_meets_an_error_that_nobody_sees(tmp_path: Path) -> None:
+    source = make_directories(tmp_path)
+    with faulty(*source) as served, on(served.path, tmp_path, "--read-ahead", "1M") as fs:
+        served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
+        with opened(fs.path / "f") as fd:
+            for at in range(0, 90_000, 10_000):
+                assert os.read(fd, 10_000) == DATA[at : at + 10_000]
+            assert len(os.read(fd, 10_000)) == 100_000 // PAGE * PAGE - 90_000
+            with fails(errno.EIO):
+                os.read(fd, 10_000)
+        served.heal()
+        assert (fs.path / "f").read_bytes() == DATA
+
+
+def test_an_error_next_to_what_is_asked_for_is_not_seen(tmp_path: Path) -> None:
+    """Pages of cleanfs are larger than what the program reads."""
+    source = make_directories(tmp_path)
+    with faulty(*source) as served, on(served.path, tmp_path, "--page-size", "64K") as fs:
+        served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
+        with opened(fs.path / "f") as fd:
+            assert os.pread(fd, PAGE, 65536) == DATA[:PAGE]
+            assert os.pread(fd, PAGE, 31 * PAGE) == DATA[:PAGE]
+            with fails(errno.EIO):
+                os.pread(fd, PAGE, 24 * PAGE)
+        served.heal()
+        assert (fs.path / "f").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_write_that_fails_leaves_what_is_in_the_source(
+    served: Faulty, fs: MountedFs, number: int
+) -> None:
+    """Half of it is done; the pages were cached before."""
+    assert (fs.path / "f").read_bytes() == DATA
+    with opened(fs.path / "f", os.O_RDWR) as fd, mmap.mmap(fd, 0) as mapping:
+        assert mapping[: 1 << 16] == DATA[: 1 << 16]
+        served.fault("write", number, "f", start=20_000)
+        with fails(number):
+            os.pwrite(fd, b"x" * 40_000, 0)
+        with fails(number):
+            os.pwrite(fd, b"y" * 10, 30_000)
+        os.pwrite(fd, b"z" * 10, 5_000)
+        expected = bytearray(DATA)
+        expected[:20_000] = b"x" * 20_000
+        expected[5_000:5_010] = b"z" * 10
+        assert (served.real / "f").read_bytes() == expected
+        assert os.pread(fd, len(DATA), 0) == expected
+        wait_until(lambda: mapping[:] == expected)
+        assert (fs.path / "f").read_bytes() == expected
+
+
+def test_an_append_that_is_cut_off_says_how_much_was_done(served: Faulty, fs: MountedFs) -> None:
+    served.fault("write", errno.ENOSPC, "other", start=30_000)
+    with opened(fs.path / "other", os.O_WRONLY | os.O_APPEND) as fd:
+        assert os.write(fd, b"x" * 20_000) == 5_000
+        with fails(errno.ENOSPC):
+            os.write(fd, b"x" * 15_000)
+        served.heal()
+        assert os.write(fd, b"x" * 15_000) == 15_000
+    assert (fs.path / "other").read_bytes() == b"other" * 5000 + b"x" * 20_000
+
+
+def test_a_source_that_writes_nothing_at_all_is_an_error(served: Faulty, fs: MountedFs) -> None:
+    served.fault("write", short=0)
+    with opened(fs.path / "f", os.O_WRONLY) as fd, fails(errno.EIO):
+        os.pwrite(fd, b"x", 0)
+    assert (fs.path / "f").read_bytes() == DATA
+
+
+def test_short_reads_and_writes_are_completed(served: Faulty, fs: MountedFs) -> None:
+    served.fault("read", short=1000)
+    served.fault("write", short=1000)
+    assert (fs.path / "f").read_bytes() == DATA
+    (fs.path / "f").write_bytes(DATA[::-1])
+    assert (served.real / "f").read_bytes() == DATA[::-1]
+    assert (fs.path / "f").read_bytes() == DATA[::-1]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("op", ["fsync", "flush"])
+def test_what_fsync_and_close_have_to_say_is_said_once(
+    served: Faulty, fs: MountedFs, op: str, number: int
+) -> None:
+    served.fault(op, number, "f", count=1)
+    fd = os.open(fs.path / "f", os.O_RDWR)
+    os.write(fd, b"x")
+    with fails(number):
+        os.fsync(fd) if op == "fsync" else os.close(os.dup(fd))
+    os.fsync(fd)
+    os.close(fd)
+    assert (fs.path / "f").read_bytes() == b"x" + DATA[1:]
+
+
+@pytest.mark.parametrize(
+    "op", ["lookup", "getattr", "open", "read", "opendir", "readdir", "statfs", "rename", "unlink"]
+)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_an_error_is_none_afterwards(served: Faulty, fs: MountedFs, op: str, number: int) -> None:
+    calls: dict[str, Callable[[], object]] = {
+        "opendir": lambda: os.listdir(fs.path),
+        "readdir": lambda: os.listdir(fs.path),
+        "statfs": lambda: os.statvfs(fs.path),
+        "rename": lambda: os.rename(fs.path / "f", fs.path / "g"),
+        "unlink": lambda: os.unlink(fs.path / "f"),
+    }
+    call = calls.get(op, lambda: (fs.path / "f").read_bytes())
+    served.fault(op, number)
+    with fails(number):
+        call()
+    check_alive(fs)
+    served.heal()
+    assert (fs.path / "f").read_bytes() == DATA, "an error is no deletion"
+    assert sorted(os.listdir(fs.path)) == ["f", "other"]
+    call()
+
+
+def test_a_failing_source_is_no_proof_of_absence(tmp_path: Path) -> None:
+    """Not even where absence is believed for a day."""
+    source = make_directories(tmp_path)
+    options = ("--coherency", "none", "--attr-timeout", "1000")
+    with faulty(*source) as served, on(served.path, tmp_path, *options) as fs:
+        for op, number in (("lookup", errno.EIO), ("lookup", errno.ESTALE), ("getattr", errno.EIO)):
+            served.fault(op, number)
+            with fails(number):
+                (fs.path / "f").read_bytes()
+            served.heal()
+        assert (fs.path / "f").read_bytes() == DATA
+        # What was done, and reported as failed.
+        served.fault("make", errno.EIO, late=True)
+        served.fault("rename", errno.EIO, late=True)
+        served.fault("unlink", errno.EIO, late=True)
+        assert not (fs.path / "new").exists()
+        with fails(errno.EIO):
+            (fs.path / "new").mkdir()
+        with fails(errno.EIO):
+            os.rename(fs.path / "f", fs.path / "g")
+        with fails(errno.EIO):
+            os.unlink(fs.path / "other")
+        served.heal()
+        wait_until(lambda: (fs.path / "new").is_dir())
+        wait_until(lambda: (fs.path / "g").exists() and not (fs.path / "f").exists())
+        wait_until(lambda: not (fs.path / "other").exists())
+
+
+def test_attributes_that_fail_after_a_change_do_not_make_it_fail(served: Faulty, fs: MountedFs) -> None:
+    with opened(fs.path / "f") as fd:
+        served.fault("getattr", errno.EIO, "f", count=1)
+        with contextlib.suppress(OSError):
+            os.fstat(fd)
+    (fs.path / "f").rename(fs.path / "g")
+    assert (fs.path / "g").read_bytes() == DATA
+
+
+def test_a_file_that_the_source_knows_under_another_handle_is_found_again(
+    served: Faulty, fs: MountedFs
+) -> None:
+    """As after a restart of a server: what is held is stale for good, the name leads to the file."""
+    assert (fs.path / "f").read_bytes() == DATA
+    os.stat(fs.path / "f")
+    served.replace_inodes()
+    os.listdir(served.path)  # its kernel finds out
+    os.stat(served.path / "f")
+
+    def reads() -> bool:
+        try:
+            return (fs.path / "f").read_bytes() == DATA
+        except OSError:
+            return False
+
+    wait_until(reads, 5)
+    assert os.stat(fs.path / "f").st_size == len(DATA)
+
+
+@pytest.mark.parametrize("size", [0, 10, 20_000, 30_000])
+def test_a_wrong_size_loses_and_invents_nothing_for_long(
+    served: Faulty, fs: MountedFs, size: int
+) -> None:
+    data = b"other" * 5000
+    assert (fs.path / "other").read_bytes() == data
+    served.fault("attributes", name="other", size=size)
+    with opened(fs.path / "other") as fd:
+        assert os.pread(fd, 100_000, 0) in (data[:size], data)
+    served.heal()
+    assert (fs.path / "other").read_bytes() == data
+
+
+def test_stamps_that_go_backwards_are_a_change(served: Faulty, fs: MountedFs) -> None:
+    assert (fs.path / "f").read_bytes() == DATA
+    with (served.real / "f").open("r+b") as file:
+        file.write(b"new")
+    served.fault("attributes", name="f", backwards_ns=10**10)
+    assert (fs.path / "f").read_bytes() == b"new" + DATA[3:]
+    served.heal()
+    with (served.real / "f").open("r+b") as file:
+        file.write(b"NEW")
+    assert (fs.path / "f").read_bytes() == b"NEW" + DATA[3:]
