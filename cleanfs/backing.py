@@ -155,7 +155,9 @@ class Backing:
         durable: bool = False,
         by_user: bool = False,
     ) -> Written:
-        """Write all of ``data`` at ``offset``, or at the end of the file wherever that is (see ``_write``).
+        """Write all of ``data`` at ``offset``, or at the end of the file wherever that is.
+
+        What is appended may come short (see ``_write``).
 
         ``durable`` says that the write itself waits for the disk (O_SYNC, O_DSYNC), ``by_user`` that
         it takes set-id bits away, as root's does not. Capabilities go with every write: the source
@@ -351,11 +353,11 @@ def _write(
         try:
             rest = memoryview(data)[count:] if count else data
             done = os.pwritev(fd, [rest], offset + count, flags)
-            if not done:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
         except OSError:
             if append and count:
                 break
             raise
+        if not done:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # it would be so for ever
         count += done
     return Written(count, before, os.fstat(fd))

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import mmap
 import os
 import signal
@@ -492,3 +491,217 @@ def test_stamps_that_go_backwards_are_a_change(served: Faulty, fs: MountedFs) ->
     with (served.real / "f").open("r+b") as file:
         file.write(b"NEW")
     assert (fs.path / "f").read_bytes() == b"NEW" + DATA[3:]
+
+
+# -- the end ----------------------------------------------------------------------------------------
+
+
+def test_a_source_whose_server_was_killed_does_not_make_the_mount_look_dead(
+    tmp_path: Path,
+) -> None:
+    source = make_directories(tmp_path)
+    with faulty(*source) as served, on(served.path, tmp_path) as fs:
+        with opened(fs.path / "f") as fd:
+            served.kill()
+            for number in range(2):
+                with fails(errno.ENOTCONN):
+                    os.pread(fd, 10, 100 * PAGE * number)
+        with fails(errno.ENOTCONN):
+            os.listdir(fs.path)
+        check_alive(fs)
+        listed = cleanfs("list").stdout
+        assert str(fs.process.pid) in listed
+        # Nobody takes the mount point for a dead one.
+        again = cleanfs("mount", served.path, fs.path)
+        assert again.returncode == 1
+        assert fs.stats()["pid"] == fs.process.pid
+        done = cleanfs("umount", fs.path)
+        assert done.returncode == 0, done.stderr
+        assert not is_mounted(fs.path)
+        assert fs.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("how", ["umount", "lazy", "SIGTERM"])
+def test_a_mount_whose_source_hangs_can_be_unmounted(tmp_path: Path, how: str) -> None:
+    source = make_directories(tmp_path)
+    with faulty(*source) as served, on(served.path, tmp_path) as fs:
+        for op in ("lookup", "getattr", "read", "statfs", "opendir", "flush"):
+            served.fault(op, hang=True)
+        if how == "umount":
+            done = cleanfs("umount", fs.path)
+            assert done.returncode == 0, done.stderr
+        else:
+            with program("os.stat(sys.argv[1] + '/f')", fs.path) as process:
+                served.wait_hanging(1)
+                if how == "lazy":
+                    done = cleanfs("umount", "--lazy", fs.path)
+                    assert done.returncode == 0, done.stderr
+                else:
+                    fs.process.terminate()
+                    wait_until(lambda: not is_mounted(fs.path), 30)
+                process.kill()
+                process.wait(10)
+        assert not is_mounted(fs.path)
+        served.heal()  # until then a thread of the daemon may wait in the kernel
+        fs.process.wait(20)
+
+
+def test_a_source_that_was_detached_is_still_there(tmp_path: Path) -> None:
+    source = make_directories(tmp_path)
+    with faulty(*source) as served, on(served.path, tmp_path) as fs:
+        subprocess.run(["umount", "-l", served.path], check=True, timeout=20)
+        assert (fs.path / "f").read_bytes() == DATA
+        check_alive(fs)
+
+
+# -- local file systems --------------------------------------------------------------------------
+
+
+def test_a_lease_holds_up_only_who_opens_the_file(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "f").write_bytes(DATA)
+    (source / "other").write_bytes(b"other")
+    code = (
+        "import fcntl, signal\nsignal.signal(signal.SIGIO, signal.SIG_IGN)\n"
+        "f = os.open(sys.argv[1] + '/f', os.O_RDWR)\n"
+        "fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK)\nprint(flush=True)\ntime.sleep(30)"
+    )
+    with on(source, tmp_path) as fs, program(code, source) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        reader = threading.Thread(target=(fs.path / "f").read_bytes, daemon=True)
+        reader.start()
+        time.sleep(0.2)
+        check_alive(fs)
+        assert (fs.path / "other").read_bytes() == b"other"
+        assert reader.is_alive()
+        holder.kill()
+        reader.join(10)
+        assert not reader.is_alive()
+
+
+@contextmanager
+def ext4(base: Path, megabytes: int, *options: str) -> Iterator[Path]:
+    """A small ext4 on a loop device; the image is ``base / "image"``."""
+    image, path = base / "image", base / "ext4"
+    path.mkdir()
+    with image.open("wb") as file:
+        file.truncate(megabytes << 20)
+    made = subprocess.run(
+        ["mkfs.ext4", "-q", "-m", "0", image], capture_output=True, check=False, timeout=60
+    )
+    words = ["mount", "-o", ",".join(("loop", *options)), image, path]
+    if (
+        made.returncode
+        or subprocess.run(words, check=False, capture_output=True, timeout=60).returncode
+    ):
+        pytest.skip("a loop device with ext4 can not be had")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=False, timeout=60)
+
+
+def test_a_full_file_system(tmp_path: Path) -> None:
+    with ext4(tmp_path, 8) as source, on(source, tmp_path) as fs:
+        chunk = os.urandom(100_000)
+        written = 0
+        with opened(fs.path / "f", os.O_RDWR | os.O_CREAT | os.O_APPEND) as fd:
+            with fails(errno.ENOSPC):
+                while True:
+                    written += os.write(fd, chunk)
+            assert os.fstat(fd).st_size == (source / "f").stat().st_size == written
+            expected = (chunk * (written // len(chunk) + 1))[:written]
+            assert os.pread(fd, written + 10, 0) == (source / "f").read_bytes() == expected
+        with fails(errno.ENOSPC):
+            (fs.path / "g").write_bytes(chunk * 3)
+        assert (fs.path / "g").read_bytes() == (source / "g").read_bytes()
+        os.unlink(fs.path / "f")
+        wait_until(lambda: os.statvfs(source).f_bavail * os.statvfs(source).f_bsize > 3 << 20)
+        (fs.path / "g").write_bytes(chunk * 3)
+        assert (source / "g").read_bytes() == chunk * 3
+
+
+def test_a_source_that_becomes_read_only(tmp_path: Path) -> None:
+    with ext4(tmp_path, 8) as source, on(source, tmp_path) as fs:
+        (fs.path / "f").write_bytes(b"f" * 10_000)
+        subprocess.run(["mount", "-o", "remount,ro", source], check=True, timeout=20)
+        for change in (
+            lambda: (fs.path / "f").write_bytes(b"g"),
+            lambda: (fs.path / "new").mkdir(),
+            lambda: os.unlink(fs.path / "f"),
+            lambda: os.rename(fs.path / "f", fs.path / "g"),
+            lambda: os.truncate(fs.path / "f", 5),
+        ):
+            with fails(errno.EROFS):
+                change()  # type: ignore[no-untyped-call]
+        assert (fs.path / "f").read_bytes() == b"f" * 10_000
+        subprocess.run(["mount", "-o", "remount,rw", source], check=True, timeout=20)
+        (fs.path / "f").write_bytes(b"g")
+        assert (source / "f").read_bytes() == b"g"
+
+
+def test_a_disk_that_ends_early(tmp_path: Path) -> None:
+    """Real EIO: the device is shorter than its file system."""
+    with ext4(tmp_path, 16) as made:
+        (made / "f").write_bytes(DATA * 10)
+        subprocess.run(["umount", made], check=True, timeout=60)
+        first = (tmp_path / "image").read_bytes().find(DATA)
+        blocks = first // PAGE + 128
+        subprocess.run(
+            ["mount", "-o", "loop,errors=continue", tmp_path / "image", made],
+            check=True,
+            timeout=60,
+        )
+        os.truncate(tmp_path / "image", blocks * PAGE)
+        with on(made, tmp_path) as fs, opened(fs.path / "f") as fd:
+            good = bad = 0
+            for at in range(0, len(DATA) * 10, PAGE):
+                try:
+                    data = os.pread(fd, PAGE, at)
+                except OSError as exc:
+                    assert exc.errno == errno.EIO
+                    bad += 1
+                else:
+                    assert data == DATA[:PAGE]
+                    good += 1
+            assert good
+            assert bad
+            check_alive(fs)
+
+
+def test_a_frozen_file_system_holds_up_only_who_writes(tmp_path: Path) -> None:
+    with ext4(tmp_path, 8) as source, on(source, tmp_path) as fs:
+        (fs.path / "f").write_bytes(b"f" * 10_000)
+        with opened(fs.path / "f", os.O_RDWR) as fd:
+            for _ in range(100):  # fast, so far
+                os.pwrite(fd, b"x", 0)
+            subprocess.run(["fsfreeze", "-f", source], check=True, timeout=20)
+            writer = threading.Thread(target=os.pwrite, args=(fd, b"y", 0), daemon=True)
+            try:
+                writer.start()
+                time.sleep(0.3)
+                check_alive(fs)
+                assert os.pread(fd, 10, 5000) == b"f" * 10
+                assert writer.is_alive()
+            finally:
+                subprocess.run(["fsfreeze", "-u", source], check=True, timeout=20)
+            writer.join(20)
+            assert not writer.is_alive()
+
+
+def test_a_limit_of_the_daemons_own(tmp_path: Path) -> None:
+    source, mountpoint = tmp_path / "source", tmp_path / "mnt"
+    source.mkdir()
+    mountpoint.mkdir()
+    (source / "f").write_bytes(b"f" * 10_000)
+    with (
+        mounted(source, mountpoint, prefix=("prlimit", "--fsize=20000000")) as fs,
+        opened(fs.path / "f", os.O_RDWR) as fd,
+    ):
+        with fails(errno.EFBIG):
+            os.pwrite(fd, b"x", 20_000_000)
+        assert os.pread(fd, 20_000, 0) == b"f" * 10_000
+        os.pwrite(fd, b"x", 0)
+        assert (source / "f").read_bytes() == b"x" + b"f" * 9_999
