@@ -5,8 +5,8 @@ rest is read in a worker thread. What was read does not stay in the source's pag
 here keeps it, as one copy of a page is enough: lone reads leave nothing (RWF_DONTCACHE, before Linux
 6.14 POSIX_FADV_DONTNEED), and what streams have read is dropped behind them (``stream``).
 
-On local file systems that prove as fast as memory (tmpfs, DAX, writes into the page cache), calls are
-made inline altogether, for as long as none of them waits (``pace``).
+On local file systems that prove as fast as memory (tmpfs, writes into the page cache), calls that can
+not be told not to wait are made inline altogether, for as long as none of them waits (``pace``).
 """
 
 import contextlib
@@ -18,20 +18,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, TypeVar, TypeVarTuple
+from typing import Final, TypeVar, TypeVarTuple, cast
 
 import trio
 
 from cleanfs.caller import Caller
 from cleanfs.pace import SLOW_SECONDS, Asking, Pace
+from cleanfs.slots import Slots
 from cleanfs.stream import Span, Stream
 from cleanfs.syscalls import RWF_DONTCACHE
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-MAX_THREADS: Final = 64
-"""Calls that may wait for the source at one time."""
 
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -100,7 +98,9 @@ class Backing:
         """No file system of it was used yet."""
         self.drop_behind = True
         """Whether what was read is to leave the source's page cache."""
-        self._limiter = trio.CapacityLimiter(MAX_THREADS)
+        self.slots = Slots()
+        self.orphans = 0
+        """Requests under way whose programs are gone."""
         self._file_systems: dict[int, SourceFs] = {}
         self._reads = self._read_bytes = self._reads_inline = 0
         self._writes = self._write_bytes = self._writes_inline = self._errors = 0
@@ -114,7 +114,8 @@ class Backing:
 
     async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a worker thread."""
-        return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=self._limiter)
+        limiter = cast(trio.CapacityLimiter, self.slots)  # trio asks for no more than its two calls
+        return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
 
     async def read(
         self, fs: SourceFs, stream: Stream, fd: int, offset: int, size: int, file_size: int
@@ -128,7 +129,7 @@ class Backing:
         lingers = self.drop_behind and stream.lingers(offset, size, file_size)
         drop = self.drop_behind and not lingers
         try:
-            if fs.reads.inline:
+            if fs.reads.inline and not fs.nowait:
                 got = self._read_inline(fs, fd, buffer, offset, drop)
             else:
                 got = self._read_nowait(fs, fd, buffer, offset, drop)
@@ -136,7 +137,7 @@ class Backing:
                     got, fs.dontcache, seconds = await self.run(
                         _read_timed, fd, buffer, offset, got, fs.dontcache, drop
                     )
-                    if fs.local:
+                    if fs.local and not fs.nowait:
                         fs.reads.took(seconds, size)
                 else:
                     self._reads_inline += 1
@@ -161,6 +162,8 @@ class Backing:
         writer: Caller | None = None,
     ) -> Written:
         """Write all of ``data`` at ``offset``, or at the end of the file wherever that is.
+
+        What is appended may come short (see ``_write``).
 
         ``durable`` says that the write itself waits for the disk (O_SYNC, O_DSYNC), ``writer`` whose
         it is, if it may take set-id bits away. Capabilities go with every write: the source sees to
@@ -350,12 +353,22 @@ def _write_timed(
 def _write(
     fd: int, offset: int, data: bytes, append: bool, count: int, before: os.stat_result
 ) -> Written:
-    """Write all of ``data`` from ``count`` on."""
+    """Write all of ``data`` from ``count`` on.
+
+    What is appended may come short, as only a program appends, and it must not append that part again.
+    Anything else is reported as failed if a part of it did: the kernel, which writes back what is
+    dirty in mappings, takes no notice of how much was written. Raises OSError.
+    """
     flags = os.RWF_APPEND if append else 0
-    if not count and data:
-        count = os.pwritev(fd, [data], offset, flags)
-    if count < len(data):
-        view = memoryview(data)
-        while count < len(data):
-            count += os.pwritev(fd, [view[count:]], offset + count, flags)
+    while count < len(data):
+        try:
+            rest = memoryview(data)[count:] if count else data
+            done = os.pwritev(fd, [rest], offset + count, flags)
+        except OSError:
+            if append and count:
+                break
+            raise
+        if not done:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # it would be so for ever
+        count += done
     return Written(count, before, os.fstat(fd))

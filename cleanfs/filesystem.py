@@ -8,12 +8,13 @@
 A handler works on inodes that are held (``Tree.using``) and raises only FUSEError (``handler``).
 """
 
+import contextlib
 import errno
 import functools
 import logging
 import os
 import stat as stat_module
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
@@ -43,8 +44,10 @@ from cleanfs.coherency import Coherency
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
 from cleanfs.inodes import ROOT, Inode, InodeTable
+from cleanfs.interrupts import Given
 from cleanfs.namespace import NewAttributes, OpenedFile, Owner
 from cleanfs.notify import attributes_changed
+from cleanfs.root import ACL_NAMES, Root
 from cleanfs.tree import Tree, Using
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,14 @@ CAPABILITY = b"security.capability"
 NOBODY_ELSE = -1
 """As an owner, for chown: no other than now. That moves ctime, and takes set-id bits away."""
 
-ACL_NAMES = (b"system.posix_acl_access", b"system.posix_acl_default")
+DEFINITE = frozenset(
+    {
+        *(errno.EPERM, errno.ENOENT, errno.EACCES, errno.EEXIST, errno.EXDEV, errno.ENOTDIR),
+        *(errno.EISDIR, errno.EINVAL, errno.ENOSPC, errno.EROFS, errno.EMLINK, errno.ENAMETOOLONG),
+        *(errno.ENOTEMPTY, errno.EDQUOT, errno.EBUSY, errno.EOPNOTSUPP, errno.EMFILE, errno.ENFILE),
+    }
+)
+"""Errors that say why a name was not changed. Any other leaves it open whether it was."""
 
 
 def handler(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -70,14 +80,22 @@ def handler(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[
         try:
             return await call(*args, **kwargs)
         except FUSEError:
+            _gives_nothing(args[0])
             raise
         except OSError as exc:
+            _gives_nothing(args[0])
             raise FUSEError(exc.errno or errno.EIO) from exc
         except Exception as exc:
+            _gives_nothing(args[0])
             log.exception("%s failed", call.__name__)
             raise FUSEError(errno.EIO) from exc
 
     return wrapped
+
+
+def _gives_nothing(filesystem: object) -> None:
+    assert isinstance(filesystem, CleanFS)
+    filesystem.given.hold(None)
 
 
 class CleanFS(pyfuse3.Operations):
@@ -91,6 +109,7 @@ class CleanFS(pyfuse3.Operations):
         services: Services,
         inodes: InodeTable,
         control: Control,
+        given: Given,
         *,
         attr_timeout: float,
     ) -> None:
@@ -99,7 +118,9 @@ class CleanFS(pyfuse3.Operations):
         self._services = services
         self._inodes = inodes
         self._tree = Tree(services, inodes)
+        self._root = None if services.is_local(inodes.root) else Root(inodes.root)
         self._control = control
+        self.given = given
         self._attr_timeout = attr_timeout
         self.enable_writeback_cache = services.writeback
         self._caches_absence = services.coherency.mode is Coherency.NONE
@@ -108,6 +129,8 @@ class CleanFS(pyfuse3.Operations):
         self._dirs: dict[int, DirHandle] = {}
         self._control_dirs: dict[int, Node] = {}
         self._fhs = count(1)
+        self._abandoned: list[Callable[[], Awaitable[None]]] = []
+        self._news = trio.Event()
         self._entries_per_reply = 64
         """What the last full reply to a readdir took, and the one that did not fit any more."""
 
@@ -122,8 +145,12 @@ class CleanFS(pyfuse3.Operations):
         return {handle.inode.node for handle in handles if handle.writable}
 
     async def keep_bounded(self) -> None:
-        """The background task of the inode table."""
-        await self._tree.keep_bounded()
+        """The background tasks of the inode table and of the root."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tree.keep_bounded)
+            nursery.start_soon(self._release_abandoned)
+            if self._root is not None:
+                nursery.start_soon(self._root.run)
 
     # -- inodes -----------------------------------------------------------------------------
 
@@ -142,12 +169,16 @@ class CleanFS(pyfuse3.Operations):
                 found = await self._tree.look_up(parent, name)
             except FileNotFoundError:
                 if self._caches_absence:
+                    self.given.hold(None)
                     return self._absent_entry()
                 raise
-            return self._attributes(*found)
+            return self._new_entry(*found)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The kernel gave up references."""
+        self._forget(inode_list)
+
+    def _forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for node, nlookup in inode_list:
             self._inodes.forget(node, nlookup)
 
@@ -156,6 +187,12 @@ class CleanFS(pyfuse3.Operations):
         """Attributes, and with them a look at whether the source changed."""
         if (node := self._control.node(inode)) is not None:
             return self._control_entry(node)
+        if inode == ROOT and self._root is not None:
+            st, fresh = await self._root.stat(self._tree.run)
+            entry = self._attributes(self._inodes.root, st)
+            if not fresh:
+                entry.attr_timeout = 0
+            return entry
         async with self._tree.using(inode) as held:
             return self._attributes(held, await self._tree.stat(held))
 
@@ -211,7 +248,7 @@ class CleanFS(pyfuse3.Operations):
         """A fifo, socket, device or plain file."""
         async with self._changing_names(parent_inode, name) as parent:
             owner = Owner(ctx.uid, ctx.gid, ctx.umask)
-            return self._attributes(*await self._tree.make(parent, name, mode, rdev, b"", owner))
+            return self._new_entry(*await self._tree.make(parent, name, mode, rdev, b"", owner))
 
     @handler
     async def mkdir(
@@ -221,7 +258,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             mode = ModeT(stat_module.S_IFDIR | mode)
             owner = Owner(ctx.uid, ctx.gid, ctx.umask)
-            return self._attributes(*await self._tree.make(parent, name, mode, 0, b"", owner))
+            return self._new_entry(*await self._tree.make(parent, name, mode, 0, b"", owner))
 
     @handler
     async def symlink(
@@ -231,7 +268,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             mode = stat_module.S_IFLNK | 0o777
             owner = Owner(ctx.uid, ctx.gid)
-            return self._attributes(*await self._tree.make(parent, name, mode, 0, target, owner))
+            return self._new_entry(*await self._tree.make(parent, name, mode, 0, target, owner))
 
     @handler
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -282,7 +319,7 @@ class CleanFS(pyfuse3.Operations):
             self._changing_names(new_parent_inode, new_name) as parent,
         ):
             self._tree.name_changed(await self._tree.run(namespace.link, held.fd, parent.fd, new_name))
-            return self._attributes(*await self._tree.look_up(parent, new_name))
+            return self._new_entry(*await self._tree.look_up(parent, new_name))
 
     # -- files ------------------------------------------------------------------------------
 
@@ -319,7 +356,9 @@ class CleanFS(pyfuse3.Operations):
             opened, inode, st = await self._tree.create(parent, name, mode, io_flags, owner)
             with self._inodes.using(inode):
                 entry = self._attributes(inode, st)
-                return await self._opened(inode, opened, flags, before), entry
+                info = await self._opened(inode, opened, flags, before)
+                self.given.hold(functools.partial(self._release_soon, info.fh, inode.node))
+                return info, entry
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """The hook of the fast path (see ``PageCache.read``)."""
@@ -375,6 +414,7 @@ class CleanFS(pyfuse3.Operations):
             fd = await self._tree.open_directory(held)
             self._dirs[fh] = DirHandle(self._services, held, fd)
             self._inodes.opened(held, fd)
+            self.given.hold(functools.partial(self._release_soon, fh))
         return FileHandleT(fh)
 
     @handler
@@ -398,6 +438,7 @@ class CleanFS(pyfuse3.Operations):
             ):
                 return
         position = max(start_id, 2)
+        listed: list[tuple[int, int]] = []
         while (found := await directory.entry(position - 2)) is not None:
             name, st = found
             position += 1
@@ -406,7 +447,7 @@ class CleanFS(pyfuse3.Operations):
             if isinstance(st, OSError):
                 if not pyfuse3.readdir_reply(token, FileNameT(name), self._unknown_entry(), position):
                     self._entries_per_reply = position - max(start_id, 2)
-                    return
+                    break
                 continue
             inode = self._inodes.listed(st, directory.inode, name)
             self._tree.observe(inode, st, directory.before)
@@ -415,8 +456,10 @@ class CleanFS(pyfuse3.Operations):
                 inode.kernel_sizes = kernel_sizes  # it was not told
                 self._inodes.unreferenced(inode)
                 self._entries_per_reply = position - max(start_id, 2)
-                return
+                break
             self._inodes.referenced(inode, directory.inode, name)
+            listed.append((inode.node, 1))
+        self.given.hold(functools.partial(self._forget, listed))
         self._tree.ask_to_forget()
 
     @handler
@@ -482,6 +525,8 @@ class CleanFS(pyfuse3.Operations):
     async def _getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         if self._control.node(inode) is not None:
             raise FUSEError(pyfuse3.ENOATTR)
+        if inode == ROOT and self._root is not None and name in ACL_NAMES:
+            return await self._root.acl(self._tree.run, name)
         async with self._tree.using(inode) as held:
             try:
                 return await self._tree.near(held, os.getxattr, held.path(), name)
@@ -526,14 +571,14 @@ class CleanFS(pyfuse3.Operations):
 
     # -- shared pieces ------------------------------------------------------------------------
 
-    def _changing_names(self, parent_node: int, name: bytes) -> Using:
+    def _changing_names(self, parent_node: int, name: bytes) -> "_ChangingNames":
         """A directory in which ``name`` is about to change."""
         if parent_node == ROOT and name == CONTROL_NAME:
             raise FUSEError(errno.EPERM)
         if self._control.node(parent_node) is not None:
             raise FUSEError(errno.EPERM)
         namespace.forbid_slash(name)
-        return self._tree.using(parent_node)
+        return _ChangingNames(self._tree, self._inodes[parent_node], name)
 
     async def _opened(self, inode: Inode, opened: OpenedFile, flags: int, before: Before) -> FileInfo:
         """Make a handle of an opened file, with what coherency has to say."""
@@ -603,6 +648,27 @@ class CleanFS(pyfuse3.Operations):
             self._inodes.released(handle.inode, handle.fd)
         await handle.release()
 
+    def _release_soon(self, fh: FileHandleT, node: int = ROOT) -> None:
+        """The kernel was not told of an open file, nor of the node."""
+        self._inodes.forget(node, 1)
+        release = self.releasedir if fh in self._dirs else self.release
+        self._abandoned.append(functools.partial(release, fh))
+        self._news.set()
+
+    async def _release_abandoned(self) -> None:
+        """The background task of what was opened for programs that are gone."""
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            while self._abandoned:
+                with contextlib.suppress(FUSEError):
+                    await self._abandoned.pop()()
+
+    def _new_entry(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
+        """An entry to which the kernel gets a reference."""
+        self.given.hold(functools.partial(self._inodes.forget, inode.node, 1))
+        return self._attributes(inode, st)
+
     def _attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
         """What the kernel is told, and may believe for the attribute timeout."""
         entry = _entry(st)
@@ -667,6 +733,19 @@ def _may_touch(caller: Caller, st: os.stat_result) -> bool:
     set-id bits away, which is for the owner.
     """
     return caller.privileged or caller.uid == st.st_uid or without_set_id(st, caller) is None
+class _ChangingNames(Using):
+    """``CleanFS._changing_names``. After an error that leaves it open, the kernel looks the name up."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, tree: Tree, parent: Inode, name: bytes) -> None:
+        super().__init__(tree, parent)
+        self._name = name
+
+    async def __aexit__(self, *exc: object) -> None:
+        if isinstance(exc[1], OSError) and exc[1].errno not in DEFINITE:
+            self._tree.services.notifier.entry(self._inode.node, self._name)
+        await super().__aexit__(*exc)
 
 
 def _entry(st: os.stat_result) -> EntryAttributes:

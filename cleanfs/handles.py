@@ -1,11 +1,14 @@
 """What a FUSE file handle stands for: an open file or directory of the source."""
 
+import errno
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Protocol, TypeVar, TypeVarTuple
+
+import trio
 
 from cleanfs import namespace
 from cleanfs.backing import Backing, SourceFs, drop_span
@@ -95,6 +98,41 @@ class Services:
         return self.backing.file_system(inode.device, self.is_local(inode))
 
 
+class Use:
+    """Calls under way on a descriptor, which must not be closed before they return.
+
+    The kernel closes no file that somebody waits for. But we let go of programs that are killed while
+    they wait; then the file is closed, and the call goes on.
+    """
+
+    __slots__ = ("_idle", "_users")
+
+    def __init__(self) -> None:
+        """None."""
+        self._users = 0
+        self._idle: trio.Event | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there is one."""
+        return self._users > 0
+
+    def __enter__(self) -> None:
+        """A call begins."""
+        self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        """It has returned."""
+        self._users -= 1
+        if self._idle is not None and not self._users:
+            self._idle.set()
+
+    async def ended(self) -> None:
+        """Return when there is none; no more will come."""
+        if self._users:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+
 class FileHandle:
     """An open regular file."""
 
@@ -107,8 +145,9 @@ class FileHandle:
         self.file = file
         self.fd = fd
         self._source = services.source_fs(inode)
+        self._use = Use()
         self._stream = Stream()
-        self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is Coherency.OPEN
+        self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is not Coherency.NONE
         self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         file.pins += 1
@@ -130,6 +169,10 @@ class FileHandle:
         The first must not overwrite what others appended in the source. Where there are no others
         the kernel knows the end, and each write goes where it says.
         """
+        with self._use:
+            return await self._write(offset, data)
+
+    async def _write(self, offset: int, data: bytes) -> int:
         began = perf_counter_ns()
         services, file, inode = self._services, self.file, self.inode
         writer, inode.asked_for = inode.asked_for, None
@@ -154,23 +197,30 @@ class FileHandle:
                 services.notifier.inode(inode.node)
                 raise
             before, after = own_fingerprint(written.before), own_fingerprint(written.after)
-            size = before.size + len(data) if append else max(before.size, offset + len(data))
+            size = before.size + written.count if append else max(before.size, offset + len(data))
             theirs = services.coherency.after_own_change(file, before, after, size=size)
-        inode.wrote_to(offset + len(data))
-        elsewhere = append and after.size != offset + len(data)
+        inode.wrote_to(offset + written.count)
+        elsewhere = append and after.size != offset + written.count
         if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)
         self._latencies.write(perf_counter_ns() - began, written.count)
         return written.count
 
     async def flush(self) -> None:
-        """Report what close would; nothing is buffered here."""
+        """Report what close would; nothing is buffered here.
+
+        A program that was killed in a call which hangs closes its files: it is not to hang there.
+        """
+        if self._use and self._services.backing.orphans:
+            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
         if self.writable:
-            await self._services.run_near(self.inode, namespace.flush, self.fd)
+            with self._use:
+                await self._services.run_near(self.inode, namespace.flush, self.fd)
 
     async def release(self) -> None:
         """Close. The last close of a file without a name discards its pages."""
         services, file = self._services, self.file
+        await self._use.ended()
         file.pins -= 1
         if (span := self._stream.rest()) is not None:
             await services.backing.run(drop_span, self.fd, span)
@@ -180,12 +230,14 @@ class FileHandle:
 
     async def sync(self, data_only: bool) -> None:
         """``fsync`` the source."""
-        await self._services.backing.run(namespace.sync, self.fd, data_only)
+        with self._use:
+            await self._services.backing.run(namespace.sync, self.fd, data_only)
 
     async def _read_source(self, offset: int, size: int) -> Buffer:
-        return await self._services.backing.read(
-            self._source, self._stream, self.fd, offset, size, self.file.size
-        )
+        with self._use:
+            return await self._services.backing.read(
+                self._source, self._stream, self.fd, offset, size, self.file.size
+            )
 
 
 class DirHandle:
@@ -201,6 +253,7 @@ class DirHandle:
         self._services = services
         self.inode = inode
         self.fd = fd
+        self._use = Use()
         self._names: list[bytes] = []
         self._stats: dict[int, EntryStat] = {}
         self._dots: dict[bytes, os.stat_result] = {}
@@ -213,7 +266,8 @@ class DirHandle:
     async def rewind(self) -> None:
         """Take the snapshot. Raises OSError."""
         self.before = self._services.before()
-        listing = await self._services.backing.run(namespace.list_directory, self.fd, self.batch)
+        with self._use:
+            listing = await self._services.backing.run(namespace.list_directory, self.fd, self.batch)
         self._names = listing.names
         self._stats = dict(enumerate(listing.stats))
         self._dots = {b".": listing.dot, b"..": listing.dot_dot}
@@ -233,17 +287,20 @@ class DirHandle:
         if position not in self._stats:
             self.before = self._services.before()
             names = self._names[position : position + self.batch]
-            stats = await self._services.backing.run(namespace.stat_names, self.fd, names)
+            with self._use:
+                stats = await self._services.backing.run(namespace.stat_names, self.fd, names)
             self._stats = dict(enumerate(stats, position))
         return self._names[position], self._stats[position]
 
     async def release(self) -> None:
         """Close."""
-        os.close(self.fd)
+        await self._use.ended()
+        await self._services.run_near(self.inode, os.close, self.fd)
 
     async def sync(self, data_only: bool) -> None:
         """``fsync`` the directory."""
-        await self._services.backing.run(namespace.sync, self.fd, data_only)
+        with self._use:
+            await self._services.backing.run(namespace.sync, self.fd, data_only)
 
 
 def _fstat_and_close(fd: int) -> os.stat_result:

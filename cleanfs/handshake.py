@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 DEVICE: Final = "/dev/fuse"
 FUSE_INIT: Final = 26
 DONT_MASK: Final = 1 << 6
+PARALLEL_DIROPS: Final = 1 << 18
 HANDLE_KILLPRIV_V2: Final = 1 << 28
+WANTED: Final = DONT_MASK | PARALLEL_DIROPS | HANDLE_KILLPRIV_V2
 
 QUESTION: Final = struct.Struct("<IIQQIIIIIIII")
 """fuse_in_header (length, opcode, unique, nodeid, uid, gid, pid, extensions) and the beginning of
@@ -76,7 +78,7 @@ class Handshake:
         with theirs:
             os.dup2(theirs.fileno(), self._fd, inheritable=False)
         self._ours.send(question)
-        self._wanted = offered(question) & (DONT_MASK | HANDLE_KILLPRIV_V2)
+        self._wanted = offered(question) & WANTED
         return True
 
     def _end(self) -> None:

@@ -86,6 +86,7 @@ class Inode:
         "pins",
         "sent",
         "settling",
+        "suspect",
     )  # fmt: skip
 
     def __init__(self, device: int, ino: int, kind: int, node: int, generation: int) -> None:
@@ -95,6 +96,8 @@ class Inode:
         self.kind = kind
         """File type bits of the mode."""
         self.node = node
+        self.suspect = False
+        """Whether a call on ``fd`` failed in a way that another descriptor of the file may not."""
         self.generation = generation
         """Tells the kernel two inodes apart that had one node id at different times."""
         self.fd = -1
@@ -241,6 +244,11 @@ class InodeTable:
         if inode.fd < 0:
             self._hold(inode, fd)
         else:
+            if inode.suspect and stat_module.S_IFMT(st.st_mode) == inode.kind:
+                # In place: whoever is using the number goes on with what is there now.
+                os.dup2(fd, inode.fd, inheritable=False)
+                inode.suspect = False
+                inode.handle = inode.file_key = None
             os.close(fd)
             self._touch(inode)
         self.referenced(inode, parent, name)
@@ -327,6 +335,16 @@ class InodeTable:
         """A descriptor on the file system ``device``, for opening by handle; -1 if there is none."""
         return self._mount_fds.get(device, -1)
 
+    def wants_mount_fd(self, inode: Inode) -> bool:
+        """Whether an open of the inode would give a ``mount_fd``, which its file system has not yet."""
+        return inode.is_dir and inode.device not in self._mount_fds
+
+    def add_mount_fd(self, device: int, fd: int) -> None:
+        """Takes over ``fd``; -1: there can be none, and inodes are opened by place instead."""
+        old, self._mount_fds[device] = self._mount_fds.get(device, -1), fd
+        if old >= 0:
+            os.close(old)
+
     def shrink(self, budget: int | None = None) -> None:
         """Park the least recently used inodes down to ``budget`` descriptors, or to the usual."""
         most = self._most_held() if budget is None else budget
@@ -404,11 +422,6 @@ class InodeTable:
     def _hold(self, inode: Inode, fd: int) -> None:
         inode.fd = fd
         self._held[inode.node] = inode
-        if inode.is_dir and inode.device not in self._mount_fds:
-            try:
-                self._mount_fds[inode.device] = os.open(inode.path(), os.O_RDONLY | os.O_DIRECTORY)
-            except OSError:
-                self._mount_fds[inode.device] = -1  # not readable: opened by place instead
         self.shrink()
 
     def _most_held(self) -> int:

@@ -20,11 +20,12 @@ from cleanfs.checks import why_no_mount
 from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import CoherencyChecker
 from cleanfs.config import MountConfig, MountError, check_sizes
-from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
+from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.filesystem import CleanFS
 from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
+from cleanfs.interrupts import Given, Interrupts
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.notify import Notifier
@@ -41,6 +42,9 @@ MAX_INODES = 1 << 16
 
 RESERVED_FDS = 128
 """Descriptors for everything that is not an inode or an open file."""
+
+MAX_REQUESTS = 10_000
+"""Requests in hand at a time. Beyond, none would be read any more, not even for the control files."""
 
 STOP_GRACE_SECONDS = 5.0
 """What requests that wait for a hung source get, after a signal, before they are abandoned."""
@@ -79,6 +83,8 @@ class Mount:
         self._busy_poll = BusyPoll(config.busy_poll_us)
         self._latencies = Latencies()
         self._limits = RequestLimits()
+        given = Given()
+        self._interrupts = Interrupts(self._backing, given)
         services = Services(
             self._backing,
             self._pagecache,
@@ -96,25 +102,28 @@ class Mount:
             os.close(root_fd)
         self._copies_changed()
         self._filesystem = CleanFS(
-            services, self._inodes, Control(self), attr_timeout=config.attr_timeout
+            services, self._inodes, Control(self), given, attr_timeout=config.attr_timeout
         )
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call ``ready`` when the mount answers, serve until unmounted or told to stop."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            self._busy_poll.install()  # what the handshake then stands in front of
+            self._busy_poll.install()
+            self._interrupts.install()  # what the handshake then stands in front of
             self._mount()
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._notifier.run)
                     nursery.start_soon(self._filesystem.keep_bounded)
+                    nursery.start_soon(self._interrupts.run)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
-                    await pyfuse3.main()
+                    await pyfuse3.main(max_tasks=MAX_REQUESTS)
                     nursery.cancel_scope.cancel()
             finally:
                 self._fs.flush_fs()
                 self._inodes.close()
+                self._interrupts.uninstall()
                 self._busy_poll.uninstall()
                 pyfuse3.close(unmount=True)
                 log.info("unmounted %s", self.config.mountpoint)
@@ -279,7 +288,10 @@ class Mount:
 
     async def _announce(self, ready: Callable[[], None]) -> None:
         with trio.fail_after(ANSWER_TIMEOUT_SECONDS):
-            await trio.to_thread.run_sync(os.stat, self.config.mountpoint, abandon_on_cancel=True)
+            # By this name, which the kernel then knows: to look it up later, it would have to wait for
+            # whoever makes or removes a name in the root.
+            path = os.path.join(self.config.mountpoint, os.fsdecode(CONTROL_NAME))
+            await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
         self._busy_poll.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
             self._limits = set_limits(point.device, self.config.read_ahead)

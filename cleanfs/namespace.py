@@ -43,12 +43,13 @@ class Changed:
 
     key: FileKey
     before: os.stat_result
-    after: os.stat_result
+    after: os.stat_result | None
+    """None if the source did not say: what was done is done nevertheless."""
 
     @property
     def gone(self) -> bool:
         """Whether its last name is gone."""
-        return self.after.st_nlink == 0
+        return self.after is not None and self.after.st_nlink == 0
 
 
 def file_key(fd: int, st: os.stat_result) -> FileKey:
@@ -67,11 +68,14 @@ def lookup(parent_fd: int, name: bytes) -> Opened:
 
 
 def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
-    """``lookup`` without waiting; None if that takes more than the dentry cache and a descriptor."""
+    """``lookup`` without waiting; None if that takes more than the dentry cache and a descriptor.
+
+    Only in a directory of a local file system: on others, fstat may wait for what open did not.
+    """
     try:
         fd = syscalls.openat_cached(parent_fd, name, PATH_FLAGS)
     except OSError as exc:
-        if exc.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE):
+        if exc.errno in (errno.EAGAIN, errno.EXDEV, errno.EMFILE, errno.ENFILE):
             return None
         raise
     return Opened(fd, os.fstat(fd))
@@ -197,7 +201,7 @@ def link(fd: int, parent_fd: int, name: bytes) -> Changed:
     """Give the object of ``fd`` one more name."""
     before = os.fstat(fd)
     syscalls.linkat_fd(fd, parent_fd, name)
-    return Changed(file_key(fd, before), before, os.fstat(fd))
+    return Changed(file_key(fd, before), before, _stat_after(fd))
 
 
 def unlink(parent_fd: int, name: bytes) -> Changed:
@@ -242,7 +246,14 @@ class _Holding:
         os.close(self._fd)
 
     def changed(self) -> Changed:
-        return Changed(file_key(self._fd, self._before), self._before, os.fstat(self._fd))
+        return Changed(file_key(self._fd, self._before), self._before, _stat_after(self._fd))
+
+
+def _stat_after(fd: int) -> os.stat_result | None:
+    try:
+        return os.fstat(fd)
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

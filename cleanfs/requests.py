@@ -18,11 +18,12 @@ log = logging.getLogger(__name__)
 BDI: Final = "/sys/class/bdi"
 CONNECTIONS: Final = "/sys/fs/fuse/connections"
 
-MAX_BACKGROUND: Final = 64
-"""As many as may wait for the source at one time. The kernel's own limit is 12."""
+MAX_BACKGROUND: Final = 256
+"""More than may wait for the source at one time: read-ahead of a file that hangs keeps its places, and
+read-ahead of all others must find some. The kernel's own limit is 12."""
 
 CONGESTED: Final = 48
-"""Where the kernel is to hold back what is optional: at three quarters, as its own."""
+"""Where the kernel is to hold back what is optional: at three quarters of what we wait for at a time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ RENAME_EXCHANGE: Final = 2
 SYS_OPENAT2: Final = 437
 """One number on every architecture; glibc has no function for it."""
 
+RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_CACHED: Final = 0x20
 
 SYS_FSOPEN: Final = 430
@@ -109,11 +110,12 @@ def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
 
 
 def openat_cached(dir_fd: int, name: bytes, flags: int) -> int:
-    """``openat2(2)`` with RESOLVE_CACHED: never waits for the file system.
+    """``openat2(2)`` with RESOLVE_CACHED: never waits for the file system, and stays on it.
 
-    Raises OSError: EAGAIN if it would have to, or if the kernel does not know the call (Linux 5.12).
+    Raises OSError: EAGAIN if it would have to wait, or if the kernel does not know the call (Linux
+    5.12), EXDEV if something is mounted on the name.
     """
-    how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=0, resolve=RESOLVE_CACHED)
+    how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=0, resolve=RESOLVE_CACHED | RESOLVE_NO_XDEV)
     fd: int = _libc.syscall(SYS_OPENAT2, dir_fd, name, ctypes.byref(how), ctypes.sizeof(how))
     if fd < 0:
         if ctypes.get_errno() in (errno.ENOSYS, errno.EINVAL, errno.EPERM):

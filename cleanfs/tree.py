@@ -38,6 +38,10 @@ FORGET_SECONDS = 0.01
 """What the kernel gets to send its FORGETs after that."""
 
 
+SUSPICIOUS = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EBADF)
+"""Errors of a descriptor whose file a server has forgotten. Its name may lead to it all the same."""
+
+
 class Tree:
     """See the module."""
 
@@ -66,7 +70,7 @@ class Tree:
             await self._open_parked(inode, -1)
             return
         with self.inodes.using(parent):
-            if parent.fd >= 0 and self._unpark_at_place(inode, parent.fd):
+            if parent.fd >= 0 and self._unpark_at_place(inode, parent):
                 return
             if inode.open_fds or inode.handle:
                 with contextlib.suppress(StaleError):
@@ -76,10 +80,12 @@ class Tree:
                 await self.unpark(parent, depth + 1)
             await self._open_parked(inode, parent.fd)
 
-    def _unpark_at_place(self, inode: Inode, parent_fd: int) -> bool:
+    def _unpark_at_place(self, inode: Inode, parent: Inode) -> bool:
         """Find a parked inode where it was last, without waiting. Whether it was there."""
+        if not self.services.is_local(parent):
+            return False
         try:
-            found = namespace.lookup_cached(parent_fd, inode.name)
+            found = namespace.lookup_cached(parent.fd, inode.name)
         except FileNotFoundError:
             return False
         if found is None:
@@ -94,16 +100,29 @@ class Tree:
         mount_fd = self.inodes.mount_fd(inode.device)
         fd = await self.run(open_parked, inode, mount_fd, parent_fd)
         self.inodes.unpark(inode, fd)
+        await self._have_mount_fd(inode)
+
+    async def _have_mount_fd(self, inode: Inode) -> None:
+        """The first directory of a file system is what inodes there are opened below, by handle."""
+        if not self.inodes.wants_mount_fd(inode):
+            return
+        self.inodes.add_mount_fd(inode.device, -1)  # nobody else tries meanwhile
+        with self.inodes.using(inode), contextlib.suppress(OSError):  # it may not be readable
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            fd = await self.near(inode, os.open, inode.path(), flags)
+            self.inodes.add_mount_fd(inode.device, fd)
 
     async def look_up(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
         """Find a name: its inode, with one more kernel reference, and its attributes."""
         before = self.services.before()
-        opened = namespace.lookup_cached(parent.fd, name)
+        local = self.services.is_local(parent)
+        opened = namespace.lookup_cached(parent.fd, name) if local else None
         if opened is None:
             opened = await self.run(namespace.lookup, parent.fd, name)
         inode = self.inodes.looked_up(opened.fd, opened.stat, parent, name)
         self.observe(inode, opened.stat, before)
         self.ask_to_forget()
+        await self._have_mount_fd(inode)
         return inode, opened.stat
 
     async def make(
@@ -126,16 +145,21 @@ class Tree:
         try:
             inode, st = await self.look_up(parent, name)
         except BaseException:
-            os.close(opened.fd)
+            await self._close(parent, opened.fd)
             raise
         if inode.id != (opened.stat.st_dev, opened.stat.st_ino):
-            os.close(opened.fd)
             self.inodes.forget(inode.node, 1)
+            await self._close(parent, opened.fd)
             raise StaleError
         if not opened.created:  # and perhaps truncated
             self.services.coherency.distrust(self.services.pagecache.file(opened.key))
             self.services.notifier.inode(inode.node)
         return opened, inode, st
+
+    async def _close(self, inode: Inode, fd: int) -> None:
+        """Close a file on the same file system, which a server may have to be told."""
+        with contextlib.suppress(OSError):
+            await self.near(inode, os.close, fd)
 
     async def stat(self, inode: Inode) -> os.stat_result:
         """Attributes now, held against what is known."""
@@ -170,7 +194,11 @@ class Tree:
         """Set attributes (``namespace.set_attributes``), flushing what a new size makes wrong."""
         file = await self._known_file(inode, make=new.size is not None)
         if file is None:
-            _, after = await self.run(namespace.set_attributes, inode.fd, io_fd, new)
+            try:
+                _, after = await self.run(namespace.set_attributes, inode.fd, io_fd, new)
+            except OSError:
+                self.services.notifier.inode(inode.node)  # a part of it may have been done
+                raise
             return after
         pagecache = self.services.pagecache
         size = new.size
@@ -214,17 +242,31 @@ class Tree:
         if changed.gone:
             self.services.pagecache.forget(file)
         else:
-            before, after = own_fingerprint(changed.before), own_fingerprint(changed.after)
-            distrusted = self.services.coherency.after_name_change(file, before, after)
+            coherency = self.services.coherency
+            if changed.after is None:
+                coherency.distrust(file)
+                distrusted = True
+            else:
+                before, after = own_fingerprint(changed.before), own_fingerprint(changed.after)
+                distrusted = coherency.after_name_change(file, before, after)
             inode = self.inodes.find(changed.before)
             if distrusted and inode is not None:
                 self.services.notifier.inode(inode.node)
 
     async def open(self, inode: Inode, flags: int) -> OpenedFile:
         """Open a file for I/O, with those of a program's flags that are for the source."""
-        near = functools.partial(self.near, inode)
+        call: Callable[[str, int, FileKey | None], OpenedFile]
         call = namespace.open_for_writeback if self.services.writeback else namespace.open_file
-        return await self._retry_emfile(near, call, inode.path(), flags & IO_FLAGS, inode.file_key)
+        path, flags = inode.path(), flags & IO_FLAGS
+        if self.services.is_local(inode):
+            near = functools.partial(self.near, inode)
+            with contextlib.suppress(BlockingIOError):  # somebody has a lease on it
+                opened: OpenedFile = await self._retry_emfile(
+                    near, call, path, flags | os.O_NONBLOCK, inode.file_key
+                )
+                os.set_blocking(opened.fd, not flags & os.O_NONBLOCK)
+                return opened
+        return await self._retry_emfile(self.run, call, path, flags, inode.file_key)
 
     async def open_directory(self, inode: Inode) -> int:
         """A descriptor to list a directory by."""
@@ -304,7 +346,9 @@ class Using:
                 raise
         return inode
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *exc: object) -> None:
+        if isinstance(exc[1], OSError) and exc[1].errno in SUSPICIOUS:
+            self._inode.suspect = True
         self._tree.inodes.unpin(self._inode)
 
 

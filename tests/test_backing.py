@@ -12,9 +12,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from cleanfs import backing as backing_module
-from cleanfs.backing import MAX_OFFSET, MAX_THREADS, Backing, SourceFs
+from cleanfs.backing import MAX_OFFSET, Backing, SourceFs
 from cleanfs.pace import SLOW_SECONDS, STREAK, Asking
 from cleanfs.pagecache import Buffer
+from cleanfs.slots import MAX_THREADS
 from cleanfs.stream import NEAR, Stream
 from cleanfs.syscalls import RWF_DONTCACHE
 

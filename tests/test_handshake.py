@@ -3,7 +3,16 @@
 import errno
 import struct
 
-from cleanfs.handshake import ANSWER, DONT_MASK, HANDLE_KILLPRIV_V2, QUESTION, offered, with_flags
+from cleanfs.handshake import (
+    ANSWER,
+    DONT_MASK,
+    HANDLE_KILLPRIV_V2,
+    PARALLEL_DIROPS,
+    QUESTION,
+    WANTED,
+    offered,
+    with_flags,
+)
 
 REST = struct.pack("<HHIIHH8I", 12, 9, 1 << 20, 1, 256, 0, *range(8))
 
@@ -17,24 +26,26 @@ def answer(error: int = 0, major: int = 7, length: int = 80) -> bytes:
 
 
 def test_the_kernels_offer_is_found() -> None:
-    assert offered(question()) == 0x73FFFFFB
-    assert offered(question()) & DONT_MASK
-    assert not offered(question(flags=0x73FFFFFB & ~HANDLE_KILLPRIV_V2)) & HANDLE_KILLPRIV_V2
-    assert not offered(question(opcode=1))
-    assert not offered(question()[:40])
+    assert offered(question()) & WANTED == WANTED
+    without = question(flags=0x73FFFFFB & ~HANDLE_KILLPRIV_V2)
+    assert offered(without) & WANTED == WANTED & ~HANDLE_KILLPRIV_V2
+    assert offered(question(opcode=1)) == 0
+    assert offered(question()[:40]) == 0
 
 
-def test_wanted_bits_of_the_answer_change_and_no_other() -> None:
-    changed = with_flags(answer(), HANDLE_KILLPRIV_V2)
+def test_only_those_bits_of_the_answer_change() -> None:
+    changed = with_flags(answer(), WANTED)
     assert changed is not None
     assert len(changed) == len(answer()) == 80
     differing = [i for i, (a, b) in enumerate(zip(answer(), changed, strict=True)) if a != b]
-    assert differing == [31]
+    assert differing == [28, 30, 31]
+    assert changed[28] ^ answer()[28] == DONT_MASK
+    assert changed[30] ^ answer()[30] == PARALLEL_DIROPS >> 16
     assert changed[31] ^ answer()[31] == HANDLE_KILLPRIV_V2 >> 24
 
 
 def test_any_other_answer_is_left_alone() -> None:
-    assert with_flags(answer(error=-errno.EPROTO), DONT_MASK) is None
-    assert with_flags(answer(major=8), DONT_MASK) is None
-    assert with_flags(answer(length=24), DONT_MASK) is None
-    assert with_flags(answer()[:24], DONT_MASK) is None
+    assert with_flags(answer(error=-errno.EPROTO), WANTED) is None
+    assert with_flags(answer(major=8), WANTED) is None
+    assert with_flags(answer(length=24), WANTED) is None
+    assert with_flags(answer()[:24], WANTED) is None

@@ -513,7 +513,10 @@ def test_a_mount_below_the_source_is_a_device_of_its_own(rig: Rig) -> None:
     try:
         (mountpoint / "f").write_text("f")
         directory = rig.lookup("dir")
+        assert rig.table.wants_mount_fd(directory)
+        rig.table.add_mount_fd(directory.device, os.open(directory.path(), os.O_RDONLY))
         f = rig.lookup("f", directory)
+        assert not rig.table.wants_mount_fd(f)
         ino = (mountpoint / "f").stat().st_ino
         assert f.device == directory.device != rig.table.root.device
         assert f.node == 1 << DEVICE_SHIFT | ino

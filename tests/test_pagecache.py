@@ -92,6 +92,8 @@ class Source:
         )
         self.reads: list[tuple[int, int]] = []
         self.error: OSError | None = None
+        self.bad: int | None = None
+        """Offset of a byte that can not be read."""
         self.gate = trio.Event()
         self.gate.set()
         self.sample_late = False
@@ -104,6 +106,8 @@ class Source:
         await trio.lowlevel.checkpoint()
         if self.error is not None:
             raise self.error
+        if self.bad is not None and offset <= self.bad < offset + size:
+            raise OSError(5, "bad")
         return bytes(self.data[offset : offset + size]) if self.sample_late else data
 
     def hold(self) -> None:
@@ -347,6 +351,21 @@ async def test_an_error_reaches_everyone_who_joined_and_is_not_kept(rig: Rig) ->
     assert errors[0] is not errors[1]
     rig.source.error = None
     await rig.read_pages(0, 1)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(2 * PAGE, PAGE), (PAGE + 5, 10), (0, 2 * PAGE)])
+async def test_an_error_is_not_that_of_who_asked_for_other_bytes(
+    rig: Rig, offset: int, size: int
+) -> None:
+    async with held(rig.source) as nursery:
+        readers = Readers(rig, nursery)
+        await readers.start(0, 4 * PAGE)
+        await readers.start(offset, size)
+        rig.source.bad = 3 * PAGE + 1
+    assert isinstance(readers.results[0], OSError)
+    assert readers.results[1] == rig.source.data[offset : offset + size]
+    rig.source.bad = None
+    await rig.read_pages(0, 1, 2, 3)
 
 
 async def test_an_error_of_one_run_is_the_error_of_the_read(rig: Rig) -> None:

@@ -1,0 +1,223 @@
+"""Letting go of programs that are killed while they wait for a source that hangs.
+
+A program waits in the kernel until we answer, also when it is killed. The kernel tells us of its
+signal by a FUSE_INTERRUPT, which libfuse takes note of and pyfuse3 has no handler for. So while a call
+hangs we read the device ourselves: an interrupt is for us, anything else goes to libfuse, in a file that
+takes the device's place for the length of one read. As in ``handshake``, pyfuse3's wait is where we get
+to run.
+
+An interrupt tells of any signal, and not of which. A program that is to go on (a timer, a child, a
+window that was resized) must not get EINTR from a regular file, so only those are let go that are dying.
+Who is, /proc says: every signal that ends a program becomes a SIGKILL that is pending until it has ended.
+
+The kernel takes the answer EINTR to a request from us directly, as from anybody who has the device. The
+handler goes on, until the source answers; then its own answer is refused, which is how we learn that what
+it gave out (a reference, an open file) is nobody's (``Given``).
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+import pyfuse3
+import trio
+
+from cleanfs.backing import Backing
+
+log = logging.getLogger(__name__)
+
+FUSE_INTERRUPT: Final = 36
+
+HEADER: Final = struct.Struct("<IIQ")
+"""The beginning of fuse_in_header: length, opcode, unique."""
+
+HEADER_SIZE: Final = 40
+INTERRUPTED: Final = struct.Struct("<Q")
+"""fuse_interrupt_in: the request's unique."""
+
+ANSWER: Final = struct.Struct("<IiQ")
+"""fuse_out_header: length, error, unique."""
+
+MAX_MESSAGE: Final = (1 << 20) + (1 << 16)
+
+GUARD_SECONDS: Final = 0.02
+"""How long a call must have been waiting for us to read the device. A signal that comes sooner is missed."""
+
+CHECK_SECONDS: Final = 0.2
+"""How often it is looked who is dying, while somebody who waits has got a signal."""
+
+SIGKILL_PENDING: Final = 1 << 8
+"""In the masks of /proc/PID/status."""
+
+
+GIVING: Final = re.compile(r"fuse_(lookup|mknod|mkdir|symlink|link|open|create|opendir|readdirplus)\b")
+"""Handlers whose answers give something out, as pyfuse3 names them when one is refused."""
+
+
+class Given:
+    """What the last handler gave out, and how to take that back if the kernel refuses the answer.
+
+    Each of the GIVING ones says so as the last thing that it does, or that it gives nothing.
+    """
+
+    def __init__(self) -> None:
+        """Nothing."""
+        self._take_back: Callable[[], None] | None = None
+
+    def hold(self, take_back: Callable[[], None] | None) -> None:
+        """A handler is about to return; pyfuse3 sends its answer before anything else runs."""
+        self._take_back = take_back
+
+    def refused(self) -> None:
+        """The answer was refused."""
+        take_back, self._take_back = self._take_back, None
+        if take_back is not None:
+            take_back()
+
+
+class Interrupts(logging.Filter):
+    """One mount's. Use: ``install`` after the waits of ``busypoll``, ``run`` along with pyfuse3's loop."""
+
+    def __init__(self, backing: Backing, given: Given) -> None:
+        """Watch over the calls of a source."""
+        super().__init__()
+        self._backing = backing
+        self._given = given
+        self._trio: Any = None
+        self._fd = self._device = self._letter = -1
+        self._lent = 0
+        self._signalled: dict[int, None] = {}
+        self._news = trio.Event()
+
+    def install(self) -> None:
+        """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere lets nobody go."""
+        if getattr(pyfuse3, "trio", None) is not None:
+            self._trio, pyfuse3.trio = pyfuse3.trio, self  # type: ignore[attr-defined]
+            logging.getLogger("pyfuse3").addFilter(self)
+
+    def uninstall(self) -> None:
+        """The device is libfuse's alone again."""
+        if self._trio is not None:
+            pyfuse3.trio = self._trio  # type: ignore[attr-defined]
+            logging.getLogger("pyfuse3").removeFilter(self)
+        if self._device >= 0:
+            self._take_place_back()
+            os.close(self._device)
+            os.close(self._letter)
+            self._device = self._letter = -1
+
+    async def run(self) -> None:
+        """Let go of who is dying; never ends."""
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            while self._signalled and self._hangs():
+                signalled = list(self._signalled)
+                if await trio.to_thread.run_sync(somebody_is_dying, abandon_on_cancel=True):
+                    for unique in signalled:
+                        self._let_go(unique)
+                else:
+                    await trio.sleep(CHECK_SECONDS)
+            self._signalled.clear()  # nothing hangs: they will be answered
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """pyfuse3 says that an answer was refused, where the program is gone that had asked."""
+        refused = self._backing.orphans and "fuse_reply" in str(record.msg)
+        if refused and os.strerror(errno.ENOENT) in record.getMessage():
+            self._backing.orphans -= 1
+            if GIVING.match(str(record.msg)):
+                self._given.refused()
+            return False
+        return True
+
+    def _hangs(self) -> bool:
+        return self._backing.slots.oldest_seconds > GUARD_SECONDS
+
+    def _let_go(self, unique: int) -> None:
+        self._signalled.pop(unique, None)
+        with contextlib.suppress(OSError):  # ENOENT: it was answered meanwhile
+            os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EINTR, unique))
+            self._backing.orphans += 1
+
+    # -- the device -----------------------------------------------------------------------------
+
+    def _lend(self, fd: int) -> bool:
+        """Read a message. True if libfuse may read, and gets it; False if there is none for it."""
+        if self._device < 0:
+            self._fd, self._device = fd, os.dup(fd)
+            self._letter = os.memfd_create("fuse")
+        try:
+            message = os.read(self._device, MAX_MESSAGE)
+        except OSError as exc:
+            # ENOENT: who had asked is gone. ENODEV: unmounted, which libfuse wants to see itself.
+            return exc.errno not in (errno.EAGAIN, errno.EINTR, errno.ENOENT)
+        _, opcode, _ = HEADER.unpack_from(message)
+        if opcode == FUSE_INTERRUPT:
+            [unique] = INTERRUPTED.unpack_from(message, HEADER_SIZE)
+            self._signalled[unique] = None
+            self._news.set()
+            return False
+        os.ftruncate(self._letter, 0)
+        os.pwrite(self._letter, message, 0)
+        os.lseek(self._letter, 0, os.SEEK_SET)
+        os.dup2(self._letter, fd, inheritable=False)
+        self._lent = len(message)
+        return True
+
+    def _take_place_back(self) -> None:
+        """libfuse has read. Whatever was answered meanwhile stands behind the message."""
+        if not self._lent:
+            return
+        os.dup2(self._device, self._fd, inheritable=False)
+        answers = os.pread(self._letter, MAX_MESSAGE, self._lent)
+        self._lent = 0
+        while answers:
+            length, *_ = ANSWER.unpack_from(answers)
+            with contextlib.suppress(OSError):
+                os.write(self._device, answers[:length])
+            answers = answers[length:]
+
+    # -- what pyfuse3 takes for trio ------------------------------------------------------------
+
+    @property
+    def lowlevel(self) -> "Interrupts":
+        """For ``trio.lowlevel.wait_readable``."""
+        return self
+
+    async def wait_readable(self, fd: int) -> None:
+        """pyfuse3 is about to read the device."""
+        self._take_place_back()
+        await self._trio.lowlevel.wait_readable(fd)
+        while self._hangs() and not self._lend(fd):
+            await self._trio.lowlevel.wait_readable(fd)
+
+    def __getattr__(self, name: str) -> object:
+        """Everything else."""
+        for module in (self._trio, self._trio.lowlevel):
+            if hasattr(module, name):
+                found: object = getattr(module, name)
+                return found
+        raise AttributeError(name)
+
+
+def somebody_is_dying() -> bool:
+    """Whether a program on this machine was killed and has yet to notice."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                if _is_killed(f"/proc/{pid}/task/{task}/status"):
+                    return True
+    return False
+
+
+def _is_killed(status: str) -> bool:
+    with contextlib.suppress(OSError), open(status, "rb") as lines:
+        for line in lines:
+            if line.startswith(b"SigPnd:"):
+                return bool(int(line.split()[1], 16) & SIGKILL_PENDING)
+    return False

@@ -1,0 +1,707 @@
+"""A source that fails, is slow, or hangs: who sees which error, and who sees nothing of it."""
+
+import contextlib
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import SMALL_CACHES
+from tests.e2e.faulty import Faulty, faulty
+from tests.e2e.mounting import MountedFs, cleanfs, is_mounted, mounted, settle, wait_until
+
+PAGE = 4096
+DATA = bytes(range(256)) * 4096
+"""1 MiB, in which no two pages of 64 KiB are told apart, but their offsets within 256 bytes are."""
+
+MANY = 150
+"""More requests than the main loop of pyfuse3 has tasks by default (99), and than we have threads."""
+
+
+@contextmanager
+def on(source: Path, base: Path, *options: str) -> Iterator[MountedFs]:
+    """A mount of it with small caches; the kernel believes nothing, and reads no more than asked."""
+    mountpoint = base / "mnt"
+    mountpoint.mkdir()
+    words = (*SMALL_CACHES, "--attr-timeout", "0", "--read-ahead", "0", *options)
+    with mounted(source, mountpoint, *words) as fs:
+        yield fs
+
+
+def make_directories(base: Path) -> tuple[Path, Path]:
+    """A real directory with the files ``f`` and ``other``, and one to serve it on."""
+    real, path = base / "real", base / "served"
+    real.mkdir()
+    path.mkdir()
+    fill(real)
+    return real, path
+
+
+def fill(real: Path) -> None:
+    for name in os.listdir(real):
+        (real / name).rmdir() if (real / name).is_dir() else (real / name).unlink()
+    (real / "f").write_bytes(DATA)
+    (real / "other").write_bytes(b"other" * 5000)
+    settle()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A source that fails on command, and its mount."""
+
+    source: Faulty
+    fs: MountedFs
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One for all tests that leave it alive."""
+    base = tmp_path_factory.mktemp("faults")
+    with faulty(*make_directories(base)) as source, on(source.path, base) as fs:
+        fs.stats()
+        yield Site(source, fs)
+
+
+@pytest.fixture
+def served(site: Site) -> Iterator[Faulty]:
+    """Its source: nothing fails yet, and the files are new."""
+    fill(site.source.real)
+    try:
+        yield site.source
+    finally:
+        site.source.heal()
+
+
+@pytest.fixture
+def fs(site: Site) -> MountedFs:
+    """Its mount."""
+    return site.fs
+
+
+@contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    fd = os.open(path, flags, 0o644)
+    try:
+        yield fd
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+@contextmanager
+def fails(number: int) -> Iterator[None]:
+    """The block fails with this error."""
+    with pytest.raises(OSError) as raised:  # noqa: PT011  # the number is what matters
+        yield
+    assert raised.value.errno == number
+
+
+@contextmanager
+def hung(source: Faulty, *calls: Callable[[], object]) -> Iterator[None]:
+    """Calls that hang in the source, in threads, until the block ends; then all must return."""
+    before = source.hanging()
+
+    def call_it(call: Callable[[], object]) -> None:
+        with contextlib.suppress(OSError):
+            call()
+
+    threads = [threading.Thread(target=call_it, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    try:
+        source.wait_hanging(before + 1)
+        yield
+        assert all(thread.is_alive() for thread in threads)
+    finally:
+        source.heal()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def within(seconds: float, call: Callable[[], object]) -> None:
+    """A call that must not wait for the source."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it waits"
+
+
+# -- hanging --------------------------------------------------------------------------------------
+
+
+def check_alive(fs: MountedFs) -> None:
+    """Control files and statistics answer."""
+
+    def use() -> None:
+        assert fs.stats()["pid"] == fs.process.pid
+        assert int(fs.control("puts").read_text()) >= 0
+        fs.control("drop").write_text("3\n")
+        fs.control("page_cache").write_text("2M\n")
+        assert os.stat(fs.path / ".cleancache").st_mode
+
+    within(10, use)
+
+
+@pytest.mark.parametrize("op", ["lookup", "getattr", "opendir", "make", "statfs", "rename", "fsync"])
+def test_control_files_answer_while_an_operation_hangs(served: Faulty, fs: MountedFs, op: str) -> None:
+    calls: dict[str, Callable[[], object]] = {
+        "lookup": lambda: os.stat(fs.path / "f"),
+        "getattr": lambda: os.stat(fs.path / "f"),
+        "opendir": lambda: os.listdir(fs.path),
+        "make": lambda: os.mkdir(fs.path / "new"),
+        "statfs": lambda: os.statvfs(fs.path),
+        "rename": lambda: os.rename(fs.path / "f", fs.path / "g"),
+    }
+    with opened(fs.path / "other") as fd:
+        calls["fsync"] = lambda: os.fsync(fd)
+        served.fault(op, hang=True)
+        with hung(served, calls[op]):
+            check_alive(fs)
+
+
+@pytest.mark.parametrize("op", ["getattr", "lookup"])
+def test_names_that_the_source_has_cached_do_not_block_everybody(tmp_path: Path, op: str) -> None:
+    """Its kernel knows the name still, and the attributes no more."""
+    directories = make_directories(tmp_path)
+    with faulty(*directories, entry_timeout=100) as source, on(source.path, tmp_path) as fs:
+        os.stat(fs.path / "f")
+        source.fault(op, hang=True)
+        if op == "getattr":
+            with hung(source, lambda: os.stat(fs.path / "f")):
+                check_alive(fs)
+        else:
+            os.stat(fs.path / "f")
+
+
+def test_a_file_system_below_the_source_that_hangs_does_not_block_everybody(tmp_path: Path) -> None:
+    real, source = tmp_path / "real", tmp_path / "source"
+    for path in (real, source, source / "sub"):
+        path.mkdir()
+    (source / "f").write_bytes(DATA)
+    with faulty(real, source / "sub") as sub, on(source, tmp_path) as fs:
+        sub.fault("opendir", hang=True)
+        with hung(sub, lambda: os.stat(fs.path / "sub")):
+            check_alive(fs)
+            assert (fs.path / "f").read_bytes() == DATA
+        os.listdir(fs.path / "sub")
+
+
+def test_another_file_is_served_while_very_many_requests_of_one_hang(
+    served: Faulty, fs: MountedFs
+) -> None:
+    with opened(fs.path / "f", os.O_RDWR) as fd, opened(fs.path / "other", os.O_RDWR) as other:
+        served.fault("read", name="f", hang=True)
+        served.fault("write", name="f", hang=True)
+        calls: list[Callable[[], object]] = [
+            lambda at=number * PAGE: os.pread(fd, 10, at)  # type: ignore[misc]
+            for number in range(MANY)
+        ]
+        calls.append(lambda: os.pwrite(fd, b"x", 0))
+        with hung(served, *calls):
+            served.wait_hanging(64)
+            check_alive(fs)
+
+            def use() -> None:
+                os.posix_fadvise(other, 0, 0, os.POSIX_FADV_DONTNEED)
+                assert os.pread(other, 5, 8000) == b"other"
+                os.pwrite(other, b"OTHER", 0)
+                assert (fs.path / "other").read_bytes()[:10] == b"OTHERother"
+                (fs.path / "new").write_bytes(b"new")
+
+            within(20, use)
+        assert os.pread(fd, PAGE, 5 * PAGE) == DATA[5 * PAGE : 6 * PAGE]
+
+
+@contextmanager
+def program(code: str, *args: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python program, which says that it is about to do what may hang."""
+    script = f"import os, sys, time\nprint(flush=True)\n{code}"
+    words = [sys.executable, "-I", "-S", "-c", script, *map(str, args)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("op", "code"),
+    [
+        ("read", "f = os.open(sys.argv[1] + '/f', os.O_RDONLY); os.read(f, 10)"),
+        ("write", "f = os.open(sys.argv[1] + '/f', os.O_RDWR); os.write(f, b'x')"),
+        ("fsync", "f = os.open(sys.argv[1] + '/f', os.O_RDWR); os.fsync(f)"),
+        ("open", "os.open(sys.argv[1] + '/f', os.O_RDONLY)"),
+        ("lookup", "os.stat(sys.argv[1] + '/f')"),
+        ("opendir", "os.listdir(sys.argv[1])"),
+        ("readdir", "os.listdir(sys.argv[1])"),
+        ("make", "os.mkdir(sys.argv[1] + '/new')"),
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_program_that_is_killed_while_the_source_hangs_ends(
+    served: Faulty, fs: MountedFs, op: str, code: str, number: int
+) -> None:
+    served.fault(op, hang=True)
+    with program(code, fs.path) as process:
+        served.wait_hanging(1)
+        time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(10) == -number
+        check_alive(fs)
+    served.heal()
+    wait_until(lambda: served.hanging() == 0)
+    assert (fs.path / "f").read_bytes()[1:] == DATA[1:]
+    wait_until(lambda: fs.stats()["open_files"] == 1)  # the one of the statistics
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+def test_an_error_in_the_middle_of_a_file_is_seen_where_it_is(served: Faulty, fs: MountedFs) -> None:
+    served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
+    bad = 100_000 // PAGE * PAGE
+    with opened(fs.path / "f") as fd:
+        assert os.pread(fd, bad, 0) == DATA[:bad]
+        with fails(errno.EIO):
+            os.pread(fd, 10, bad)
+        assert os.pread(fd, bad + 1, 0) == DATA[:bad], "what can be read of it is"
+        assert os.pread(fd, 1 << 20, bad + PAGE) == DATA[bad + PAGE :]
+        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
+            assert mapping[bad - 1] == DATA[bad - 1]
+            served.heal()
+            assert mapping[bad : bad + 10] == DATA[bad : bad + 10]
+        assert os.pread(fd, 1 << 20, 0) == DATA
+
+
+def test_a_bad_place_in_a_mapping_is_sigbus_for_who_touches_it(served: Faulty, fs: MountedFs) -> None:
+    served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
+    code = "import mmap; f = open(sys.argv[1] + '/f', 'rb'); m = mmap.mmap(f.fileno(), 0, prot=1)\n"
+    with program(code + "assert m[0] == 0 and m[200_000] == 200_000 % 256; m[100_000]", fs.path) as p:
+        assert p.wait(10) == -signal.SIGBUS
+    with program(code + "assert m[0] == 0 and m[200_000] == 200_000 % 256", fs.path) as p:
+        assert p.wait(10) == 0
+
+
+def test_read_ahead_meets_an_error_that_nobody_sees(tmp_path: Path) -> None:
+    source = make_directories(tmp_path)
+    with faulty(*source) as served, on(served.path, tmp_path, "--read-ahead", "1M") as fs:
+        served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
+        with opened(fs.path / "f") as fd:
+            for at in range(0, 90_000, 10_000):
+                assert os.read(fd, 10_000) == DATA[at : at + 10_000]
+            assert len(os.read(fd, 10_000)) == 100_000 // PAGE * PAGE - 90_000
+            with fails(errno.EIO):
+                os.read(fd, 10_000)
+        served.heal()
+        assert (fs.path / "f").read_bytes() == DATA
+
+
+def test_an_error_next_to_what_is_asked_for_is_not_seen(tmp_path: Path) -> None:
+    """Pages of cleanfs are larger than what the program reads."""
+    source = make_directories(tmp_path)
+    with faulty(*source) as served, on(served.path, tmp_path, "--page-size", "64K") as fs:
+        served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
+        with opened(fs.path / "f") as fd:
+            assert os.pread(fd, PAGE, 65536) == DATA[:PAGE]
+            assert os.pread(fd, PAGE, 31 * PAGE) == DATA[:PAGE]
+            with fails(errno.EIO):
+                os.pread(fd, PAGE, 24 * PAGE)
+        served.heal()
+        assert (fs.path / "f").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_write_that_fails_leaves_what_is_in_the_source(
+    served: Faulty, fs: MountedFs, number: int
+) -> None:
+    """Half of it is done; the pages were cached before."""
+    assert (fs.path / "f").read_bytes() == DATA
+    with opened(fs.path / "f", os.O_RDWR) as fd, mmap.mmap(fd, 0) as mapping:
+        assert mapping[: 1 << 16] == DATA[: 1 << 16]
+        served.fault("write", number, "f", start=20_000)
+        with fails(number):
+            os.pwrite(fd, b"x" * 40_000, 0)
+        with fails(number):
+            os.pwrite(fd, b"y" * 10, 30_000)
+        os.pwrite(fd, b"z" * 10, 5_000)
+        expected = bytearray(DATA)
+        expected[:20_000] = b"x" * 20_000
+        expected[5_000:5_010] = b"z" * 10
+        assert (served.real / "f").read_bytes() == expected
+        assert os.pread(fd, len(DATA), 0) == expected
+        wait_until(lambda: mapping[:] == expected)
+        assert (fs.path / "f").read_bytes() == expected
+
+
+def test_an_append_that_is_cut_off_says_how_much_was_done(served: Faulty, fs: MountedFs) -> None:
+    served.fault("write", errno.ENOSPC, "other", start=30_000)
+    with opened(fs.path / "other", os.O_WRONLY | os.O_APPEND) as fd:
+        assert os.write(fd, b"x" * 20_000) == 5_000
+        with fails(errno.ENOSPC):
+            os.write(fd, b"x" * 15_000)
+        served.heal()
+        assert os.write(fd, b"x" * 15_000) == 15_000
+    assert (fs.path / "other").read_bytes() == b"other" * 5000 + b"x" * 20_000
+
+
+def test_a_source_that_writes_nothing_at_all_is_an_error(served: Faulty, fs: MountedFs) -> None:
+    served.fault("write", short=0)
+    with opened(fs.path / "f", os.O_WRONLY) as fd, fails(errno.EIO):
+        os.pwrite(fd, b"x", 0)
+    assert (fs.path / "f").read_bytes() == DATA
+
+
+def test_short_reads_and_writes_are_completed(served: Faulty, fs: MountedFs) -> None:
+    served.fault("read", short=1000)
+    served.fault("write", short=1000)
+    assert (fs.path / "f").read_bytes() == DATA
+    (fs.path / "f").write_bytes(DATA[::-1])
+    assert (served.real / "f").read_bytes() == DATA[::-1]
+    assert (fs.path / "f").read_bytes() == DATA[::-1]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("op", ["fsync", "flush"])
+def test_what_fsync_and_close_have_to_say_is_said_once(
+    served: Faulty, fs: MountedFs, op: str, number: int
+) -> None:
+    served.fault(op, number, "f", count=1)
+    fd = os.open(fs.path / "f", os.O_RDWR)
+    os.write(fd, b"x")
+    with fails(number):
+        os.fsync(fd) if op == "fsync" else os.close(os.dup(fd))
+    os.fsync(fd)
+    os.close(fd)
+    assert (fs.path / "f").read_bytes() == b"x" + DATA[1:]
+
+
+@pytest.mark.parametrize(
+    "op", ["lookup", "getattr", "open", "read", "opendir", "readdir", "statfs", "rename", "unlink"]
+)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_an_error_is_none_afterwards(served: Faulty, fs: MountedFs, op: str, number: int) -> None:
+    calls: dict[str, Callable[[], object]] = {
+        "opendir": lambda: os.listdir(fs.path),
+        "readdir": lambda: os.listdir(fs.path),
+        "statfs": lambda: os.statvfs(fs.path),
+        "rename": lambda: os.rename(fs.path / "f", fs.path / "g"),
+        "unlink": lambda: os.unlink(fs.path / "f"),
+    }
+    call = calls.get(op, lambda: (fs.path / "f").read_bytes())
+    served.fault(op, number)
+    with fails(number):
+        call()
+    check_alive(fs)
+    served.heal()
+    assert (fs.path / "f").read_bytes() == DATA, "an error is no deletion"
+    assert sorted(os.listdir(fs.path)) == ["f", "other"]
+    call()
+
+
+def test_a_failing_source_is_no_proof_of_absence(tmp_path: Path) -> None:
+    """Not even where absence is believed for a day."""
+    source = make_directories(tmp_path)
+    options = ("--coherency", "none", "--attr-timeout", "1000")
+    with faulty(*source) as served, on(served.path, tmp_path, *options) as fs:
+        for op, number in (("lookup", errno.EIO), ("lookup", errno.ESTALE), ("getattr", errno.EIO)):
+            served.fault(op, number)
+            with fails(number):
+                (fs.path / "f").read_bytes()
+            served.heal()
+        assert (fs.path / "f").read_bytes() == DATA
+        # What was done, and reported as failed.
+        served.fault("make", errno.EIO, late=True)
+        served.fault("rename", errno.EIO, late=True)
+        served.fault("unlink", errno.EIO, late=True)
+        assert not (fs.path / "new").exists()
+        with fails(errno.EIO):
+            (fs.path / "new").mkdir()
+        with fails(errno.EIO):
+            os.rename(fs.path / "f", fs.path / "g")
+        with fails(errno.EIO):
+            os.unlink(fs.path / "other")
+        served.heal()
+        wait_until(lambda: (fs.path / "new").is_dir())
+        wait_until(lambda: (fs.path / "g").exists() and not (fs.path / "f").exists())
+        wait_until(lambda: not (fs.path / "other").exists())
+
+
+def test_attributes_that_fail_after_a_change_do_not_make_it_fail(served: Faulty, fs: MountedFs) -> None:
+    with opened(fs.path / "f") as fd:
+        served.fault("getattr", errno.EIO, "f", count=1)
+        with contextlib.suppress(OSError):
+            os.fstat(fd)
+    (fs.path / "f").rename(fs.path / "g")
+    assert (fs.path / "g").read_bytes() == DATA
+
+
+def test_a_file_that_the_source_knows_under_another_handle_is_found_again(
+    served: Faulty, fs: MountedFs
+) -> None:
+    """As after a restart of a server: what is held is stale for good, the name leads to the file."""
+    assert (fs.path / "f").read_bytes() == DATA
+    os.stat(fs.path / "f")
+    served.replace_inodes()
+    os.listdir(served.path)  # its kernel finds out
+    os.stat(served.path / "f")
+
+    def reads() -> bool:
+        try:
+            return (fs.path / "f").read_bytes() == DATA
+        except OSError:
+            return False
+
+    wait_until(reads, 5)
+    assert os.stat(fs.path / "f").st_size == len(DATA)
+
+
+@pytest.mark.parametrize("size", [0, 10, 20_000, 30_000])
+def test_a_wrong_size_loses_and_invents_nothing_for_long(
+    served: Faulty, fs: MountedFs, size: int
+) -> None:
+    data = b"other" * 5000
+    assert (fs.path / "other").read_bytes() == data
+    served.fault("attributes", name="other", size=size)
+    with opened(fs.path / "other") as fd:
+        assert os.pread(fd, 100_000, 0) in (data[:size], data)
+    served.heal()
+    assert (fs.path / "other").read_bytes() == data
+
+
+def test_stamps_that_go_backwards_are_a_change(served: Faulty, fs: MountedFs) -> None:
+    assert (fs.path / "f").read_bytes() == DATA
+    with (served.real / "f").open("r+b") as file:
+        file.write(b"new")
+    served.fault("attributes", name="f", backwards_ns=10**10)
+    assert (fs.path / "f").read_bytes() == b"new" + DATA[3:]
+    served.heal()
+    with (served.real / "f").open("r+b") as file:
+        file.write(b"NEW")
+    assert (fs.path / "f").read_bytes() == b"NEW" + DATA[3:]
+
+
+# -- the end ----------------------------------------------------------------------------------------
+
+
+def test_a_source_whose_server_was_killed_does_not_make_the_mount_look_dead(
+    tmp_path: Path,
+) -> None:
+    source = make_directories(tmp_path)
+    with faulty(*source) as served, on(served.path, tmp_path) as fs:
+        with opened(fs.path / "f") as fd:
+            served.kill()
+            for number in range(2):
+                with fails(errno.ENOTCONN):
+                    os.pread(fd, 10, 100 * PAGE * number)
+        with fails(errno.ENOTCONN):
+            os.listdir(fs.path)
+        check_alive(fs)
+        listed = cleanfs("list").stdout
+        assert str(fs.process.pid) in listed
+        # Nobody takes the mount point for a dead one.
+        again = cleanfs("mount", served.path, fs.path)
+        assert again.returncode == 1
+        assert fs.stats()["pid"] == fs.process.pid
+        done = cleanfs("umount", fs.path)
+        assert done.returncode == 0, done.stderr
+        assert not is_mounted(fs.path)
+        assert fs.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("how", ["umount", "lazy", "SIGTERM"])
+def test_a_mount_whose_source_hangs_can_be_unmounted(tmp_path: Path, how: str) -> None:
+    source = make_directories(tmp_path)
+    with faulty(*source) as served, on(served.path, tmp_path) as fs:
+        for op in ("lookup", "getattr", "read", "statfs", "opendir", "flush"):
+            served.fault(op, hang=True)
+        if how == "umount":
+            done = cleanfs("umount", fs.path)
+            assert done.returncode == 0, done.stderr
+        else:
+            with program("os.stat(sys.argv[1] + '/f')", fs.path) as process:
+                served.wait_hanging(1)
+                if how == "lazy":
+                    done = cleanfs("umount", "--lazy", fs.path)
+                    assert done.returncode == 0, done.stderr
+                else:
+                    fs.process.terminate()
+                    wait_until(lambda: not is_mounted(fs.path), 30)
+                process.kill()
+                process.wait(10)
+        assert not is_mounted(fs.path)
+        served.heal()  # until then a thread of the daemon may wait in the kernel
+        fs.process.wait(20)
+
+
+def test_a_source_that_was_detached_is_still_there(tmp_path: Path) -> None:
+    source = make_directories(tmp_path)
+    with faulty(*source) as served, on(served.path, tmp_path) as fs:
+        subprocess.run(["umount", "-l", served.path], check=True, timeout=20)
+        assert (fs.path / "f").read_bytes() == DATA
+        check_alive(fs)
+
+
+# -- local file systems --------------------------------------------------------------------------
+
+
+def test_a_lease_holds_up_only_who_opens_the_file(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "f").write_bytes(DATA)
+    (source / "other").write_bytes(b"other")
+    code = (
+        "import fcntl, signal\nsignal.signal(signal.SIGIO, signal.SIG_IGN)\n"
+        "f = os.open(sys.argv[1] + '/f', os.O_RDWR)\n"
+        "fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK)\nprint(flush=True)\ntime.sleep(30)"
+    )
+    with on(source, tmp_path) as fs, program(code, source) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        reader = threading.Thread(target=(fs.path / "f").read_bytes, daemon=True)
+        reader.start()
+        time.sleep(0.2)
+        check_alive(fs)
+        assert (fs.path / "other").read_bytes() == b"other"
+        assert reader.is_alive()
+        holder.kill()
+        reader.join(10)
+        assert not reader.is_alive()
+
+
+@contextmanager
+def ext4(base: Path, megabytes: int, *options: str) -> Iterator[Path]:
+    """A small ext4 on a loop device; the image is ``base / "image"``."""
+    image, path = base / "image", base / "ext4"
+    path.mkdir()
+    with image.open("wb") as file:
+        file.truncate(megabytes << 20)
+    made = subprocess.run(
+        ["mkfs.ext4", "-q", "-m", "0", image], capture_output=True, check=False, timeout=60
+    )
+    words = ["mount", "-o", ",".join(("loop", *options)), image, path]
+    if (
+        made.returncode
+        or subprocess.run(words, check=False, capture_output=True, timeout=60).returncode
+    ):
+        pytest.skip("a loop device with ext4 can not be had")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=False, timeout=60)
+
+
+def test_a_full_file_system(tmp_path: Path) -> None:
+    with ext4(tmp_path, 8) as source, on(source, tmp_path) as fs:
+        chunk = os.urandom(100_000)
+        written = 0
+        with opened(fs.path / "f", os.O_RDWR | os.O_CREAT | os.O_APPEND) as fd:
+            with fails(errno.ENOSPC):
+                while True:
+                    written += os.write(fd, chunk)
+            assert os.fstat(fd).st_size == (source / "f").stat().st_size == written
+            expected = (chunk * (written // len(chunk) + 1))[:written]
+            assert os.pread(fd, written + 10, 0) == (source / "f").read_bytes() == expected
+        with fails(errno.ENOSPC):
+            (fs.path / "g").write_bytes(chunk * 3)
+        assert (fs.path / "g").read_bytes() == (source / "g").read_bytes()
+        os.unlink(fs.path / "f")
+        wait_until(lambda: os.statvfs(source).f_bavail * os.statvfs(source).f_bsize > 3 << 20)
+        (fs.path / "g").write_bytes(chunk * 3)
+        assert (source / "g").read_bytes() == chunk * 3
+
+
+def test_a_source_that_becomes_read_only(tmp_path: Path) -> None:
+    with ext4(tmp_path, 8) as source, on(source, tmp_path) as fs:
+        (fs.path / "f").write_bytes(b"f" * 10_000)
+        subprocess.run(["mount", "-o", "remount,ro", source], check=True, timeout=20)
+        for change in (
+            lambda: (fs.path / "f").write_bytes(b"g"),
+            lambda: (fs.path / "new").mkdir(),
+            lambda: os.unlink(fs.path / "f"),
+            lambda: os.rename(fs.path / "f", fs.path / "g"),
+            lambda: os.truncate(fs.path / "f", 5),
+        ):
+            with fails(errno.EROFS):
+                change()  # type: ignore[no-untyped-call]
+        assert (fs.path / "f").read_bytes() == b"f" * 10_000
+        subprocess.run(["mount", "-o", "remount,rw", source], check=True, timeout=20)
+        (fs.path / "f").write_bytes(b"g")
+        assert (source / "f").read_bytes() == b"g"
+
+
+def test_a_disk_that_ends_early(tmp_path: Path) -> None:
+    """Real EIO: the device is shorter than its file system."""
+    with ext4(tmp_path, 16) as made:
+        (made / "f").write_bytes(DATA * 10)
+        subprocess.run(["umount", made], check=True, timeout=60)
+        first = (tmp_path / "image").read_bytes().find(DATA)
+        blocks = first // PAGE + 128
+        subprocess.run(
+            ["mount", "-o", "loop,errors=continue", tmp_path / "image", made],
+            check=True,
+            timeout=60,
+        )
+        os.truncate(tmp_path / "image", blocks * PAGE)
+        with on(made, tmp_path) as fs, opened(fs.path / "f") as fd:
+            good = bad = 0
+            for at in range(0, len(DATA) * 10, PAGE):
+                try:
+                    data = os.pread(fd, PAGE, at)
+                except OSError as exc:
+                    assert exc.errno == errno.EIO
+                    bad += 1
+                else:
+                    assert data == DATA[:PAGE]
+                    good += 1
+            assert good
+            assert bad
+            check_alive(fs)
+
+
+def test_a_frozen_file_system_holds_up_only_who_writes(tmp_path: Path) -> None:
+    with ext4(tmp_path, 8) as source, on(source, tmp_path) as fs:
+        (fs.path / "f").write_bytes(b"f" * 10_000)
+        with opened(fs.path / "f", os.O_RDWR) as fd:
+            for _ in range(100):  # fast, so far
+                os.pwrite(fd, b"x", 0)
+            subprocess.run(["fsfreeze", "-f", source], check=True, timeout=20)
+            writer = threading.Thread(target=os.pwrite, args=(fd, b"y", 0), daemon=True)
+            try:
+                writer.start()
+                time.sleep(0.3)
+                check_alive(fs)
+                assert os.pread(fd, 10, 5000) == b"f" * 10
+                assert writer.is_alive()
+            finally:
+                subprocess.run(["fsfreeze", "-u", source], check=True, timeout=20)
+            writer.join(20)
+            assert not writer.is_alive()
+
+
+def test_a_limit_of_the_daemons_own(tmp_path: Path) -> None:
+    source, mountpoint = tmp_path / "source", tmp_path / "mnt"
+    source.mkdir()
+    mountpoint.mkdir()
+    (source / "f").write_bytes(b"f" * 10_000)
+    with (
+        mounted(source, mountpoint, prefix=("prlimit", "--fsize=20000000")) as fs,
+        opened(fs.path / "f", os.O_RDWR) as fd,
+    ):
+        with fails(errno.EFBIG):
+            os.pwrite(fd, b"x", 20_000_000)
+        assert os.pread(fd, 20_000, 0) == b"f" * 10_000
+        os.pwrite(fd, b"x", 0)
+        assert (source / "f").read_bytes() == b"x" + b"f" * 9_999
