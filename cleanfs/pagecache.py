@@ -168,6 +168,10 @@ class PageCache:
         """The record of a file, if there is one."""
         return self._files.get(key)
 
+    def files(self) -> list[CachedFile]:
+        """All records."""
+        return list(self._files.values())
+
     def forget(self, file: CachedFile) -> None:
         """The file exists no more: flush it and drop its record."""
         self.invalidate(file)
