@@ -38,10 +38,10 @@ FAN_MOVE_SELF: Final = 0x800
 FAN_Q_OVERFLOW: Final = 0x4000
 FAN_ONDIR: Final = 0x40000000
 
-NAMES_GONE: Final = FAN_MOVED_FROM | FAN_MOVED_TO | FAN_DELETE
-"""After one of these a name may stand for another object than before, or for none."""
+NAMES_CAME: Final = FAN_CREATE | FAN_MOVED_TO
+"""A name stands for another object than before; a move may replace one."""
 
-NAMES_CHANGED: Final = NAMES_GONE | FAN_CREATE
+NAMES_CHANGED: Final = NAMES_CAME | FAN_DELETE | FAN_MOVED_FROM
 """Events of a directory, in which a name came or went."""
 
 OBJECT_CHANGED: Final = FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | FAN_DELETE_SELF | FAN_MOVE_SELF

@@ -10,6 +10,9 @@ their handles), and a file system that has handles and an id of its own. Otherwi
 held* is marked. The kernel forgets such a mark with its inode, so it is there while we have a
 descriptor. Without either an inode has what ``open`` gives it, and is counted.
 
+Some changes have no event: those by io_submit(2), by a loop device, by a store into a mapping (see
+``docs/coherency.md``). They move mtime, so open files are looked at once a second as well.
+
 Order: an event comes after its change. The flush moves the file's version on before the kernel is
 told, so a read that the change overtook inserts nothing here, and what it brings to the kernel is
 dropped there.
@@ -17,11 +20,13 @@ dropped there.
 Runs on the main thread, but for the calls that open files by their handles.
 """
 
+import errno
 import logging
 import os
 import stat as stat_module
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 
 import trio
@@ -39,14 +44,26 @@ log = logging.getLogger(__name__)
 FILE_MASK: Final = fanotify.OBJECT_CHANGED
 DIRECTORY_MASK: Final = fanotify.NAMES_CHANGED | fanotify.OBJECT_CHANGED | fanotify.FAN_ONDIR
 
-COALESCE_SECONDS: Final = 0.03
-"""How long events gather before the next look: a busy writer costs so many flushes, and no more."""
+COALESCE_SECONDS: Final = 0.1
+"""After a look, how long events gather before the next: so often a busy writer has a file flushed."""
+
+SWEEP_SECONDS: Final = 1.0
+"""How often open files are looked at, for changes that have no event."""
 
 MAX_RESOLVED: Final = 1 << 14
 """File handles of which is remembered what they stand for, 0.5 KiB each."""
 
 FLUSH_BATCH: Final = 256
 """Files flushed, and inodes told of, before others get to run."""
+
+
+class Reach(Enum):
+    """How much of a file system is watched."""
+
+    WHOLE = auto()
+    INODES = auto()
+    """Those that are held, one by one."""
+    NOTHING = auto()
 
 
 class UnwatchableError(Exception):
@@ -86,11 +103,12 @@ class SourceWatch:
             self._group = fanotify.init()
         except OSError as exc:
             raise UnwatchableError(f"fanotify_init: {exc.strerror}") from exc
-        self._whole: dict[int, bool] = {}  # by device: watched as a whole, or by its inodes
+        self._reach: dict[int, Reach] = {}  # by device
         self._fsids: dict[int, int] = {}  # by device
         self._anchors: dict[int, list[int]] = {}  # by fsid: descriptors to open handles by
-        self._resolved: dict[Place, FileKey] = {}
-        self._marked: dict[Place, Inode] = {}
+        # What a place stands for: several files if file systems have one id (a clone of a disk).
+        self._resolved: dict[Place, list[FileKey]] = {}
+        self._marked: dict[Place, list[Inode]] = {}
         self._places: dict[int, Place] = {}  # of the marked, by node
         self._unwatched: set[int] = set()  # nodes
         self._complained: set[int] = set()  # devices
@@ -103,18 +121,18 @@ class SourceWatch:
 
     def _watch_root(self) -> None:
         root = self._inodes.root
+        fs_type = self._services.types[root.device] or "its type"
         why = self._mark_whole(root)
         if why is not None:
-            if not self._is_local(root.device):
-                fs_type = self._services.types[root.device] or "its type"
-                raise UnwatchableError(f"the kernel announces no changes of {fs_type}: {why.strerror}")
+            if not self._can_mark_inodes(root.device, why):
+                raise UnwatchableError(f"no changes of {fs_type} are announced: {why.strerror}")
             try:
                 self._mark_inode(root)
             except OSError as exc:
                 raise UnwatchableError(f"fanotify_mark: {exc.strerror}") from exc
+            self._reach[root.device] = Reach.INODES
             log.info("watching inodes one by one, not the file system: %s", why.strerror)
         elif not self._is_local(root.device):
-            fs_type = self._services.types[root.device]
             log.warning("the source is on %s: only changes made on this machine are announced", fs_type)
         self._inodes.watch(self)
 
@@ -124,14 +142,14 @@ class SourceWatch:
 
     def announces(self, inode: Inode) -> bool:
         """Whether any change of the inode will have an event for as long as we run."""
-        return self._whole.get(inode.device, False) and self._is_local(inode.device)
+        return self._reach.get(inode.device) is Reach.WHOLE and self._is_local(inode.device)
 
     def stats(self) -> WatchStats:
         """A snapshot."""
-        whole = self._whole.get(self._inodes.root.device, False)
+        whole = self._reach[self._inodes.root.device] is Reach.WHOLE
         return WatchStats(
             "fanotify-filesystem" if whole else "fanotify-inode",
-            sum(self._whole.values()),
+            list(self._reach.values()).count(Reach.WHOLE),
             len(self._marked),
             len(self._unwatched),
             self._events,
@@ -144,26 +162,28 @@ class SourceWatch:
 
     def held(self, inode: Inode) -> None:
         """Watch it, unless its file system is watched."""
-        whole = self._whole.get(inode.device)
-        if whole:
+        reach = self._reach.get(inode.device)
+        if reach is None and inode.is_dir:
+            reach = self._reach[inode.device] = self._watch_file_system(inode)
+        if reach is Reach.WHOLE:
             return
-        if not self._is_local(inode.device):
-            self._give_up(inode, "a file system that may wait for a server")
-        elif whole is None and inode.is_dir and self._mark_whole(inode) is None:
-            return
-        else:
+        if reach is Reach.INODES or (reach is None and self._is_local(inode.device)):
             try:
                 self._mark_inode(inode)
             except OSError as exc:
                 self._give_up(inode, str(exc.strerror))
+        else:
+            self._give_up(inode, f"type {self._services.types[inode.device]!r}")
 
     def dropped(self, inode: Inode) -> None:
         """Watch it no more."""
         self._unwatched.discard(inode.node)
         place = self._places.pop(inode.node, None)
-        if place is None or self._marked.get(place) is not inode:
+        if place is None or inode not in self._marked.get(place, ()):
             return
-        del self._marked[place]
+        self._marked[place].remove(inode)
+        if not self._marked[place]:
+            del self._marked[place]
         if inode.fd >= 0:  # else the mark goes when the kernel of the source forgets the inode
             mask = DIRECTORY_MASK if inode.is_dir else FILE_MASK
             try:
@@ -171,24 +191,46 @@ class SourceWatch:
             except OSError as exc:
                 log.debug("a mark is gone already: %s", exc)
 
+    def _watch_file_system(self, directory: Inode) -> Reach:
+        """Watch one that was met below the source."""
+        device = directory.device
+        if self._is_part_of_a_watched_one(directory):
+            return Reach.WHOLE
+        if self._services.types[device] and not self._is_local(device):
+            return Reach.NOTHING  # a server may be asked, which may hang
+        why = self._mark_whole(directory)
+        if why is None:
+            return Reach.WHOLE
+        return Reach.INODES if self._can_mark_inodes(device, why) else Reach.NOTHING
+
+    def _is_part_of_a_watched_one(self, directory: Inode) -> bool:
+        """Whether it is a btrfs subvolume of one: a device of its own, and events of the whole."""
+        handle = syscalls.event_handle(directory.fd)
+        for anchor in {anchor for anchors in self._anchors.values() for anchor in anchors}:
+            found = _open_one(anchor, handle)
+            if found is not None and (found.device, found.inode) == directory.id:
+                return True
+        return False
+
+    def _can_mark_inodes(self, device: int, why: OSError) -> bool:
+        """Whether that is worth a try: not where it asks a server. A btrfs subvolume has no type."""
+        return self._is_local(device) or why.errno == errno.EXDEV
+
     def _mark_whole(self, directory: Inode) -> OSError | None:
         """Watch the file system of a directory. Why that can not be, if it can not."""
-        device = directory.device
-        flags = fanotify.FAN_MARK_FILESYSTEM
+        flags, mask, path = fanotify.FAN_MARK_FILESYSTEM, DIRECTORY_MASK, directory.path()
         try:
-            path = directory.path()
-            fanotify.mark(self._group, flags | fanotify.FAN_MARK_ADD, DIRECTORY_MASK, path)
+            fanotify.mark(self._group, flags | fanotify.FAN_MARK_ADD, mask, path)
         except OSError as exc:
-            self._whole[device] = False
             return exc
+        device = directory.device
+        anchor = self._inodes.mount_fd(device)
         try:
-            anchor = self._inodes.mount_fd(device)
             os.close(syscalls.open_by_handle(anchor, syscalls.event_handle(directory.fd), os.O_PATH))
         except OSError as exc:
-            fanotify.mark(self._group, flags | fanotify.FAN_MARK_REMOVE, DIRECTORY_MASK, path)
-            self._whole[device] = False
+            fanotify.mark(self._group, flags | fanotify.FAN_MARK_REMOVE, mask, path)
             return exc
-        self._whole[device] = True
+        self._reach[device] = Reach.WHOLE
         self._anchors.setdefault(self._fsid(directory), []).append(anchor)
         log.info("watching the file system of device %d:%d", os.major(device), os.minor(device))
         return None
@@ -199,7 +241,9 @@ class SourceWatch:
         flags = fanotify.FAN_MARK_ADD | fanotify.FAN_MARK_EVICTABLE
         fanotify.mark(self._group, flags, mask, inode.path())
         place = Place(self._fsid(inode), syscalls.event_handle(inode.fd))
-        self._marked[place] = inode
+        marked = self._marked.setdefault(place, [])
+        if inode not in marked:
+            marked.append(inode)
         self._places[inode.node] = place
         self._unwatched.discard(inode.node)
 
@@ -227,7 +271,22 @@ class SourceWatch:
     # -- events -------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Take events until cancelled."""
+        """Take events, and look at open files, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._take_events)
+            nursery.start_soon(self._sweep)
+
+    async def _sweep(self) -> None:
+        """Find what has no event, in open files."""
+        while True:
+            await trio.sleep(SWEEP_SECONDS)
+            for number, inode in enumerate(self._inodes.all()):
+                if inode.open_fds:
+                    self._look_again(inode)
+                if number % FLUSH_BATCH == 0:
+                    await trio.lowlevel.checkpoint()
+
+    async def _take_events(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._group)
             await self._take()
@@ -302,32 +361,34 @@ class SourceWatch:
         found = await self._services.backing.run(_open_all, unknown)
         self._resolved.update(found)
 
-    def _find(self, place: Place) -> tuple[Inode | None, FileKey | None]:
-        inode = self._marked.get(place)
-        if inode is not None:
-            return inode, inode.file_key
-        key = self._resolved.get(place)
-        if key is None:
-            return None, None
-        return self._inodes.by_id(key.device, key.inode), key
+    def _find(self, place: Place) -> list[tuple[Inode | None, FileKey | None]]:
+        """What a place stands for, as far as the kernel or a cache may know it."""
+        marked = self._marked.get(place)
+        if marked is not None:
+            return [(inode, inode.file_key) for inode in marked]
+        keys = self._resolved.get(place, ())
+        return [(self._inodes.by_id(key.device, key.inode), key) for key in keys]
 
     def _object_changed(self, place: Place, mask: int) -> None:
-        inode, key = self._find(place)
         services = self._services
-        file = None if key is None else services.pagecache.known(key)
-        if inode is None and file is None:
-            return
-        self._invalidations += 1
-        if file is not None:
-            services.coherency.distrust(file)
-            if mask & fanotify.FAN_DELETE_SELF:
-                services.pagecache.forget(file)
-        if inode is not None:
-            self._look_again(inode)
-            services.notifier.inode(inode.node)
+        for inode, key in self._find(place):
+            file = None if key is None else services.pagecache.known(key)
+            if inode is None and file is None:
+                continue
+            self._invalidations += 1
+            if file is not None:
+                services.coherency.distrust(file)
+                if mask & fanotify.FAN_DELETE_SELF:
+                    services.pagecache.forget(file)
+            if inode is not None:
+                services.notifier.inode(inode.node)
+                self._look_again(inode)
 
     def _look_again(self, inode: Inode) -> None:
-        """Know the size of an open file again, so that reads need not all go to the source."""
+        """Hold an open file against what is known: flush what changed, know what was flushed again.
+
+        Of a flushed file nothing is known, and all reads go to the source, until it is looked at.
+        """
         services = self._services
         if inode.file_key is None or not inode.open_fds or not services.is_local(inode):
             return
@@ -336,17 +397,21 @@ class SourceWatch:
             before = services.before()
             st = os.fstat(inode.open_fds[-1])
             now = fingerprint(st, services.types[st.st_dev], before.now_ns)
-            services.coherency.on_refresh(file, now, before.clock)
+            if services.coherency.on_refresh(file, now, before.clock):
+                services.notifier.inode(inode.node)
 
     def _name_changed(self, place: Place, name: bytes, mask: int) -> None:
-        directory, _ = self._find(place)
-        if directory is None:
-            return
-        self._invalidations += 1
-        services = self._services
-        services.notifier.inode(directory.node)  # its times and link count
-        if mask & fanotify.NAMES_GONE:  # that there is no such name is never believed
-            services.notifier.expire(directory.node, name)
+        notifier = self._services.notifier
+        for directory, _ in self._find(place):
+            if directory is None:
+                continue
+            self._invalidations += 1
+            notifier.inode(directory.node)  # its times and link count
+            if mask & (fanotify.NAMES_CAME | fanotify.FAN_ONDIR) == 0:
+                notifier.entry(directory.node, name)  # also the kernel's last reference to the file
+            elif mask & ~fanotify.FAN_CREATE & fanotify.NAMES_CHANGED:
+                notifier.expire(directory.node, name)
+            # Else a name came where there was none, and that there was none is never believed.
 
     async def flush_everything(self) -> None:
         """Whatever is known may have changed."""
@@ -359,27 +424,33 @@ class SourceWatch:
             services.notifier.inode(inode.node)
             if inode.parent is not None:
                 services.notifier.expire(inode.parent.node, inode.name)
+            self._look_again(inode)
             if number % FLUSH_BATCH == 0:
                 await trio.lowlevel.checkpoint()
-        for inode in self._inodes.all():
-            self._look_again(inode)
 
 
-def _open_all(places: list[tuple[Place, list[int]]]) -> dict[Place, FileKey]:
-    """In a thread: what handles stand for; none for files that are gone."""
-    found = {}
+def _open_all(places: list[tuple[Place, list[int]]]) -> dict[Place, list[FileKey]]:
+    """In a thread: what handles stand for; nothing for files that are gone."""
+    found: dict[Place, list[FileKey]] = {}
     for place, anchors in places:
-        for anchor in anchors:
-            try:
-                fd = syscalls.open_by_handle(anchor, place.handle, os.O_PATH | os.O_NOFOLLOW)
-            except OSError:
-                continue
-            try:
-                st = os.fstat(fd)
-                generation = syscalls.name_to_handle(fd) if stat_module.S_ISREG(st.st_mode) else b""
-                found[place] = FileKey(st.st_dev, st.st_ino, generation)
-            except OSError:
-                pass
-            finally:
-                os.close(fd)
+        keys = [_open_one(anchor, place.handle) for anchor in anchors]
+        known = [key for key in keys if key is not None]
+        if known:
+            found[place] = known
     return found
+
+
+def _open_one(anchor: int, handle: bytes) -> FileKey | None:
+    """The key of what has that handle on the file system of ``anchor``."""
+    try:
+        fd = syscalls.open_by_handle(anchor, handle, os.O_PATH | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        st = os.fstat(fd)
+        generation = syscalls.name_to_handle(fd) if stat_module.S_ISREG(st.st_mode) else b""
+        return FileKey(st.st_dev, st.st_ino, generation)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
