@@ -38,11 +38,8 @@ FAN_MOVE_SELF: Final = 0x800
 FAN_Q_OVERFLOW: Final = 0x4000
 FAN_ONDIR: Final = 0x40000000
 
-NAMES_CAME: Final = FAN_CREATE | FAN_MOVED_TO
-"""A name stands for another object than before; a move may replace one."""
-
-NAMES_CHANGED: Final = NAMES_CAME | FAN_DELETE | FAN_MOVED_FROM
-"""Events of a directory, in which a name came or went."""
+NAMES_CHANGED: Final = FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO
+"""Events of a directory, in which a name came or went. Several of one name may come as one."""
 
 OBJECT_CHANGED: Final = FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | FAN_DELETE_SELF | FAN_MOVE_SELF
 """Events of an object itself.

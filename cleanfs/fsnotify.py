@@ -407,11 +407,22 @@ class SourceWatch:
                 continue
             self._invalidations += 1
             notifier.inode(directory.node)  # its times and link count
-            if mask & (fanotify.NAMES_CAME | fanotify.FAN_ONDIR) == 0:
-                notifier.entry(directory.node, name)  # also the kernel's last reference to the file
-            elif mask & ~fanotify.FAN_CREATE & fanotify.NAMES_CHANGED:
+            if mask & fanotify.NAMES_CHANGED == fanotify.FAN_CREATE:
+                continue  # there was no such name, and that is never believed
+            if self._is_gone(directory, name):
+                notifier.entry(directory.node, name)  # and with it, if idle, the inode
+            else:
                 notifier.expire(directory.node, name)
-            # Else a name came where there was none, and that there was none is never believed.
+
+    def _is_gone(self, directory: Inode, name: bytes) -> bool:
+        """Whether there is no such name now; False if that can not be told at once."""
+        if directory.fd < 0 or not self._services.is_local(directory):
+            return False
+        try:  # the directory has just changed: it is in memory
+            os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        except OSError as exc:
+            return exc.errno == errno.ENOENT
+        return False
 
     async def flush_everything(self) -> None:
         """Whatever is known may have changed."""
