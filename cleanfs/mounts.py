@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 FS_TYPE = "fuse.cleanfs"
 
+MOUNTINFO = "/proc/self/mountinfo"
+
 LOCAL_FILE_SYSTEMS = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "bcachefs", "overlay"}
 )
@@ -25,7 +27,8 @@ class MountPoint:
 def mount_points() -> list[MountPoint]:
     """All mounts that this process sees, in mount order."""
     points = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    # A carriage return in a path stands as it is; it ends no line.
+    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             before, after = line.rstrip("\n").split(" - ", 1)
             fields, (fs_type, source, *_) = before.split(" "), after.split(" ")
