@@ -1,5 +1,6 @@
 """What the kernel writes about changes, taken apart."""
 
+import contextlib
 import os
 import struct
 from pathlib import Path
@@ -137,10 +138,8 @@ def test_what_was_written_is_read(
 @given(st.binary(max_size=300))
 @example(event(FAN_MODIFY, 1, info(FID, FILE)) * 3)
 def test_garbage_is_read_or_refused(raw: bytes) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         parse(raw)
-    except ValueError:
-        pass
 
 
 @given(st.data())
