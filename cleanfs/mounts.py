@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 FS_TYPE = "fuse.cleanfs"
 
+MOUNTINFO = "/proc/self/mountinfo"
+
 LOCAL_FILE_SYSTEMS = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "bcachefs", "overlay"}
 )
@@ -24,7 +26,7 @@ class MountPoint:
 
 def mount_points() -> list[MountPoint]:
     """All mounts that this process sees, in mount order."""
-    with open("/proc/self/mountinfo", "rb") as file:
+    with open(MOUNTINFO, "rb") as file:
         return parse_mountinfo(file.read())
 
 

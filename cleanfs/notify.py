@@ -4,9 +4,15 @@ The kernel takes locks for a notification that it may hold while it waits for on
 none is sent from a handler: they are queued, and a task sends each from a thread.
 """
 
+import contextlib
 import errno
 import logging
 import math
+import os
+import struct
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Final
 
 import pyfuse3
 import trio
@@ -24,17 +30,56 @@ MAX_STUCK = 256
 """Notifications that may be on their way at a time."""
 
 
+BATCH: Final = 64
+"""Notifications that one hop to a thread may send."""
+
+EXPIRY: Final = struct.Struct("=IiQQII")
+"""fuse_out_header (length, error, unique) and fuse_notify_inval_entry_out: parent, namelen, flags."""
+
+FUSE_NOTIFY_INVAL_ENTRY: Final = 3
+FUSE_EXPIRE_ONLY: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """A name that the kernel should look up again before it believes it."""
+
+    parent: int
+    name: bytes
+
+    def message(self) -> bytes:
+        """What libfuse calls ``fuse_lowlevel_notify_expire_entry``, and pyfuse3 has no name for.
+
+        Linux before 6.2 takes it for the stronger ``Notifier.entry``.
+        """
+        length = EXPIRY.size + len(self.name) + 1
+        head = (length, FUSE_NOTIFY_INVAL_ENTRY, 0, self.parent, len(self.name), FUSE_EXPIRE_ONLY)
+        return EXPIRY.pack(*head) + self.name + b"\0"
+
+
+Item = int | tuple[int, bytes] | Expiry
+
+
 class Notifier:
     """A queue of notifications and the task that empties it."""
 
     def __init__(self) -> None:
         """Queue until ``run`` is started."""
         # Unbounded, but each entry names an inode or a name that the kernel has in memory, once.
-        self._send, self._receive = trio.open_memory_channel[int | tuple[int, bytes]](math.inf)
-        self._queued: set[int | tuple[int, bytes]] = set()
-        self._sending: dict[int | tuple[int, bytes], int] = {}  # how often
+        self._send, self._receive = trio.open_memory_channel[Item](math.inf)
+        self._queued: set[Item] = set()
+        self._sending: Counter[Item] = Counter()
         self._limiter = trio.CapacityLimiter(MAX_STUCK)
         self._drained = trio.Event()
+        self._device = -1
+
+    def use_device(self, fd: int) -> None:
+        """The descriptor of the FUSE device, for what pyfuse3 can not say; -1 if it is not known.
+
+        We keep one of our own, for the life of the process: a thread may still write to it when pyfuse3
+        has closed its own, whose number may then be another file's.
+        """
+        self._device = -1 if fd < 0 else os.dup(fd)
 
     def inode(self, node: int) -> None:
         """The attributes and all pages of a node are out of date."""
@@ -43,6 +88,13 @@ class Notifier:
     def entry(self, parent: int, name: bytes) -> None:
         """The kernel should drop a name, and with it, if idle, the inode."""
         self._queue((parent, name))
+
+    def expire(self, parent: int, name: bytes) -> None:
+        """The kernel should look a name up again, and keep what it has if that is what is found.
+
+        To drop it would unmount what is mounted below a directory, and cut off who works in it.
+        """
+        self._queue(Expiry(parent, name) if self._device >= 0 else (parent, name))
 
     def is_pending(self, node: int) -> bool:
         """Whether the kernel has yet to learn that a node's pages are out of date."""
@@ -54,28 +106,33 @@ class Notifier:
             await self._drained.wait()
 
     async def run(self) -> None:
-        """Send, one after the other unless one is stuck, until cancelled."""
+        """Send, in order unless one is stuck, until cancelled."""
         async with trio.open_nursery() as nursery:
             async for item in self._receive:
-                # Before it is sent: what is queued from now on may be news.
-                self._queued.discard(item)
-                self._sending[item] = self._sending.get(item, 0) + 1
-                sent = trio.Event()
-                nursery.start_soon(self._send_one, item, sent)
-                with trio.move_on_after(STUCK_SECONDS):
-                    await sent.wait()
+                batch = deque([item])
+                with contextlib.suppress(trio.WouldBlock):
+                    while len(batch) < BATCH:
+                        batch.append(self._receive.receive_nowait())
+                # Before they are sent: what is queued from now on may be news.
+                self._queued.difference_update(batch)
+                self._sending.update(batch)
+                while batch:
+                    sent = trio.Event()
+                    nursery.start_soon(self._send_some, batch, sent)
+                    with trio.move_on_after(STUCK_SECONDS):
+                        await sent.wait()
 
-    async def _send_one(self, item: int | tuple[int, bytes], sent: trio.Event) -> None:
-        await trio.to_thread.run_sync(_notify, item, abandon_on_cancel=True, limiter=self._limiter)
-        self._sending[item] -= 1
-        if not self._sending[item]:
-            del self._sending[item]
+    async def _send_some(self, batch: deque[Item], sent: trio.Event) -> None:
+        done = await trio.to_thread.run_sync(
+            _notify_all, self._device, batch, abandon_on_cancel=True, limiter=self._limiter
+        )
+        self._sending -= Counter(done)
         sent.set()
         if not self._queued and not self._sending:
             self._drained.set()
             self._drained = trio.Event()
 
-    def _queue(self, item: int | tuple[int, bytes]) -> None:
+    def _queue(self, item: Item) -> None:
         if item not in self._queued:
             self._queued.add(item)
             self._send.send_nowait(item)
@@ -97,15 +154,28 @@ async def attributes_changed(node: int) -> None:
     await trio.to_thread.run_sync(_notify_attributes, node)
 
 
-def _notify(item: int | tuple[int, bytes]) -> None:
+def _notify_all(device: int, batch: deque[Item]) -> list[Item]:
+    """Send what nobody else has taken from the batch. Returns what was sent."""
+    done: list[Item] = []
+    with contextlib.suppress(IndexError):
+        while True:
+            done.append(item := batch.popleft())
+            _notify(device, item)
+    return done
+
+
+def _notify(device: int, item: Item) -> None:
     if isinstance(item, tuple):
         _drop_names([item])
         return
     try:
-        pyfuse3.invalidate_inode(pyfuse3.InodeT(item))
+        if isinstance(item, Expiry):
+            os.write(device, item.message())
+        else:
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(item))
     except OSError as exc:
         if exc.errno not in GONE:
-            log.warning("the kernel refused to invalidate %d: %s", item, exc)
+            log.warning("the kernel refused to invalidate %r: %s", item, exc)
 
 
 def _drop_names(places: list[tuple[int, bytes]]) -> None:

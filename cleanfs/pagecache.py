@@ -73,11 +73,45 @@ class _Flight:
         return None if len(self.data) == whole else self.first * page_size + len(self.data)
 
 
+class Writing:
+    """A write that is not done yet: bytes ``start <= i < stop``, to the end of the file if None.
+
+    The kernel puts what a program writes into its own pages, and then sends it. If it drops such a page
+    before the source has the bytes (upon a notification of ours, or because memory is short), it reads
+    the page again, and would keep for good what the source had before. So such a read waits. It can: a
+    write of the same page that comes later waits for it in the kernel, and no write waits for it here.
+    """
+
+    __slots__ = ("_done", "start", "stop")
+
+    def __init__(self, start: int, stop: int | None) -> None:
+        """It has just been asked for."""
+        self.start = start
+        self.stop = stop
+        self._done: trio.Event | None = None
+
+    def touches(self, offset: int, size: int) -> bool:
+        """Whether a read of that range may find what is about to change."""
+        return self.start < offset + size and (self.stop is None or offset < self.stop)
+
+    async def wait(self) -> None:
+        """Return when the source has it, or refused it."""
+        if self._done is None:
+            self._done = trio.Event()
+        await self._done.wait()
+
+    def end(self) -> None:
+        """It has, or did."""
+        if self._done is not None:
+            self._done.set()
+
+
 class CachedFile:
     """What is known of one file for as long as pages of it may be cached anywhere."""
 
     __slots__ = (
         "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial", "size", "version",
+        "writes",
     )  # fmt: skip
 
     def __init__(self, key: FileKey, serial: int) -> None:
@@ -93,6 +127,8 @@ class CachedFile:
         a notification to the kernel."""
         self.mutations = 0
         """1 while there is one."""
+        self.writes: list[Writing] = []
+        """Writes that programs have asked for and the source does not have yet, in order."""
         self.pins = 0
         """Users (open handles, reads under way): the record stays while there is one."""
         self.fingerprint: Fingerprint | None = None
@@ -167,6 +203,10 @@ class PageCache:
     def known(self, key: FileKey) -> CachedFile | None:
         """The record of a file, if there is one."""
         return self._files.get(key)
+
+    def files(self) -> list[CachedFile]:
+        """All records."""
+        return list(self._files.values())
 
     def forget(self, file: CachedFile) -> None:
         """The file exists no more: flush it and drop its record."""

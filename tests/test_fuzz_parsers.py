@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cleanfs.backends import codec
-from cleanfs.handshake import ANSWER, HANDLE_KILLPRIV_V2, is_offered, with_killpriv
+from cleanfs.handshake import ANSWER, WANTED, offered, with_flags
 from cleanfs.mount import option_text
 from cleanfs.mounts import MountPoint, parse_mountinfo
 from cleanfs.params import (
@@ -208,9 +208,9 @@ def test_a_path_as_a_fuse_option_is_one_option(path: str) -> None:
 @given(st.binary(max_size=120))
 @examples(100)
 def test_any_bytes_are_a_question_or_not(message: bytes) -> None:
-    offered = is_offered(message)
-    assert offered in (True, False)
-    assert not (offered and len(message) < 56)
+    flags = offered(message)
+    assert 0 <= flags < 1 << 32
+    assert not (flags and len(message) < 56)
 
 
 @given(
@@ -218,16 +218,16 @@ def test_any_bytes_are_a_question_or_not(message: bytes) -> None:
     st.one_of(st.none(), st.tuples(st.integers(-200, 5), st.sampled_from((6, 7, 8, 1 << 31)))),
 )
 @examples(100)
-def test_an_answer_keeps_all_but_one_bit(message: bytes, head: tuple[int, int] | None) -> None:
+def test_an_answer_keeps_all_but_what_is_wanted(message: bytes, head: tuple[int, int] | None) -> None:
     if head is not None:
         error, major = head
         message = struct.pack("<IiQI", 20 + len(message), error, 2, major) + message
-    changed = with_killpriv(message)
+    changed = with_flags(message, WANTED)
     if changed is None:
         return
     assert len(changed) == len(message) >= ANSWER.size
     bits = int.from_bytes(changed, "little") ^ int.from_bytes(message, "little")
-    assert bits in (0, HANDLE_KILLPRIV_V2 << 8 * (ANSWER.size - 4))
+    assert not bits & ~(WANTED << 8 * (ANSWER.size - 4))
 
 
 # -- text for a terminal ------------------------------------------------------------------------------
