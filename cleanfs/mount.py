@@ -26,6 +26,7 @@ from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
 from cleanfs.latency import Latencies
+from cleanfs.mountpoint import reuse_dead_mountpoint
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
@@ -53,6 +54,10 @@ QUIET_SECONDS = 0.02
 
 ANSWER_TIMEOUT_SECONDS = 30.0
 """How long a new mount may take to answer the first stat."""
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""After these the daemon unmounts. Of a hangup it would die otherwise, and leave a dead mount."""
 
 
 class Mount:
@@ -101,7 +106,8 @@ class Mount:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call ``ready`` when the mount answers, serve until unmounted or told to stop."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(*_heeded_signals()) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # from now on they are heard
             self._busy_poll.install()  # what the handshake then stands in front of
             self._mount()
             try:
@@ -117,6 +123,9 @@ class Mount:
                 self._inodes.close()
                 self._busy_poll.uninstall()
                 pyfuse3.close(unmount=True)
+                # It leaves a mount alone whose connection was severed (umount -f, fusectl's abort).
+                with contextlib.suppress(MountError):
+                    reuse_dead_mountpoint(self.config.mountpoint)
                 log.info("unmounted %s", self.config.mountpoint)
 
     async def _stop_on_signal(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
@@ -296,10 +305,21 @@ def serve(config: MountConfig, ready: Callable[[], None]) -> None:
     # Pages are bytes and ints, which the cycle collector need not look at; what it would look at
     # are the tables that hold them, ever larger, while requests wait.
     gc.freeze()
-    # What trio restores when it ends. A second signal must not kill us before we have unmounted.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # One that comes now waits until it can be heard. Ignoring is what trio restores when it ends: a
+    # second signal must not kill us before we have unmounted.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    for number in _heeded_signals():
         signal.signal(number, signal.SIG_IGN)
     trio.run(mount.run, ready)
+
+
+def _heeded_signals() -> list[signal.Signals]:
+    """STOP_SIGNALS; but who was started to ignore a hangup (nohup) goes on ignoring it."""
+    return [
+        number
+        for number in STOP_SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
 
 def _make_resident(page_size: int) -> Resident:
