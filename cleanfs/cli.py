@@ -376,7 +376,7 @@ def _log_to(log_file: str | None, level: str, *, daemon: bool) -> None:
 
 
 def _has_a_listener(record: logging.LogRecord) -> bool:
-    """False for an answer that failed as nobody waits for it any more: the mount was severed or is going."""
+    """False for an answer that failed as nobody waits for it: the mount was severed, or goes."""
     message = record.getMessage()
     return not ("fuse_reply_* failed" in message and os.strerror(errno.ENOENT) in message)
 

@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
 import pyfuse3
 import trio
@@ -104,9 +104,9 @@ class Mount:
             services, self._inodes, Control(self), attr_timeout=config.attr_timeout
         )
 
-    async def run(self, ready: Callable[[], None]) -> None:
+    async def run(self, ready: Callable[[], None], stop_signals: Iterable[int]) -> None:
         """Mount, call ``ready`` when the mount answers, serve until unmounted or told to stop."""
-        with trio.open_signal_receiver(*_heeded_signals()) as signals:
+        with trio.open_signal_receiver(*stop_signals) as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # from now on they are heard
             self._busy_poll.install()  # what the handshake then stands in front of
             self._mount()
@@ -116,7 +116,7 @@ class Mount:
                     nursery.start_soon(self._filesystem.keep_bounded)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
-                    await pyfuse3.main()
+                    await _serve_until_the_end()
                     nursery.cancel_scope.cancel()
             finally:
                 self._fs.flush_fs()
@@ -307,10 +307,19 @@ def serve(config: MountConfig, ready: Callable[[], None]) -> None:
     gc.freeze()
     # One that comes now waits until it can be heard. Ignoring is what trio restores when it ends: a
     # second signal must not kill us before we have unmounted.
+    stop_signals = _heeded_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    for number in _heeded_signals():
+    for number in stop_signals:
         signal.signal(number, signal.SIG_IGN)
-    trio.run(mount.run, ready)
+    trio.run(mount.run, ready, stop_signals)
+
+
+async def _serve_until_the_end() -> None:
+    """Answer requests. How the kernel says that the mount has gone depends on when we ask."""
+    try:
+        await pyfuse3.main()
+    except* ConnectionAbortedError:
+        log.info("the connection to the kernel has ended")
 
 
 def _heeded_signals() -> list[signal.Signals]:
