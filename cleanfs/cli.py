@@ -254,6 +254,13 @@ def cli() -> None:
     help="How far the kernel reads ahead in the mount, as root; 0: not at all.",
 )
 @click.option(
+    "--memory-pressure",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="Whether the caches yield while memory is short, or keep what they were promised.",
+)
+@click.option(
     "--writeback",
     is_flag=True,
     help="Let the kernel write later; needs --coherency none. A crash loses what is not synced.",
@@ -308,6 +315,7 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         busy_poll_us=params["busy_poll"],
         source_cache=SourceCache(params["source_cache"]),
         read_ahead=params["read_ahead"],
+        memory_pressure=params["memory_pressure"] == "auto",
         fuse_options=fuse_options,
     )
     try:

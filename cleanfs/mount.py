@@ -19,18 +19,21 @@ from cleanfs.busypoll import BusyPoll
 from cleanfs.checks import why_no_mount
 from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import CoherencyChecker
-from cleanfs.config import MountConfig, MountError, check_sizes
+from cleanfs.config import MountConfig, MountError
 from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.filesystem import CleanFS
 from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
+from cleanfs.keeper import Keeper
 from cleanfs.latency import Latencies
+from cleanfs.memory import MemoryWatch
 from cleanfs.mountpoint import reuse_dead_mountpoint
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
 from cleanfs.pagecache import PageCache, max_files
+from cleanfs.pressure import Sizes
 from cleanfs.requests import RequestLimits, set_limits
 from cleanfs.resident import Resident, make_resident
 from cleanfs.stats import MountStats
@@ -67,16 +70,21 @@ class Mount:
         """Build everything short of mounting. Raises MountError, OSError."""
         self.config = config
         self._started = time.monotonic()
-        self._pool_limit = config.pool_limit
         self._cleancache = Cleancache()
         if config.backend != NO_BACKEND:
-            self._cleancache.register(self._make_backend(config.backend))
+            self._cleancache.register(self._make_backend(config.backend, config.pool_limit))
         self._fs = self._cleancache.init_fs(config.page_size, config.shared_pool)
         self._pagecache = PageCache(
             config.page_cache,
             self._fs,
             _make_resident(config.page_size),
             max_files(config.pool_limit),
+        )
+        self._keeper = Keeper(
+            self._cleancache,
+            self._pagecache,
+            Sizes(config.pool_limit, config.page_cache),
+            MemoryWatch() if config.memory_pressure else None,
         )
         self._coherency = CoherencyChecker(self._pagecache, config.coherency)
         self._notifier = Notifier()
@@ -114,6 +122,7 @@ class Mount:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._notifier.run)
                     nursery.start_soon(self._filesystem.keep_bounded)
+                    nursery.start_soon(self._keeper.run)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
                     await _serve_until_the_end()
@@ -214,6 +223,7 @@ class Mount:
             pagecache=self._pagecache.stats(),
             backing=self._backing.stats(),
             inodes=self._inodes.stats(),
+            keeper=self._keeper.stats(),
             busy_poll=self._busy_poll.stats(),
             latencies=self._latencies.stats(),
             counters=counters,
@@ -221,9 +231,13 @@ class Mount:
 
     @property
     def pool_limit(self) -> int:
-        """Bytes that the backend may use, or the next one."""
-        backend = self._cleancache.backend
-        return self._pool_limit if backend is None else backend.pool_limit
+        """Bytes that the backend was promised, or the next one."""
+        return self._keeper.promised.pool
+
+    @property
+    def page_cache(self) -> int:
+        """Bytes that the page cache was promised."""
+        return self._keeper.promised.page_cache
 
     def set_backend(self, name: str) -> None:
         """Register, or unregister with ``none``. Raises ValueError, BackendBusyError, LookupError."""
@@ -233,25 +247,18 @@ class Mount:
         else:
             factory = backends.load(name)
             self._cleancache.check_free()
-            self._cleancache.register(factory(self.config.backend_options(self._pool_limit)))
+            self._cleancache.register(factory(self.config.backend_options(self.pool_limit)))
+        self._keeper.backend_changed()
         self._copies_changed()
 
     def set_pool_limit(self, limit: int) -> None:
         """Resize, at once. Raises ValueError for what no backend could work with."""
-        check_sizes(limit, 0, self.config.page_size)
-        backend = self._cleancache.backend
-        if backend is not None:
-            backend.resize(limit)
-            syscalls.trim_malloc()
-        self._pool_limit = limit
-        self._pagecache.max_files = max_files(limit)
+        self._keeper.set_pool_limit(limit)
 
     def set_page_cache(self, limit: int) -> None:
         """Resize, at once. Raises ValueError for less than a page, except 0."""
-        check_sizes(self._pool_limit, limit, self.config.page_size)
-        self._pagecache.resize(limit)
+        self._keeper.set_page_cache(limit)
         self._copies_changed()
-        syscalls.trim_malloc()
 
     def drop(self, what: int) -> None:
         """Drop the page cache first, so that what it evicts goes too if cleancache is dropped."""
@@ -269,9 +276,9 @@ class Mount:
         choice = self.config.source_cache
         self._backing.drop_behind = keeps if choice is SourceCache.AUTO else choice is SourceCache.DROP
 
-    def _make_backend(self, name: str) -> Backend:
+    def _make_backend(self, name: str, pool_limit: int) -> Backend:
         try:
-            return backends.load(name)(self.config.backend_options(self._pool_limit))
+            return backends.load(name)(self.config.backend_options(pool_limit))
         except (ValueError, backends.UnknownBackendError) as exc:
             raise MountError(str(exc)) from exc
 
