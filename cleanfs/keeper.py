@@ -103,24 +103,20 @@ class Keeper:
                 raise
         self._now = Sizes(pool, self._now.page_cache)
         self._pagecache.max_files = max_files(pool)
-        syscalls.trim_malloc()
+        self._settle_at_once()
 
     def set_page_cache(self, limit: int) -> None:
         """The same of the page cache."""
         check_sizes(self._promised.pool, limit, self._page_size)
         self._promised = Sizes(self._promised.pool, limit)
         self.look(time.monotonic())
-        page_cache = self._wanted().page_cache
-        self._pagecache.resize(page_cache)
-        self._now = Sizes(self._now.pool, page_cache)
-        syscalls.trim_malloc()
+        self._settle_at_once()
 
     def backend_changed(self) -> None:
         """There is another one, with all that was promised and nothing in it yet, or none."""
         self._now = Sizes(self._promised.pool, self._now.page_cache)
         self.look(time.monotonic())
-        self._now = Sizes(self._wanted().pool, self._now.page_cache)
-        self._resize_pool(self._now.pool)
+        self._settle_at_once()
 
     def stats(self) -> KeeperStats:
         """A snapshot."""
@@ -166,6 +162,12 @@ class Keeper:
             )
         elif was_short and not self._policy.short:
             log.info("memory is not short any more, the caches get what they were promised")
+
+    def _settle_at_once(self) -> None:
+        """For the user, who finds in force what was asked for."""
+        while self._slice():
+            pass
+        syscalls.trim_malloc()
 
     async def _settle(self) -> None:
         """Bring the limits in force to what is allowed, slice by slice.

@@ -125,7 +125,7 @@ class Mount:
                     nursery.start_soon(self._keeper.run)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
-                    await _serve_until_the_end()
+                    await serve_until_the_end()
                     nursery.cancel_scope.cancel()
             finally:
                 self._fs.flush_fs()
@@ -321,7 +321,7 @@ def serve(config: MountConfig, ready: Callable[[], None]) -> None:
     trio.run(mount.run, ready, stop_signals)
 
 
-async def _serve_until_the_end() -> None:
+async def serve_until_the_end() -> None:
     """Answer requests. How the kernel says that the mount has gone depends on when we ask."""
     try:
         await pyfuse3.main()
