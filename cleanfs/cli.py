@@ -288,6 +288,13 @@ def cli() -> None:
     help="How far the kernel reads ahead in the mount, as root; 0: not at all.",
 )
 @click.option(
+    "--memory-pressure",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="Whether the caches yield while memory is short, or keep what they were promised.",
+)
+@click.option(
     "--writeback",
     is_flag=True,
     help="Let the kernel write later; needs --coherency none. A crash loses what is not synced.",
@@ -342,6 +349,7 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         busy_poll_us=params["busy_poll"],
         source_cache=SourceCache(params["source_cache"]),
         read_ahead=params["read_ahead"],
+        memory_pressure=params["memory_pressure"] == "auto",
         fuse_options=fuse_options,
     )
     try:
@@ -414,6 +422,13 @@ def _log_to(log_file: TextIO | None, level: str, *, daemon: bool) -> None:
     logging.basicConfig(level=level, format=LOG_FORMAT, handlers=[handler], force=True)
     # pyfuse3 logs its own comings and goings at every level.
     logging.getLogger("pyfuse3").setLevel(logging.WARNING)
+    logging.getLogger("pyfuse3").addFilter(_has_a_listener)
+
+
+def _has_a_listener(record: logging.LogRecord) -> bool:
+    """False for an answer that failed as nobody waits for it: the mount was severed, or goes."""
+    message = record.getMessage()
+    return not ("fuse_reply_* failed" in message and os.strerror(errno.ENOENT) in message)
 
 
 @cli.command()

@@ -40,6 +40,8 @@ class MountConfig:
     busy_poll_us: float = 50.0
     source_cache: SourceCache = SourceCache.AUTO
     read_ahead: int = 1 << 20
+    memory_pressure: bool = True
+    """Whether the caches yield while memory is short."""
     fuse_options: tuple[str, ...] = ()
     """Options for the kernel that have no name of ours: noexec, dev, suid..."""
 
@@ -50,11 +52,15 @@ class MountConfig:
         )
 
 
+def least_sizes(page_size: int) -> tuple[int, int]:
+    """Bytes that pool and page cache must have to hold anything, of any engine."""
+    return max(MIN_POOL_LIMIT, 4 * page_size), page_size + PythonResident.overhead
+
+
 def check_sizes(pool_limit: int, page_cache: int, page_size: int) -> None:
     """Raises ValueError, with a message for the user, for limits that nothing would fit into."""
-    least_pool = max(MIN_POOL_LIMIT, 4 * page_size)
+    least_pool, least_page_cache = least_sizes(page_size)
     if pool_limit < least_pool:
         raise ValueError(f"pool limit {pool_limit} is below {least_pool} bytes")
-    least_page_cache = page_size + PythonResident.overhead  # of any engine the most
     if 0 < page_cache < least_page_cache:
         raise ValueError(f"page cache {page_cache} is neither 0 nor at least {least_page_cache} bytes")

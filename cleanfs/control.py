@@ -57,7 +57,11 @@ class Operator(Protocol):
 
     @property
     def pool_limit(self) -> int:
-        """Bytes that the backend may use, also while there is none."""
+        """Bytes that the backend was promised, also while there is none."""
+
+    @property
+    def page_cache(self) -> int:
+        """Bytes that the page cache was promised."""
 
 
 class Node:
@@ -116,7 +120,7 @@ class Control:
                 lambda text: operator.set_pool_limit(parse_size(text)),
             ),
             b"page_cache": self._file(
-                lambda: f"{stats().pagecache.limit}\n",
+                lambda: f"{operator.page_cache}\n",
                 lambda text: operator.set_page_cache(parse_size(text)),
             ),
             b"drop": self._file(None, self._drop),

@@ -1,11 +1,13 @@
 """Serving a mount from a background process that the caller can wait for."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
 
 from cleanfs.config import MountConfig, MountError
 from cleanfs.mount import serve
+from cleanfs.mountpoint import reuse_dead_mountpoint
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None]) -> None:
         with os.fdopen(reader, "rb") as pipe:
             message = pipe.read().decode(errors="surrogateescape")
         if message != READY:
+            with contextlib.suppress(MountError):  # if it was killed, its mount is still there
+                reuse_dead_mountpoint(config.mountpoint)
             raise MountError(message or "the daemon died before the mount was ready")
         return
     os.close(reader)

@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
 import pyfuse3
 import trio
@@ -19,7 +19,7 @@ from cleanfs.busypoll import BusyPoll
 from cleanfs.checks import why_no_mount
 from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import Coherency, CoherencyChecker
-from cleanfs.config import MountConfig, MountError, check_sizes
+from cleanfs.config import MountConfig, MountError
 from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.filesystem import CleanFS
 from cleanfs.fsnotify import SourceWatch, UnwatchableError, WatchStats
@@ -27,11 +27,15 @@ from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
 from cleanfs.interrupts import Given, Interrupts
+from cleanfs.keeper import Keeper
 from cleanfs.latency import Latencies
+from cleanfs.memory import MemoryWatch
+from cleanfs.mountpoint import reuse_dead_mountpoint
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
 from cleanfs.pagecache import PageCache, max_files
+from cleanfs.pressure import Sizes
 from cleanfs.requests import RequestLimits, set_limits
 from cleanfs.resident import Resident, make_resident
 from cleanfs.stats import MountStats
@@ -60,6 +64,10 @@ ANSWER_TIMEOUT_SECONDS = 30.0
 """How long a new mount may take to answer the first stat."""
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""After these the daemon unmounts. Of a hangup it would die otherwise, and leave a dead mount."""
+
+
 class Mount:
     """The running mount: all parts, and the operator's view of them (``control.Operator``)."""
 
@@ -67,16 +75,21 @@ class Mount:
         """Build everything short of mounting. Raises MountError, OSError."""
         self.config = config
         self._started = time.monotonic()
-        self._pool_limit = config.pool_limit
         self._cleancache = Cleancache()
         if config.backend != NO_BACKEND:
-            self._cleancache.register(self._make_backend(config.backend))
+            self._cleancache.register(self._make_backend(config.backend, config.pool_limit))
         self._fs = self._cleancache.init_fs(config.page_size, config.shared_pool)
         self._pagecache = PageCache(
             config.page_cache,
             self._fs,
             _make_resident(config.page_size),
             max_files(config.pool_limit),
+        )
+        self._keeper = Keeper(
+            self._cleancache,
+            self._pagecache,
+            Sizes(config.pool_limit, config.page_cache),
+            MemoryWatch() if config.memory_pressure else None,
         )
         self._coherency = CoherencyChecker(self._pagecache, config.coherency)
         self._notifier = Notifier()
@@ -112,11 +125,11 @@ class Mount:
             watch=self._watch,
         )
 
-    async def run(self, ready: Callable[[], None]) -> None:
+    async def run(self, ready: Callable[[], None], stop_signals: Iterable[int]) -> None:
         """Mount, call ``ready`` when the mount answers, serve until unmounted or told to stop."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            self._busy_poll.install()
-            self._interrupts.install()  # what the handshake then stands in front of
+        with trio.open_signal_receiver(*stop_signals) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # from now on they are heard
+            self._busy_poll.install()  # what the handshake then stands in front of
             self._mount()
             try:
                 async with trio.open_nursery() as nursery:
@@ -125,9 +138,10 @@ class Mount:
                     nursery.start_soon(self._interrupts.run)
                     if self._watch is not None:
                         nursery.start_soon(self._watch.run)
+                    nursery.start_soon(self._keeper.run)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
-                    await pyfuse3.main(max_tasks=MAX_REQUESTS)
+                    await serve_until_the_end()
                     nursery.cancel_scope.cancel()
             finally:
                 self._fs.flush_fs()
@@ -137,6 +151,9 @@ class Mount:
                 self._interrupts.uninstall()
                 self._busy_poll.uninstall()
                 pyfuse3.close(unmount=True)
+                # It leaves a mount alone whose connection was severed (umount -f, fusectl's abort).
+                with contextlib.suppress(MountError):
+                    reuse_dead_mountpoint(self.config.mountpoint)
                 log.info("unmounted %s", self.config.mountpoint)
 
     async def _stop_on_signal(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
@@ -227,6 +244,7 @@ class Mount:
             pagecache=self._pagecache.stats(),
             backing=self._backing.stats(),
             inodes=self._inodes.stats(),
+            keeper=self._keeper.stats(),
             busy_poll=self._busy_poll.stats(),
             latencies=self._latencies.stats(),
             counters=counters,
@@ -234,9 +252,13 @@ class Mount:
 
     @property
     def pool_limit(self) -> int:
-        """Bytes that the backend may use, or the next one."""
-        backend = self._cleancache.backend
-        return self._pool_limit if backend is None else backend.pool_limit
+        """Bytes that the backend was promised, or the next one."""
+        return self._keeper.promised.pool
+
+    @property
+    def page_cache(self) -> int:
+        """Bytes that the page cache was promised."""
+        return self._keeper.promised.page_cache
 
     def set_backend(self, name: str) -> None:
         """Register, or unregister with ``none``. Raises ValueError, BackendBusyError, LookupError."""
@@ -246,25 +268,18 @@ class Mount:
         else:
             factory = backends.load(name)
             self._cleancache.check_free()
-            self._cleancache.register(factory(self.config.backend_options(self._pool_limit)))
+            self._cleancache.register(factory(self.config.backend_options(self.pool_limit)))
+        self._keeper.backend_changed()
         self._copies_changed()
 
     def set_pool_limit(self, limit: int) -> None:
         """Resize, at once. Raises ValueError for what no backend could work with."""
-        check_sizes(limit, 0, self.config.page_size)
-        backend = self._cleancache.backend
-        if backend is not None:
-            backend.resize(limit)
-            syscalls.trim_malloc()
-        self._pool_limit = limit
-        self._pagecache.max_files = max_files(limit)
+        self._keeper.set_pool_limit(limit)
 
     def set_page_cache(self, limit: int) -> None:
         """Resize, at once. Raises ValueError for less than a page, except 0."""
-        check_sizes(self._pool_limit, limit, self.config.page_size)
-        self._pagecache.resize(limit)
+        self._keeper.set_page_cache(limit)
         self._copies_changed()
-        syscalls.trim_malloc()
 
     def drop(self, what: int) -> None:
         """Drop the page cache first, so that what it evicts goes too if cleancache is dropped."""
@@ -289,9 +304,9 @@ class Mount:
             source = self.config.source
             raise MountError(f"can not watch {source}: {exc}; use --coherency open") from exc
 
-    def _make_backend(self, name: str) -> Backend:
+    def _make_backend(self, name: str, pool_limit: int) -> Backend:
         try:
-            return backends.load(name)(self.config.backend_options(self._pool_limit))
+            return backends.load(name)(self.config.backend_options(pool_limit))
         except (ValueError, backends.UnknownBackendError) as exc:
             raise MountError(str(exc)) from exc
 
@@ -328,13 +343,33 @@ def serve(config: MountConfig, ready: Callable[[], None]) -> None:
     # Pages are bytes and ints, which the cycle collector need not look at; what it would look at
     # are the tables that hold them, ever larger, while requests wait.
     gc.freeze()
-    # What trio restores when it ends. A second signal must not kill us before we have unmounted.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # One that comes now waits until it can be heard. Ignoring is what trio restores when it ends: a
+    # second signal must not kill us before we have unmounted.
+    stop_signals = _heeded_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    for number in stop_signals:
         signal.signal(number, signal.SIG_IGN)
     try:
-        trio.run(mount.run, ready)
+        trio.run(mount.run, ready, stop_signals)
     finally:
         gc.unfreeze()  # for a process that goes on, perhaps with another mount
+
+
+async def serve_until_the_end() -> None:
+    """Answer requests. How the kernel says that the mount has gone depends on when we ask."""
+    try:
+        await pyfuse3.main(max_tasks=MAX_REQUESTS)
+    except* ConnectionAbortedError:
+        log.info("the connection to the kernel has ended")
+
+
+def _heeded_signals() -> list[signal.Signals]:
+    """STOP_SIGNALS; but who was started to ignore a hangup (nohup) goes on ignoring it."""
+    return [
+        number
+        for number in STOP_SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
 
 def _make_resident(page_size: int) -> Resident:

@@ -463,6 +463,11 @@ class PageCache:
         """Bytes that resident pages may take."""
         return self._limit
 
+    @property
+    def used(self) -> int:
+        """Bytes that they take."""
+        return len(self._resident) * self._cost
+
     def resize(self, limit: int) -> None:
         """Change the limit and evict down to it at once."""
         self._limit = limit
@@ -478,7 +483,7 @@ class PageCache:
         """A snapshot."""
         return PageCacheStats(
             limit=self._limit,
-            used=len(self._resident) * self._cost,
+            used=self.used,
             resident=len(self._resident),
             files=len(self._files),
             hits=self._hits,

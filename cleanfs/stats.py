@@ -18,6 +18,7 @@ from cleanfs.busypoll import BusyPollStats
 from cleanfs.cleancache import CleancacheStats
 from cleanfs.fsnotify import WatchStats
 from cleanfs.inodes import InodeStats
+from cleanfs.keeper import KeeperStats
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 from cleanfs.pagecache import PageCacheStats
 from cleanfs.requests import RequestLimits
@@ -30,6 +31,7 @@ GAUGES = frozenset({
     "eph_zpages", "eph_zpages_max", "eph_zbytes", "eph_pagebytes", "raw_pages", "same_filled_pages",
     "zero_filled_pages", "loaned_zpages", "staged_pages", "metadata_bytes", "dictionary_bytes",
     "watch_file_systems", "watch_inodes", "watch_unwatched", "ghosts", "busy_poll_limit_us",
+    "memory_spare_bytes", "memory_withheld_bytes", "pool_limit_now",
     "log_segments", "log_bytes", "log_hole_bytes", "zbud_eph_pageframes", "zbud_eph_zpages",
     "zbud_eph_zbytes", "zbud_eph_unbuddied_count", "zbud_eph_buddied_count",
 })  # fmt: skip
@@ -75,6 +77,7 @@ class MountStats:
     pagecache: PageCacheStats
     backing: BackingStats
     inodes: InodeStats
+    keeper: KeeperStats
     busy_poll: BusyPollStats
     latencies: LatencyStats
     counters: Mapping[str, int]
@@ -108,6 +111,7 @@ class MountStats:
             "coherency": self.coherency,
             "source_cache": self.source_cache,
             **asdict(self.requests),
+            **asdict(self.keeper),
             "hit_ratio": round(self.hit_ratio, 4),
             "compression_ratio": round(self.compression_ratio, 3),
             **asdict(self.cleancache),

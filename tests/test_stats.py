@@ -15,6 +15,7 @@ from cleanfs.busypoll import BusyPollStats
 from cleanfs.cleancache import CleancacheStats
 from cleanfs.fsnotify import WatchStats
 from cleanfs.inodes import InodeStats
+from cleanfs.keeper import KeeperStats
 from cleanfs.latency import HistogramSnapshot, Latencies, LatencyStats
 from cleanfs.pagecache import PageCacheStats
 from cleanfs.requests import RequestLimits
@@ -64,6 +65,7 @@ STATS = MountStats(
     ),
     backing=BackingStats(1, 2, 3, 4, 5, 6, 7),
     inodes=InodeStats(inodes=100, held=50, parked_total=7),
+    keeper=KeeperStats("meminfo,psi:machine", 5 << 20, 3 << 20, 7, 2, 1, 512 << 20, 509 << 20),
     busy_poll=BusyPollStats(limit_us=50.0, polled=6, slept=4),
     latencies=some_latencies(),
     counters={"pool_used": 77, "eph_zbytes": 100, "eph_pagebytes": 250, "flush_total": 5},

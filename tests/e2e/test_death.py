@@ -1,0 +1,223 @@
+"""Ends of a daemon: nothing that was confirmed is lost, nothing is left (scripts/kill-test)."""
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cleanfs.cli import _has_a_listener
+from cleanfs.mounts import mount_points, mounted_at
+from tests.e2e import load
+from tests.e2e.mounting import MountedFs, is_mounted, mounted, wait_until
+
+SEED = 11
+LOAD_TIMEOUT = 30.0
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="this takes root")
+
+
+@contextmanager
+def clients(fs: MountedFs, said: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """All kinds of clients; each has done something. Ended by force if need be."""
+    said.mkdir()
+    running = {}
+    try:
+        for kind in load.CLIENTS:
+            command = [sys.executable, "-I", "-S", load.__file__, kind, str(fs.path / "load")]
+            running[kind] = subprocess.Popen(
+                [*command, str(said / kind), str(SEED)],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        wait_until(lambda: all(load.said(said / kind).done > 3 for kind in running), LOAD_TIMEOUT)
+        yield running
+    finally:
+        for process in running.values():
+            process.kill()
+        for process in running.values():
+            process.wait(LOAD_TIMEOUT)
+
+
+@pytest.mark.parametrize("writeback", [False, True], ids=["through", "writeback"])
+def test_what_was_confirmed_is_there_after_a_kill_and_in_the_next_mount(
+    source: Path, mountpoint: Path, tmp_path: Path, writeback: bool
+) -> None:
+    load.make_settled(source / "load")
+    options = ["--page-cache", "64K", "--pool-limit", "2M"]
+    options += ["--coherency", "none", "--writeback"] if writeback else []
+    said = tmp_path / "said"
+    with mounted(source, mountpoint, *options) as fs, clients(fs, said) as running:
+        fs.kill()
+        wait_until(lambda: all(p.poll() is not None for p in running.values()), LOAD_TIMEOUT)
+        for kind in running:
+            heard = load.said(said / kind)
+            assert heard.error is None or "wrong data" not in heard.error
+            assert load.lost(kind, source / "load", heard, SEED, writeback) is None
+        # What no cache of before may answer for: the content changes, the stamps do not.
+        stale = source / "load" / "settled" / "3"
+        st = stale.stat()
+        stale.write_bytes(bytes(255 - byte for byte in stale.read_bytes()))
+        os.utime(stale, ns=(st.st_atime_ns, st.st_mtime_ns))
+        with mounted(source, mountpoint, *options):
+            for path in source.rglob("*"):
+                if path.is_file() and not path.is_symlink():
+                    assert (mountpoint / path.relative_to(source)).read_bytes() == path.read_bytes()
+
+
+def test_a_lie_of_the_source_would_be_found(tmp_path: Path) -> None:
+    """The checks of this module can fail."""
+    load.make_settled(tmp_path / "load")
+    said = tmp_path / "append"
+    directory = str(tmp_path / "load")
+    for kind in ("append", "inplace", "replace", "names", "sqlite", "mapped"):
+        client = load.CLIENTS[kind](directory, SEED)
+        client.begin()
+        for number in range(6):
+            client.turn(number)
+        said.write_text("".join(f"a {number}\n" for number in range(6)))
+        assert load.lost(kind, tmp_path / "load", load.said(said), SEED) is None
+        said.write_text("".join(f"a {number}\n" for number in range(8)))
+        assert load.lost(kind, tmp_path / "load", load.said(said), SEED) is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_unmounts(source: Path, mountpoint: Path, number: int) -> None:
+    with mounted(source, mountpoint) as fs:
+        fs.process.send_signal(number)
+        assert fs.process.wait(20) == 0
+        assert not is_mounted(mountpoint)
+
+
+def test_who_was_started_to_ignore_hangups_ignores_them(source: Path, mountpoint: Path) -> None:
+    with mounted(source, mountpoint, prefix=("nohup",)) as fs:
+        fs.process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        assert fs.stats()["pid"] == fs.process.pid
+
+
+def daemon_that(patch: str, source: Path, mountpoint: Path, *options: str) -> subprocess.Popen[str]:
+    """``cleanfs mount`` with something changed in it."""
+    code = f"import os, signal, sys\nimport trio\nfrom cleanfs import cli, mount\n{patch}\ncli.main()\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "mount", *options, str(source), str(mountpoint)],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_signal_that_comes_before_anybody_listens_is_not_lost(source: Path, mountpoint: Path) -> None:
+    patch = (
+        "run = trio.run\n"
+        "def late(*args):\n    os.kill(os.getpid(), signal.SIGTERM)\n    run(*args)\n"
+        "trio.run = late"
+    )
+    with daemon_that(patch, source, mountpoint, "-f") as process:
+        try:
+            process.communicate(timeout=30)
+            assert process.returncode == 0
+        finally:
+            process.kill()
+    assert not is_mounted(mountpoint)
+
+
+def test_a_background_daemon_that_is_killed_while_it_starts_leaves_no_mount(
+    source: Path, mountpoint: Path
+) -> None:
+    patch = (
+        "async def die(*args):\n    os.kill(os.getpid(), signal.SIGKILL)\nmount.Mount._announce = die"
+    )
+    with daemon_that(patch, source, mountpoint) as process:
+        _, error = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert error == "cleanfs: the daemon died before the mount was ready\n"
+    assert not is_mounted(mountpoint)
+
+
+@needs_root
+def test_a_mount_that_is_severed_is_cleaned_up(source: Path, mountpoint: Path, tmp_path: Path) -> None:
+    (source / "f").write_bytes(b"x")
+    fusectl = tmp_path / "fusectl"
+    fusectl.mkdir()
+    with mounted(source, mountpoint) as fs, (mountpoint / "f").open("rb"):
+        point = mounted_at(str(mountpoint))
+        assert point is not None
+        subprocess.run(["mount", "-t", "fusectl", "none", str(fusectl)], check=True, timeout=10)
+        try:
+            (fusectl / str(os.minor(point.device)) / "abort").write_text("1")
+        finally:
+            subprocess.run(["umount", "-l", str(fusectl)], check=True, timeout=10)
+        assert fs.process.wait(20) == 0
+        assert not is_mounted(mountpoint)
+
+
+@needs_root
+def test_a_forced_unmount_of_a_busy_mount_ends_it(source: Path, mountpoint: Path) -> None:
+    (source / "f").write_bytes(b"x")
+    with mounted(source, mountpoint) as fs, (mountpoint / "f").open("rb"):
+        command = ["umount", "-f", str(mountpoint)]
+        subprocess.run(command, check=False, timeout=20, capture_output=True)
+        assert fs.process.wait(20) == 0
+        assert not is_mounted(mountpoint)
+
+
+def test_a_daemon_that_is_stopped_for_a_while_goes_on(source: Path, mountpoint: Path) -> None:
+    (source / "f").write_bytes(b"x" * 5000)
+    with mounted(source, mountpoint) as fs:
+        fs.process.send_signal(signal.SIGSTOP)
+        with subprocess.Popen(["cat", str(mountpoint / "f")], stdout=subprocess.PIPE) as cat:
+            time.sleep(0.1)
+            assert cat.poll() is None
+            fs.process.send_signal(signal.SIGCONT)
+            output, _ = cat.communicate(timeout=20)
+        assert output == b"x" * 5000
+
+
+async def test_however_the_kernel_says_that_the_mount_has_gone_it_is_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cleanfs import mount
+
+    async def main() -> None:
+        number = errno.ECONNABORTED
+        raise ExceptionGroup("session", [ConnectionAbortedError(number, os.strerror(number))])
+
+    monkeypatch.setattr(mount.pyfuse3, "main", main)
+    await mount.serve_until_the_end()
+
+    async def other() -> None:
+        raise ExceptionGroup("session", [OSError(errno.EIO, "")])
+
+    monkeypatch.setattr(mount.pyfuse3, "main", other)
+    with pytest.raises(ExceptionGroup):
+        await mount.serve_until_the_end()
+
+
+def test_an_answer_that_nobody_waits_for_is_not_logged() -> None:
+    def record(message: str, *args: object) -> logging.LogRecord:
+        return logging.LogRecord("pyfuse3", logging.ERROR, "", 0, message, args, None)
+
+    assert not _has_a_listener(
+        record("fuse_write(): fuse_reply_* failed with %s", "No such file or directory")
+    )
+    assert _has_a_listener(record("fuse_write(): fuse_reply_* failed with %s", "Invalid argument"))
+    assert _has_a_listener(record("No such file or directory"))
+
+
+@needs_root
+def test_a_carriage_return_in_somebodys_mount_point_ends_no_line(tmp_path: Path) -> None:
+    odd = tmp_path / "a\rb\x0cc"
+    odd.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "x\ry", str(odd)], check=True, timeout=10)
+    try:
+        assert str(odd) in [point.path for point in mount_points()]
+    finally:
+        subprocess.run(["umount", str(odd)], check=True, timeout=10)

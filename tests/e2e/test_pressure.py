@@ -1,0 +1,114 @@
+"""A daemon in a memory control group that is smaller than what its pool was promised."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.mounting import mounted, wait_until
+
+MIB = 1 << 20
+LIMIT = 112 * MIB
+FILES = 7
+FILE_SIZE = 24 * MIB
+"""All of them together: more than the group has, and none of it compresses."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A memory control group of either version."""
+
+    path: Path
+    limit_file: str
+
+    def limit(self, size: int) -> None:
+        """Bytes for all that runs inside."""
+        (self.path / self.limit_file).write_text(str(size))
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """Runs a command inside."""
+        return ("sh", "-c", f'echo $$ > {self.path}/cgroup.procs && exec "$@"', "sh")
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    for base, limit_file in (
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup"), "memory.max"),
+    ):
+        path = base / f"cleanfs-pressure-{os.getpid()}"
+        try:
+            path.mkdir()
+        except OSError:
+            continue
+        try:
+            if not (path / limit_file).exists():
+                continue
+            yield Group(path, limit_file)
+            return
+        finally:
+            wait_until(lambda procs=path / "cgroup.procs": not procs.read_text())
+            path.rmdir()
+    pytest.skip("no memory control group can be made here")
+
+
+def noise(number: int) -> Callable[[int], bytes]:
+    """A file of FILE_SIZE that does not compress."""
+    base = random.Random(number).randbytes(MIB)
+    return lambda at: at.to_bytes(8, "little") * 512 + base[4096:]
+
+
+def test_the_pool_takes_what_there_is_and_grows_when_there_is_more(
+    source: Path, mountpoint: Path, group: Group
+) -> None:
+    group.limit(LIMIT)
+    for number in range(FILES):
+        with (source / str(number)).open("wb") as file:
+            for at in range(FILE_SIZE // MIB):
+                file.write(noise(number)(at))
+    options = ("--pool-limit", "1G", "--page-cache", "4M", "--busy-poll", "0")
+    with mounted(source, mountpoint, *options, prefix=group.prefix) as fs:
+        for number in range(FILES):
+            content = noise(number)
+            with (mountpoint / str(number)).open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                for at in range(FILE_SIZE // MIB):
+                    assert file.read(MIB) == content(at)
+        stats = fs.stats()  # it lives
+        assert stats["pool_limit"] == 1024 * MIB
+        assert fs.control("pool_limit").read_text() == f"{1024 * MIB}\n"
+        assert stats["pool_limit_now"] == stats["backend_counters"]["pool_limit"] < LIMIT
+        assert stats["memory_withheld_bytes"] > 900 * MIB
+        assert str(group.path) in stats["memory_pressure"]
+        assert stats["backend_counters"]["pool_used"] > 8 * MIB, "and it is of use"
+        group.limit(4096 * MIB)
+        wait_until(lambda: fs.stats()["pool_limit_now"] > LIMIT)
+        assert fs.stats()["memory_pressure_grows"] > 0
+        assert "memory is short" in fs.log.read_text()
+
+
+def test_off_keeps_the_promise(source: Path, mountpoint: Path) -> None:
+    with mounted(source, mountpoint, "--memory-pressure", "off", "--pool-limit", "1T") as fs:
+        stats = fs.stats()
+        assert stats["memory_pressure"] == "off"
+        assert stats["pool_limit_now"] == stats["pool_limit"] == 1 << 40
+        assert stats["memory_withheld_bytes"] == 0
+
+
+def test_more_than_the_machine_has_is_not_given(source: Path, mountpoint: Path) -> None:
+    with mounted(source, mountpoint, "--pool-limit", "16M") as fs:
+        assert fs.stats()["memory_pressure"].startswith("meminfo")
+        fs.control("pool_limit").write_text("1T")
+        stats = fs.stats()
+        assert stats["pool_limit"] == 1 << 40
+        assert 0 < stats["pool_limit_now"] < 1 << 40
+        assert fs.control("pool_limit").read_text() == f"{1 << 40}\n"
+        fs.control("page_cache").write_text("8M")
+        assert fs.control("page_cache").read_text() == f"{8 * MIB}\n"
+        fs.control("pool_limit").write_text("2M")
+        assert fs.stats()["pool_limit_now"] == 2 * MIB
+        assert fs.stats()["memory_withheld_bytes"] == 0
