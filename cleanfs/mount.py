@@ -129,7 +129,8 @@ class Mount:
         """Mount, call ``ready`` when the mount answers, serve until unmounted or told to stop."""
         with trio.open_signal_receiver(*stop_signals) as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # from now on they are heard
-            self._busy_poll.install()  # what the handshake then stands in front of
+            self._busy_poll.install()
+            self._interrupts.install()  # what the handshake then stands in front of
             self._mount()
             try:
                 async with trio.open_nursery() as nursery:
