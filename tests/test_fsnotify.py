@@ -12,7 +12,7 @@ from cleanfs import fanotify, fsnotify
 from cleanfs.backing import Backing
 from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import Coherency, CoherencyChecker
-from cleanfs.fsnotify import SourceWatch, UnwatchableError
+from cleanfs.fsnotify import Batch, SourceWatch, UnwatchableError
 from cleanfs.handles import Services
 from cleanfs.inodes import Inode, InodeTable
 from cleanfs.latency import Latencies
@@ -70,7 +70,9 @@ class Site:
     async def take(self) -> list[object]:
         """Handle what has happened; what the kernel is told of it."""
         self.notifier.told.clear()
-        await self.watch._take()  # noqa: SLF001
+        batch = Batch()
+        await self.watch._drain(batch)  # noqa: SLF001
+        await self.watch._apply(batch)  # noqa: SLF001
         return self.notifier.told
 
     def close(self) -> None:
