@@ -121,6 +121,9 @@ async def test_a_read_waits_for_the_write_that_came_before_it(
         await wait_all_tasks_blocked()
         for offset, size in ((0, 10), (4, 1), (0, 2)):
             nursery.start_soon(read, offset, size)
+        with trio.fail_after(10):
+            while not got:
+                await trio.sleep(0.001)
         await wait_all_tasks_blocked()
         assert got == {(0, 2): b"te"}
     assert got[0, 10] == (b"textnew" if flags & os.O_APPEND else b"tenew")
