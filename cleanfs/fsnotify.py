@@ -140,18 +140,18 @@ class SourceWatch:
 
     def _watch_root(self) -> None:
         root = self._inodes.root
-        fs_type = self._services.types[root.device] or "its type"
+        fs_type = self._services.types[root.device]  # of btrfs none is known
         why = self._mark_whole(root)
         if why is not None:
             if not self._can_mark_inodes(root.device, why):
-                raise UnwatchableError(f"no changes of {fs_type} are announced: {why.strerror}")
+                raise UnwatchableError(f"no changes of {fs_type!r} are announced: {why.strerror}")
             try:
                 self._mark_inode(root)
             except OSError as exc:
                 raise UnwatchableError(f"fanotify_mark: {exc.strerror}") from exc
             self._reach[root.device] = Reach.INODES
             log.info("watching inodes one by one, not the file system: %s", why.strerror)
-        elif not self._is_local(root.device):
+        elif fs_type and not self._is_local(root.device):
             log.warning("the source is on %s: only changes made on this machine are announced", fs_type)
         self._inodes.watch(self)
 
