@@ -300,7 +300,7 @@ def main() -> None:
         "--limit",
         type=float,
         default=3.0,
-        help="seconds that bytes may be old (3: it is 1 at most where the machine has time for the daemon)",
+        help="seconds that bytes may be old (3; 1 is for machines that have time for the daemon)",
     )
     parser.add_argument("--seed", type=int, help="start with this seed instead of a random one")
     parser.add_argument("--base", type=Path, help="directory whose file system to use")

@@ -22,6 +22,7 @@ from cleanfs.ops import FileKey
 from cleanfs.pagecache import CachedFile, PageCache
 from cleanfs.resident import make_resident
 from cleanfs.syscalls import name_to_handle
+from tests.e2e.source_calls import CONTENTS, SIZE, held
 
 
 class Told(Notifier):
@@ -121,6 +122,19 @@ async def test_a_write_by_others_flushes_the_file_and_tells_the_kernel(site: Sit
     assert inode.node in await site.take()
     assert file.version > version
     assert file.size == 0
+
+
+@pytest.mark.parametrize("call", CONTENTS)
+async def test_each_call_that_changes_the_contents_has_an_event(site: Site, call: str) -> None:
+    path = site.source / "f"
+    for name in ("f", "other"):
+        (site.source / name).write_bytes(bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256))
+    inode = site.look_up("f")
+    await site.take()
+    with held(path, os.O_RDWR) as writer:
+        CONTENTS[call](site.source, writer)
+        assert (inode.node in await site.take()) == (call not in ("mmap", "io_submit"))
+    assert inode.node in await site.take(), "somebody may have had a mapping"
 
 
 async def test_our_own_write_is_left_out(site: Site) -> None:
