@@ -22,8 +22,8 @@ from tests.e2e.conftest import SMALL_CACHES, Mounter
 from tests.e2e.mounting import MountedFs, cleanfs, mounted, settle, wait_until
 from tests.e2e.source_calls import CONTENTS, SIZE, held
 
-SEEN_WITHIN = 5.0
-"""Seconds; a tenth of one is usual."""
+SEEN_WITHIN = 15.0
+"""Seconds, on a machine with much else to do; a tenth of one is usual."""
 
 WATCH = ("--coherency", "watch", "--attr-timeout", "60")
 
@@ -258,7 +258,7 @@ def test_events_that_were_lost_flush_everything(mount: Mounter) -> None:
             fs.process.send_signal(signal.SIGCONT)
         wait_until(lambda: os.pread(reader, 4, 5000) == b"lost", SEEN_WITHIN)
         wait_until(lambda: (fs.path / "f").stat().st_mode & 0o777 == 0o600, SEEN_WITHIN)
-        wait_until(lambda: fs.stats()["watch_overflows"] == 1, SEEN_WITHIN)
+        wait_until(lambda: fs.stats()["watch_overflows"] > 0, SEEN_WITHIN)
     assert "events were lost" in fs.log.read_text()
 
 
