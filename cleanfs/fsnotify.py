@@ -47,6 +47,9 @@ DIRECTORY_MASK: Final = fanotify.NAMES_CHANGED | fanotify.OBJECT_CHANGED | fanot
 COALESCE_SECONDS: Final = 0.1
 """After a look, how long events gather before the next: so often a busy writer has a file flushed."""
 
+DRAIN_SECONDS: Final = 0.02
+"""How often they are fetched meanwhile, as the kernel's queue is bounded."""
+
 SWEEP_SECONDS: Final = 1.0
 """How often open files are looked at, for changes that have no event."""
 
@@ -91,6 +94,22 @@ class WatchStats:
     """How often the kernel lost events, and everything was flushed."""
 
 
+class Batch:
+    """What happened since the last look: all events of an object, or of a name, as one mask."""
+
+    def __init__(self) -> None:
+        """Nothing."""
+        self.objects: dict[Place, int] = {}
+        self.names: dict[tuple[Place, bytes], int] = {}
+        self.lost = False
+        """Whether more happened than the kernel could tell."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.objects or self.names or self.lost)
+
+
 class SourceWatch:
     """The marks of one mount and what follows from events. An ``inodes.Watcher``."""
 
@@ -121,18 +140,18 @@ class SourceWatch:
 
     def _watch_root(self) -> None:
         root = self._inodes.root
-        fs_type = self._services.types[root.device] or "its type"
+        fs_type = self._services.types[root.device]  # of btrfs none is known
         why = self._mark_whole(root)
         if why is not None:
             if not self._can_mark_inodes(root.device, why):
-                raise UnwatchableError(f"no changes of {fs_type} are announced: {why.strerror}")
+                raise UnwatchableError(f"no changes of {fs_type!r} are announced: {why.strerror}")
             try:
                 self._mark_inode(root)
             except OSError as exc:
                 raise UnwatchableError(f"fanotify_mark: {exc.strerror}") from exc
             self._reach[root.device] = Reach.INODES
             log.info("watching inodes one by one, not the file system: %s", why.strerror)
-        elif not self._is_local(root.device):
+        elif fs_type and not self._is_local(root.device):
             log.warning("the source is on %s: only changes made on this machine are announced", fs_type)
         self._inodes.watch(self)
 
@@ -287,35 +306,38 @@ class SourceWatch:
                     await trio.lowlevel.checkpoint()
 
     async def _take_events(self) -> None:
+        batch, due = Batch(), 0.0
         while True:
-            await trio.lowlevel.wait_readable(self._group)
-            await self._take()
-            await trio.sleep(COALESCE_SECONDS)
+            if batch.is_empty:
+                await trio.lowlevel.wait_readable(self._group)
+            else:
+                await trio.sleep(min(DRAIN_SECONDS, max(due - trio.current_time(), 0)))
+            await self._drain(batch)
+            if trio.current_time() >= due:
+                await self._apply(batch)
+                batch, due = Batch(), trio.current_time() + COALESCE_SECONDS
 
-    async def _take(self) -> None:
-        """All events that are there, as one batch."""
-        objects: dict[Place, int] = {}
-        names: dict[tuple[Place, bytes], int] = {}
-        lost = False
+    async def _drain(self, batch: Batch) -> None:
+        """Fetch all events that are there."""
         while buffer := self._read():
             try:
-                events = fanotify.parse(buffer)
+                self._sort(fanotify.parse(buffer), batch)
             except ValueError:
                 log.exception("events that can not be read")
-                lost = True
-                continue
-            lost = self._sort(events, objects, names) or lost
+                batch.lost = True
             await trio.lowlevel.checkpoint()
-        if lost:
+
+    async def _apply(self, batch: Batch) -> None:
+        if batch.lost:
             self._overflows += 1
             if self._overflows == 1:
                 log.warning("events were lost: everything is flushed (fs.fanotify.max_queued_events)")
             await self.flush_everything()
             return
-        await self._resolve({*objects, *(directory for directory, _ in names)})
-        for place in objects:
-            self._object_changed(place, objects[place])
-        for (place, name), mask in names.items():
+        await self._resolve({*batch.objects, *(directory for directory, _ in batch.names)})
+        for place, mask in batch.objects.items():
+            self._object_changed(place, mask)
+        for (place, name), mask in batch.names.items():
             self._name_changed(place, name, mask)
 
     def _read(self) -> bytes:
@@ -324,28 +346,21 @@ class SourceWatch:
         except BlockingIOError:
             return b""
 
-    def _sort(
-        self,
-        events: Iterable[Event],
-        objects: dict[Place, int],
-        names: dict[tuple[Place, bytes], int],
-    ) -> bool:
-        """What others did, each object and each name once. Whether events were lost."""
-        lost = False
+    def _sort(self, events: Iterable[Event], batch: Batch) -> None:
+        """What others did, each object and each name once."""
         for event in events:
             self._events += 1
             mask = event.mask
             if mask & fanotify.FAN_Q_OVERFLOW:
-                lost = True
+                batch.lost = True
             elif event.pid == self._pid:
                 self._own += 1
             else:
                 if mask & fanotify.OBJECT_CHANGED and event.subject is not None:
-                    objects[event.subject] = objects.get(event.subject, 0) | mask
+                    batch.objects[event.subject] = batch.objects.get(event.subject, 0) | mask
                 if mask & fanotify.NAMES_CHANGED and event.directory is not None:
                     key = event.directory, event.name
-                    names[key] = names.get(key, 0) | mask
-        return lost
+                    batch.names[key] = batch.names.get(key, 0) | mask
 
     async def _resolve(self, places: set[Place]) -> None:
         """Find out what handles stand for, of which that is not known. One never stands for another."""

@@ -61,7 +61,11 @@ def all_local(directory: str) -> bool:
 
 
 class FileSystemTypes:
-    """File system type by ``st_dev``; empty where mountinfo has none (a btrfs subvolume)."""
+    """File system type by ``st_dev``; empty where mountinfo has none (a btrfs subvolume).
+
+    Ask for file systems that are held, and remembered are only those that were asked for: of one that
+    is unmounted the next may get the number.
+    """
 
     def __init__(self) -> None:
         """Read when first asked."""
@@ -71,8 +75,8 @@ class FileSystemTypes:
         """The type of the file system of that device."""
         fs_type = self._types.get(device)
         if fs_type is None:
-            self._types = {point.device: point.fs_type for point in mount_points()}
-            fs_type = self._types.setdefault(device, "")
+            found = [point.fs_type for point in mount_points() if point.device == device]
+            fs_type = self._types[device] = found[-1] if found else ""
         return fs_type
 
 

@@ -128,7 +128,7 @@ WRITERS: dict[str, Callable[[Path, int, int, int], None]] = {
 def run_writer(
     kind: str, path: Path, blocks: int, history: History, deadline: float, seed: int
 ) -> None:
-    """Version after version, in bursts and with pauses."""
+    """Version after version, in bursts, and with pauses that are longer than the limit."""
     choose = random.Random(seed)
     with path.open("r+b") as file:
         version = history.last
@@ -137,7 +137,7 @@ def run_writer(
                 version += 1
                 WRITERS[kind](path, file.fileno(), version, blocks)
                 history.complete(version)
-            time.sleep(choose.choice((0.001, 0.02, 0.3, 2.5)))
+            time.sleep(choose.choice((0.001, 0.02, 0.3, 6.0)))
 
 
 # -- readers, and writers, of the mount ----------------------------------------------------------
@@ -296,7 +296,12 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=120, help="stop after this time (120)")
     parser.add_argument("--round-seconds", type=float, default=20, help="length of a round (20)")
-    parser.add_argument("--limit", type=float, default=1.0, help="seconds that bytes may be old (1)")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=3.0,
+        help="seconds that bytes may be old (3; 1 is for machines that have time for the daemon)",
+    )
     parser.add_argument("--seed", type=int, help="start with this seed instead of a random one")
     parser.add_argument("--base", type=Path, help="directory whose file system to use")
     args = parser.parse_args()

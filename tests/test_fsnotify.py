@@ -12,7 +12,7 @@ from cleanfs import fanotify, fsnotify
 from cleanfs.backing import Backing
 from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import Coherency, CoherencyChecker
-from cleanfs.fsnotify import SourceWatch, UnwatchableError
+from cleanfs.fsnotify import Batch, SourceWatch, UnwatchableError
 from cleanfs.handles import Services
 from cleanfs.inodes import Inode, InodeTable
 from cleanfs.latency import Latencies
@@ -22,6 +22,7 @@ from cleanfs.ops import FileKey
 from cleanfs.pagecache import CachedFile, PageCache
 from cleanfs.resident import make_resident
 from cleanfs.syscalls import name_to_handle
+from tests.e2e.source_calls import CONTENTS, SIZE, held
 
 
 class Told(Notifier):
@@ -70,7 +71,9 @@ class Site:
     async def take(self) -> list[object]:
         """Handle what has happened; what the kernel is told of it."""
         self.notifier.told.clear()
-        await self.watch._take()  # noqa: SLF001
+        batch = Batch()
+        await self.watch._drain(batch)  # noqa: SLF001
+        await self.watch._apply(batch)  # noqa: SLF001
         return self.notifier.told
 
     def close(self) -> None:
@@ -119,6 +122,19 @@ async def test_a_write_by_others_flushes_the_file_and_tells_the_kernel(site: Sit
     assert inode.node in await site.take()
     assert file.version > version
     assert file.size == 0
+
+
+@pytest.mark.parametrize("call", CONTENTS)
+async def test_each_call_that_changes_the_contents_has_an_event(site: Site, call: str) -> None:
+    path = site.source / "f"
+    for name in ("f", "other"):
+        (site.source / name).write_bytes(bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256))
+    inode = site.look_up("f")
+    await site.take()
+    with held(path, os.O_RDWR) as writer:
+        CONTENTS[call](site.source, writer)
+        assert (inode.node in await site.take()) == (call not in ("mmap", "io_submit"))
+    assert inode.node in await site.take(), "somebody may have had a mapping"
 
 
 async def test_our_own_write_is_left_out(site: Site) -> None:

@@ -112,8 +112,11 @@ async def test_a_read_waits_for_the_write_that_came_before_it(
     inode.kernel_size = 4
     got: dict[tuple[int, int], bytes] = {}
 
+    one_is_there = trio.Event()
+
     async def read(offset: int, size: int) -> None:
         got[offset, size] = bytes(await fs.read(fh, offset, size))
+        one_is_there.set()
 
     # Which the write has to wait for.
     async with trio.open_nursery() as nursery, services.pagecache.changing(file):
@@ -121,6 +124,8 @@ async def test_a_read_waits_for_the_write_that_came_before_it(
         await wait_all_tasks_blocked()
         for offset, size in ((0, 10), (4, 1), (0, 2)):
             nursery.start_soon(read, offset, size)
+        with trio.fail_after(10):
+            await one_is_there.wait()
         await wait_all_tasks_blocked()
         assert got == {(0, 2): b"te"}
     assert got[0, 10] == (b"textnew" if flags & os.O_APPEND else b"tenew")
