@@ -47,7 +47,7 @@ ANSWER: Final = struct.Struct("<IiQ")
 MAX_MESSAGE: Final = (1 << 20) + (1 << 16)
 
 GUARD_SECONDS: Final = 0.02
-"""How long a call must have been waiting for us to read the device. A signal that comes sooner is missed."""
+"""How long a call must have been waiting, for us to read the device. Signals before that are missed."""
 
 CHECK_SECONDS: Final = 0.2
 """How often it is looked who is dying, while somebody who waits has got a signal."""
@@ -82,7 +82,7 @@ class Given:
 
 
 class Interrupts(logging.Filter):
-    """One mount's. Use: ``install`` after the waits of ``busypoll``, ``run`` along with pyfuse3's loop."""
+    """One mount's. Use: ``install`` after ``busypoll``'s, ``run`` along with pyfuse3's loop."""
 
     def __init__(self, backing: Backing, given: Given) -> None:
         """Watch over the calls of a source."""
