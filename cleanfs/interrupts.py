@@ -171,7 +171,7 @@ class Interrupts(logging.Filter):
         return True
 
     def _take_place_back(self) -> None:
-        """libfuse has read. Whatever was answered meanwhile stands behind the message."""
+        """Libfuse has read. Whatever was answered meanwhile stands behind the message."""
         if not self._lent:
             return
         os.dup2(self._device, self._fd, inheritable=False)

@@ -1,4 +1,4 @@
-"""What is asked of the root on the way to the control files, and by umount: it must not wait for the source.
+"""What is asked of the root on the way to the control files, and by umount: it must not wait.
 
 The kernel asks for attributes and access control lists, to see who may pass, and umount(8) for the free
 space. A source that hangs would close the way just when somebody wants to know what is going on, or to
