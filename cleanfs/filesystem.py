@@ -490,7 +490,10 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Free space: the source's."""
-        st = await self._tree.run(os.statvfs, self._inodes.root.path())
+        if self._root is not None:
+            st = await self._root.statfs(self._tree.run)
+        else:
+            st = await self._tree.run(os.statvfs, self._inodes.root.path())
         data = StatvfsData()
         for name in (
             "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail",

@@ -2,17 +2,18 @@
 
 A program waits in the kernel until we answer, also when it is killed. The kernel tells us of its
 signal by a FUSE_INTERRUPT, which libfuse takes note of and pyfuse3 has no handler for. So while a call
-hangs we read the device ourselves: an interrupt is for us, anything else goes to libfuse, in a file that
-takes the device's place for the length of one read. As in ``handshake``, pyfuse3's wait is where we get
-to run.
+hangs we read the device ourselves: an interrupt is for us, anything else goes to libfuse, in a file
+that takes the device's place for the length of one read. As in ``handshake``, pyfuse3's wait is where
+we get to run.
 
 An interrupt tells of any signal, and not of which. A program that is to go on (a timer, a child, a
-window that was resized) must not get EINTR from a regular file, so only those are let go that are dying.
-Who is, /proc says: every signal that ends a program becomes a SIGKILL that is pending until it has ended.
+window that was resized) must not get EINTR from a regular file, so only those are let go that are
+dying. Who is, /proc says: every signal that ends a program becomes a SIGKILL that is pending until it
+has ended.
 
-The kernel takes the answer EINTR to a request from us directly, as from anybody who has the device. The
-handler goes on, until the source answers; then its own answer is refused, which is how we learn that what
-it gave out (a reference, an open file) is nobody's (``Given``).
+The kernel takes the answer EINTR to a request from us directly, as from anybody who has the device.
+The handler goes on, until the source answers; then its own answer is refused, which is how we learn
+that what it gave out (a reference, an open file) is nobody's (``Given``).
 """
 
 import contextlib
@@ -46,7 +47,7 @@ ANSWER: Final = struct.Struct("<IiQ")
 MAX_MESSAGE: Final = (1 << 20) + (1 << 16)
 
 GUARD_SECONDS: Final = 0.02
-"""How long a call must have been waiting for us to read the device. A signal that comes sooner is missed."""
+"""How long a call must have been waiting, for us to read the device. Signals before that are missed."""
 
 CHECK_SECONDS: Final = 0.2
 """How often it is looked who is dying, while somebody who waits has got a signal."""
@@ -81,7 +82,7 @@ class Given:
 
 
 class Interrupts(logging.Filter):
-    """One mount's. Use: ``install`` after the waits of ``busypoll``, ``run`` along with pyfuse3's loop."""
+    """One mount's. Use: ``install`` after ``busypoll``'s, ``run`` along with pyfuse3's loop."""
 
     def __init__(self, backing: Backing, given: Given) -> None:
         """Watch over the calls of a source."""
@@ -170,7 +171,7 @@ class Interrupts(logging.Filter):
         return True
 
     def _take_place_back(self) -> None:
-        """libfuse has read. Whatever was answered meanwhile stands behind the message."""
+        """Libfuse has read. Whatever was answered meanwhile stands behind the message."""
         if not self._lent:
             return
         os.dup2(self._device, self._fd, inheritable=False)

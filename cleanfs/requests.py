@@ -23,7 +23,7 @@ MAX_BACKGROUND: Final = 256
 read-ahead of all others must find some. The kernel's own limit is 12."""
 
 CONGESTED: Final = 48
-"""Where the kernel is to hold back what is optional: at three quarters of what we wait for at a time."""
+"""Where the kernel is to hold back what is optional: three quarters of what we wait for at a time."""
 
 
 @dataclass(frozen=True, slots=True)

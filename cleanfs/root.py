@@ -1,8 +1,10 @@
-"""What the kernel asks of the root on each way to the control files: that must not wait for the source.
+"""What is asked of the root on the way to the control files, and by umount: it must not wait.
 
-It asks for attributes and access control lists, to see who may pass. A source that hangs or fails
-would close the way just when somebody wants to know what is going on. So it gets some time to answer;
-then, and when it fails, the last answer that it gave is given again, to be believed for no time at all.
+The kernel asks for attributes and access control lists, to see who may pass, and umount(8) for the free
+space. A source that hangs would close the way just when somebody wants to know what is going on, or to
+be rid of it. So it gets some time to answer; then the last answer that it gave is given again, to be
+believed for no time at all. So it is when the source fails, except for the free space: nobody's way
+leads through that.
 """
 
 import errno
@@ -33,13 +35,14 @@ class _Question:
         self._call = call
         self.answer: object = call()
         self.fresh = True
+        self.error: OSError | None = None
         self._asking: trio.Event | None = None
 
     async def ask(self, run: Run, nursery: trio.Nursery) -> object:
         """The answer, in time if it is ``fresh``."""
         if self._asking is None:
             self._asking = trio.Event()
-            self.fresh = False
+            self.fresh, self.error = False, None
             nursery.start_soon(self._ask, run, self._asking)
             with trio.move_on_after(PATIENCE_SECONDS):
                 await self._asking.wait()
@@ -49,8 +52,8 @@ class _Question:
         try:
             self.answer = await run(self._call)
             self.fresh = True
-        except OSError:
-            pass  # the last one stands
+        except OSError as exc:
+            self.error = exc  # the last answer stands
         finally:
             self._asking = None
             asking.set()
@@ -63,6 +66,7 @@ class Root:
         """Asks for everything once. Raises OSError."""
         self._stat = _Question(lambda: os.fstat(inode.fd))
         self._acls = {name: _Question(lambda name=name: _acl(inode, name)) for name in ACL_NAMES}  # type: ignore[misc]
+        self._statfs = _Question(lambda: os.statvfs(inode.path()))
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -77,6 +81,16 @@ class Root:
         answer = self._stat.answer
         assert isinstance(answer, os.stat_result)
         return answer, self._stat.fresh
+
+    async def statfs(self, run: Run) -> os.statvfs_result:
+        """Free space. Raises OSError."""
+        if self._nursery is not None:
+            await self._statfs.ask(run, self._nursery)
+            if self._statfs.error is not None:
+                raise OSError(*self._statfs.error.args)
+        answer = self._statfs.answer
+        assert isinstance(answer, os.statvfs_result)
+        return answer
 
     async def acl(self, run: Run, name: bytes) -> bytes:
         """An access control list. Raises OSError (ENODATA) if there is none."""

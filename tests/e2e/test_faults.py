@@ -153,14 +153,13 @@ def check_alive(fs: MountedFs) -> None:
     within(10, use)
 
 
-@pytest.mark.parametrize("op", ["lookup", "getattr", "opendir", "make", "statfs", "rename", "fsync"])
+@pytest.mark.parametrize("op", ["lookup", "getattr", "opendir", "make", "rename", "fsync"])
 def test_control_files_answer_while_an_operation_hangs(served: Faulty, fs: MountedFs, op: str) -> None:
     calls: dict[str, Callable[[], object]] = {
         "lookup": lambda: os.stat(fs.path / "f"),
         "getattr": lambda: os.stat(fs.path / "f"),
         "opendir": lambda: os.listdir(fs.path),
         "make": lambda: os.mkdir(fs.path / "new"),
-        "statfs": lambda: os.statvfs(fs.path),
         "rename": lambda: os.rename(fs.path / "f", fs.path / "g"),
     }
     with opened(fs.path / "other") as fd:
@@ -400,7 +399,7 @@ def test_an_error_is_none_afterwards(served: Faulty, fs: MountedFs, op: str, num
         "rename": lambda: os.rename(fs.path / "f", fs.path / "g"),
         "unlink": lambda: os.unlink(fs.path / "f"),
     }
-    call = calls.get(op, lambda: (fs.path / "f").read_bytes())
+    call = calls.get(op, (fs.path / "f").read_bytes)
     served.fault(op, number)
     with fails(number):
         call()
@@ -434,7 +433,7 @@ def test_a_failing_source_is_no_proof_of_absence(tmp_path: Path) -> None:
         with fails(errno.EIO):
             os.unlink(fs.path / "other")
         served.heal()
-        wait_until(lambda: (fs.path / "new").is_dir())
+        wait_until((fs.path / "new").is_dir)
         wait_until(lambda: (fs.path / "g").exists() and not (fs.path / "f").exists())
         wait_until(lambda: not (fs.path / "other").exists())
 
@@ -629,13 +628,13 @@ def test_a_source_that_becomes_read_only(tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,ro", source], check=True, timeout=20)
         for change in (
             lambda: (fs.path / "f").write_bytes(b"g"),
-            lambda: (fs.path / "new").mkdir(),
+            (fs.path / "new").mkdir,
             lambda: os.unlink(fs.path / "f"),
             lambda: os.rename(fs.path / "f", fs.path / "g"),
             lambda: os.truncate(fs.path / "f", 5),
         ):
             with fails(errno.EROFS):
-                change()  # type: ignore[no-untyped-call]
+                change()
         assert (fs.path / "f").read_bytes() == b"f" * 10_000
         subprocess.run(["mount", "-o", "remount,rw", source], check=True, timeout=20)
         (fs.path / "f").write_bytes(b"g")
@@ -661,7 +660,7 @@ def test_a_disk_that_ends_early(tmp_path: Path) -> None:
                 try:
                     data = os.pread(fd, PAGE, at)
                 except OSError as exc:
-                    assert exc.errno == errno.EIO
+                    assert exc.errno == errno.EIO  # noqa: PT017  # others succeed
                     bad += 1
                 else:
                     assert data == DATA[:PAGE]
@@ -669,26 +668,6 @@ def test_a_disk_that_ends_early(tmp_path: Path) -> None:
             assert good
             assert bad
             check_alive(fs)
-
-
-def test_a_frozen_file_system_holds_up_only_who_writes(tmp_path: Path) -> None:
-    with ext4(tmp_path, 8) as source, on(source, tmp_path) as fs:
-        (fs.path / "f").write_bytes(b"f" * 10_000)
-        with opened(fs.path / "f", os.O_RDWR) as fd:
-            for _ in range(100):  # fast, so far
-                os.pwrite(fd, b"x", 0)
-            subprocess.run(["fsfreeze", "-f", source], check=True, timeout=20)
-            writer = threading.Thread(target=os.pwrite, args=(fd, b"y", 0), daemon=True)
-            try:
-                writer.start()
-                time.sleep(0.3)
-                check_alive(fs)
-                assert os.pread(fd, 10, 5000) == b"f" * 10
-                assert writer.is_alive()
-            finally:
-                subprocess.run(["fsfreeze", "-u", source], check=True, timeout=20)
-            writer.join(20)
-            assert not writer.is_alive()
 
 
 def test_a_limit_of_the_daemons_own(tmp_path: Path) -> None:
