@@ -20,7 +20,7 @@ Stats = dict[str, os.stat_result]
 
 
 def paths(top: str) -> list[str]:
-    """Everything that is there, relative to ``top``, and that itself. Moves the atimes of directories."""
+    """Everything that is there, relative to ``top``, and that itself. Moves directories' atimes."""
     return [".", *(os.path.relpath(path, top) for path in _walk(top))]
 
 
@@ -32,7 +32,7 @@ def age(top: str, known: list[str]) -> None:
 
 
 def stats(top: str, known: list[str]) -> Stats:
-    """lstat of what is still there. Moves no time."""
+    """The lstat of what is still there. Moves no time."""
     found = {}
     for path in known:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -5,7 +5,7 @@ import itertools
 import os
 import stat
 
-from .case import EVERYBODY, ROOT_AND_MEMBER, Case, Cases, attempt
+from .case import EVERYBODY, MEMBER, ROOT_AND_MEMBER, Case, Cases, attempt
 from .objects import make
 
 ACCESS = {"r": os.O_RDONLY, "w": os.O_WRONLY, "rw": os.O_RDWR}
@@ -75,7 +75,7 @@ def cases() -> Cases:
                     f"opens/{access} {' '.join(chosen)}/{kind}".replace(" /", "/"),
                     make(kind),
                     lambda kind=kind, flags=flags: use(kind, flags),  # type: ignore[misc]
-                    ROOT_AND_MEMBER,
+                    ROOT_AND_MEMBER if len(chosen) <= 1 else MEMBER,
                 )
         for name, flag in OTHER_FLAGS.items():
             for kind in (*KINDS, "full"):

@@ -15,7 +15,7 @@ from .sites import Site
 
 BATCH = 100
 SETTLE_SECONDS = 0.03
-"""Between setups and actions, so that a time that moves is seen to move: two ticks of the kernel's clock."""
+"""Between setups and actions, so that a time that moves is seen to: two ticks of the kernel's clock."""
 
 Job = tuple[Case, str]
 """A case and the name of its user."""
@@ -81,7 +81,7 @@ def differences(case: Case, user: str, plain: Outcome, mount: Outcome) -> Iterat
                     yield Difference(case.name, user, aspect, one.get(field), other.get(field))
 
 
-def _unequal(aspect: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+def _unequal(aspect: str, one: object, other: object) -> Iterator[tuple[str, object, object]]:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         for place, (a, b) in enumerate(zip(one, other, strict=True)):
             yield from _unequal(f"{aspect}[{place}]", a, b)

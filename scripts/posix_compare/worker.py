@@ -8,14 +8,14 @@ import select
 import signal
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .case import User
 
 TIMEOUT_SECONDS = 20
 
 
-def run(user: User, directory: str, action: Callable[[], object]) -> Any:
+def run(user: User, directory: str, action: Callable[[], object]) -> object:
     """What the action returned, or the name of its errno, or how its process ended."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -33,7 +33,8 @@ def run(user: User, directory: str, action: Callable[[], object]) -> Any:
         return "timed out"
     if os.WIFSIGNALED(status):
         return signal.Signals(os.WTERMSIG(status)).name
-    return json.loads(said)
+    result: object = json.loads(said)
+    return result
 
 
 def _child(user: User, directory: str, action: Callable[[], object], writer: int) -> NoReturn:
