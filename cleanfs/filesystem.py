@@ -256,12 +256,15 @@ class CleanFS(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        """Rename, with RENAME_NOREPLACE and RENAME_EXCHANGE."""
+        """Rename, with RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT."""
+        owner = Owner(ctx.uid, ctx.gid, ctx.umask)
         async with (
             self._changing_names(parent_inode_old, name_old) as old,
             self._changing_names(parent_inode_new, name_new) as new,
         ):
-            done = await self._tree.run(namespace.rename, old.fd, name_old, new.fd, name_new, flags)
+            done = await self._tree.run(
+                namespace.rename, old.fd, name_old, new.fd, name_new, flags, owner
+            )
             self._tree.name_changed(done.moved)
             if (inode := self._inodes.find(done.moved.before)) is not None:
                 self._inodes.moved(inode, new, name_new)

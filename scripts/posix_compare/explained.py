@@ -31,9 +31,13 @@ class Explanation:
 
 
 EXPLANATIONS: Final = (
-    Explanation("Access times of what is cached", "data/*", "*: work/*: atime"),
-    Explanation("Access times of what is cached", "mappings/*", "*: work/*: atime"),
-    Explanation("Access times of what is cached", "space/*", "*: work/*: atime"),
+    Explanation("Access times", "data/*", "*: work/*: atime"),
+    Explanation("Access times", "mappings/*", "*: work/*: atime"),
+    Explanation("Access times", "space/*", "*: work/*: atime"),
+    Explanation("Access times", "opens/*/file", "*: work/file: atime"),
+    Explanation("Access times", "opens/*/to-file", "*: work/file: atime"),
+    Explanation("Access times", "opens/* noatime/*", "*: work/*: atime"),
+    Explanation("Access times", "*", "*: work/*: atime", only_with="--coherency none"),
     Explanation("Times of fifos", "endpoints/fifo*", "*: work/fifo: ?time"),
     Explanation("fallocate", "space/fallocate*"),
     Explanation("fallocate", "setid/*/fallocate"),
@@ -56,6 +60,7 @@ EXPLANATIONS: Final = (
     Explanation("Flags of preadv2 and pwritev2", "data/readv and writev, nowait, *"),
     Explanation("Flags of preadv2 and pwritev2", "data/readv and writev, dontcache, *"),
     Explanation("O_DIRECT without alignment", "data/direct *"),
+    Explanation("O_DIRECT without alignment", "opens/* direct/*"),
     Explanation("epoll on files", "endpoints/poll/file", "result*"),
     Explanation("XATTR_CREATE together with XATTR_REPLACE", "xattrs/set, create, replace/user, none"),
     Explanation("Set-id bits and capabilities", "setid/capability */mapping", "*: xattrs"),

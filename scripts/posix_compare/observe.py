@@ -33,8 +33,11 @@ def age(top: str, known: list[str]) -> None:
 
 def stats(top: str, known: list[str]) -> Stats:
     """The lstat of what is still there. Moves no time."""
-    found = {}
+    found: Stats = {}
     for path in known:
+        above = found.get(os.path.dirname(path))
+        if above is not None and not stat.S_ISDIR(above.st_mode):
+            continue  # to look through a symbolic link would move the link's atime
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found[path] = os.lstat(os.path.join(top, path))
     return found

@@ -49,6 +49,19 @@ def test_what_a_user_makes_is_as_on_a_plain_file_system(
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize("parent", [0o777, 0o2777], ids=oct)
+def test_the_whiteout_of_a_rename_is_the_user_s(place: Place, parent: int) -> None:
+    outcomes = []
+    for directory, seen in (place.path, place.source), (place.plain, place.plain):
+        (seen / "old").touch()
+        directory.chmod(parent)
+        code = "libc = ctypes.CDLL(None)\nassert libc.renameat2(-100, b'old', -100, b'new', 4) == 0"
+        assert as_user(directory, code, uid=UID, gid=GID) == ""
+        outcomes.append(identity(seen / "old"))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0] == UID
+
+
 @pytest.mark.parametrize("umask", [0, 0o027, 0o077], ids=oct)
 @pytest.mark.parametrize("what", MAKE)
 def test_under_a_default_list_what_a_user_makes_is_as_on_a_plain_file_system(
