@@ -87,7 +87,7 @@ def main(
     cases = len({case.name for case, _ in jobs})
     seconds = time.monotonic() - started
     console.print(
-        f"{len(jobs)} cases ({cases} for one to four users) in {seconds:.0f} s: {len(unexplained)} "
+        f"{len(jobs)} cases of {cases} kinds in {seconds:.0f} s: {len(unexplained)} "
         f"unexplained differences in {len({(d.case, d.user) for d in unexplained})} cases, "
         f"{len(found) - len(unexplained)} explained ones"
     )

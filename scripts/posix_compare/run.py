@@ -1,5 +1,6 @@
 """Running cases on both sites, and what differs."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -144,11 +145,10 @@ def _look(site: Site, number: str, before: dict[str, Stats]) -> dict[str, State]
 
 
 def _write_back(top: str) -> None:
-    """What the kernel still keeps goes to the source, to be seen there."""
+    """What the kernel still keeps goes to the source, to be seen there; unless that refuses it."""
     for path, st in observe.stats(top, observe.paths(top)).items():
         if st.st_mode & 0o170000 == 0o100000:
             fd = os.open(os.path.join(top, path), os.O_RDONLY)
-            try:
+            with contextlib.suppress(OSError):
                 os.fsync(fd)
-            finally:
-                os.close(fd)
+            os.close(fd)
