@@ -1,6 +1,7 @@
 """The command line of scripts/posix-compare."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -49,8 +50,8 @@ def main(
 ) -> None:
     """Run a table of system calls on a plain directory and on a cleanfs mount; print what differs.
 
-    As root, the calls are made by root and by three other users. Exits with 1 if a difference is not
-    one of those that docs/limits.md explains, or if an explanation has become unnecessary.
+    The calls are made by root and by three other users. Exits with 1 if a difference is not one of
+    those that docs/limits.md explains, or if an explanation has become unnecessary.
     """
     chosen_users = tuple(users.split(",")) if users else ()
     if unknown := set(chosen_users) - set(USERS):
@@ -62,6 +63,8 @@ def main(
         return
     if not jobs:
         raise click.BadParameter("matches no case", param_hint="--filter")
+    if os.getuid():
+        raise click.UsageError("needs root, to act as other users and to mount file systems")
     options = (
         "--coherency",
         coherency,

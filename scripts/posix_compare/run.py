@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 from . import observe, worker
-from .case import USERS, Case, User
+from .case import USERS, Case
 from .observe import State, Stats
 from .sites import Site
 
@@ -99,15 +99,11 @@ def _run(site: Site, batch: list[tuple[int, Case, str]]) -> list[Outcome]:
     outcomes = []
     for (number, case, user), stats in zip(batch, before, strict=True):
         work = os.path.join(site.top, str(number), "work")
-        result = worker.run(_user(user), work, case.action)
+        result = worker.run(USERS[user], work, case.action)
         outcomes.append(Outcome(result, _look(site, str(number), stats)))
     for top in tops:
         shutil.rmtree(top)
     return outcomes
-
-
-def _user(name: str) -> User:
-    return USERS[name] if os.getuid() == 0 else User("self", os.getuid(), os.getgid())
 
 
 def _set_up(top: str, case: Case) -> None:

@@ -7,6 +7,7 @@ import resource
 import select
 import signal
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -18,7 +19,11 @@ TIMEOUT_SECONDS = 20
 def run(user: User, directory: str, action: Callable[[], object]) -> object:
     """What the action returned, or the name of its errno, or how its process ended."""
     reader, writer = os.pipe()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of threads, which the child has no use for
+        pid = os.fork()
     if pid == 0:
         os.close(reader)
         _child(user, directory, action, writer)
@@ -44,10 +49,9 @@ def _child(user: User, directory: str, action: Callable[[], object], writer: int
         os.umask(0o022)
         os.dup2(os.open(os.devnull, os.O_RDWR), 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if os.getuid() == 0:
-            os.setgroups(user.groups)
-            os.setresgid(user.gid, user.gid, user.gid)
-            os.setresuid(user.uid, user.uid, user.uid)
+        os.setgroups(user.groups)
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
         try:
             result = _plain(action())
         except OSError as exc:

@@ -14,6 +14,8 @@ from scripts.posix_compare.run import compare
 from scripts.posix_compare.sites import Site
 from tests.e2e.mounting import mounted
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acting as other users takes root")
+
 LIMITS = Path(__file__).parents[2] / "docs" / "limits.md"
 
 SAMPLE = (
@@ -31,7 +33,7 @@ SAMPLE = (
 """Patterns, and each how many of their cases is run."""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="acting as other users takes root")
+@needs_root
 @pytest.mark.parametrize("options", [(), ("--coherency", "none")], ids=["open", "alone"])
 def test_system_calls_do_what_they_do_on_a_plain_directory(
     source: Path, mountpoint: Path, options: tuple[str, ...]
@@ -55,6 +57,7 @@ def _change(where: str) -> None:
         os.chmod("dir", 0o700)
 
 
+@needs_root
 def test_a_case_that_differs_is_found(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     for site in one, other:
