@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -132,9 +133,12 @@ def _age(site: Site, number: str) -> dict[str, Stats]:
 def _look(site: Site, number: str, before: dict[str, Stats]) -> dict[str, State]:
     """First what moves no time, in all views; then what is new, and what is in it all."""
     tops = {view: os.path.join(path, number) for view, path in site.views.items()}
+    after = {view: observe.stats(top, list(before[view])) for view, top in tops.items()}
     if site.writeback:
         _write_back(tops["mount"])
-    after = {view: observe.stats(top, list(before[view])) for view, top in tops.items()}
+        for view, top in tops.items():
+            files = [path for path, st in after[view].items() if stat.S_ISREG(st.st_mode)]
+            after[view] |= observe.stats(top, files)
     for view, top in tops.items():
         after[view] = observe.stats(top, observe.paths(top)) | after[view]
     return {view: observe.state(top, before[view], after[view]) for view, top in tops.items()}
@@ -143,7 +147,7 @@ def _look(site: Site, number: str, before: dict[str, Stats]) -> dict[str, State]
 def _write_back(top: str) -> None:
     """What the kernel still keeps goes to the source, to be seen there; unless that refuses it."""
     for path, st in observe.stats(top, observe.paths(top)).items():
-        if st.st_mode & 0o170000 == 0o100000:
+        if stat.S_ISREG(st.st_mode):
             fd = os.open(os.path.join(top, path), os.O_RDONLY)
             with contextlib.suppress(OSError):
                 os.fsync(fd)
