@@ -282,8 +282,8 @@ def drop_span(fd: int, span: Span) -> None:
 def without_set_id(st: os.stat_result, caller: Caller) -> int | None:
     """The permissions that somebody's change of the data leaves; None if it leaves them as they are.
 
-    A set-gid bit without execution for the group stays for the group's members (``setattr_should_drop_sgid``
-    of the kernel, Linux 6.2).
+    A set-gid bit without execution for the group stays for the group's members: the kernel's
+    ``setattr_should_drop_sgid`` (Linux 6.2).
     """
     mode = st.st_mode
     if not mode & (stat.S_ISUID | stat.S_ISGID) or not stat.S_ISREG(mode) or caller.privileged:

@@ -228,8 +228,9 @@ class CleanFS(pyfuse3.Operations):
         async with self._tree.using(inode) as held:
             if new == NewAttributes():
                 st = await self._tree.near(held, os.fstat, held.fd)
-                if not _may_touch(Caller.of(ctx), st):
-                    raise FUSEError(errno.EPERM)
+                lost_capability, held.lost_capability = held.lost_capability, False
+                if _is_before_a_write(st, Caller.of(ctx), lost_capability):
+                    return self._attributes(held, st)
                 new = NewAttributes(uid=NOBODY_ELSE)
             elif fields.update_size and not fields.update_mode and ctx.uid != 0:
                 st = await self._tree.near(held, os.fstat, held.fd)
@@ -298,12 +299,15 @@ class CleanFS(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        """Rename, with RENAME_NOREPLACE and RENAME_EXCHANGE."""
+        """Rename, with RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT."""
+        owner = Owner(ctx.uid, ctx.gid, ctx.umask)
         async with (
             self._changing_names(parent_inode_old, name_old) as old,
             self._changing_names(parent_inode_new, name_new) as new,
         ):
-            done = await self._tree.run(namespace.rename, old.fd, name_old, new.fd, name_new, flags)
+            done = await self._tree.run(
+                namespace.rename, old.fd, name_old, new.fd, name_new, flags, owner
+            )
             self._tree.name_changed(done.moved)
             if (inode := self._inodes.find(done.moved.before)) is not None:
                 self._inodes.moved(inode, new, name_new)
@@ -564,6 +568,7 @@ class CleanFS(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
         async with self._tree.using(inode) as held:
             await self._tree.change_xattr(held, name, None)
+            held.lost_capability = name == CAPABILITY
 
     @handler
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
@@ -746,13 +751,18 @@ class CleanFS(pyfuse3.Operations):
         return entry
 
 
-def _may_touch(caller: Caller, st: os.stat_result) -> bool:
-    """Whether somebody may chown a file to whom it belongs.
+def _is_before_a_write(st: os.stat_result, caller: Caller, lost_capability: bool) -> bool:
+    """Whether a setattr of no attribute says only that a write comes, which will take set-id bits away.
 
-    The kernel asks for no more than that, with a setattr of no attribute, but leaves it to us to take
-    set-id bits away, which is for the owner.
+    The kernel sends one then, and also for a chown to nobody else. A user can chown such a file only
+    if it is an own one; and there is no harm if an owner's bits go a moment before the write. Root's
+    write leaves set-id bits alone: it is told of only after it has taken a capability away.
     """
-    return caller.privileged or caller.uid == st.st_uid or without_set_id(st, caller) is None
+    if caller.privileged:
+        return lost_capability
+    return caller.uid != st.st_uid and without_set_id(st, caller) is not None
+
+
 class _ChangingNames(Using):
     """``CleanFS._changing_names``. After an error that leaves it open, the kernel looks the name up."""
 

@@ -6,9 +6,9 @@ capabilities and set-id bits away (FUSE_HANDLE_KILLPRIV_V2, Linux 5.11). Then it
 and again only when attributes were refreshed, or before each write if there are set-id bits. libfuse
 3.14 can not say it, and does not tell whether a write is to take the bits: see ``Inode.asked_for``.
 
-And it applies the umask to the mode of what is made, unless the file system says that it does so itself
-(FUSE_DONT_MASK): where the directory has a default ACL, the umask is not to be applied (``Owner.mode``).
-pyfuse3 can not say that.
+And it applies the umask to the mode of what is made, unless the file system says that it does so
+itself (FUSE_DONT_MASK), as it must: in a directory with a default ACL the umask does not apply
+(``Owner.mode``). pyfuse3 can not say that.
 
 So for the length of that exchange libfuse reads and writes a socket in place of the device, and we are
 the other end of it: the question goes in as it came, the answer goes out with some bits more. pyfuse3

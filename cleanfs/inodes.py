@@ -79,6 +79,7 @@ class Inode:
         "ino",
         "kernel_sizes",
         "kind",
+        "lost_capability",
         "name",
         "nlookup",
         "node",
@@ -122,6 +123,8 @@ class Inode:
         sends a program's write to a file with set-id bits, and not before it sends what is dirty in a
         mapping. None for nobody, and for root unless a user asked before: a question need not be
         followed by a write, and then it can not be told whose the next one is."""
+        self.lost_capability = False
+        """Its capabilities were taken away by the last request: by a change to come, it may be."""
         self.sent: tuple[int, int, int] | None = None
         """Size, mtime and ctime that the kernel was last told."""
         self.doubts = self.doubts_settled = 0

@@ -219,17 +219,27 @@ class Renamed:
     replaced: Changed | None
 
 
-def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> Renamed:
-    """``renameat2``."""
+def rename(
+    old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int, owner: Owner | None = None
+) -> Renamed:
+    """``renameat2``. ``owner`` is whose a RENAME_WHITEOUT's whiteout becomes."""
     with _Holding(old_dir, old) as moved:
         try:
             target = _Holding(new_dir, new)
         except FileNotFoundError:
             syscalls.renameat2(old_dir, old, new_dir, new, flags)
-            return Renamed(moved.changed(), None)
-        with target:
-            syscalls.renameat2(old_dir, old, new_dir, new, flags)
-            return Renamed(moved.changed(), target.changed())
+            renamed = Renamed(moved.changed(), None)
+        else:
+            with target:
+                syscalls.renameat2(old_dir, old, new_dir, new, flags)
+                renamed = Renamed(moved.changed(), target.changed())
+    if flags & syscalls.RENAME_WHITEOUT and owner is not None:
+        whiteout = lookup(old_dir, old)
+        try:
+            owner.take(whiteout.fd, whiteout.stat, old_dir)
+        finally:
+            os.close(whiteout.fd)
+    return renamed
 
 
 class _Holding:

@@ -19,6 +19,7 @@ AT_HANDLE_FID: Final = 0x200
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
 
 SYS_OPENAT2: Final = 437
 """One number on every architecture; glibc has no function for it."""

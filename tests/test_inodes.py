@@ -18,6 +18,7 @@ from cleanfs.inodes import (
     DEVICE_SHIFT,
     DYNAMIC_BASE,
     LEAST_HELD,
+    MAX_SIZES,
     PATH_FLAGS,
     ROOT,
     Inode,
@@ -559,3 +560,43 @@ def test_the_oldest_idle_files_are_forgettable_in_turn(rig: Rig) -> None:
     assert len(rig.table) == 5
     assert directory.is_dir
     assert not a.is_dir
+
+
+def regular() -> Inode:
+    return Inode(1, 2, stat_module.S_IFREG, 3, 4)
+
+
+def test_the_kernel_may_see_the_end_where_it_was_told_to() -> None:
+    inode = regular()
+    for size in 100, 250, 250, 170:
+        inode.told_size(size)
+    assert [at for at in (0, 99, 100, 170, 200, 250, 300) if inode.may_end_at(at)] == [100, 170, 250]
+    inode.set_size(40)
+    assert [at for at in (0, 40, 100, 170) if inode.may_end_at(at)] == [40]
+
+
+def test_what_the_kernel_writes_it_knows_of() -> None:
+    inode = regular()
+    for size in 100, 250:
+        inode.told_size(size)
+    inode.wrote_to(170)
+    assert [at for at in (100, 170, 250) if inode.may_end_at(at)] == [170, 250]
+    inode.wrote_to(300)
+    assert inode.kernel_sizes == (300,)
+
+
+def test_whole_pages_before_the_end_are_of_a_mapping() -> None:
+    inode = regular()
+    for size in 4096, 8192:
+        inode.told_size(size)
+    assert not inode.may_end_at(4096)
+    assert inode.may_end_at(8192)
+    inode.told_size(100)
+    assert inode.may_end_at(4096)
+
+
+def test_only_some_sizes_are_remembered() -> None:
+    inode = regular()
+    for size in range(1, 1000):
+        inode.told_size(size)
+    assert len(inode.kernel_sizes) == MAX_SIZES

@@ -1,6 +1,7 @@
 """The command line of scripts/posix-compare."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -26,12 +27,13 @@ MOST_SHOWN = 400
 @click.option("--filter", "filters", multiple=True, help="Only cases whose names match (or begin so).")
 @click.option("--list", "only_list", is_flag=True, help="List the cases and their users; run nothing.")
 @click.option("--users", help="Comma separated, of: " + ", ".join(USERS) + ". Default: all.")
+@click.option("--every", type=click.IntRange(1), default=1, help="Only each nth case: a quick look.")
 @click.option("--coherency", type=click.Choice(["open", "none"]), default="open", show_default=True)
 @click.option(
     "--option", "mount_options", multiple=True, help="For cleanfs mount, e.g. --option=--writeback."
 )
 @click.option("--base", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="On whose file system source and plain directory are. Default: ext4 of its own.")  # fmt: skip
+              help="Where source and plain directory are made. Default: ext4 of its own.")  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path),
               help="Write all differences there.")  # fmt: skip
 @click.option("--explained", "show_explained", is_flag=True, help="Show explained differences, too.")
@@ -39,6 +41,7 @@ def main(
     filters: tuple[str, ...],
     only_list: bool,
     users: str | None,
+    every: int,
     coherency: str,
     mount_options: tuple[str, ...],
     base: Path | None,
@@ -47,19 +50,21 @@ def main(
 ) -> None:
     """Run a table of system calls on a plain directory and on a cleanfs mount; print what differs.
 
-    As root, the calls are made by root and by three other users. Exits with 1 if a difference is not
-    one of those that docs/limits.md explains, or if an explanation has become unnecessary.
+    The calls are made by root and by three other users. Exits with 1 if a difference is not one of
+    those that docs/limits.md explains, or if an explanation has become unnecessary.
     """
     chosen_users = tuple(users.split(",")) if users else ()
     if unknown := set(chosen_users) - set(USERS):
         raise click.BadParameter(f"no such user: {', '.join(sorted(unknown))}", param_hint="--users")
-    jobs = select(filters, chosen_users)
+    jobs = select(filters, chosen_users, every)
     if only_list:
         for case, user in jobs:
             print(f"{case.name} ({user})")
         return
     if not jobs:
         raise click.BadParameter("matches no case", param_hint="--filter")
+    if os.getuid():
+        raise click.UsageError("needs root, to act as other users and to mount file systems")
     options = (
         "--coherency",
         coherency,
@@ -76,7 +81,7 @@ def main(
         for difference in compare(plain, mount, jobs, lambda count: bar.advance(task, count)):
             found.append((difference, explain(difference, options)))
     unexplained = [difference for difference, why in found if why is None]
-    whole = not filters and not chosen_users
+    whole = not filters and not chosen_users and every == 1
     used = {why for _, why in found if why is not None}
     unused = [e for e in EXPLANATIONS if whole and e.applies(options) and e not in used]
     _show(found if show_explained else [(d, None) for d in unexplained])
@@ -85,7 +90,7 @@ def main(
     cases = len({case.name for case, _ in jobs})
     seconds = time.monotonic() - started
     console.print(
-        f"{len(jobs)} cases ({cases} for one to four users) in {seconds:.0f} s: {len(unexplained)} "
+        f"{len(jobs)} cases of {cases} kinds in {seconds:.0f} s: {len(unexplained)} "
         f"unexplained differences in {len({(d.case, d.user) for d in unexplained})} cases, "
         f"{len(found) - len(unexplained)} explained ones"
     )

@@ -3,8 +3,19 @@
 import os
 import stat
 
-from .calls import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, UTIME_NOW, UTIME_OMIT
-from .calls import fchmodat2, fchownat, ioctl, readlink, statx, utimensat
+from .calls import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_SYMLINK_NOFOLLOW,
+    UTIME_NOW,
+    UTIME_OMIT,
+    fchmodat2,
+    fchownat,
+    ioctl,
+    readlink,
+    statx,
+    utimensat,
+)
 from .case import OWNER, TEAM, USERS, Case, Cases
 from .objects import make, then
 

@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 TEAM: Final = 23456
 """The group of the files that setups make."""
@@ -28,12 +28,13 @@ USERS: Final = {
         User("other", 12347, 23458),
     )
 }
-"""``owner`` owns what setups make unless they say otherwise, ``member`` has its group as a further one."""
+"""``owner`` owns what setups make unless they say otherwise, ``member`` has its group as well."""
 
 OWNER: Final = USERS["owner"].uid
 
 EVERYBODY: Final = tuple(USERS)
 ROOT: Final = ("root",)
+MEMBER: Final = ("member",)
 ROOT_AND_MEMBER: Final = ("root", "member")
 
 
@@ -55,7 +56,7 @@ class Case:
 Cases = Iterator[Case]
 
 
-def attempt(call: Callable[..., object], *args: Any, **kwargs: Any) -> object:
+def attempt(call: Callable[..., object], *args: object, **kwargs: object) -> object:
     """What a call returns, or the name of its errno."""
     try:
         return call(*args, **kwargs)

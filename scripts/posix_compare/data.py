@@ -253,7 +253,7 @@ def cases() -> Cases:
             )
     yield Case("data/append cleared", make("file"), lambda: _toggled(os.O_APPEND, 0))
     yield Case("data/append set", make("file"), lambda: _toggled(0, os.O_APPEND))
-    yield Case("data/append cleared, empty", make("empty"), lambda: _rewritten())
+    yield Case("data/append cleared, empty", make("empty"), _rewritten)
     yield Case("data/appenders", make("file"), _appenders)
     for writes in (False, True):
         for offset, size in (

@@ -45,18 +45,22 @@ GROUPS: dict[str, Callable[[], Cases]] = {
 }
 
 
-def select(filters: tuple[str, ...] = (), users: tuple[str, ...] = ()) -> list[tuple[Case, str]]:
-    """Cases whose names match one of the patterns (or begin with one), each with one of its users."""
+def select(
+    filters: tuple[str, ...] = (), users: tuple[str, ...] = (), every: int = 1
+) -> list[tuple[Case, str]]:
+    """Cases whose names match one of the patterns (or begin with one), each with one of its users.
+
+    ``every`` is n for each nth of them.
+    """
     chosen = []
     for group in GROUPS.values():
         for case in group():
-            if filters and not any(matches(case.name, pattern) for pattern in filters):
+            if filters and not any(is_meant(case.name, pattern) for pattern in filters):
                 continue
             chosen += [(case, user) for user in case.users if not users or user in users]
-    return chosen
+    return chosen[::every]
 
 
-def matches(name: str, pattern: str) -> bool:
-    """Whether a name is meant by a pattern; brackets are no special characters."""
-    literal = pattern.replace("[", "[[]")
-    return fnmatchcase(name, literal) or name.startswith(pattern.rstrip("*"))
+def is_meant(name: str, pattern: str) -> bool:
+    """Whether a name matches a pattern, or begins with it."""
+    return name.startswith(pattern) or fnmatchcase(name, pattern)

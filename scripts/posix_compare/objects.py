@@ -57,7 +57,7 @@ TARGETS = {"to-file": ("file",), "to-dir": ("dir",)}
 
 
 def make(*names: str, mode: int | None = None, uid: int = OWNER, gid: int = TEAM) -> Callable[[], None]:
-    """A setup that makes objects, owned by ``uid`` and ``gid``, with ``mode`` or one that the group may use."""
+    """A setup that makes objects, with ``mode`` or one by which the group may use them."""
 
     def setup() -> None:
         for name in names:

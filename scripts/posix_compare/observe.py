@@ -20,7 +20,7 @@ Stats = dict[str, os.stat_result]
 
 
 def paths(top: str) -> list[str]:
-    """Everything that is there, relative to ``top``, and that itself. Moves the atimes of directories."""
+    """Everything that is there, relative to ``top``, and that itself. Moves directories' atimes."""
     return [".", *(os.path.relpath(path, top) for path in _walk(top))]
 
 
@@ -32,9 +32,12 @@ def age(top: str, known: list[str]) -> None:
 
 
 def stats(top: str, known: list[str]) -> Stats:
-    """lstat of what is still there. Moves no time."""
-    found = {}
+    """The lstat of what is still there. Moves no time."""
+    found: Stats = {}
     for path in known:
+        above = found.get(os.path.dirname(path))
+        if above is not None and not stat.S_ISDIR(above.st_mode):
+            continue  # to look through a symbolic link would move the link's atime
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found[path] = os.lstat(os.path.join(top, path))
     return found

@@ -19,7 +19,7 @@ from .calls import (
     unlinkat,
     utimensat,
 )
-from .case import ROOT_AND_MEMBER, Case, Cases
+from .case import MEMBER, Case, Cases
 from .objects import make
 
 PATHS = {
@@ -144,5 +144,5 @@ def cases() -> Cases:
                 f"paths/{call}/{kind}",
                 make(*MADE),
                 lambda action=action, path=path: action(path),  # type: ignore[misc]
-                ROOT_AND_MEMBER,
+                MEMBER,
             )

@@ -3,7 +3,7 @@
 import os
 
 from .calls import RENAME_FLAGS, renameat2
-from .case import OWNER, ROOT_AND_MEMBER, TEAM, USERS, Case, Cases, attempt
+from .case import MEMBER, OWNER, ROOT_AND_MEMBER, TEAM, USERS, Case, Cases, attempt
 from .objects import make, then
 
 KINDS = ("file", "empty", "dir", "full", "to-file", "to-dir", "dangling", "fifo", "socket", "missing")
@@ -35,7 +35,7 @@ def _matrix() -> Cases:
                         f"renames/{old} over {new}/{flag or 'plain'}/{place}",
                         lambda old=old, new=new: _two(old, new),  # type: ignore[misc]
                         lambda place=place, number=number: renameat2("old", place, number),  # type: ignore[misc]
-                        ROOT_AND_MEMBER,
+                        ROOT_AND_MEMBER if number < 3 and place == "beside" else MEMBER,
                     )
 
 

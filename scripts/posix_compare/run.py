@@ -1,7 +1,9 @@
 """Running cases on both sites, and what differs."""
 
+import contextlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -9,13 +11,13 @@ from itertools import count
 from typing import Any
 
 from . import observe, worker
-from .case import USERS, Case, User
+from .case import USERS, Case
 from .observe import State, Stats
 from .sites import Site
 
 BATCH = 100
 SETTLE_SECONDS = 0.03
-"""Between setups and actions, so that a time that moves is seen to move: two ticks of the kernel's clock."""
+"""Between setups and actions, so that a time that moves is seen to: two ticks of the kernel's clock."""
 
 Job = tuple[Case, str]
 """A case and the name of its user."""
@@ -81,7 +83,7 @@ def differences(case: Case, user: str, plain: Outcome, mount: Outcome) -> Iterat
                     yield Difference(case.name, user, aspect, one.get(field), other.get(field))
 
 
-def _unequal(aspect: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+def _unequal(aspect: str, one: object, other: object) -> Iterator[tuple[str, object, object]]:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         for place, (a, b) in enumerate(zip(one, other, strict=True)):
             yield from _unequal(f"{aspect}[{place}]", a, b)
@@ -98,15 +100,11 @@ def _run(site: Site, batch: list[tuple[int, Case, str]]) -> list[Outcome]:
     outcomes = []
     for (number, case, user), stats in zip(batch, before, strict=True):
         work = os.path.join(site.top, str(number), "work")
-        result = worker.run(_user(user), work, case.action)
+        result = worker.run(USERS[user], work, case.action)
         outcomes.append(Outcome(result, _look(site, str(number), stats)))
     for top in tops:
         shutil.rmtree(top)
     return outcomes
-
-
-def _user(name: str) -> User:
-    return USERS[name] if os.getuid() == 0 else User("self", os.getuid(), os.getgid())
 
 
 def _set_up(top: str, case: Case) -> None:
@@ -135,20 +133,22 @@ def _age(site: Site, number: str) -> dict[str, Stats]:
 def _look(site: Site, number: str, before: dict[str, Stats]) -> dict[str, State]:
     """First what moves no time, in all views; then what is new, and what is in it all."""
     tops = {view: os.path.join(path, number) for view, path in site.views.items()}
+    after = {view: observe.stats(top, list(before[view])) for view, top in tops.items()}
     if site.writeback:
         _write_back(tops["mount"])
-    after = {view: observe.stats(top, list(before[view])) for view, top in tops.items()}
+        for view, top in tops.items():
+            files = [path for path, st in after[view].items() if stat.S_ISREG(st.st_mode)]
+            after[view] |= observe.stats(top, files)
     for view, top in tops.items():
         after[view] = observe.stats(top, observe.paths(top)) | after[view]
     return {view: observe.state(top, before[view], after[view]) for view, top in tops.items()}
 
 
 def _write_back(top: str) -> None:
-    """What the kernel still keeps goes to the source, to be seen there."""
+    """What the kernel still keeps goes to the source, to be seen there; unless that refuses it."""
     for path, st in observe.stats(top, observe.paths(top)).items():
-        if st.st_mode & 0o170000 == 0o100000:
+        if stat.S_ISREG(st.st_mode):
             fd = os.open(os.path.join(top, path), os.O_RDONLY)
-            try:
+            with contextlib.suppress(OSError):
                 os.fsync(fd)
-            finally:
-                os.close(fd)
+            os.close(fd)

@@ -1,6 +1,5 @@
 """Where cases run: a plain directory, and a mount of another one on the same file system."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,8 +32,7 @@ def sites(base: Path | None, options: tuple[str, ...]) -> Iterator[tuple[Site, S
             stack.enter_context(tempfile.TemporaryDirectory(prefix="posix-compare-", dir=base))
         )
         scratch.chmod(0o755)
-        root = os.getuid() == 0
-        disk = stack.enter_context(_disk(scratch)) if root and base is None else scratch
+        disk = stack.enter_context(_disk(scratch)) if base is None else scratch
         plain, source = disk / "plain", disk / "source"
         mountpoint = scratch / "mnt"
         for directory in (plain, source, mountpoint):
@@ -42,13 +40,10 @@ def sites(base: Path | None, options: tuple[str, ...]) -> Iterator[tuple[Site, S
             directory.chmod(0o755)
         for site in (plain, source):
             (site / "second").mkdir()
-            if root:
-                stack.enter_context(
-                    _mount(site / "second", "-t", "tmpfs", "-o", "size=16m", "posix-compare")
-                )
-                (site / "second").chmod(0o777)
-        if root:
-            options = ("--allow-other", "-o", "suid,dev", *options)
+            tmpfs = ("-t", "tmpfs", "-o", "size=16m", "posix-compare")
+            stack.enter_context(_mount(site / "second", *tmpfs))
+            (site / "second").chmod(0o777)
+        options = ("--allow-other", "-o", "suid,dev", *options)
         mounting.LIFETIME = LIFETIME_SECONDS
         stack.enter_context(mounting.mounted(source, mountpoint, *options))
         writeback = "--writeback" in options

@@ -7,18 +7,23 @@ import resource
 import select
 import signal
 import traceback
+import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .case import User
 
 TIMEOUT_SECONDS = 20
 
 
-def run(user: User, directory: str, action: Callable[[], object]) -> Any:
+def run(user: User, directory: str, action: Callable[[], object]) -> object:
     """What the action returned, or the name of its errno, or how its process ended."""
     reader, writer = os.pipe()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of threads, which the child has no use for
+        pid = os.fork()
     if pid == 0:
         os.close(reader)
         _child(user, directory, action, writer)
@@ -33,7 +38,8 @@ def run(user: User, directory: str, action: Callable[[], object]) -> Any:
         return "timed out"
     if os.WIFSIGNALED(status):
         return signal.Signals(os.WTERMSIG(status)).name
-    return json.loads(said)
+    result: object = json.loads(said)
+    return result
 
 
 def _child(user: User, directory: str, action: Callable[[], object], writer: int) -> NoReturn:
@@ -43,10 +49,9 @@ def _child(user: User, directory: str, action: Callable[[], object], writer: int
         os.umask(0o022)
         os.dup2(os.open(os.devnull, os.O_RDWR), 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if os.getuid() == 0:
-            os.setgroups(user.groups)
-            os.setresgid(user.gid, user.gid, user.gid)
-            os.setresuid(user.uid, user.uid, user.uid)
+        os.setgroups(user.groups)
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
         try:
             result = _plain(action())
         except OSError as exc:

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import random
@@ -68,6 +69,25 @@ def test_two_appending_handles_overwrite_nothing(place: Place) -> None:
     expected = b"".join(b"a%03d" % i * 50 + b"b%03d" % i * 50 for i in range(100))
     assert (place.source / "f").read_bytes() == expected
     assert (place.path / "f").read_bytes() == expected
+
+
+@pytest.mark.parametrize("options", [(), ("--coherency", "none")], ids=["open", "alone"])
+def test_where_o_append_was_taken_away_a_write_goes_where_it_says(
+    mount: Mounter, source: Path, options: tuple[str, ...]
+) -> None:
+    fs = mount(*options)
+    for path in fs.path / "f", source / "twin":
+        with opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as fd:
+            for turn in range(3):
+                fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+                os.write(fd, b"0123456789" * 500)
+                fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+                os.pwrite(fd, b"header %d" % turn, 0)
+                os.pwrite(fd, b"within %d" % turn, 1234)
+                assert os.fstat(fd).st_size < 20_000
+                os.pwrite(fd, b"a page %d" % turn, 4096)
+                os.pwrite(fd, b"beyond %d" % turn, 5000 * turn + 5001)
+    assert (source / "f").read_bytes() == (source / "twin").read_bytes() == (fs.path / "f").read_bytes()
 
 
 @pytest.mark.parametrize("by_handle", [False, True])

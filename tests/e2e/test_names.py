@@ -456,9 +456,9 @@ def test_a_symbolic_link_can_have_trusted_attributes(place: Place) -> None:
 
 @pytest.mark.skipif(not shutil.which("setfacl"), reason="setfacl is not installed")
 def test_access_lists_are_kept_and_inherited(place: Place) -> None:
-    # With umask 0: FUSE applies the umask before the source sees a default ACL, which overrides it.
     script = (
-        "umask 0; mkdir d; setfacl -d -m u:1234:rwx,g:2345:rx d; touch d/f; mkdir d/sub; touch f;"
+        "umask 027; mkdir -m 777 d; setfacl -d -m u:1234:rwx,g:2345:rx d; touch d/f; mkdir d/sub;"
+        "touch f;"
         "setfacl -m u:1234:rw f; chmod g-w f; getfacl -n d d/f d/sub f; stat -c %a d/f d/sub f"
     )
     assert run("sh", "-c", script, cwd=place.path) == run("sh", "-c", script, cwd=place.plain)

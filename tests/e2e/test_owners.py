@@ -2,6 +2,7 @@
 
 import os
 import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tests.e2e.conftest import Mounter, Place
 from tests.e2e.mounting import as_user
 
 UID, GID, EXTRA = 12345, 23456, 34567
+NO_ID = 0xFFFFFFFF
+"""In an access list: of the owner, the group and all others."""
 
 MAKE = {
     "file": "os.close(os.open('new', os.O_CREAT | os.O_WRONLY, 0o640))",
@@ -44,6 +47,42 @@ def test_what_a_user_makes_is_as_on_a_plain_file_system(
         if said == "":
             assert identity(directory / "new") == identity(seen / "new")
     assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("parent", [0o777, 0o2777], ids=oct)
+def test_the_whiteout_of_a_rename_is_the_user_s(place: Place, parent: int) -> None:
+    outcomes = []
+    for directory, seen in (place.path, place.source), (place.plain, place.plain):
+        (seen / "old").touch()
+        directory.chmod(parent)
+        code = "libc = ctypes.CDLL(None)\nassert libc.renameat2(-100, b'old', -100, b'new', 4) == 0"
+        assert as_user(directory, code, uid=UID, gid=GID) == ""
+        outcomes.append(identity(seen / "old"))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0] == UID
+
+
+@pytest.mark.parametrize("umask", [0, 0o027, 0o077], ids=oct)
+@pytest.mark.parametrize("what", MAKE)
+def test_under_a_default_list_what_a_user_makes_is_as_on_a_plain_file_system(
+    place: Place, what: str, umask: int
+) -> None:
+    entries = ((1, 7, NO_ID), (2, 6, 4321), (4, 5, NO_ID), (16, 7, NO_ID), (32, 1, NO_ID))
+    inherited = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    outcomes = []
+    for directory, seen in (place.path, place.source), (place.plain, place.plain):
+        directory.chmod(0o777)
+        os.setxattr(directory, "system.posix_acl_default", inherited)
+        said = as_user(directory, MAKE[what], uid=UID, gid=GID, umask=umask)
+        made = os.path.lexists(seen / "new")
+        outcomes.append((said, identity(seen / "new"), access_list(seen / "new")) if made else (said,))
+    assert outcomes[0] == outcomes[1]
+
+
+def access_list(path: Path) -> bytes | None:
+    if "system.posix_acl_access" not in os.listxattr(path, follow_symlinks=False):
+        return None
+    return os.getxattr(path, "system.posix_acl_access")
 
 
 def test_what_a_user_makes_is_the_user_s(place: Place) -> None:

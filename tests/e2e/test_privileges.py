@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import as_user
+from tests.e2e.mounting import as_user, settle
 
 CAPABILITY = "security.capability"
 NET_BIND = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
@@ -50,7 +50,7 @@ def file(source: Path, mountpoint: Path) -> Path:
     [
         *((change, 0o6777, 0o777) for change in CHANGES if change != "mmap"),
         ("write", 0o2777, 0o777),
-        ("write", 0o2767, 0o2767),  # without execution the bit is no privilege
+        *((change, 0o2767, 0o767) for change in CHANGES if change != "mmap"),
     ],
 )
 def test_a_users_change_takes_set_id_bits_away(
@@ -63,6 +63,47 @@ def test_a_users_change_takes_set_id_bits_away(
     assert mode(file) == after
     assert mode(fs.path / "f") == after
     assert as_user(fs.path, "print(oct(os.stat('f').st_mode & 0o7777))") == oct(after)
+
+
+@pytest.mark.parametrize("change", [name for name in CHANGES if name != "mmap"])
+def test_a_member_of_the_group_leaves_a_bit_that_is_no_privilege(
+    file: Path, mount: Mounter, change: str
+) -> None:
+    fs = mount("--allow-other")
+    os.chown(file, 0, 34567)
+    file.chmod(0o2767)
+    assert as_user(fs.path, CHANGES[change], groups=(34567,)) == ""
+    assert mode(file) == mode(fs.path / "f") == 0o2767
+
+
+@pytest.mark.parametrize(
+    ("uid", "after", "moved"),
+    [(0, 0o777, True), (12345, 0o777, True), (54321, 0o6777, False)],
+    ids=["root", "owner", "other"],
+)
+def test_a_chown_to_nobody_else_takes_set_id_bits_away(
+    file: Path, mount: Mounter, uid: int, after: int, moved: bool
+) -> None:
+    fs = mount("--allow-other")
+    os.chown(file, 12345, 23456)
+    file.chmod(0o6777)
+    before = (fs.path / "f").stat().st_ctime_ns
+    settle()
+    assert as_user(fs.path, "os.chown('f', -1, -1)", uid=uid) == ""
+    assert mode(file) == mode(fs.path / "f") == after
+    assert ((fs.path / "f").stat().st_ctime_ns > before) == moved
+
+
+def test_who_sets_an_access_list_keeps_no_bit_of_a_foreign_group(file: Path, mount: Mounter) -> None:
+    fs = mount("--allow-other")
+    os.chown(file, 12345, 34567)
+    entries = ((1, 7), (4, 7), (32, 5))
+    minimal = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e, 0xFFFFFFFF) for e in entries)
+    code = f"os.setxattr('f', 'system.posix_acl_access', {minimal!r})"
+    for groups, expected in ((34567,), 0o2775), ((), 0o775):
+        file.chmod(0o2775)
+        assert as_user(fs.path, code, groups=groups) == ""
+        assert mode(file) == mode(fs.path / "f") == expected
 
 
 @pytest.mark.parametrize("change", CHANGES)
