@@ -26,6 +26,7 @@ from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
 from cleanfs.latency import Latencies
+from cleanfs.memory import give_back, rss_bytes
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
@@ -108,6 +109,7 @@ class Mount:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._notifier.run)
                     nursery.start_soon(self._filesystem.keep_bounded)
+                    nursery.start_soon(give_back)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
                     await pyfuse3.main()
@@ -324,12 +326,6 @@ def option_text(path: str) -> str:
     """A path as a FUSE option value: printable ASCII, commas and backslashes escaped."""
     ascii_only = path.encode("ascii", "backslashreplace").decode()
     return ascii_only.replace("\\", "\\\\").replace(",", "\\,")
-
-
-def rss_bytes() -> int:
-    """Resident memory of this process."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def notify_systemd() -> None:
