@@ -6,8 +6,8 @@ import os
 from .directory import fill
 from .lab import Daemon, Lab
 
-NAME_BYTES = 128
-"""What a name takes in the daemon while a directory is open and listed."""
+NAME_BYTES = 32
+"""What a name of 11 bytes takes in the daemon while a directory is open and listed."""
 
 
 def run(lab: Lab) -> None:
