@@ -38,7 +38,7 @@ from cleanfs.stats import MountStats
 log = logging.getLogger(__name__)
 
 MAX_INODES = 1 << 16
-"""Inodes that the kernel may remember before it is asked to forget. They take 0.7 KiB each here."""
+"""Inodes that the kernel may remember before it is asked to forget. They take 1 KiB each here."""
 
 RESERVED_FDS = 128
 """Descriptors for everything that is not an inode or an open file."""

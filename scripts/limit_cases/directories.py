@@ -2,6 +2,9 @@
 
 import ctypes
 import os
+import time
+
+from cleanfs.memory import TRIM_SECONDS
 
 from .directory import fill
 from .lab import Daemon, Lab
@@ -34,6 +37,7 @@ def run(lab: Lab) -> None:
         lab.at_most(f"{streams} open listings of {names:,} names: bytes a name", each, NAME_BYTES)
         for stream in opened:
             libc.closedir(stream)
+        time.sleep(2 * TRIM_SECONDS)
         last = daemon.settled()
         lab.at_most("PSS that is not given back", last.pss - first.pss, 16, "MiB")
         lab.same("open directories afterwards", daemon.open_files(), 0)
