@@ -268,7 +268,7 @@ class DirHandle:
         self.inode = inode
         self.fd = fd
         self._use = Use()
-        self._names: list[bytes] = []
+        self._names = namespace.Names()
         self._stats: dict[int, EntryStat] = {}
         self._dots: dict[bytes, os.stat_result] = {}
         self.before = Before(0, 0)
@@ -300,7 +300,7 @@ class DirHandle:
             return None
         if position not in self._stats:
             self.before = self._services.before()
-            names = self._names[position : position + self.batch]
+            names = self._names.some(position, self.batch)
             with self._use:
                 stats = await self._services.backing.run(namespace.stat_names, self.fd, names)
             self._stats = dict(enumerate(stats, position))

@@ -8,7 +8,10 @@ return. All raise OSError.
 import errno
 import os
 import stat as stat_module
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Self
 
 from cleanfs import syscalls
@@ -314,11 +317,39 @@ def stat_names(dir_fd: int, names: list[bytes]) -> list[EntryStat]:
     return stats
 
 
+class Names:
+    """Names in a directory, in order.
+
+    Packed, as each open directory keeps them: a list of 20,000 took 82 bytes a name, a fifth of which
+    stayed when it was gone. A name and 9 bytes it is here.
+    """
+
+    __slots__ = ("_packed", "_starts")
+
+    def __init__(self, names: Sequence[bytes] = ()) -> None:
+        """Pack them."""
+        self._packed = b"/".join(names)
+        self._starts = array("Q", accumulate((len(name) + 1 for name in names), initial=0))
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._starts) - 1
+
+    def __getitem__(self, position: int) -> bytes:
+        """The one at a position >= 0. Raises IndexError."""
+        stop = self._starts[position + 1] - 1
+        return self._packed[self._starts[position] : stop]
+
+    def some(self, position: int, count: int) -> list[bytes]:
+        """Up to ``count`` of them from a position on."""
+        return [self[i] for i in range(position, min(position + count, len(self)))]
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """A directory at one moment: names without the dots, and the attributes of the first ones."""
 
-    names: list[bytes]
+    names: Names
     stats: list[EntryStat]
     dot: os.stat_result
     dot_dot: os.stat_result
@@ -328,7 +359,7 @@ def list_directory(dir_fd: int, batch: int) -> Listing:
     """List, with attributes of the first ``batch`` names; names are in the source's order."""
     names = [os.fsencode(name) for name in os.listdir(dir_fd)]
     stats = stat_names(dir_fd, names[:batch])
-    return Listing(names, stats, os.fstat(dir_fd), os.stat("..", dir_fd=dir_fd))
+    return Listing(Names(names), stats, os.fstat(dir_fd), os.stat("..", dir_fd=dir_fd))
 
 
 def sync(fd: int, data_only: bool) -> None:

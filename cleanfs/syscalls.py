@@ -70,6 +70,18 @@ class _Timespec(ctypes.Structure):
     _fields_ = [("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long)]
 
 
+class _Mallinfo(ctypes.Structure):
+    """``struct mallinfo2``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd",
+            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
 def _timespec(ns: int | None) -> _Timespec:
     return _Timespec(0, UTIME_OMIT) if ns is None else _Timespec(*divmod(ns, 1_000_000_000))
 
@@ -198,6 +210,17 @@ def tune_malloc() -> None:
     _libc.mallopt(M_ARENA_MAX, 1)
     _libc.mallopt(M_TRIM_THRESHOLD, 4 << 20)
     _libc.mallopt(M_MMAP_THRESHOLD, 4 << 20)
+
+
+def malloc_free_bytes() -> int:
+    """What malloc has and nobody uses, given back to the system or not. 0 where it can not tell."""
+    try:
+        mallinfo2 = _libc.mallinfo2  # glibc 2.33
+    except AttributeError:
+        return 0
+    mallinfo2.restype = _Mallinfo
+    free: int = mallinfo2().fordblks
+    return free
 
 
 def trim_malloc() -> None:

@@ -17,9 +17,9 @@ RESERVED = 128
 def run(lab: Lab) -> None:
     """See the module."""
     wanted = lab.pick(10_000, 2000)
-    limit = lab.pick(20_000, 4000)
     own = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(own[1], 2 * limit), max(own[1], 2 * limit)))
+    limit = min(lab.pick(20_000, 4000), own[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (own[1], own[1]))
     source = lab.directory("source")
     fill(source / "many", limit + 1000)
     fill(source / "others", 100)

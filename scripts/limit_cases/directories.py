@@ -2,12 +2,15 @@
 
 import ctypes
 import os
+import time
+
+from cleanfs.malloc import TRIM_SECONDS
 
 from .directory import fill
 from .lab import Daemon, Lab
 
-NAME_BYTES = 128
-"""What a name takes in the daemon while a directory is open and listed."""
+NAME_BYTES = 32
+"""What a name of 11 bytes takes in the daemon while a directory is open and listed."""
 
 
 def run(lab: Lab) -> None:
@@ -34,6 +37,7 @@ def run(lab: Lab) -> None:
         lab.at_most(f"{streams} open listings of {names:,} names: bytes a name", each, NAME_BYTES)
         for stream in opened:
             libc.closedir(stream)
+        time.sleep(2 * TRIM_SECONDS)
         last = daemon.settled()
         lab.at_most("PSS that is not given back", last.pss - first.pss, 16, "MiB")
         lab.same("open directories afterwards", daemon.open_files(), 0)

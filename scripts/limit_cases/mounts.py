@@ -17,6 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cleanfs.config import MountConfig
+from cleanfs.mount import serve
+
 from .lab import Lab
 
 CONNECTIONS = Path("/sys/fs/fuse/connections")
@@ -30,7 +33,7 @@ def run(lab: Lab) -> None:
         (source / f"f{i}").write_bytes(b"x" * 5000)
     with _fusectl(), _in_directory(temporary):
         before = _traces(point)
-        by_command, forked, in_one = lab.pick(100, 5), lab.pick(900, 50), lab.pick(300, 30)
+        by_command, forked, in_one = lab.pick(50, 5), lab.pick(950, 50), lab.pick(300, 30)
         start = time.monotonic()
         for i in range(by_command):
             _by_command(source, point, kill=i % 10 == 9)
@@ -73,9 +76,6 @@ def _use(point: Path) -> None:
 
 
 def _serve(source: Path, point: Path, ready: int) -> None:
-    from cleanfs.config import MountConfig
-    from cleanfs.mount import serve
-
     serve(
         MountConfig(str(source), str(point), pool_limit=8 << 20), lambda: os.write(ready, b"!") and None
     )

@@ -23,7 +23,7 @@ def run(lab: Lab) -> None:
         for _ in range(size >> 20):
             part = text(choose, 1 << 19) + choose.randbytes(1 << 19)
             file.write(part)
-    seconds = lab.pick(60, 8)
+    seconds = lab.pick(40, 8)
     with lab.mount(source, "--page-cache", "32M", "--pool-limit", "128M") as fs:
         daemon = Daemon(fs)
         begin = daemon.sample()
