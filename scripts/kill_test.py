@@ -607,6 +607,9 @@ def main() -> int:
     tallies = {name: Tally() for name in known if name in plan}
     deadline = time.monotonic() + args.seconds
     failed = False
+    # Whoever ends us with a signal gets what was found so far, and nothing is left.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    print(f"{len(plan)} rounds, --seed {seed}", file=sys.stderr)
     base = Path(tempfile.mkdtemp(prefix="cleanfs-kill-", dir=args.base)).resolve()
     site = Site(base)
     try:
@@ -628,7 +631,7 @@ def main() -> int:
     finally:
         site.clean_up()
         shutil.rmtree(base)
-    print_table(tallies)
+        print_table(tallies)
     return 1 if failed else 0
 
 

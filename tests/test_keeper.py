@@ -78,7 +78,7 @@ async def test_with_room_nothing_changes() -> None:
 
 async def test_while_memory_is_short_the_pool_yields_and_the_promise_stays() -> None:
     parts = Parts()
-    parts.fill(10)
+    parts.fill(24)
     used = parts.backend.counters()["pool_used"]
     parts.memory.spare = lambda: -4 * MIB
     await parts.settle()
