@@ -15,9 +15,7 @@ from rich.console import Console
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(CHECKOUT))
 # The daemon is to run the same code.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH")))
-)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
 
 from tests.e2e.twin import cache_size, least_pool  # noqa: E402
 
@@ -36,7 +34,9 @@ ATTR_TIMEOUTS = (0.0, 0.05, 0.2, 1.0)
 @click.command()
 @click.option("--seconds", type=click.FloatRange(0.5), default=60, show_default=True)
 @click.option("--seed", type=int, help="Repeat what each process did; random unless given.")
-@click.option("--coherency", type=click.Choice(["open", "none", "watch"]), default="open", show_default=True)
+@click.option(
+    "--coherency", type=click.Choice(["open", "none", "watch"]), default="open", show_default=True
+)
 @click.option("--engine", type=click.Choice(["native", "python"]), default="native", show_default=True)
 @click.option("--allocator", type=click.Choice(["log", "zbud"]), default="log", show_default=True)
 @click.option("--page-size", type=int, default=4096, show_default=True)
@@ -111,12 +111,16 @@ def main(
         options = [word for word in options if word not in ("--allocator", allocator)]
     options += ["--writeback"] if writeback else []
     options += ["--shared-pool", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"] if shared_pool else []
-    console.print(f"--seed {seed}", "plain" if plain else shlex.join(options), soft_wrap=True, highlight=False)
+    console.print(
+        f"--seed {seed}", "plain" if plain else shlex.join(options), soft_wrap=True, highlight=False
+    )
     try:
         outcome = soak.run(plan, options)
         outcome.found += report.missing(plan, outcome)
         if json_file:
-            json_file.write_text(json.dumps(report.as_json(plan, outcome, sys.argv[1:]), indent=2) + "\n")
+            json_file.write_text(
+                json.dumps(report.as_json(plan, outcome, sys.argv[1:]), indent=2) + "\n"
+            )
         if outcome.found:
             soak.keep_evidence(plan, outcome, top / "mnt.log")
     except BaseException:

@@ -20,7 +20,18 @@ FILLS = (TEXT, RANDOM, SAME)
 """How well the pages of a file compress: some, not at all, and much."""
 
 _POOL = 1 << 16
-_WORDS = (b"cache ", b"page ", b"clean ", b"evict ", b"pool ", b"put ", b"get ", b"flush ", b"{\n\t", b");\n")
+_WORDS = (
+    b"cache ",
+    b"page ",
+    b"clean ",
+    b"evict ",
+    b"pool ",
+    b"put ",
+    b"get ",
+    b"flush ",
+    b"{\n\t",
+    b");\n",
+)
 
 
 def _text() -> bytes:

@@ -50,6 +50,14 @@ class Locks:
         with self._held(_CELLS + slot.number * self._cells + first, count, False):
             yield
 
+    def would_wait(self, slot: Slot, first: int, stop: int | None) -> bool:
+        """Whether somebody else has some of these cells."""
+        count = self._cells - first if stop is None else stop - first
+        start = _CELLS + slot.number * self._cells + first
+        packed = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, count, 0)
+        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, packed)
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
     @contextmanager
     def floor(self, slot: Slot) -> Iterator[None]:
         """The floor of a file."""

@@ -120,7 +120,9 @@ class Process:
         handle = Handle(fd, flags, found)
         if not found:
             if legal:
-                raise IllegalError(f"open of name {name} {flags:o} found a file; it may lead to {legal}")
+                raise IllegalError(
+                    f"open of name {name} {flags:o} found a file; it may lead to {legal}"
+                )
             os.close(fd)
             return None
         if len(found) == 1 and found[0][1] in before:

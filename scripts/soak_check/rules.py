@@ -86,9 +86,7 @@ def legal_versions(low: int, high: int) -> list[int]:
     return list(dict.fromkeys([low, *between, high]))
 
 
-def _is_legal(
-    serial: int, cell: int, at: int, part: bytes, low: int, high: int, shift: int
-) -> bool:
+def _is_legal(serial: int, cell: int, at: int, part: bytes, low: int, high: int, shift: int) -> bool:
     length = shift if cell == 0 else CELL
     if (high >> 1) - (low >> 1) > MAX_BETWEEN:
         said = claim(part)

@@ -62,7 +62,11 @@ class Intruder:
         name = p.choose.randrange(len(p.model.names))
         with p.locks.names(name, shared=True):
             slot = p.model.find(p.model.names[name].latest)
-            if slot is None or slot.kind == MAPPED or (slot.kind != PLAIN and what in ("append", "cut")):
+            if (
+                slot is None
+                or slot.kind == MAPPED
+                or (slot.kind != PLAIN and what in ("append", "cut"))
+            ):
                 return
             fd = os.open(p.source_path(name), os.O_RDWR)
             p.hold(slot)
@@ -180,5 +184,3 @@ class Intruder:
 
     def _note(self, text: str, slot: Slot) -> None:
         self._p.journal.note(f"source of file {slot.serial}. {text}")
-
-

@@ -220,7 +220,9 @@ def punch(p: Process) -> None:
             p.counts["holes refused"] += 1
             return
         p.journal.note(f"punch {handle.label} cells {first}-{stop}")
-        p.change(slot, first, stop, lambda _: must_fallocate(handle.fd, mode, offset, length), zeros=True)
+        p.change(
+            slot, first, stop, lambda _: must_fallocate(handle.fd, mode, offset, length), zeros=True
+        )
     p.counts["punch"] += 1
 
 
