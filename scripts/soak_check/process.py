@@ -222,12 +222,28 @@ class Process:
                 self.journal.note(f"read {how} {handle.label} {size} at {offset}: {len(data)}")
                 return len(data)
             found.append(f"as file {serial}: {wrong}")
-        text = "\n".join(found)
+        text = "\n".join([*found, self._again(before, offset, size, call)])
         self.journal.note(f"read {how} {handle.label} {size} at {offset}: ILLEGAL")
         raise IllegalError(
             f"{how} of {size} bytes at {offset}, {handle.label}flags {handle.flags:o}, begun at "
             f"{began:.6f}, done at {time.monotonic():.6f}\n{text}"
         )
+
+    def _again(
+        self, before: list[tuple[Slot, int, Seen]], offset: int, size: int, call: Callable[[], bytes]
+    ) -> str:
+        """Whether what was illegal goes away by itself."""
+        for delay in (0.0, 0.01, 0.1, 1.0):
+            time.sleep(delay)
+            data = call()
+            for slot, serial, seen in before:
+                stop = seen.first + len(seen.versions)
+                floor, begun = seen.versions, slot.begun.get(seen.first, stop)
+                sizes = slot.size.legal(seen.size)
+                wrong = rules.check_length(offset, size, len(data), sizes) if sizes else None
+                if not (wrong or rules.check_data(serial, slot.shift, offset, data, floor, begun)):
+                    return f"the same read is legal {delay} s later"
+        return "the same read stays illegal for more than a second"
 
     def _narrow(self, handle: Handle, wrong: list[int]) -> None:
         """Files that a handle turned out not to be."""

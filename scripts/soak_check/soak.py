@@ -53,6 +53,7 @@ def run(plan: Plan, options: list[str]) -> Outcome:
         fs = None
         if not plan.plain:
             # For the soak, its end, and the last look; then the daemon is killed.
+            mounting.START_TIMEOUT = STEP_LIMIT
             mounting.LIFETIME = plan.seconds + STEP_LIMIT + END_LIMIT + 120
             stack.enter_context(_noting(outcome))
             fs = stack.enter_context(mounting.mounted(plan.source, plan.mount, *options))
