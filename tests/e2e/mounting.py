@@ -39,7 +39,7 @@ def is_mounted(path: Path) -> bool:
 
 def mount_line(path: Path) -> str | None:
     """The line of mountinfo of a mount point, the topmost if several."""
-    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")
+    lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")
     escaped = re.sub(r"[\\ \t\n#]", lambda match: f"\\{ord(match[0]):03o}", str(path))
     found = [line for line in lines if line and line.split(" ")[4] == escaped]
     return found[-1] if found else None
