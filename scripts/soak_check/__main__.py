@@ -70,8 +70,8 @@ def main(
 ) -> None:
     """Many processes change and read files on a mount; every read must be legal (docs/trust.md).
 
-    Exits with 0 if everything was, with 1 if not: then it says what was read, what would have been legal,
-    and where the evidence is.
+    Exits with 0 if everything was, with 1 if not: then it says what was read, what would have been
+    legal, and where the evidence is.
     """
     if writeback and coherency != "none":
         raise click.UsageError("--writeback needs --coherency none")

@@ -1,9 +1,10 @@
 """What a cell holds: bytes that say whose they are, and that nothing else could have put together.
 
-A file is a row of cells of 1024 bytes. The first one may be shorter, by the file's *shift*, so that cells
-need not begin where pages do. Each cell has a version. What a version holds follows from the file's serial
-number, the cell's number and the version alone: a header that says these, and a stretch of a fixed pool of
-random or of compressible bytes, chosen by them. Odd versions are zeros: what truncation and holes leave.
+A file is a row of cells of 1024 bytes. The first one may be shorter, by the file's *shift*, so that
+cells need not begin where pages do. Each cell has a version. What a version holds follows from the
+file's serial number, the cell's number and the version alone: a header that says these, and a
+stretch of a fixed pool of random or of compressible bytes, chosen by them. Odd versions are zeros:
+what truncation and holes leave.
 """
 
 import random

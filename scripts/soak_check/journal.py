@@ -1,4 +1,4 @@
-"""What a process did last: a ring of lines in a file, there also when the process hangs or is killed."""
+"""What a process did last: a ring of lines in a file, there even if it hangs or is killed."""
 
 import mmap
 import time

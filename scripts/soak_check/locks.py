@@ -1,8 +1,8 @@
 """Locks among the processes: byte ranges of one file outside of the mount.
 
-Open file description locks, so each process opens the file for itself after it is forked, and what a killed
-process held is free. Everybody takes them in this order: names, by number; creation; the cells of one file;
-that file's floor.
+Open file description locks, so each process opens the file for itself after it is forked, and what
+a killed process held is free. Everybody takes them in this order: names, by number; creation; the
+cells of one file; that file's floor.
 """
 
 import fcntl

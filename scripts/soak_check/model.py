@@ -1,11 +1,12 @@
 """What the processes tell each other: shared memory, mapped before they are forked.
 
-A *slot* stands for one file from its creation until nobody has it open and no name leads to it; then it
-serves for another, with a new serial number. Its cells' versions and the series of its sizes are published
-before the call that changes them (``begin``) and after (``done``). Names are series, too, of serial numbers.
+A *slot* stands for one file from its creation until nobody has it open and no name leads to it;
+then it serves for another, with a new serial number. Its cells' versions and the series of its
+sizes are published before the call that changes them (``begin``) and after (``done``). Names are
+series, too, of serial numbers.
 
-Each word has one writer at a time: whoever holds the lock of that cell, name or slot (``locks``). Readers
-take none. They look at the floor before their call and at what was begun after it.
+Each word has one writer at a time: whoever holds the lock of that cell, name or slot (``locks``).
+Readers take none. They look at the floor before their call and at what was begun after it.
 """
 
 import mmap

@@ -21,7 +21,8 @@ NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 SHIFTS = (CELL, CELL, CELL, 1, 17, 300, 1000)
 
 Told = Callable[[int, int], None]
-"""What becomes of names that others change behind the mount: told of a name and the number of its value."""
+"""What becomes of names that others change behind the mount: told of a name and the number of its
+value."""
 
 
 class Naming:

@@ -4,17 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLAIN, MAPPED, SHOWN = range(3)
-"""What may be done to a file. To MAPPED ones programs store through mappings, so nobody writes them with
-O_DIRECT, cuts them, or changes them in the source: what a page has dirty is written back whole, and no file
-system keeps a mapping and O_DIRECT apart. SHOWN ones are mapped for reading alone: not cut either, as a
-process that reads a mapping beyond the end dies. All else happens to PLAIN ones."""
+"""What may be done to a file. To MAPPED ones programs store through mappings, so nobody writes them
+with O_DIRECT, cuts them, or changes them in the source: what a page has dirty is written back
+whole, and no file system keeps a mapping and O_DIRECT apart. SHOWN ones are mapped for reading
+alone: not cut either, as a process that reads a mapping beyond the end dies. All else happens to
+PLAIN ones."""
 
 KINDS = (PLAIN, PLAIN, MAPPED, SHOWN)
 
 NAMES = 14
 
 SLACK = 3.0
-"""Seconds that a promise in terms of time may be late: a process that asked may get to run that late."""
+"""Seconds that a promise in terms of time may be late: whoever asked may get to run that late."""
 
 WATCH_DELAY = 1.0
 """Seconds in which ``--coherency watch`` promises to notice."""

@@ -158,10 +158,7 @@ def look_at_size(p: Process) -> None:
         return
     before = [(slot, slot.size.floor) for slot, _ in handle.slots]
     how = p.choose.choice(("fstat", "SEEK_END"))
-    if how == "fstat":
-        size = os.fstat(handle.fd).st_size
-    else:
-        size = os.lseek(handle.fd, 0, os.SEEK_END)
+    size = os.fstat(handle.fd).st_size if how == "fstat" else os.lseek(handle.fd, 0, os.SEEK_END)
     wrong = []
     for slot, floor in before:
         legal = slot.size.legal(floor)

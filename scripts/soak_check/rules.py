@@ -4,13 +4,15 @@ A cell has one writer at a time, so its versions are a sequence. Three of them m
 
 * ``begun``: the last that somebody began to write. Nothing newer can be read.
 * ``latest``: the last that is written, through the mount or in the source.
-* ``floor``: the newest that every read must see from now on. A change through the mount lifts it at once
-  when it is done. A change of the source lifts it when the mount has promised to show it: when an open
+* ``floor``: the newest that every read must see from now on. A change through the mount lifts it at
+once when
+  it is done. A change of the source lifts it when the mount has promised to show it: when an open
   that began after it returns, and with ``watch`` when its delay is over.
 
 A read may show any version from the floor before it began to what was begun when it ended. While a
-write goes on its bytes may be mixed with the old ones: no file system that we know promises otherwise (ext4
-copies without a lock that readers would take). If only one version is possible every byte is its.
+write goes on its bytes may be mixed with the old ones: no file system that we know promises
+otherwise (ext4 copies without a lock that readers would take). If only one version is possible
+every byte is its.
 """
 
 from collections.abc import Sequence
@@ -57,7 +59,7 @@ def check_length(offset: int, asked: int, got: int, legal: Sequence[int]) -> Vio
 def check_data(
     serial: int, shift: int, offset: int, data: bytes, floor: Sequence[int], begun: Sequence[int]
 ) -> Violation | None:
-    """What a read at ``offset`` gave. ``floor`` and ``begun`` are those of the cells that it touches."""
+    """What a read at ``offset`` gave. ``floor`` and ``begun`` are of the cells that it touches."""
     if not data:
         return None
     first = cell_at(offset, shift)

@@ -1,8 +1,8 @@
 """Who changes the source behind the mount's back.
 
-What it does is not binding for readers at once: contents are when somebody has opened the file through the
-mount after the change (``Process.binding``), or with ``watch`` a second later; names when the mount's
-attribute timeout is over.
+What it does is not binding for readers at once: contents are when somebody has opened the file
+through the mount after the change (``Process.binding``), or with ``watch`` a second later; names
+when the mount's attribute timeout is over.
 """
 
 import os

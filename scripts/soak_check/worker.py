@@ -23,7 +23,7 @@ ERA = 400
 
 
 def roles(plan: Plan) -> list[str]:
-    """What each process is: somebody disturbs, somebody changes the source, all others do everything."""
+    """What each process is: one disturbs, one changes the source, all others do everything."""
     special = ["disturb"] + (["source"] if plan.source_changes else [])
     return special + ["mixed"] * max(1, plan.processes - len(special))
 

@@ -229,7 +229,7 @@ def punch(p: Process) -> None:
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
-    """The errno of a fallocate(2), 0 if it was done."""
+    """What became of a fallocate: its errno, 0 if it was done."""
     off_t = ctypes.c_int64
     failed = _libc.fallocate(fd, mode, off_t(offset), off_t(length))
     return ctypes.get_errno() if failed else 0
@@ -274,7 +274,7 @@ def store(p: Process) -> None:
 
 
 def sync(p: Process) -> None:
-    """fsync and fdatasync."""
+    """Make the file durable."""
     if (found := writable(p)) is None:
         return
     p.choose.choice((os.fsync, os.fdatasync))(found[0].fd)
