@@ -8,6 +8,9 @@ Runs on the main thread. The locking protocol is: there is none, there are check
   it is still the same. Every invalidation moves the version on. A mutation invalidates before it
   touches the source (later reads must not find the old pages) and after (reads that overlapped may
   have brought them back).
+* A read that arrives while a mutation of the same bytes is under way, or waits for its turn, waits until
+  it is over. The kernel would keep the old bytes otherwise, as its own copy of what is being written need
+  not be there any more, and nothing would tell it to drop them.
 * A *flight* is a read of the source that is under way. Whoever misses the same page at the same
   version waits for it instead of reading it again.
 
@@ -77,7 +80,7 @@ class CachedFile:
     """What is known of one file for as long as pages of it may be cached anywhere."""
 
     __slots__ = (
-        "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial", "size", "version",
+        "changes", "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial", "size", "version",
     )  # fmt: skip
 
     def __init__(self, key: FileKey, serial: int) -> None:
@@ -93,6 +96,8 @@ class CachedFile:
         a notification to the kernel."""
         self.mutations = 0
         """1 while there is one."""
+        self.changes: tuple[_Mutating, ...] = ()
+        """Those of its bytes that are under way or wait for their turn."""
         self.pins = 0
         """Users (open handles, reads under way): the record stays while there is one."""
         self.fingerprint: Fingerprint | None = None
@@ -189,6 +194,10 @@ class PageCache:
 
     async def read(self, file: CachedFile, source: SourceRead, offset: int, size: int) -> Buffer:
         """Bytes ``offset <= i < offset + size`` of the file, short at its end. Raises OSError."""
+        if file.changes:
+            # Not for those that come later: the kernel sends none while it waits for these bytes.
+            for change in [c for c in file.changes if c.overlaps(offset, offset + size)]:
+                await change.ended()
         end = min(offset + size, file.size)
         if end <= offset:
             data = await source(offset, size)  # past the end that we know: ask
@@ -473,25 +482,50 @@ class _Changing:
 class _Mutating(_Changing):
     """``PageCache.mutating``."""
 
-    __slots__ = ("_pagecache", "_start", "_stop")
+    __slots__ = ("_end", "_pagecache", "_start", "_stop")
 
     def __init__(self, pagecache: PageCache, file: CachedFile, start: int, stop: int | None) -> None:
         super().__init__(file)
         self._pagecache = pagecache
         self._start = start
         self._stop = stop
+        self._end: trio.Event | None = None
+
+    def overlaps(self, start: int, stop: int) -> bool:
+        """Whether it may change some of these bytes."""
+        if self._stop is None:
+            return stop > min(self._start, self._file.size)
+        return self._start < stop and start < self._stop
+
+    async def ended(self) -> None:
+        """Return when it is over."""
+        if self._end is None:
+            self._end = trio.Event()
+        await self._end.wait()
 
     async def __aenter__(self) -> None:
-        await super().__aenter__()
+        file = self._file
+        file.changes += (self,)
+        try:
+            await super().__aenter__()
+        except BaseException:
+            self._forget()
+            raise
         if self._stop is None:
-            self._start = min(self._start, self._file.size)
-        self._pagecache.invalidate(self._file, self._start, self._stop)
+            self._start = min(self._start, file.size)
+        self._pagecache.invalidate(file, self._start, self._stop)
 
     async def __aexit__(self, *exc: object) -> None:
         try:
             self._pagecache.invalidate(self._file, self._start, self._stop)
         finally:
+            self._forget()
             await super().__aexit__()
+
+    def _forget(self) -> None:
+        self._file.changes = tuple(other for other in self._file.changes if other is not self)
+        if self._end is not None:
+            self._end.set()
 
 
 def _runs(pages: list[bytes | None]) -> list[tuple[int, int]]:
