@@ -499,9 +499,10 @@ class _Mutating(_Changing):
 
     async def ended(self) -> None:
         """Return when it is over."""
-        if self._end is None:
-            self._end = trio.Event()
-        await self._end.wait()
+        if self in self._file.changes:
+            if self._end is None:
+                self._end = trio.Event()
+            await self._end.wait()
 
     async def __aenter__(self) -> None:
         file = self._file
