@@ -8,9 +8,9 @@ Runs on the main thread. The locking protocol is: there is none, there are check
   it is still the same. Every invalidation moves the version on. A mutation invalidates before it
   touches the source (later reads must not find the old pages) and after (reads that overlapped may
   have brought them back).
-* A read that arrives while a mutation of the same bytes is under way, or waits for its turn, waits until
-  it is over. The kernel would keep the old bytes otherwise, as its own copy of what is being written need
-  not be there any more, and nothing would tell it to drop them.
+* A read that arrives while a mutation of the same bytes is under way, or waits for its turn, waits
+  until it is over. The kernel would keep the old bytes otherwise: its own copy of what is being
+  written need not be there any more, and nothing would tell it to drop what it read.
 * A *flight* is a read of the source that is under way. Whoever misses the same page at the same
   version waits for it instead of reading it again.
 
@@ -80,7 +80,8 @@ class CachedFile:
     """What is known of one file for as long as pages of it may be cached anywhere."""
 
     __slots__ = (
-        "changes", "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial", "size", "version",
+        "changes", "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial", "size",
+        "version",
     )  # fmt: skip
 
     def __init__(self, key: FileKey, serial: int) -> None:

@@ -454,12 +454,11 @@ async def test_a_read_of_the_end_waits_until_it_has_moved(rig: Rig) -> None:
         nonlocal got
         got = bytes(await rig.read(size - 10, 30))
 
-    async with trio.open_nursery() as nursery:
-        async with rig.cache.mutating(rig.file, size):
-            nursery.start_soon(read)
-            await wait_all_tasks_blocked()
-            rig.source.data.extend(b"N" * 20)
-            rig.grown()
+    async with trio.open_nursery() as nursery, rig.cache.mutating(rig.file, size):
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        rig.source.data.extend(b"N" * 20)
+        rig.grown()
     assert got[10:] == b"N" * 20
 
 
