@@ -228,7 +228,8 @@ def cli() -> None:
     type=click.Choice([mode.value for mode in Coherency]),
     default="open",
     show_default=True,
-    help="open: look for changes made to the source; none: there are none.",
+    help="open: look for changes made to the source when a file is opened; watch: also have the kernel "
+    "tell of them; none: there are none.",
 )
 @click.option(
     "--busy-poll",

@@ -36,15 +36,20 @@ class Coherency(StrEnum):
 
     OPEN = "open"
     """Checked at open and at attribute refresh."""
+    WATCH = "watch"
+    """The same, and the kernel of the source tells of changes (``fsnotify``)."""
     NONE = "none"
     """The source is ours alone."""
 
 
-ATTR_TIMEOUTS = {Coherency.OPEN: 1.0, Coherency.NONE: 86_400.0}
+ATTR_TIMEOUTS = {Coherency.OPEN: 1.0, Coherency.WATCH: 1.0, Coherency.NONE: 86_400.0}
 """Seconds that the kernel may believe names and attributes, unless the user says otherwise.
 
 Where nobody else changes the source, what the kernel knows is right until it is forgotten for want of
 memory. A day, and not forever: a source that was changed all the same is not hidden for good.
+
+Watching could do with long ones, but for what has no event: a write through a mapping moves mtime, and
+a refresh finds that.
 """
 
 
@@ -107,8 +112,8 @@ class CoherencyChecker:
             if not _overtaken(file, as_of):
                 self._accept(file, now)
             # Nothing of ours is stale, but the kernel may have pages that are older than our record.
-            return self.mode is Coherency.OPEN
-        if self.mode is Coherency.OPEN and known == now and known.racy:
+            return self.mode is not Coherency.NONE
+        if self.mode is not Coherency.NONE and known == now and known.racy:
             self._flush(file)
             self._accept(file, now)
             return True
@@ -145,7 +150,7 @@ class CoherencyChecker:
         ``size`` is what our change alone would have made of it, where that is known, and ``data``
         whether it could move mtime. What differs was somebody else's, between the two stats.
         """
-        theirs = self.mode is Coherency.OPEN and (
+        theirs = self.mode is not Coherency.NONE and (
             file.fingerprint not in (None, before)
             or (size is not None and after.size != size)
             or (not data and after.mtime_ns != before.mtime_ns)

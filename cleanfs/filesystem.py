@@ -38,8 +38,9 @@ from pyfuse3 import (
 
 from cleanfs import namespace
 from cleanfs.backing import without_set_id
-from cleanfs.coherency import Coherency
+from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.control import CONTROL_NAME, Control, Node
+from cleanfs.fsnotify import SourceWatch
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
 from cleanfs.inodes import ROOT, Inode, InodeTable
 from cleanfs.namespace import NewAttributes, OpenedFile, Owner
@@ -54,6 +55,9 @@ Ts = TypeVarTuple("Ts")
 
 
 CAPABILITY = b"security.capability"
+
+UNANNOUNCED_SECONDS = ATTR_TIMEOUTS[Coherency.WATCH]
+"""With ``--coherency watch``, what the kernel may believe of what has no watch, at most."""
 
 ACL_NAMES = (b"system.posix_acl_access", b"system.posix_acl_default")
 
@@ -89,6 +93,7 @@ class CleanFS(pyfuse3.Operations):
         control: Control,
         *,
         attr_timeout: float,
+        watch: SourceWatch | None = None,
     ) -> None:
         """``attr_timeout`` in seconds, for attributes and names."""
         super().__init__()
@@ -97,6 +102,8 @@ class CleanFS(pyfuse3.Operations):
         self._tree = Tree(services, inodes)
         self._control = control
         self._attr_timeout = attr_timeout
+        # Who asked for more than this, with changes announced, gets it where they are.
+        self._patient = watch if attr_timeout > UNANNOUNCED_SECONDS else None
         self.enable_writeback_cache = services.writeback
         self._caches_absence = services.coherency.mode is Coherency.NONE
         self._handles: dict[int, Handle] = {}
@@ -594,12 +601,22 @@ class CleanFS(pyfuse3.Operations):
             entry.st_ino = InodeT(inode.node)
         entry.generation = inode.generation
         entry.attr_timeout = entry.entry_timeout = self._attr_timeout
+        if self._patient is not None:
+            entry.attr_timeout, entry.entry_timeout = self._timeouts(inode)
         now = (st.st_size, st.st_mtime_ns, st.st_ctime_ns)
         if inode.sent not in (None, now):
             inode.doubts += 1
         inode.sent = now
         inode.kernel_size = st.st_size
         return entry
+
+    def _timeouts(self, inode: Inode) -> tuple[float, float]:
+        """Of attributes and of the name: as long as was asked for, if changes are announced."""
+        assert self._patient is not None
+        own = self._attr_timeout if self._patient.announces(inode) else UNANNOUNCED_SECONDS
+        where = inode.parent or inode
+        name = self._attr_timeout if self._patient.announces(where) else UNANNOUNCED_SECONDS
+        return own, name
 
     def _dot_entry(self, directory: DirHandle, name: bytes) -> EntryAttributes:
         """``.`` or ``..`` in a listing; the kernel takes no reference to them."""

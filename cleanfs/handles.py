@@ -9,14 +9,14 @@ from time import perf_counter_ns
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from cleanfs import namespace
-from cleanfs.backing import Backing, SourceFs, drop_span
+from cleanfs.backing import Backing, SourceFs, Written, drop_span
 from cleanfs.coherency import CoherencyChecker, own_fingerprint
 from cleanfs.inodes import Inode
 from cleanfs.latency import Latencies
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
 from cleanfs.notify import Notifier
-from cleanfs.pagecache import Buffer, CachedFile, PageCache
+from cleanfs.pagecache import Buffer, CachedFile, PageCache, Writing
 from cleanfs.stream import Stream
 
 T = TypeVar("T")
@@ -119,6 +119,9 @@ class FileHandle:
         """The hook: page cache, then cleancache, then the source."""
         began = perf_counter_ns()
         pagecache = self._pagecache
+        if self.file.writes:
+            for write in [write for write in self.file.writes if write.touches(offset, size)]:
+                await write.wait()
         data = await pagecache.read(self.file, self._read_source, offset, size)
         self._latencies.read(pagecache.answered_from, perf_counter_ns() - began, len(data))
         return data
@@ -130,11 +133,23 @@ class FileHandle:
         it knows, and what it writes back from a mapping, before that end.
         """
         began = perf_counter_ns()
-        services, file, inode = self._services, self.file, self.inode
-        by_user, inode.asked_for = inode.asked_for != 0, 0
+        file, inode = self.file, self.inode
         # Written back are whole pages, so an offset within one is a program's in any case.
         append = self._appends and (offset >= inode.kernel_size or offset % mmap.PAGESIZE > 0)
         stop = None if append else offset + len(data)
+        writing = Writing(min(offset, file.size) if append else offset, stop)
+        file.writes.append(writing)
+        try:
+            written = await self._write_through(offset, data, append, stop)
+        finally:
+            file.writes.remove(writing)
+            writing.end()
+        self._latencies.write(perf_counter_ns() - began, written.count)
+        return written.count
+
+    async def _write_through(self, offset: int, data: bytes, append: bool, stop: int | None) -> Written:
+        services, file, inode = self._services, self.file, self.inode
+        by_user, inode.asked_for = inode.asked_for != 0, 0
         async with services.pagecache.mutating(file, offset, stop):
             try:
                 written = await services.backing.write(
@@ -160,8 +175,7 @@ class FileHandle:
         elsewhere = append and after.size != offset + len(data)
         if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)
-        self._latencies.write(perf_counter_ns() - began, written.count)
-        return written.count
+        return written
 
     async def flush(self) -> None:
         """Report what close would; nothing is buffered here."""

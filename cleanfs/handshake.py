@@ -54,9 +54,15 @@ class Handshake:
     def begin(self) -> None:
         """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere never finds out, and loses nothing."""
         new = _devices() - self._before
-        if len(new) == 1 and getattr(pyfuse3, "trio", None) is not None:
+        if len(new) == 1:
             [self._fd] = new
+        if len(new) == 1 and getattr(pyfuse3, "trio", None) is not None:
             self._trio, pyfuse3.trio = pyfuse3.trio, self  # type: ignore[attr-defined]
+
+    @property
+    def device(self) -> int:
+        """pyfuse3's descriptor of the FUSE device, once begun; -1 if it was not found."""
+        return self._fd
 
     def _take_place(self) -> bool:
         """Put a socket with the question in place of the device. False if there is no question."""

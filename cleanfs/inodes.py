@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import Protocol
 
 import trio
 
@@ -148,6 +149,16 @@ class InodeStats:
     """How often a descriptor was closed to stay within the budget."""
 
 
+class Watcher(Protocol):
+    """Who wants to know of inodes."""
+
+    def held(self, inode: Inode) -> None:
+        """The inode has a descriptor, from now on or again."""
+
+    def dropped(self, inode: Inode) -> None:
+        """The inode is no longer in the table; a descriptor of it is about to be closed."""
+
+
 class InodeTable:
     """See the module."""
 
@@ -164,11 +175,16 @@ class InodeTable:
         self._by_id: dict[int | tuple[int, int], Inode] = {}  # by _key
         self._held: OrderedDict[int, Inode] = OrderedDict()  # by node, least recently used first
         self._parked_total = 0
+        self._watcher: Watcher | None = None
         self.root = Inode(st.st_dev, st.st_ino, stat_module.S_IFDIR, ROOT, next(self._generations))
         self.root.fd = os.dup(root_fd)
         self.root.nlookup = 1
         self.root.pins = 1
         self._nodes[ROOT] = self._by_id[self._key(st.st_dev, st.st_ino)] = self.root
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell ``watcher`` of every inode that is held from now on."""
+        self._watcher = watcher
 
     # Invariant: _by_id holds the inode that the source has now under that pair; _nodes also holds
     # inodes that the kernel still refers to although their number was given to another file.
@@ -190,7 +206,15 @@ class InodeTable:
 
     def find(self, st: os.stat_result) -> Inode | None:
         """The inode of what was stat'ed, if the kernel knows it."""
-        return self._by_id.get(self._key(st.st_dev, st.st_ino))
+        return self.by_id(st.st_dev, st.st_ino)
+
+    def by_id(self, device: int, ino: int) -> Inode | None:
+        """The inode of a (device, inode number) pair, if the kernel knows it."""
+        return self._by_id.get(self._key(device, ino))
+
+    def all(self) -> list[Inode]:
+        """Every inode in the table."""
+        return list(self._nodes.values())
 
     def looked_up(self, fd: int, st: os.stat_result, parent: Inode, name: bytes) -> Inode:
         """A lookup opened ``fd``: the inode that it refers to, with one more kernel reference.
@@ -365,6 +389,8 @@ class InodeTable:
                 self._mount_fds[inode.device] = os.open(inode.path(), os.O_RDONLY | os.O_DIRECTORY)
             except OSError:
                 self._mount_fds[inode.device] = -1  # not readable: opened by place instead
+        if self._watcher is not None:
+            self._watcher.held(inode)
         self.shrink()
 
     def _touch(self, inode: Inode) -> None:
@@ -386,6 +412,8 @@ class InodeTable:
             del self._by_id[key]
         if self._held.get(inode.node) is inode:
             del self._held[inode.node]
+        if self._watcher is not None:
+            self._watcher.dropped(inode)
         if inode.fd >= 0:
             os.close(inode.fd)
             inode.fd = -1

@@ -18,10 +18,11 @@ from cleanfs.backing import Backing, SourceCache
 from cleanfs.busypoll import BusyPoll
 from cleanfs.checks import why_no_mount
 from cleanfs.cleancache import Cleancache
-from cleanfs.coherency import CoherencyChecker
+from cleanfs.coherency import Coherency, CoherencyChecker
 from cleanfs.config import MountConfig, MountError, check_sizes
 from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.filesystem import CleanFS
+from cleanfs.fsnotify import SourceWatch, UnwatchableError, WatchStats
 from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
@@ -95,8 +96,13 @@ class Mount:
         finally:
             os.close(root_fd)
         self._copies_changed()
+        self._watch = self._make_watch(services) if config.coherency is Coherency.WATCH else None
         self._filesystem = CleanFS(
-            services, self._inodes, Control(self), attr_timeout=config.attr_timeout
+            services,
+            self._inodes,
+            Control(self),
+            attr_timeout=config.attr_timeout,
+            watch=self._watch,
         )
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -108,12 +114,16 @@ class Mount:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._notifier.run)
                     nursery.start_soon(self._filesystem.keep_bounded)
+                    if self._watch is not None:
+                        nursery.start_soon(self._watch.run)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
                     await pyfuse3.main()
                     nursery.cancel_scope.cancel()
             finally:
                 self._fs.flush_fs()
+                if self._watch is not None:
+                    self._watch.close()
                 self._inodes.close()
                 self._busy_poll.uninstall()
                 pyfuse3.close(unmount=True)
@@ -178,6 +188,7 @@ class Mount:
                 why = _last_line(complaints) or why_no_mount(self.config)
                 raise MountError(f"can not mount on {self.config.mountpoint}: {why}") from exc
         handshake.begin()
+        self._notifier.use_device(handshake.device)
 
     # -- the operator's view ------------------------------------------------------------------
 
@@ -200,6 +211,7 @@ class Mount:
             source_cache=self.config.source_cache.value,
             requests=self._limits,
             changes_found=self._coherency.changes_found,
+            watch=WatchStats() if self._watch is None else self._watch.stats(),
             open_files=self._filesystem.open_files,
             cleancache=self._cleancache.stats(),
             pagecache=self._pagecache.stats(),
@@ -259,6 +271,13 @@ class Mount:
         keeps = self._pagecache.limit > 0 or self._fs.pool_id >= 0
         choice = self.config.source_cache
         self._backing.drop_behind = keeps if choice is SourceCache.AUTO else choice is SourceCache.DROP
+
+    def _make_watch(self, services: Services) -> SourceWatch:
+        try:
+            return SourceWatch(services, self._inodes)
+        except UnwatchableError as exc:
+            source = self.config.source
+            raise MountError(f"can not watch {source}: {exc}; use --coherency open") from exc
 
     def _make_backend(self, name: str) -> Backend:
         try:

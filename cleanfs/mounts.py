@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 FS_TYPE = "fuse.cleanfs"
 
+MOUNTINFO = "/proc/self/mountinfo"
+
 LOCAL_FILE_SYSTEMS = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "bcachefs", "overlay"}
 )
@@ -25,10 +27,8 @@ class MountPoint:
 def mount_points() -> list[MountPoint]:
     """All mounts that this process sees, in mount order."""
     points = []
-    # Of line ends only the newline is escaped in names.
-    with open(
-        "/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n"
-    ) as lines:
+    # A carriage return in a path stands as it is; it ends no line.
+    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             before, after = line.rstrip("\n").split(" - ", 1)
             fields, (fs_type, source, *_) = before.split(" "), after.split(" ")
@@ -54,7 +54,11 @@ def all_local(directory: str) -> bool:
 
 
 class FileSystemTypes:
-    """File system type by ``st_dev``; empty where mountinfo has none (a btrfs subvolume)."""
+    """File system type by ``st_dev``; empty where mountinfo has none (a btrfs subvolume).
+
+    Ask for file systems that are held, and remembered are only those that were asked for: of one that
+    is unmounted the next may get the number.
+    """
 
     def __init__(self) -> None:
         """Read when first asked."""
@@ -64,8 +68,8 @@ class FileSystemTypes:
         """The type of the file system of that device."""
         fs_type = self._types.get(device)
         if fs_type is None:
-            self._types = {point.device: point.fs_type for point in mount_points()}
-            fs_type = self._types.setdefault(device, "")
+            found = [point.fs_type for point in mount_points() if point.device == device]
+            fs_type = self._types[device] = found[-1] if found else ""
         return fs_type
 
 

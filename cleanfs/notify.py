@@ -7,6 +7,10 @@ none is sent from a handler: they are queued, and a task sends each from a threa
 import errno
 import logging
 import math
+import os
+import struct
+from dataclasses import dataclass
+from typing import Final
 
 import pyfuse3
 import trio
@@ -17,16 +21,55 @@ GONE = (errno.ENOENT, errno.ENOSYS, errno.ENOTCONN, errno.EBADF, errno.ENODEV, e
 """Not failures: the kernel had forgotten by itself, or the mount is going."""
 
 
+BATCH: Final = 64
+"""Notifications that one hop to a thread may send."""
+
+EXPIRY: Final = struct.Struct("=IiQQII")
+"""fuse_out_header (length, error, unique) and fuse_notify_inval_entry_out: parent, namelen, flags."""
+
+FUSE_NOTIFY_INVAL_ENTRY: Final = 3
+FUSE_EXPIRE_ONLY: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """A name that the kernel should look up again before it believes it."""
+
+    parent: int
+    name: bytes
+
+    def message(self) -> bytes:
+        """What libfuse calls ``fuse_lowlevel_notify_expire_entry``, and pyfuse3 has no name for.
+
+        Linux before 6.2 takes it for the stronger ``Notifier.entry``.
+        """
+        length = EXPIRY.size + len(self.name) + 1
+        head = (length, FUSE_NOTIFY_INVAL_ENTRY, 0, self.parent, len(self.name), FUSE_EXPIRE_ONLY)
+        return EXPIRY.pack(*head) + self.name + b"\0"
+
+
+Item = int | tuple[int, bytes] | Expiry
+
+
 class Notifier:
     """A queue of notifications and the task that empties it."""
 
     def __init__(self) -> None:
         """Queue until ``run`` is started."""
         # Unbounded, but each entry names an inode or a name that the kernel has in memory, once.
-        self._send, self._receive = trio.open_memory_channel[int | tuple[int, bytes]](math.inf)
-        self._queued: set[int | tuple[int, bytes]] = set()
-        self._sending: int | tuple[int, bytes] | None = None
+        self._send, self._receive = trio.open_memory_channel[Item](math.inf)
+        self._queued: set[Item] = set()
+        self._sending: set[Item] = set()
         self._drained = trio.Event()
+        self._device = -1
+
+    def use_device(self, fd: int) -> None:
+        """The descriptor of the FUSE device, for what pyfuse3 can not say; -1 if it is not known.
+
+        We keep one of our own, for the life of the process: a thread may still write to it when pyfuse3
+        has closed its own, whose number may then be another file's.
+        """
+        self._device = -1 if fd < 0 else os.dup(fd)
 
     def inode(self, node: int) -> None:
         """The attributes and all pages of a node are out of date."""
@@ -36,28 +79,41 @@ class Notifier:
         """The kernel should drop a name, and with it, if idle, the inode."""
         self._queue((parent, name))
 
+    def expire(self, parent: int, name: bytes) -> None:
+        """The kernel should look a name up again, and keep what it has if that is what is found.
+
+        To drop it would unmount what is mounted below a directory, and cut off who works in it.
+        """
+        self._queue(Expiry(parent, name) if self._device >= 0 else (parent, name))
+
     def is_pending(self, node: int) -> bool:
         """Whether the kernel has yet to learn that a node's pages are out of date."""
-        return node in self._queued or node == self._sending
+        return node in self._queued or node in self._sending
 
     async def drained(self) -> None:
         """Return when all that was queued has been sent."""
-        if self._queued or self._sending is not None:
+        if self._queued or self._sending:
             await self._drained.wait()
 
     async def run(self) -> None:
-        """Send, one after the other, until cancelled."""
+        """Send, in order, until cancelled."""
         async for item in self._receive:
-            # Before it is sent: what is queued from now on may be news.
-            self._queued.discard(item)
-            self._sending = item
-            await trio.to_thread.run_sync(_notify, item, abandon_on_cancel=True)
-            self._sending = None
+            batch = [item]
+            while len(batch) < BATCH:
+                try:
+                    batch.append(self._receive.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            # Before they are sent: what is queued from now on may be news.
+            self._queued.difference_update(batch)
+            self._sending = set(batch)
+            await trio.to_thread.run_sync(_notify_all, self._device, batch, abandon_on_cancel=True)
+            self._sending = set()
             if not self._queued:
                 self._drained.set()
                 self._drained = trio.Event()
 
-    def _queue(self, item: int | tuple[int, bytes]) -> None:
+    def _queue(self, item: Item) -> None:
         if item not in self._queued:
             self._queued.add(item)
             self._send.send_nowait(item)
@@ -71,9 +127,16 @@ async def attributes_changed(node: int) -> None:
     await trio.to_thread.run_sync(_notify_attributes, node)
 
 
-def _notify(item: int | tuple[int, bytes]) -> None:
+def _notify_all(device: int, batch: list[Item]) -> None:
+    for item in batch:
+        _notify(device, item)
+
+
+def _notify(device: int, item: Item) -> None:
     try:
-        if isinstance(item, int):
+        if isinstance(item, Expiry):
+            os.write(device, item.message())
+        elif isinstance(item, int):
             pyfuse3.invalidate_inode(pyfuse3.InodeT(item))
         else:
             parent, name = item

@@ -8,9 +8,6 @@ Runs on the main thread. The locking protocol is: there is none, there are check
   it is still the same. Every invalidation moves the version on. A mutation invalidates before it
   touches the source (later reads must not find the old pages) and after (reads that overlapped may
   have brought them back).
-* A read that arrives while a mutation of the same bytes is under way, or waits for its turn, waits
-  until it is over. The kernel would keep the old bytes otherwise: its own copy of what is being
-  written need not be there any more, and nothing would tell it to drop what it read.
 * A *flight* is a read of the source that is under way. Whoever misses the same page at the same
   version waits for it instead of reading it again.
 
@@ -76,12 +73,52 @@ class _Flight:
         return None if len(self.data) == whole else self.first * page_size + len(self.data)
 
 
+class Writing:
+    """A write that is not done yet: bytes ``start <= i < stop``, to the end of the file if None.
+
+    The kernel puts what a program writes into its own pages, and then sends it. If it drops such a page
+    before the source has the bytes (upon a notification of ours, or because memory is short), it reads
+    the page again, and would keep for good what the source had before. So such a read waits. It can: a
+    write of the same page that comes later waits for it in the kernel, and no write waits for it here.
+    """
+
+    __slots__ = ("_done", "_ended", "start", "stop")
+
+    def __init__(self, start: int, stop: int | None) -> None:
+        """It has just been asked for."""
+        self.start = start
+        self.stop = stop
+        self._done: trio.Event | None = None
+        self._ended = False
+
+    def touches(self, offset: int, size: int) -> bool:
+        """Whether a read of that range may find what is about to change."""
+        return self.start < offset + size and (self.stop is None or offset < self.stop)
+
+    async def wait(self) -> None:
+        """Return when the source has it, or refused it.
+
+        It may have by now: who waits for several writes gets to the second after the first.
+        """
+        if self._ended:
+            return
+        if self._done is None:
+            self._done = trio.Event()
+        await self._done.wait()
+
+    def end(self) -> None:
+        """It has, or did."""
+        self._ended = True
+        if self._done is not None:
+            self._done.set()
+
+
 class CachedFile:
     """What is known of one file for as long as pages of it may be cached anywhere."""
 
     __slots__ = (
-        "changes", "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial", "size",
-        "version",
+        "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial", "size", "version",
+        "writes",
     )  # fmt: skip
 
     def __init__(self, key: FileKey, serial: int) -> None:
@@ -97,8 +134,8 @@ class CachedFile:
         a notification to the kernel."""
         self.mutations = 0
         """1 while there is one."""
-        self.changes: tuple[_Mutating, ...] = ()
-        """Those of its bytes that are under way or wait for their turn."""
+        self.writes: list[Writing] = []
+        """Writes that programs have asked for and the source does not have yet, in order."""
         self.pins = 0
         """Users (open handles, reads under way): the record stays while there is one."""
         self.fingerprint: Fingerprint | None = None
@@ -174,6 +211,10 @@ class PageCache:
         """The record of a file, if there is one."""
         return self._files.get(key)
 
+    def files(self) -> list[CachedFile]:
+        """All records."""
+        return list(self._files.values())
+
     def forget(self, file: CachedFile) -> None:
         """The file exists no more: flush it and drop its record."""
         self.invalidate(file)
@@ -195,10 +236,6 @@ class PageCache:
 
     async def read(self, file: CachedFile, source: SourceRead, offset: int, size: int) -> Buffer:
         """Bytes ``offset <= i < offset + size`` of the file, short at its end. Raises OSError."""
-        if file.changes:
-            # Not for those that come later: the kernel sends none while it waits for these bytes.
-            for change in [c for c in file.changes if c.overlaps(offset, offset + size)]:
-                await change.ended()
         end = min(offset + size, file.size)
         if end <= offset:
             data = await source(offset, size)  # past the end that we know: ask
@@ -483,51 +520,25 @@ class _Changing:
 class _Mutating(_Changing):
     """``PageCache.mutating``."""
 
-    __slots__ = ("_end", "_pagecache", "_start", "_stop")
+    __slots__ = ("_pagecache", "_start", "_stop")
 
     def __init__(self, pagecache: PageCache, file: CachedFile, start: int, stop: int | None) -> None:
         super().__init__(file)
         self._pagecache = pagecache
         self._start = start
         self._stop = stop
-        self._end: trio.Event | None = None
-
-    def overlaps(self, start: int, stop: int) -> bool:
-        """Whether it may change some of these bytes."""
-        if self._stop is None:
-            return stop > min(self._start, self._file.size)
-        return self._start < stop and start < self._stop
-
-    async def ended(self) -> None:
-        """Return when it is over."""
-        if self in self._file.changes:
-            if self._end is None:
-                self._end = trio.Event()
-            await self._end.wait()
 
     async def __aenter__(self) -> None:
-        file = self._file
-        file.changes += (self,)
-        try:
-            await super().__aenter__()
-        except BaseException:
-            self._forget()
-            raise
+        await super().__aenter__()
         if self._stop is None:
-            self._start = min(self._start, file.size)
-        self._pagecache.invalidate(file, self._start, self._stop)
+            self._start = min(self._start, self._file.size)
+        self._pagecache.invalidate(self._file, self._start, self._stop)
 
     async def __aexit__(self, *exc: object) -> None:
         try:
             self._pagecache.invalidate(self._file, self._start, self._stop)
         finally:
-            self._forget()
             await super().__aexit__()
-
-    def _forget(self) -> None:
-        self._file.changes = tuple(other for other in self._file.changes if other is not self)
-        if self._end is not None:
-            self._end.set()
 
 
 def _runs(pages: list[bytes | None]) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from cleanfs.backing import BackingStats
 from cleanfs.busypoll import BusyPollStats
 from cleanfs.cleancache import CleancacheStats
+from cleanfs.fsnotify import WatchStats
 from cleanfs.inodes import InodeStats
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 from cleanfs.pagecache import PageCacheStats
@@ -27,7 +28,7 @@ GAUGES = frozenset({
     "pool_limit", "pool_used", "obj_count", "obj_count_max",
     "eph_zpages", "eph_zpages_max", "eph_zbytes", "eph_pagebytes", "raw_pages", "same_filled_pages",
     "zero_filled_pages", "loaned_zpages", "staged_pages", "metadata_bytes", "dictionary_bytes",
-    "ghosts", "busy_poll_limit_us",
+    "watch_file_systems", "watch_inodes", "watch_unwatched", "ghosts", "busy_poll_limit_us",
     "log_segments", "log_bytes", "log_hole_bytes", "zbud_eph_pageframes", "zbud_eph_zpages",
     "zbud_eph_zbytes", "zbud_eph_unbuddied_count", "zbud_eph_buddied_count",
 })  # fmt: skip
@@ -64,6 +65,7 @@ class MountStats:
     requests: RequestLimits
     changes_found: int
     """Files flushed because the source had changed behind our back, or could have."""
+    watch: WatchStats
     open_files: int
     cleancache: CleancacheStats
     pagecache: PageCacheStats
@@ -113,6 +115,7 @@ class MountStats:
             **{f"busy_poll_{name}": value for name, value in asdict(self.busy_poll).items()},
             "open_files": self.open_files,
             "changes_found": self.changes_found,
+            **asdict(self.watch),
             "reads": self.latencies.reads,
             "read_bytes": self.latencies.read_bytes,
             "writes": self.latencies.write.total,

@@ -3,6 +3,7 @@
 Each is a thin function over libc that takes descriptors and bytes and raises OSError.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -14,6 +15,7 @@ AT_FDCWD: Final = -100
 AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_SYMLINK_FOLLOW: Final = 0x400
 AT_EMPTY_PATH: Final = 0x1000
+AT_HANDLE_FID: Final = 0x200
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -75,7 +77,7 @@ def _raise(name: bytes = b"") -> None:
     raise OSError(number, os.strerror(number), os.fsdecode(name))
 
 
-def name_to_handle(fd: int) -> bytes:
+def name_to_handle(fd: int, flags: int = AT_EMPTY_PATH) -> bytes:
     """The NFS file handle of what ``fd`` (O_PATH too) refers to: type and body, as one opaque value.
 
     Stable for the life of the file and never given to another one (it holds the generation).
@@ -83,12 +85,22 @@ def name_to_handle(fd: int) -> bytes:
     """
     handle = _FileHandle(handle_bytes=MAX_HANDLE_SZ)
     mount_id = ctypes.c_int()
-    if _libc.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount_id), AT_EMPTY_PATH):
+    if _libc.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount_id), flags):
         if ctypes.get_errno() in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM):
             return b""
         _raise()
     kind: int = handle.handle_type
     return kind.to_bytes(4, "little", signed=True) + bytes(handle.f_handle[: handle.handle_bytes])
+
+
+def event_handle(fd: int) -> bytes:
+    """The file handle that fanotify gives what ``fd`` (O_PATH too) refers to; empty if it gives none.
+
+    It is the NFS file handle, and where there is none, one by which nothing can be opened (Linux 6.5).
+    """
+    with contextlib.suppress(OSError):
+        return name_to_handle(fd) or name_to_handle(fd, AT_EMPTY_PATH | AT_HANDLE_FID)
+    return b""
 
 
 def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:

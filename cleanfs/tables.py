@@ -24,6 +24,10 @@ def stats_table(stats: Stats) -> Table:
     table.add_row("read from the source", format_size(stats["source_read_bytes"]))
     table.add_row("written to the source", format_size(stats["source_write_bytes"]))
     table.add_row("changes found in the source", f"{stats['changes_found']:,}")
+    if stats["watcher"] != "none":
+        table.add_row("invalidated upon events", f"{stats['watch_invalidations']:,}")
+        table.add_row("inodes not watched", f"{stats['watch_unwatched']:,}")
+        table.add_row("times that events were lost", f"{stats['watch_overflows']:,}")
     table.add_section()
     for kind in KINDS:
         table.add_row(f"{kind} p50 / p99", _percentiles(stats, kind))

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import trio
 from pyfuse3 import FileHandleT, FlagT, FUSEError, RequestContext
+from trio.testing import wait_all_tasks_blocked
 
 from cleanfs import mounts, namespace
 from cleanfs.backing import Backing
@@ -22,7 +24,7 @@ from cleanfs.inodes import InodeTable
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes, all_local
 from cleanfs.notify import Notifier
-from cleanfs.pagecache import PageCache
+from cleanfs.pagecache import PageCache, Writing
 from cleanfs.resident import make_resident
 
 
@@ -43,12 +45,14 @@ def inodes(tmp_path: Path) -> Iterator[InodeTable]:
     table.close()
 
 
-async def opened(services: Services, inodes: InodeTable) -> tuple[CleanFS, FileHandleT]:
+async def opened(
+    services: Services, inodes: InodeTable, flags: int = os.O_RDWR
+) -> tuple[CleanFS, FileHandleT]:
     """A file system with a file that is open for writing."""
     fs = CleanFS(services, inodes, Control(cast(Operator, NoOperator())), attr_timeout=1)
     ctx = cast(RequestContext, None)
     entry = await fs.lookup(inodes.root.node, b"f", ctx)  # type: ignore[arg-type]
-    info = await fs.open(entry.st_ino, FlagT(os.O_RDWR), ctx)
+    info = await fs.open(entry.st_ino, FlagT(flags), ctx)
     return fs, FileHandleT(info.fh)
 
 
@@ -97,6 +101,55 @@ async def test_a_write_reports_what_a_close_would_where_none_is_asked_any_more(
     await fs.release(fh)
 
 
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_RDWR | os.O_APPEND])
+async def test_a_read_waits_for_the_write_that_came_before_it(
+    services: Services, inodes: InodeTable, flags: int
+) -> None:
+    """The kernel may have dropped the page that it sends us, and would keep the old one."""
+    fs, fh = await opened(services, inodes, flags)
+    [file] = services.pagecache.files()
+    inode = inodes.all()[-1]
+    inode.kernel_size = 4
+    got: dict[tuple[int, int], bytes] = {}
+
+    one_is_there = trio.Event()
+
+    async def read(offset: int, size: int) -> None:
+        got[offset, size] = bytes(await fs.read(fh, offset, size))
+        one_is_there.set()
+
+    # Which the write has to wait for.
+    async with trio.open_nursery() as nursery, services.pagecache.changing(file):
+        nursery.start_soon(fs.write, fh, 4 if flags & os.O_APPEND else 2, b"new")
+        await wait_all_tasks_blocked()
+        for offset, size in ((0, 10), (4, 1), (0, 2)):
+            nursery.start_soon(read, offset, size)
+        with trio.fail_after(10):
+            await one_is_there.wait()
+        await wait_all_tasks_blocked()
+        assert got == {(0, 2): b"te"}
+    assert got[0, 10] == (b"textnew" if flags & os.O_APPEND else b"tenew")
+    assert not file.writes
+    await fs.release(fh)
+
+
+async def test_a_read_does_not_wait_for_a_write_that_failed(
+    services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs, fh = await opened(services, inodes)
+    [file] = services.pagecache.files()
+
+    async def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(services.backing, "write", full)
+    with pytest.raises(FUSEError):
+        await fs.write(fh, 0, b"new")
+    assert not file.writes
+    assert bytes(await fs.read(fh, 0, 10)) == b"text"
+    await fs.release(fh)
+
+
 def test_a_directory_is_local_with_all_that_is_mounted_below(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,3 +167,18 @@ def test_a_directory_is_local_with_all_that_is_mounted_below(
         assert all_local(str(tmp_path))
     finally:
         subprocess.run(["umount", below], check=True, timeout=10)
+
+
+async def test_a_read_that_waits_for_two_writes_is_not_late_for_the_second() -> None:
+    first, second = Writing(0, 10), Writing(0, 10)
+
+    async def read() -> None:
+        for write in (first, second):
+            await write.wait()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await wait_all_tasks_blocked()
+            first.end()
+            second.end()

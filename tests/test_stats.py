@@ -13,6 +13,7 @@ from cleanfs.backends.reference import ReferenceZcache
 from cleanfs.backing import BackingStats
 from cleanfs.busypoll import BusyPollStats
 from cleanfs.cleancache import CleancacheStats
+from cleanfs.fsnotify import WatchStats
 from cleanfs.inodes import InodeStats
 from cleanfs.latency import HistogramSnapshot, Latencies, LatencyStats
 from cleanfs.pagecache import PageCacheStats
@@ -47,6 +48,7 @@ STATS = MountStats(
     source_cache="auto",
     requests=RequestLimits(read_ahead_kb=1024, max_background=64),
     changes_found=9,
+    watch=WatchStats("fanotify-inode", 1, 2, 3, 4, 5, 6, 7),
     open_files=3,
     cleancache=CleancacheStats(succ_gets=30, failed_gets=20, puts=11, flushes=12, backend_errors=13),
     pagecache=PageCacheStats(

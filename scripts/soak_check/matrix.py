@@ -19,7 +19,7 @@ COMBINATIONS: list[list[str]] = [
         ["--engine", "native", "--allocator", "zbud"],
         ["--engine", "python"],
     )
-    for coherency in (["open"], ["none"], ["none", "--writeback"])
+    for coherency in (["open"], ["watch"], ["none"], ["none", "--writeback"])
 ]
 
 COLUMNS = (
@@ -58,7 +58,8 @@ def run(seconds: float, jobs: int, base: Path | None, json_file: Path | None, co
     table = Table("", *(name for name, _ in COLUMNS), "")
     for words, (status, output, read) in zip(arguments, results, strict=True):
         cells = [f"{read[where].get(name, 0):,}" if read else "-" for name, where in COLUMNS]
-        table.add_row(" ".join(words), *cells, "ok" if status == 0 else "ILLEGAL")
+        title = " ".join(word.removeprefix("--") for word in words)
+        table.add_row(title, *cells, "ok" if status == 0 else "ILLEGAL")
         if status:
             print(output)
     console.print(table)

@@ -1,0 +1,440 @@
+"""``--coherency watch``: what changes in the source is seen through the mount without a re-open.
+
+The attribute timeout is a minute: nothing here may come from the kernel's asking again.
+"""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import platform
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import SMALL_CACHES, Mounter
+from tests.e2e.mounting import MountedFs, cleanfs, mounted, settle, wait_until
+
+SEEN_WITHIN = 5.0
+"""Seconds; a tenth of one is usual."""
+
+WATCH = ("--coherency", "watch", "--attr-timeout", "60")
+
+UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search")
+"""Runs a daemon that may not open files by their handles, and so watches inodes one by one."""
+
+SIZE = 300_007
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="takes root, and setpriv"
+)
+
+
+@contextmanager
+def held(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    fd = os.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def noise(seed: int = 0, size: int = SIZE) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A directory of its own, in the source and through the mount."""
+
+    fs: MountedFs
+    source: Path
+    path: Path
+
+    def same_tree(self) -> bool:
+        """Whether names, types, sizes, modes and owners are those of the source."""
+        return _tree(self.path) == _tree(self.source)
+
+
+def _tree(top: Path) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for path in sorted(top.iterdir()):
+        st = path.lstat()
+        size = 0 if path.is_dir() else st.st_size
+        found[path.name] = (st.st_mode, st.st_uid, st.st_nlink, size, st.st_mtime_ns, st.st_ctime_ns)
+    return found
+
+
+@pytest.fixture(scope="module", params=["filesystem", "inode"])
+def watched(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MountedFs]:
+    """One mount for each way to watch."""
+    top = tmp_path_factory.mktemp(request.param)
+    for name in ("source", "mnt"):
+        (top / name).mkdir()
+    prefix = UNPRIVILEGED if request.param == "inode" else ()
+    with mounted(top / "source", top / "mnt", *SMALL_CACHES, *WATCH, prefix=prefix) as fs:
+        assert fs.stats()["watcher"] == f"fanotify-{request.param}"
+        yield fs
+
+
+@pytest.fixture
+def spot(watched: MountedFs) -> Spot:
+    number = len(list(watched.source.iterdir()))
+    made = Spot(watched, watched.source / str(number), watched.path / str(number))
+    made.source.mkdir()
+    (made.source / "f").write_bytes(noise())
+    (made.source / "other").write_bytes(noise(1))
+    return made
+
+
+# -- each call --------------------------------------------------------------------------------
+
+FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_COLLAPSE, FALLOC_ZERO, FALLOC_INSERT = 1, 2, 8, 16, 32
+FICLONE = 0x40049409
+
+
+def fallocate(mode: int) -> Callable[[Path, int], None]:
+    def call(_: Path, fd: int) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.fallocate(fd, mode, ctypes.c_long(8192), ctypes.c_long(16384)):
+            pytest.skip(f"fallocate: {os.strerror(ctypes.get_errno())}")
+
+    return call
+
+
+def copy_range(directory: Path, fd: int) -> None:
+    with held(directory / "other") as other:
+        assert os.copy_file_range(other, fd, 50_000, 0, 4096) > 0
+
+
+def clone(directory: Path, fd: int) -> None:
+    import fcntl
+
+    with held(directory / "other") as other:
+        try:
+            fcntl.ioctl(fd, FICLONE, other)
+        except OSError as exc:
+            pytest.skip(f"FICLONE: {exc.strerror}")
+
+
+def sendfile(directory: Path, fd: int) -> None:
+    with held(directory / "other") as other:
+        os.lseek(fd, 9000, os.SEEK_SET)
+        assert os.sendfile(fd, other, 0, 50_000) > 0
+
+
+def splice(_: Path, fd: int) -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, b"spliced" * 100)
+    assert os.splice(ours, fd, 700, offset_dst=100_000) == 700
+    os.close(ours)
+    os.close(theirs)
+
+
+def write_through_mapping(_: Path, fd: int) -> None:
+    with mmap.mmap(fd, SIZE) as area:
+        area[100_000:100_006] = b"mapped"
+
+
+def write_asynchronously(_: Path, fd: int) -> None:
+    """io_submit(2), which has no event."""
+    numbers = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}.get(platform.machine())
+    if numbers is None:
+        pytest.skip("the numbers of these system calls are not known here")
+    setup, destroy, getevents, submit = numbers
+    libc = ctypes.CDLL(None, use_errno=True)
+    context = ctypes.c_ulong(0)
+    assert libc.syscall(setup, 1, ctypes.byref(context)) == 0
+    data = ctypes.create_string_buffer(b"asynchronous", 12)
+    iocb = ctypes.create_string_buffer(
+        struct.pack("<QIIHhIQQqQII", 0, 0, 0, 1, 0, fd, ctypes.addressof(data), 12, 70_000, 0, 0, 0)
+    )
+    pointer = ctypes.pointer(iocb)
+    assert libc.syscall(submit, context, ctypes.c_long(1), ctypes.byref(pointer)) == 1
+    event = ctypes.create_string_buffer(32)
+    assert libc.syscall(getevents, context, ctypes.c_long(1), ctypes.c_long(1), event, None) == 1
+    libc.syscall(destroy, context)
+
+
+CONTENTS: dict[str, Callable[[Path, int], object]] = {
+    "write": lambda _, fd: os.write(fd, b"changed"),
+    "pwritev": lambda _, fd: os.pwritev(fd, [b"chan", b"ged"], 100_000),
+    "append": lambda _, fd: os.pwrite(fd, b"appended", SIZE),
+    "truncate": lambda directory, _: os.truncate(directory / "f", 5000),
+    "ftruncate": lambda _, fd: os.ftruncate(fd, 2 * SIZE),
+    "fallocate": fallocate(0),
+    "punch a hole": fallocate(FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE),
+    "zero a range": fallocate(FALLOC_ZERO),
+    "collapse a range": fallocate(FALLOC_COLLAPSE),
+    "insert a range": fallocate(FALLOC_INSERT),
+    "copy_file_range": copy_range,
+    "reflink": clone,
+    "sendfile": sendfile,
+    "splice": splice,
+    "mmap": write_through_mapping,
+    "io_submit": write_asynchronously,
+}
+
+
+@pytest.mark.parametrize("call", CONTENTS)
+def test_a_change_of_the_contents_is_seen_by_who_holds_the_file_open(spot: Spot, call: str) -> None:
+    with held(spot.path / "f") as reader, held(spot.source / "f", os.O_RDWR) as writer:
+        assert os.pread(reader, SIZE, 0) == noise()
+        with mmap.mmap(reader, 8192, prot=mmap.PROT_READ) as area:
+            assert area[:] == noise()[:8192]
+            before = os.fstat(writer)
+            CONTENTS[call](spot.source, writer)
+            if call == "mmap":
+                os.close(os.dup(writer))
+            os.utime(writer, ns=(before.st_atime_ns, before.st_mtime_ns))
+            expected = os.pread(writer, 2 * SIZE, 0)
+            wait_until(lambda: os.pread(reader, 2 * SIZE, 0) == expected, SEEN_WITHIN)
+            wait_until(lambda: os.fstat(reader).st_size == len(expected), SEEN_WITHIN)
+            if len(expected) >= 8192:
+                assert area[:] == expected[:8192]
+    assert (spot.path / "f").read_bytes() == expected
+
+
+def _set_xattr(directory: Path) -> None:
+    os.setxattr(directory / "f", "user.cleanfs", b"1")
+
+
+NAMES: dict[str, Callable[[Path], object]] = {
+    "unlink": lambda directory: (directory / "f").unlink(),
+    "rename over": lambda directory: (directory / "other").rename(directory / "f"),
+    "rename away": lambda directory: (directory / "f").rename(directory / "moved"),
+    "exchange": lambda directory: subprocess.run(
+        ["sh", "-ec", "mv f x; mv other f; mv x other"], cwd=directory, check=True, timeout=10
+    ),
+    "link": lambda directory: (directory / "link").hardlink_to(directory / "f"),
+    "symbolic link": lambda directory: (directory / "link").symlink_to("f"),
+    "create": lambda directory: (directory / "new").write_bytes(b"new"),
+    "mkdir": lambda directory: (directory / "dir").mkdir(),
+    "rmdir": lambda directory: (directory / "empty").rmdir(),
+    "rename a directory": lambda directory: (directory / "empty").rename(directory / "full"),
+    "replace by a directory": lambda directory: ((directory / "f").unlink(), (directory / "f").mkdir()),
+    "chmod": lambda directory: (directory / "f").chmod(0o640),
+    "chown": lambda directory: os.chown(directory / "f", 1234, 1234),
+    "chmod a directory": lambda directory: (directory / "empty").chmod(0o700),
+    "utimensat": lambda directory: os.utime(directory / "f", ns=(10**18, 10**18)),
+    "setxattr": _set_xattr,
+}
+
+
+@pytest.mark.parametrize("call", NAMES)
+def test_a_change_of_names_and_attributes_is_seen(spot: Spot, call: str) -> None:
+    (spot.source / "empty").mkdir()
+    assert spot.same_tree()
+    with held(spot.path / "f") as reader, held(spot.source / "f") as original:
+        assert os.pread(reader, SIZE, 0) == noise()
+        NAMES[call](spot.source)
+        wait_until(spot.same_tree, SEEN_WITHIN)
+        assert os.pread(reader, SIZE, 0) == noise()
+        wait_until(lambda: os.fstat(reader).st_nlink == os.fstat(original).st_nlink, SEEN_WITHIN)
+        for path in spot.source.iterdir():
+            if path.is_file():
+                assert (spot.path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_all_caches_have_is_flushed_though_mtime_is_set_back(mount: Mounter) -> None:
+    fs = mount(*WATCH)
+    data = noise(2, 3_000_000)
+    (fs.source / "f").write_bytes(data)
+    settle()
+    with held(fs.path / "f") as reader, held(fs.source / "f", os.O_RDWR) as writer:
+        for _ in range(2):
+            assert os.pread(reader, 1 << 22, 0) == data
+            fs.drop_kernel()
+        assert os.pread(reader, 1 << 22, 0) == data
+        before = fs.stats()
+        assert before["pagecache_resident"] > 100
+        assert before["backend_counters"]["eph_zpages"] > 100
+        stamps = os.fstat(writer)
+        for offset in range(0, len(data), 4096):
+            os.pwrite(writer, b"!", offset)
+        os.utime(writer, ns=(stamps.st_atime_ns, stamps.st_mtime_ns))
+        expected = (fs.source / "f").read_bytes()
+        wait_until(lambda: os.pread(reader, 1 << 22, 0) == expected, SEEN_WITHIN)
+        assert fs.stats()["watch_invalidations"] > before["watch_invalidations"]
+
+
+def quiet(fs: MountedFs) -> dict[str, Any]:
+    """Wait until what was done to the source before has been taken notice of."""
+    stats = fs.stats()
+    while True:
+        time.sleep(0.3)
+        before, stats = stats, fs.stats()
+        if before["watch_invalidations"] == stats["watch_invalidations"]:
+            return stats
+
+
+# -- what is ours ---------------------------------------------------------------------------
+
+
+def test_our_own_changes_flush_nothing(spot: Spot) -> None:
+    with held(spot.path / "f", os.O_RDWR) as fd:
+        os.pread(fd, SIZE, 0)
+        before = quiet(spot.fs)
+        os.pwrite(fd, b"ours", 0)
+        os.fchmod(fd, 0o600)
+        (spot.path / "f").rename(spot.path / "g")
+        (spot.path / "new").mkdir()
+        wait_until(lambda: spot.fs.stats()["watch_events_own"] >= before["watch_events_own"] + 4)
+        after = spot.fs.stats()
+        assert after["watch_invalidations"] == before["watch_invalidations"]
+        assert after["changes_found"] == before["changes_found"]
+        fs_reads = spot.fs.stats()["source_reads"]
+        spot.fs.drop_kernel(spot.path / "other")
+        assert os.pread(fd, 4, 0) == b"ours"
+        assert spot.fs.stats()["source_reads"] <= fs_reads + 1
+
+
+def test_two_mounts_of_one_source_tell_each_other(source: Path, mount: Mounter, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    one = mount(*WATCH)
+    (source / "f").write_bytes(noise())
+    with (
+        mounted(source, tmp_path / "second", *SMALL_CACHES, *WATCH) as two,
+        held(one.path / "f", os.O_RDWR) as first,
+        held(two.path / "f", os.O_RDWR) as second,
+    ):
+        for turn in range(4):
+            writer, reader = (first, second) if turn % 2 else (second, first)
+            data = b"%04d" % turn * 1000
+            os.pwrite(writer, data, turn * 10_000)
+            wait_until(
+                lambda: os.pread(reader, 4000, turn * 10_000) == data,  # noqa: B023
+                SEEN_WITHIN,
+            )
+
+
+# -- who works in a directory is not cut off --------------------------------------------------
+
+
+def test_a_directory_in_use_keeps_its_name_when_its_entry_was_in_doubt(spot: Spot) -> None:
+    (spot.source / "d").mkdir()
+    with held(spot.path / "d", os.O_RDONLY | os.O_DIRECTORY) as fd:
+        before = spot.fs.stats()["watch_invalidations"]
+        (spot.source / "d").rename(spot.source / "e")
+        (spot.source / "e").rename(spot.source / "d")
+        wait_until(lambda: spot.fs.stats()["watch_invalidations"] > before, SEEN_WITHIN)
+        assert os.listdir(spot.path / "d") == []
+        assert os.readlink(f"/proc/self/fd/{fd}") == str(spot.path / "d")
+
+
+# -- events that were lost -----------------------------------------------------------------------
+
+
+def test_events_that_were_lost_flush_everything(mount: Mounter) -> None:
+    fs = mount(*WATCH)
+    (fs.source / "f").write_bytes(noise())
+    (fs.source / "names").mkdir()
+    most = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
+    if most > 1 << 15:
+        pytest.skip("too many events may be queued")
+    with held(fs.path / "f") as reader, held(fs.source / "f", os.O_WRONLY) as writer:
+        assert os.pread(reader, SIZE, 0) == noise()
+        assert (fs.path / "f").stat().st_mode & 0o777 != 0o600
+        fs.process.send_signal(signal.SIGSTOP)
+        try:
+            for i in range(most // 2 + 100):
+                fd = os.open(fs.source / "names" / str(i), os.O_WRONLY | os.O_CREAT)
+                os.close(fd)
+            os.pwrite(writer, b"lost", 5000)
+            os.fchmod(writer, 0o600)
+            (fs.source / "late").write_bytes(b"late")
+        finally:
+            fs.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: os.pread(reader, 4, 5000) == b"lost", SEEN_WITHIN)
+        wait_until(lambda: (fs.path / "f").stat().st_mode & 0o777 == 0o600, SEEN_WITHIN)
+        wait_until(lambda: fs.stats()["watch_overflows"] == 1, SEEN_WITHIN)
+    assert "events were lost" in fs.log.read_text()
+
+
+# -- what is below the source, and beside it --------------------------------------------------
+
+
+def test_a_file_system_mounted_below_the_source_is_watched_as_well(
+    source: Path, mount: Mounter
+) -> None:
+    (source / "below").mkdir()
+    fs = mount(*WATCH)
+    subprocess.run(["mount", "-t", "tmpfs", "none", source / "below"], check=True, timeout=10)
+    try:
+        (source / "below" / "f").write_bytes(noise())
+        wait_until((fs.path / "below" / "f").exists, SEEN_WITHIN)
+        with held(fs.path / "below" / "f") as reader:
+            assert os.pread(reader, SIZE, 0) == noise()
+            assert fs.stats()["watch_file_systems"] == 2
+            (source / "below" / "f").write_bytes(noise(3))
+            wait_until(lambda: os.pread(reader, SIZE, 0) == noise(3), SEEN_WITHIN)
+    finally:
+        subprocess.run(["umount", "-l", source / "below"], check=True, timeout=10)
+
+
+def test_changes_by_another_path_to_the_file_system_are_seen(spot: Spot, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").hardlink_to(spot.source / "f")
+    with held(spot.path / "f") as reader:
+        assert os.pread(reader, SIZE, 0) == noise()
+        script = (
+            f"mount --make-rprivate /; mount --bind {spot.source} {tmp_path}/elsewhere;"
+            f"printf elsewhere | dd of={tmp_path}/elsewhere/f conv=notrunc status=none"
+        )
+        subprocess.run(["unshare", "-m", "sh", "-ec", script], check=True, timeout=10)
+        wait_until(lambda: os.pread(reader, 9, 0) == b"elsewhere", SEEN_WITHIN)
+        with held(tmp_path / "link", os.O_WRONLY) as fd:
+            os.pwrite(fd, b"by a link", 0)
+        wait_until(lambda: os.pread(reader, 9, 0) == b"by a link", SEEN_WITHIN)
+
+
+# -- nothing is left, nothing is promised that can not be kept -----------------------------------
+
+
+def _marks(fs: MountedFs) -> int:
+    """Inodes that the daemon has marked."""
+    marks = 0
+    for info in Path(f"/proc/{fs.process.pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # descriptors come and go
+            marks += info.read_text().count("fanotify ino:")
+    return marks
+
+
+def test_the_mark_of_a_file_that_is_gone_is_removed(mount: Mounter) -> None:
+    fs = mount(*WATCH, prefix=UNPRIVILEGED)
+    least = _marks(fs)
+    for i in range(20):
+        (fs.source / str(i)).write_bytes(b"x")
+        assert (fs.path / str(i)).read_bytes() == b"x"
+    assert _marks(fs) == fs.stats()["watch_inodes"] == least + 20
+    for i in range(20):
+        (fs.source / str(i)).unlink()
+    wait_until(lambda: _marks(fs) == least, SEEN_WITHIN)
+    wait_until(lambda: fs.stats()["watch_inodes"] == least, SEEN_WITHIN)
+
+
+def test_a_source_that_can_not_be_watched_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    done = cleanfs("mount", "--coherency", "watch", "/proc", tmp_path / "mnt")
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("cleanfs: can not watch /proc: ")
+    assert line.endswith("use --coherency open")
+
+
+def test_without_watching_the_statistics_say_so(mount: Mounter) -> None:
+    stats = mount().stats()
+    assert stats["watcher"] == "none"
+    assert stats["watch_events"] == 0
