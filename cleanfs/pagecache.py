@@ -82,26 +82,33 @@ class Writing:
     write of the same page that comes later waits for it in the kernel, and no write waits for it here.
     """
 
-    __slots__ = ("_done", "start", "stop")
+    __slots__ = ("_done", "_ended", "start", "stop")
 
     def __init__(self, start: int, stop: int | None) -> None:
         """It has just been asked for."""
         self.start = start
         self.stop = stop
         self._done: trio.Event | None = None
+        self._ended = False
 
     def touches(self, offset: int, size: int) -> bool:
         """Whether a read of that range may find what is about to change."""
         return self.start < offset + size and (self.stop is None or offset < self.stop)
 
     async def wait(self) -> None:
-        """Return when the source has it, or refused it."""
+        """Return when the source has it, or refused it.
+
+        It may have by now: who waits for several writes gets to the second after the first.
+        """
+        if self._ended:
+            return
         if self._done is None:
             self._done = trio.Event()
         await self._done.wait()
 
     def end(self) -> None:
         """It has, or did."""
+        self._ended = True
         if self._done is not None:
             self._done.set()
 

@@ -24,7 +24,7 @@ from cleanfs.inodes import InodeTable
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes, all_local
 from cleanfs.notify import Notifier
-from cleanfs.pagecache import PageCache
+from cleanfs.pagecache import PageCache, Writing
 from cleanfs.resident import make_resident
 
 
@@ -167,3 +167,18 @@ def test_a_directory_is_local_with_all_that_is_mounted_below(
         assert all_local(str(tmp_path))
     finally:
         subprocess.run(["umount", below], check=True, timeout=10)
+
+
+async def test_a_read_that_waits_for_two_writes_is_not_late_for_the_second() -> None:
+    first, second = Writing(0, 10), Writing(0, 10)
+
+    async def read() -> None:
+        for write in (first, second):
+            await write.wait()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await wait_all_tasks_blocked()
+            first.end()
+            second.end()

@@ -4,6 +4,8 @@ import contextlib
 import ctypes
 import mmap
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from tests.e2e.conftest import Mounter
 from tests.e2e.mounting import STOP_TIMEOUT
 
 GETDENTS64 = 217
+PAGE = 4096
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -142,3 +145,36 @@ def test_what_is_dirty_in_a_mapping_survives_sigterm(source: Path, mount: Mounte
     finally:
         with contextlib.suppress(OSError):  # the mount is gone
             os.close(fd)
+
+
+def test_a_mapping_shows_a_write_that_is_done_though_others_read_and_looked(
+    source: Path, mount: Mounter
+) -> None:
+    """The kernel drops pages that it is writing when it hears of an mtime, and reads them again."""
+    (source / "f").write_bytes(bytes(4 * PAGE))
+    fs = mount("--coherency", "none")
+    read_and_look = (
+        "import os, sys\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "while os.pread(fd, 4096, 4096): os.fstat(fd)\n"
+    )
+    others = [
+        subprocess.Popen([sys.executable, "-I", "-S", "-c", read_and_look, str(fs.path / "f")])
+        for _ in range(3)
+    ]
+    fd = os.open(fs.path / "f", os.O_RDWR | os.O_DSYNC)  # takes its time
+    stale = 0
+    try:
+        with mmap.mmap(fd, 4 * PAGE) as mapping:
+            deadline = time.monotonic() + 2
+            for number in range(1, 1 << 30):
+                os.pwrite(fd, b"%08d" % number * (PAGE // 8), PAGE)
+                stale += mapping[PAGE : PAGE + 8] != b"%08d" % number
+                if stale or time.monotonic() >= deadline:
+                    break
+    finally:
+        for other in others:
+            other.kill()
+            other.wait(STOP_TIMEOUT)
+        os.close(fd)
+    assert not stale

@@ -1,0 +1,55 @@
+"""What a soak was asked to be."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PLAIN, MAPPED, SHOWN = range(3)
+"""What may be done to a file. To MAPPED ones programs store through mappings, so nobody writes them
+with O_DIRECT, cuts them, or changes them in the source: what a page has dirty is written back
+whole, and no file system keeps a mapping and O_DIRECT apart. SHOWN ones are mapped for reading
+alone: not cut either, as a process that reads a mapping beyond the end dies. All else happens to
+PLAIN ones."""
+
+KINDS = (PLAIN, PLAIN, MAPPED, SHOWN)
+
+NAMES = 14
+
+SLACK = 3.0
+"""Seconds that a promise in terms of time may be late: whoever asked may get to run that late."""
+
+WATCH_DELAY = 1.0
+"""Seconds in which ``--coherency watch`` promises to notice."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the processes need to know."""
+
+    seed: int
+    seconds: float
+    source: Path
+    mount: Path
+    """The same as the source for ``--plain``."""
+    evidence: Path
+    coherency: str
+    processes: int
+    cells: int
+    """The most that a file has."""
+    page_size: int
+    attr_timeout: float
+    least_pool: int
+    page_caches: tuple[int, ...]
+    """Limits that the page cache is given in turn."""
+    writeback: bool = False
+    holes: bool = False
+    """Whether ``fallocate`` works there."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is no mount."""
+        return self.source == self.mount
+
+    @property
+    def source_changes(self) -> bool:
+        """Whether somebody changes the source behind the mount's back."""
+        return self.coherency != "none"

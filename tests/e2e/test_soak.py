@@ -1,0 +1,54 @@
+"""scripts/soak for some seconds: processes, mount, checks and end, for real."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.e2e.mounting import wait_until
+
+SOAK = Path(__file__).resolve().parents[2] / "scripts" / "soak"
+
+
+def soak(base: Path, *options: str) -> subprocess.Popen[str]:
+    """Start it, with a process group of its own."""
+    engine = "python" if os.environ.get("CLEANFS_PUREPYTHON") else "native"
+    words = [str(SOAK), "--base", str(base), "--engine", engine, *options]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_every_read_is_legal_and_nothing_is_left(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    base = tmp_path / "base"
+    base.mkdir()
+    process = soak(base, "--seconds", "3", "--seed", "1", "--json", str(result))
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, output + errors
+    told = json.loads(result.read_text())
+    assert told["found"] == []
+    assert told["counts"]["reads checked"] > 0
+    assert told["stats"]["flushes"] > 0
+    assert list(base.iterdir()) == []
+
+
+def test_a_mount_that_dies_is_found_and_its_evidence_kept(tmp_path: Path) -> None:
+    process = soak(tmp_path, "--seconds", "60", "--seed", "2", "--coherency", "none")
+    try:
+        wait_until(lambda: any(tmp_path.glob("soak-*/evidence/process-2.log")), 60)
+        mountpoint = next(tmp_path.glob("soak-*")) / "mnt"
+        stats = json.loads((mountpoint / ".cleancache" / "stats.json").read_text())
+        os.kill(stats["pid"], signal.SIGKILL)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(20)
+    assert process.returncode == 1
+    assert "--seed 2" in errors
+    evidence = next(tmp_path.glob("soak-*/evidence"))
+    assert "ended with" in output
+    assert (evidence / "history.txt").read_text()
+    assert not os.path.ismount(mountpoint)
