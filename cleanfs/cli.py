@@ -30,7 +30,7 @@ from cleanfs.mount import serve
 from cleanfs.mountpoint import is_dead, unmount
 from cleanfs.mounts import FS_TYPE, mount_points, mounted_at
 from cleanfs.params import BackendType, CompressionType, Microseconds, PageSizeType, Seconds, SizeType
-from cleanfs.tables import stats_table
+from cleanfs.tables import printable, stats_table
 from cleanfs.watch import Stats, watch_lines
 
 MIN_PAGE_SIZE = 4096
@@ -317,7 +317,8 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
     log_file = None if params["log_file"] is None else os.path.abspath(params["log_file"])
     level = params["log_level"].upper()
     if log_file is not None:
-        Path(log_file).open("a").close()  # a log that can not be written is found out now
+        # A log that can not be written is found out now. It names what is in the source.
+        os.close(os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
     check(config)
     if params["foreground"]:
         _log_to(log_file, level, daemon=False)
@@ -356,6 +357,14 @@ def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> 
     return tuple(for_kernel)
 
 
+class LineFormatter(logging.Formatter):
+    """A message is one line, whatever names are in it: none can look like another message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """The line; a traceback may follow."""
+        return printable(super().formatMessage(record))
+
+
 def _log_to(log_file: str | None, level: str, *, daemon: bool) -> None:
     handler: logging.Handler
     if log_file is not None:
@@ -369,7 +378,8 @@ def _log_to(log_file: str | None, level: str, *, daemon: bool) -> None:
         handler.ident = "cleanfs: "
     else:
         handler = logging.NullHandler()
-    logging.basicConfig(level=level, format=LOG_FORMAT, handlers=[handler], force=True)
+    handler.setFormatter(LineFormatter(LOG_FORMAT))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     # pyfuse3 logs its own comings and goings at every level.
     logging.getLogger("pyfuse3").setLevel(logging.WARNING)
 
@@ -426,7 +436,7 @@ def stats(mountpoint: str, as_json: bool, watch: float | None) -> None:
 
 def _console() -> Console:
     """A pipe has no width: nothing is folded or cut there."""
-    return Console(width=None if sys.stdout.isatty() else 1000)
+    return Console(width=None if sys.stdout.isatty() else 1000, markup=False, emoji=False)
 
 
 def _snapshots(path: str, seconds: float) -> Iterator[Stats]:
@@ -462,10 +472,11 @@ def list_mounts() -> None:
             now = _read_stats(point.path)
         except OSError as exc:
             state = "dead" if exc.errno == errno.ENOTCONN else exc.strerror
-            table.add_row(point.source, point.path, state, "-", "-")
+            table.add_row(printable(point.source), printable(point.path), state, "-", "-")
         else:
             ratio = f"{now['hit_ratio']:.1%}"
-            table.add_row(now["source"], point.path, now["backend"], ratio, str(now["pid"]))
+            places = printable(now["source"]), printable(point.path)
+            table.add_row(*places, printable(now["backend"]), ratio, str(now["pid"]))
     _console().print(table)
 
 

@@ -41,8 +41,8 @@ from cleanfs.backing import without_set_id
 from cleanfs.coherency import Coherency
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
-from cleanfs.inodes import ROOT, Inode, InodeTable
-from cleanfs.namespace import NewAttributes, OpenedFile, Owner
+from cleanfs.inodes import NOT_TOLD, ROOT, Inode, InodeTable, StaleError, access_of
+from cleanfs.namespace import Caller, NewAttributes, OpenedFile
 from cleanfs.notify import attributes_changed
 from cleanfs.tree import Tree, Using
 
@@ -55,7 +55,9 @@ Ts = TypeVarTuple("Ts")
 
 CAPABILITY = b"security.capability"
 
-ACL_NAMES = (b"system.posix_acl_access", b"system.posix_acl_default")
+ACCESS_ACL = namespace.ACCESS_ACL
+
+ACL_NAMES = (ACCESS_ACL, b"system.posix_acl_default")
 
 
 def handler(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -198,8 +200,8 @@ class CleanFS(pyfuse3.Operations):
     ) -> EntryAttributes:
         """A fifo, socket, device or plain file."""
         async with self._changing_names(parent_inode, name) as parent:
-            owner = Owner(ctx.uid, ctx.gid)
-            return self._attributes(*await self._tree.make(parent, name, mode, rdev, b"", owner))
+            caller = self._caller(parent, ctx)
+            return self._attributes(*await self._tree.make(parent, name, mode, rdev, b"", caller))
 
     @handler
     async def mkdir(
@@ -208,8 +210,8 @@ class CleanFS(pyfuse3.Operations):
         """A directory."""
         async with self._changing_names(parent_inode, name) as parent:
             mode = ModeT(stat_module.S_IFDIR | mode)
-            owner = Owner(ctx.uid, ctx.gid)
-            return self._attributes(*await self._tree.make(parent, name, mode, 0, b"", owner))
+            caller = self._caller(parent, ctx)
+            return self._attributes(*await self._tree.make(parent, name, mode, 0, b"", caller))
 
     @handler
     async def symlink(
@@ -218,20 +220,21 @@ class CleanFS(pyfuse3.Operations):
         """A symbolic link."""
         async with self._changing_names(parent_inode, name) as parent:
             mode = stat_module.S_IFLNK | 0o777
-            owner = Owner(ctx.uid, ctx.gid)
-            return self._attributes(*await self._tree.make(parent, name, mode, 0, target, owner))
+            caller = self._caller(parent, ctx)
+            return self._attributes(*await self._tree.make(parent, name, mode, 0, target, caller))
 
     @handler
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a name; the last one takes the file's pages with it."""
         async with self._changing_names(parent_inode, name) as parent:
-            self._tree.name_changed(await self._tree.run(namespace.unlink, parent.fd, name))
+            caller = self._caller(parent, ctx)
+            self._tree.name_changed(await self._tree.run(namespace.unlink, parent.fd, name, caller))
 
     @handler
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a directory."""
         async with self._changing_names(parent_inode, name) as parent:
-            await self._tree.run(functools.partial(os.rmdir, name, dir_fd=parent.fd))
+            await self._tree.run(namespace.rmdir, parent.fd, name, self._caller(parent, ctx))
 
     @handler
     async def rename(
@@ -248,7 +251,10 @@ class CleanFS(pyfuse3.Operations):
             self._changing_names(parent_inode_old, name_old) as old,
             self._changing_names(parent_inode_new, name_new) as new,
         ):
-            done = await self._tree.run(namespace.rename, old.fd, name_old, new.fd, name_new, flags)
+            caller = self._caller(old, ctx)
+            done = await self._tree.run(
+                namespace.rename, old.fd, name_old, new.fd, name_new, flags, caller
+            )
             self._tree.name_changed(done.moved)
             if (inode := self._inodes.find(done.moved.before)) is not None:
                 self._inodes.moved(inode, new, name_new)
@@ -283,6 +289,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._tree.using(inode) as held:
             before = self._services.before()
             opened = await self._tree.open(held, flags)
+            await self._recheck_access(held, opened.fd, opened.stat)
             info = await self._opened(held, opened, flags & ~os.O_TRUNC, before)
             if flags & os.O_TRUNC:
                 await self._truncate_open(held, info.fh, opened.stat.st_mode, ctx)
@@ -301,8 +308,8 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             before = self._services.before()
             io_flags = flags & (IO_FLAGS | os.O_EXCL | os.O_TRUNC)
-            owner = Owner(ctx.uid, ctx.gid)
-            opened, inode, st = await self._tree.create(parent, name, mode, io_flags, owner)
+            caller = self._caller(parent, ctx)
+            opened, inode, st = await self._tree.create(parent, name, mode, io_flags, caller)
             with self._inodes.using(inode):
                 entry = self._attributes(inode, st)
                 return await self._opened(inode, opened, flags, before), entry
@@ -358,6 +365,7 @@ class CleanFS(pyfuse3.Operations):
             return FileHandleT(fh)
         async with self._tree.using(inode) as held:
             fd = await self._tree.open_directory(held)
+            await self._recheck_access(held, fd, await self._services.run_near(held, os.fstat, fd))
             self._dirs[fh] = DirHandle(self._services, held, fd)
             self._inodes.opened(held, fd)
         return FileHandleT(fh)
@@ -395,9 +403,9 @@ class CleanFS(pyfuse3.Operations):
                 continue
             inode = self._inodes.listed(st, directory.inode, name)
             self._tree.observe(inode, st, directory.before)
-            kernel_size = inode.kernel_size
+            kernel_size, access = inode.kernel_size, inode.access
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
-                inode.kernel_size = kernel_size  # it was not told
+                inode.kernel_size, inode.access = kernel_size, access  # it was not told
                 self._inodes.unreferenced(inode)
                 self._entries_per_reply = position - max(start_id, 2)
                 return
@@ -442,7 +450,13 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(errno.EPERM)
         async with self._tree.using(inode) as held:
+            st = await self._may_change_xattr(held, name, ctx)
             await self._tree.change_xattr(held, name, value)
+            if name == ACCESS_ACL and st.st_mode & stat_module.S_ISGID and not _in_group(st, ctx):
+                # As chmod would: the kernel leaves it to us, and has no word for it in libfuse 3.14.
+                mode = stat_module.S_IMODE((await self._tree.stat(held)).st_mode)
+                new = NewAttributes(mode=mode & ~stat_module.S_ISGID)
+                await self._tree.set_attributes(held, -1, new)
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Value of an extended attribute, or ENODATA.
@@ -467,14 +481,19 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(pyfuse3.ENOATTR)
         async with self._tree.using(inode) as held:
+            if name == ACCESS_ACL:
+                held.acl = b""
             try:
-                return await self._tree.near(held, os.getxattr, held.path(), name)
+                value = await self._tree.near(held, os.getxattr, held.path(), name)
             except OSError as exc:
                 # A source without ACLs has none: the kernel, which looks for one before it lets
                 # anybody in, takes any other error for its answer.
                 if exc.errno == errno.EOPNOTSUPP and name in ACL_NAMES:
                     raise FUSEError(pyfuse3.ENOATTR) from exc
                 raise
+            if name == ACCESS_ACL:
+                held.acl = value
+            return value
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
@@ -492,7 +511,19 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(errno.EPERM)
         async with self._tree.using(inode) as held:
+            await self._may_change_xattr(held, name, ctx)
             await self._tree.change_xattr(held, name, None)
+
+    async def _may_change_xattr(self, inode: Inode, name: bytes, ctx: RequestContext) -> os.stat_result:
+        """The inode's attributes. Raises PermissionError.
+
+        The kernel checks ``user``, ``trusted``, ``security`` and POSIX ACLs. What else is ``system`` it
+        leaves to file systems: there are ACLs of NFS, CIFS and NTFS. The source would ask us for it.
+        """
+        st = await self._tree.near(inode, os.fstat, inode.fd)
+        if name.startswith(b"system.") and name not in ACL_NAMES and ctx.uid not in (0, st.st_uid):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return st
 
     @handler
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
@@ -519,6 +550,9 @@ class CleanFS(pyfuse3.Operations):
         namespace.forbid_slash(name)
         return self._tree.using(parent_node)
 
+    def _caller(self, parent: Inode, ctx: RequestContext) -> Caller:
+        return Caller(ctx.uid, ctx.gid, local=self._services.is_local(parent))
+
     async def _opened(self, inode: Inode, opened: OpenedFile, flags: int, before: Before) -> FileInfo:
         """Make a handle of an opened file, with what coherency has to say."""
         services = self._services
@@ -542,6 +576,25 @@ class CleanFS(pyfuse3.Operations):
             raise
         changed = changed or services.notifier.is_pending(inode.node)
         return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not changed)
+
+    async def _recheck_access(self, inode: Inode, fd: int, st: os.stat_result) -> None:
+        """The caller was let in by mode, owners and ACL that the kernel was told some time ago.
+
+        If they are others now, the kernel is to ask for them and to check again: closes ``fd`` and
+        raises StaleError. ctime moves with each of them.
+        """
+        try:
+            same = inode.access in (NOT_TOLD, access_of(st))
+            if same and inode.sent is not None and inode.sent[2] != st.st_ctime_ns:
+                same = await self._services.run_near(inode, namespace.access_acl, fd) == inode.acl
+            if not same:
+                await attributes_changed(inode.node)
+        except BaseException:
+            os.close(fd)
+            raise
+        if not same:
+            os.close(fd)
+            raise StaleError
 
     async def _settle_doubts(self, inode: Inode) -> None:
         """Make the kernel ask for the attributes, if it may go by old ones: for a size, above all.
@@ -598,6 +651,7 @@ class CleanFS(pyfuse3.Operations):
         if inode.sent not in (None, now):
             inode.doubts += 1
         inode.sent = now
+        inode.access = access_of(st)
         inode.kernel_size = st.st_size
         return entry
 
@@ -642,6 +696,16 @@ class CleanFS(pyfuse3.Operations):
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._control.since_ns
         entry.attr_timeout = entry.entry_timeout = 0
         return entry
+
+
+def _in_group(st: os.stat_result, ctx: RequestContext) -> bool:
+    """Whether the caller may keep a set-group-id bit."""
+    if ctx.uid == 0 or st.st_gid == ctx.gid:
+        return True
+    try:
+        return st.st_gid in pyfuse3.get_sup_groups(ctx.pid)
+    except (OSError, RuntimeError):
+        return False  # it has gone, or lives in another pid namespace
 
 
 def _entry(st: os.stat_result) -> EntryAttributes:

@@ -8,12 +8,15 @@ return. All raise OSError.
 import errno
 import os
 import stat as stat_module
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Self
 
-from cleanfs import syscalls
-from cleanfs.inodes import PATH_FLAGS
+from cleanfs import credentials, syscalls
+from cleanfs.inodes import PATH_FLAGS, StaleError
 from cleanfs.ops import FileKey
+
+ACCESS_ACL = b"system.posix_acl_access"
 
 SPECIAL_BITS = stat_module.S_ISUID | stat_module.S_ISGID | stat_module.S_ISVTX
 
@@ -31,7 +34,6 @@ class OpenedFile(Opened):
     """A regular file, opened for I/O, with the key that its pages hang on."""
 
     key: FileKey
-    created: bool = False
     direct: bool = False
     """The kernel must keep nothing of what is written to it."""
 
@@ -113,56 +115,80 @@ def open_for_writeback(path: str, flags: int, key: FileKey | None = None) -> Ope
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose a new file becomes: the caller's, not the daemon's."""
+class Caller:
+    """Who asks for a change of names: what is made becomes the caller's, not the daemon's."""
 
     uid: int
     gid: int
+    local: bool
+    """The source is this machine's: it goes by the ids and capabilities of the thread alone. A server
+    would go by groups, too, which are not the thread's."""
+
+    def acts(self) -> bool:
+        """Whether changes can be made as the caller."""
+        return self.local and credentials.can_act()
+
+    def acting(self) -> AbstractContextManager[None]:
+        """A block as the caller, or if that can not be, as the daemon."""
+        return credentials.acting_as(self.uid, self.gid) if self.acts() else nullcontext()
 
     def take(self, fd: int, st: os.stat_result, parent_fd: int) -> None:
-        """Give a new object (``fd``, O_PATH too) to its owner; its group is a set-gid parent's."""
+        """Take over what the daemon made (``fd``, O_PATH too); its group is a set-gid parent's."""
         inherits = os.fstat(parent_fd).st_mode & stat_module.S_ISGID
         gid = st.st_gid if inherits else self.gid
         if (st.st_uid, st.st_gid) != (self.uid, gid):
             os.chown(f"/proc/self/fd/{fd}", self.uid, gid)
 
 
-def create_file(parent_fd: int, name: bytes, mode: int, flags: int, owner: Owner) -> OpenedFile:
-    """Create and open a file, or open it if somebody was faster and ``flags`` lack O_EXCL."""
+def create_file(parent_fd: int, name: bytes, mode: int, flags: int, caller: Caller) -> OpenedFile:
+    """Create and open a file.
+
+    Raises StaleError if somebody was faster and ``flags`` lack O_EXCL: the kernel then finds the file,
+    and checks whether it may be opened, which for a new one it does not do.
+    """
     flags = flags & ~os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC  # appending is said write by write
+    acts = caller.acts()
+    first = mode if acts else mode & ~SPECIAL_BITS
     try:
-        fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode & ~SPECIAL_BITS, dir_fd=parent_fd)
-    except FileExistsError:
+        with caller.acting():
+            fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, first, dir_fd=parent_fd)
+    except FileExistsError as exc:
         if flags & os.O_EXCL:
             raise
-        fd = os.open(name, flags & ~os.O_CREAT, dir_fd=parent_fd)
+        raise StaleError from exc
+    try:
+        if not acts:
+            caller.take(fd, os.fstat(fd), parent_fd)
+            if mode & SPECIAL_BITS:
+                os.fchmod(fd, stat_module.S_IMODE(mode))  # after chown, which clears them
         st = os.fstat(fd)
         return OpenedFile(fd, st, file_key(fd, st))
-    try:
-        owner.take(fd, os.fstat(fd), parent_fd)
-        if mode & SPECIAL_BITS:
-            os.fchmod(fd, stat_module.S_IMODE(mode))  # after chown, which clears them
-        st = os.fstat(fd)
-        return OpenedFile(fd, st, file_key(fd, st), created=True)
     except BaseException:
         os.close(fd)
         os.unlink(name, dir_fd=parent_fd)
         raise
 
 
-def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, owner: Owner) -> Opened:
+def make_node(
+    parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, caller: Caller
+) -> Opened:
     """Make a directory, symbolic link (to ``target``) or special file, by the type in ``mode``."""
     kind = stat_module.S_IFMT(mode)
+    acts = caller.acts()
     plain = stat_module.S_IMODE(mode) & ~SPECIAL_BITS
-    if kind == stat_module.S_IFDIR:
-        os.mkdir(name, plain, dir_fd=parent_fd)
-    elif kind == stat_module.S_IFLNK:
-        os.symlink(target, name, dir_fd=parent_fd)
-    else:
-        os.mknod(name, kind | plain, rdev, dir_fd=parent_fd)
+    first = stat_module.S_IMODE(mode) if acts else plain
+    with caller.acting():
+        if kind == stat_module.S_IFDIR:
+            os.mkdir(name, first, dir_fd=parent_fd)
+        elif kind == stat_module.S_IFLNK:
+            os.symlink(target, name, dir_fd=parent_fd)
+        else:
+            os.mknod(name, kind | first, rdev, dir_fd=parent_fd)
     made = lookup(parent_fd, name)
+    if acts:
+        return made  # whatever has that name by now: it is only looked at
     try:
-        owner.take(made.fd, made.stat, parent_fd)
+        caller.take(made.fd, made.stat, parent_fd)
         special = mode & SPECIAL_BITS
         if special and kind != stat_module.S_IFLNK:
             inherited = os.fstat(made.fd).st_mode & stat_module.S_ISGID
@@ -181,11 +207,18 @@ def link(fd: int, parent_fd: int, name: bytes) -> Changed:
     return Changed(file_key(fd, before), before, os.fstat(fd))
 
 
-def unlink(parent_fd: int, name: bytes) -> Changed:
+def unlink(parent_fd: int, name: bytes, caller: Caller) -> Changed:
     """Remove a name that is not a directory's."""
     with _Holding(parent_fd, name) as held:
-        os.unlink(name, dir_fd=parent_fd)
+        with caller.acting():
+            os.unlink(name, dir_fd=parent_fd)
         return held.changed()
+
+
+def rmdir(parent_fd: int, name: bytes, caller: Caller) -> None:
+    """Remove a directory."""
+    with caller.acting():
+        os.rmdir(name, dir_fd=parent_fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,16 +229,18 @@ class Renamed:
     replaced: Changed | None
 
 
-def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> Renamed:
+def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int, caller: Caller) -> Renamed:
     """``renameat2``."""
     with _Holding(old_dir, old) as moved:
         try:
             target = _Holding(new_dir, new)
         except FileNotFoundError:
-            syscalls.renameat2(old_dir, old, new_dir, new, flags)
+            with caller.acting():
+                syscalls.renameat2(old_dir, old, new_dir, new, flags)
             return Renamed(moved.changed(), None)
         with target:
-            syscalls.renameat2(old_dir, old, new_dir, new, flags)
+            with caller.acting():
+                syscalls.renameat2(old_dir, old, new_dir, new, flags)
             return Renamed(moved.changed(), target.changed())
 
 
@@ -304,6 +339,16 @@ def flush(fd: int) -> None:
 def list_xattrs(path: str) -> list[bytes]:
     """Names of extended attributes."""
     return [os.fsencode(name) for name in os.listxattr(path)]
+
+
+def access_acl(fd: int) -> bytes:
+    """The POSIX ACL of an open file, empty if there is none, or none that anybody goes by here."""
+    try:
+        return os.getxattr(fd, ACCESS_ACL)
+    except OSError as exc:
+        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return b""
+        raise
 
 
 def change_xattr(fd: int, name: bytes, value: bytes | None) -> tuple[os.stat_result, os.stat_result]:

@@ -1,5 +1,7 @@
 """Statistics as a table for people."""
 
+import unicodedata
+
 from rich.table import Table
 
 from cleanfs.latency import KINDS
@@ -7,9 +9,18 @@ from cleanfs.sizes import format_size
 from cleanfs.watch import Stats, format_ns
 
 
+def printable(text: str) -> str:
+    """A text with control characters escaped: a name must not begin a line, nor command a terminal."""
+    return "".join(
+        ascii(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") else char
+        for char in text
+    )
+
+
 def stats_table(stats: Stats) -> Table:
     """What matters at a glance."""
-    table = Table(title=f"{stats['source']} on {stats['mountpoint']}", title_justify="left")
+    title = f"{stats['source']} on {stats['mountpoint']}"
+    table = Table(title=printable(title), title_justify="left")
     table.add_column("")
     table.add_column("total", justify="right")
     for label, name in (
@@ -32,7 +43,7 @@ def stats_table(stats: Stats) -> Table:
     for label, fact in (
         ("hit ratio", f"{stats['hit_ratio']:.1%}"),
         ("compression ratio", f"{stats['compression_ratio']:.2f}"),
-        ("backend", stats["backend"]),
+        ("backend", printable(stats["backend"])),
         ("pool", _of(counters.get("pool_used"), counters.get("pool_limit"))),
         ("page cache", _of(stats["pagecache_used"], stats["pagecache_limit"])),
         ("daemon's memory", format_size(stats["rss_bytes"])),

@@ -19,7 +19,7 @@ from cleanfs import namespace
 from cleanfs.coherency import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.handles import IO_FLAGS, Before, Services
 from cleanfs.inodes import Inode, InodeTable, StaleError, is_parked, open_parked
-from cleanfs.namespace import Changed, NewAttributes, OpenedFile, Owner
+from cleanfs.namespace import Caller, Changed, NewAttributes, OpenedFile
 from cleanfs.ops import FileKey
 from cleanfs.pagecache import CachedFile
 
@@ -99,25 +99,26 @@ class Tree:
         return inode, opened.stat
 
     async def make(
-        self, parent: Inode, name: bytes, mode: int, rdev: int, target: bytes, owner: Owner
+        self, parent: Inode, name: bytes, mode: int, rdev: int, target: bytes, caller: Caller
     ) -> tuple[Inode, os.stat_result]:
         """Make a directory, symbolic link or special file: its inode, with a kernel reference."""
         made = await self._retry_emfile(
-            self.run, namespace.make_node, parent.fd, name, mode, rdev, target, owner
+            self.run, namespace.make_node, parent.fd, name, mode, rdev, target, caller
         )
         return self.inodes.looked_up(made.fd, made.stat, parent, name), made.stat
 
     async def create(
-        self, parent: Inode, name: bytes, mode: int, flags: int, owner: Owner
+        self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[OpenedFile, Inode, os.stat_result]:
         """Create and open a file; its inode has a kernel reference.
 
-        Raises StaleError if it was replaced in the source at once; the kernel then tries again.
+        Raises StaleError if it was there already, or was replaced in the source at once; the kernel
+        then tries again.
         """
         if self.services.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR  # as in open_for_writeback
         opened = await self._retry_emfile(
-            self.run, namespace.create_file, parent.fd, name, mode, flags, owner
+            self.run, namespace.create_file, parent.fd, name, mode, flags, caller
         )
         try:
             inode, st = await self.look_up(parent, name)
@@ -128,9 +129,6 @@ class Tree:
             os.close(opened.fd)
             self.inodes.forget(inode.node, 1)
             raise StaleError
-        if not opened.created:  # and perhaps truncated
-            self.services.coherency.distrust(self.services.pagecache.file(opened.key))
-            self.services.notifier.inode(inode.node)
         return opened, inode, st
 
     async def stat(self, inode: Inode) -> os.stat_result:
