@@ -342,7 +342,7 @@ def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> 
         option = ours.get(negated.get(known_as, known_as))
         if not word or name in FSTAB_OPTIONS or name.startswith(("x-", "comment")):
             continue
-        if name in KERNEL_OPTIONS:
+        if name in KERNEL_OPTIONS and not equals:
             for_kernel.append(name)
         elif not isinstance(option, click.Option):
             raise click.UsageError(f"unknown mount option {name!r}")
