@@ -181,9 +181,10 @@ class CleanFS(pyfuse3.Operations):
         handle = self._handles.get(fh) if fh is not None else None
         io_fd = handle.fd if isinstance(handle, FileHandle) and handle.writable else -1
         async with self._tree.using(inode) as held:
-            if fields.update_size and not fields.update_mode and ctx.uid != 0:
-                st = await self._tree.near(held, os.fstat, held.fd)
-                new = replace(new, mode=without_set_id(st.st_mode))
+            if ctx.uid != 0:
+                st = await self._recheck_owner(held, ctx)
+                if fields.update_size and not fields.update_mode:
+                    new = replace(new, mode=without_set_id(st.st_mode))
             return self._attributes(held, await self._tree.set_attributes(held, io_fd, new))
 
     @handler
@@ -515,12 +516,12 @@ class CleanFS(pyfuse3.Operations):
             await self._tree.change_xattr(held, name, None)
 
     async def _may_change_xattr(self, inode: Inode, name: bytes, ctx: RequestContext) -> os.stat_result:
-        """The inode's attributes. Raises PermissionError.
+        """The inode's attributes. Raises PermissionError, StaleError.
 
         The kernel checks ``user``, ``trusted``, ``security`` and POSIX ACLs. What else is ``system`` it
         leaves to file systems: there are ACLs of NFS, CIFS and NTFS. The source would ask us for it.
         """
-        st = await self._tree.near(inode, os.fstat, inode.fd)
+        st = await self._recheck_owner(inode, ctx)
         if name.startswith(b"system.") and name not in ACL_NAMES and ctx.uid not in (0, st.st_uid):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         return st
@@ -595,6 +596,17 @@ class CleanFS(pyfuse3.Operations):
         if not same:
             os.close(fd)
             raise StaleError
+
+    async def _recheck_owner(self, inode: Inode, ctx: RequestContext) -> os.stat_result:
+        """The same for a change of attributes, which their owner may make: the inode's, now.
+
+        Raises StaleError if the kernel went by others, unless the caller is the owner all the same.
+        """
+        st = await self._tree.near(inode, os.fstat, inode.fd)
+        if ctx.uid not in (0, st.st_uid) and inode.access not in (NOT_TOLD, access_of(st)):
+            await attributes_changed(inode.node)
+            raise StaleError
+        return st
 
     async def _settle_doubts(self, inode: Inode) -> None:
         """Make the kernel ask for the attributes, if it may go by old ones: for a size, above all.
