@@ -25,7 +25,10 @@ class MountPoint:
 def mount_points() -> list[MountPoint]:
     """All mounts that this process sees, in mount order."""
     points = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    # Paths hold any bytes, and a carriage return, unlike a newline, is not escaped.
+    with open(
+        "/proc/self/mountinfo", newline="\n", encoding="utf-8", errors="surrogateescape"
+    ) as lines:
         for line in lines:
             before, after = line.rstrip("\n").split(" - ", 1)
             fields, (fs_type, source, *_) = before.split(" "), after.split(" ")

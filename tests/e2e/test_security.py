@@ -672,7 +672,7 @@ def test_what_leads_out_is_refused_by_name(open_fs: MountedFs) -> None:
 
 def test_files_never_show_each_others_bytes(source: Path, mount: Mounter) -> None:
     """With caches that hold a part of them, and ends within pages."""
-    files = {bytes([65 + i]): 40_000 + 7919 * i for i in range(20)}
+    files = {bytes([65 + i]): 40_000 + 7919 * i for i in range(10)}
     for mark, size in files.items():
         (source / mark.decode()).write_bytes(mark * size)
     fs = mount("--page-cache", "64K", "--pool-limit", "1M")
@@ -745,7 +745,7 @@ def test_the_log_is_for_its_owner(source: Path, mountpoint: Path, tmp_path: Path
 
 def test_a_name_forges_no_line_of_log_or_list(tmp_path: Path) -> None:
     source = tmp_path / "s\n2026-01-01 00:00:00 ERROR forged \x1b[31m"
-    mountpoint = tmp_path / "a[" / "b]:smile:\x1b]0;title\x07"
+    mountpoint = tmp_path / "a[" / "b]:smile:\r\x1b]0;title\x07"
     source.mkdir()
     mountpoint.mkdir(parents=True)
     log = tmp_path / "log"
