@@ -383,7 +383,7 @@ def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> 
         option = ours.get(negated.get(known_as, known_as))
         if not word or name in FSTAB_OPTIONS or name.startswith(("x-", "comment")):
             continue
-        if name in KERNEL_OPTIONS:
+        if name in KERNEL_OPTIONS and not equals:
             for_kernel["sync" if name == "async" else name.removeprefix("no")] = name
         elif not isinstance(option, click.Option):
             raise click.UsageError(f"unknown mount option {name!r}")
@@ -401,8 +401,16 @@ def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> 
 def _open_log(path: str) -> TextIO:
     """Append to a log. Where it is a fifo, nobody waits: neither for its reader nor for room in it."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o666)
+    fd = os.open(path, flags, 0o600)  # it names what is in the source
     return os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace")
+
+
+class LineFormatter(logging.Formatter):
+    """A message is one line, whatever names are in it: none can look like another message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """The line; a traceback may follow."""
+        return printable(super().formatMessage(record))
 
 
 def _log_to(log_file: TextIO | None, level: str, *, daemon: bool) -> None:
@@ -419,7 +427,8 @@ def _log_to(log_file: TextIO | None, level: str, *, daemon: bool) -> None:
         handler.ident = "cleanfs: "
     else:
         handler = logging.NullHandler()
-    logging.basicConfig(level=level, format=LOG_FORMAT, handlers=[handler], force=True)
+    handler.setFormatter(LineFormatter(LOG_FORMAT))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     # pyfuse3 logs its own comings and goings at every level.
     logging.getLogger("pyfuse3").setLevel(logging.WARNING)
     logging.getLogger("pyfuse3").addFilter(_has_a_listener)
@@ -484,7 +493,7 @@ def stats(mountpoint: str, as_json: bool, watch: float | None) -> None:
 
 def _console() -> Console:
     """A pipe has no width: nothing is folded or cut there."""
-    return Console(width=None if sys.stdout.isatty() else 1000)
+    return Console(width=None if sys.stdout.isatty() else 1000, markup=False, emoji=False)
 
 
 def _snapshots(path: str, seconds: float) -> Iterator[Stats]:

@@ -41,6 +41,9 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None]) -> None:
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
+        # What the caller had open is not ours to keep: somebody may wait for the end of a pipe.
+        os.closerange(3, writer)
+        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
         setup_logging()
 
         def ready() -> None:

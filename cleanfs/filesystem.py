@@ -44,9 +44,9 @@ from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.fsnotify import SourceWatch
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
-from cleanfs.inodes import ROOT, Inode, InodeTable
+from cleanfs.inodes import NOT_TOLD, ROOT, Inode, InodeTable, StaleError, access_of
 from cleanfs.interrupts import Given
-from cleanfs.namespace import NewAttributes, OpenedFile, Owner
+from cleanfs.namespace import ACCESS_ACL, Actor, NewAttributes, OpenedFile
 from cleanfs.notify import attributes_changed
 from cleanfs.root import ACL_NAMES, Root
 from cleanfs.tree import Tree, Using
@@ -71,6 +71,7 @@ DEFINITE = frozenset(
     }
 )
 """Errors that say why a name was not changed. Any other leaves it open whether it was."""
+
 UNANNOUNCED_SECONDS = ATTR_TIMEOUTS[Coherency.WATCH]
 """With ``--coherency watch``, what the kernel may believe of what has no watch, at most."""
 
@@ -227,14 +228,20 @@ class CleanFS(pyfuse3.Operations):
         io_fd = handle.fd if isinstance(handle, FileHandle) and handle.writable else -1
         async with self._tree.using(inode) as held:
             if new == NewAttributes():
-                st = await self._tree.near(held, os.fstat, held.fd)
+                st = await self._recheck_owner(held, ctx)
                 lost_capability, held.lost_capability = held.lost_capability, False
                 if _is_before_a_write(st, Caller.of(ctx), lost_capability):
                     return self._attributes(held, st)
                 new = NewAttributes(uid=NOBODY_ELSE)
-            elif fields.update_size and not fields.update_mode and ctx.uid != 0:
-                st = await self._tree.near(held, os.fstat, held.fd)
-                new = replace(new, mode=without_set_id(st, Caller.of(ctx)))
+            elif ctx.uid != 0:
+                # Who has it open for writing may go on whatever became of the permissions.
+                st = await (
+                    self._recheck_owner(held, ctx)
+                    if io_fd < 0
+                    else self._tree.near(held, os.fstat, held.fd)
+                )
+                if fields.update_size and not fields.update_mode:
+                    new = replace(new, mode=without_set_id(st, Caller.of(ctx)))
             st = await self._tree.set_attributes(held, io_fd, new)
             if fields.update_size:
                 held.set_size(st.st_size)
@@ -254,8 +261,8 @@ class CleanFS(pyfuse3.Operations):
     ) -> EntryAttributes:
         """A fifo, socket, device or plain file."""
         async with self._changing_names(parent_inode, name) as parent:
-            owner = Owner(ctx.uid, ctx.gid, ctx.umask)
-            return self._new_entry(*await self._tree.make(parent, name, mode, rdev, b"", owner))
+            actor = self._actor(parent, ctx)
+            return self._new_entry(*await self._tree.make(parent, name, mode, rdev, b"", actor))
 
     @handler
     async def mkdir(
@@ -264,8 +271,8 @@ class CleanFS(pyfuse3.Operations):
         """A directory."""
         async with self._changing_names(parent_inode, name) as parent:
             mode = ModeT(stat_module.S_IFDIR | mode)
-            owner = Owner(ctx.uid, ctx.gid, ctx.umask)
-            return self._new_entry(*await self._tree.make(parent, name, mode, 0, b"", owner))
+            actor = self._actor(parent, ctx)
+            return self._new_entry(*await self._tree.make(parent, name, mode, 0, b"", actor))
 
     @handler
     async def symlink(
@@ -274,20 +281,21 @@ class CleanFS(pyfuse3.Operations):
         """A symbolic link."""
         async with self._changing_names(parent_inode, name) as parent:
             mode = stat_module.S_IFLNK | 0o777
-            owner = Owner(ctx.uid, ctx.gid)
-            return self._new_entry(*await self._tree.make(parent, name, mode, 0, target, owner))
+            actor = self._actor(parent, ctx)
+            return self._new_entry(*await self._tree.make(parent, name, mode, 0, target, actor))
 
     @handler
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a name; the last one takes the file's pages with it."""
         async with self._changing_names(parent_inode, name) as parent:
-            self._tree.name_changed(await self._tree.run(namespace.unlink, parent.fd, name))
+            actor = self._actor(parent, ctx)
+            self._tree.name_changed(await self._tree.run(namespace.unlink, parent.fd, name, actor))
 
     @handler
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a directory."""
         async with self._changing_names(parent_inode, name) as parent:
-            await self._tree.run(functools.partial(os.rmdir, name, dir_fd=parent.fd))
+            await self._tree.run(namespace.rmdir, parent.fd, name, self._actor(parent, ctx))
 
     @handler
     async def rename(
@@ -300,13 +308,13 @@ class CleanFS(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         """Rename, with RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT."""
-        owner = Owner(ctx.uid, ctx.gid, ctx.umask)
         async with (
             self._changing_names(parent_inode_old, name_old) as old,
             self._changing_names(parent_inode_new, name_new) as new,
         ):
+            actor = self._actor(old, ctx)
             done = await self._tree.run(
-                namespace.rename, old.fd, name_old, new.fd, name_new, flags, owner
+                namespace.rename, old.fd, name_old, new.fd, name_new, flags, actor
             )
             self._tree.name_changed(done.moved)
             if (inode := self._inodes.find(done.moved.before)) is not None:
@@ -343,6 +351,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._tree.using(inode) as held:
             before = self._services.before()
             opened = await self._tree.open(held, flags)
+            await self._recheck_access(held, opened.fd, opened.stat)
             info = await self._opened(held, opened, flags & ~os.O_TRUNC, before)
             if flags & os.O_TRUNC:
                 await self._truncate_open(held, info.fh, opened.stat, ctx)
@@ -363,8 +372,8 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             before = self._services.before()
             io_flags = flags & (IO_FLAGS | os.O_EXCL | os.O_TRUNC)
-            owner = Owner(ctx.uid, ctx.gid, ctx.umask)
-            opened, inode, st = await self._tree.create(parent, name, mode, io_flags, owner)
+            actor = self._actor(parent, ctx)
+            opened, inode, st = await self._tree.create(parent, name, mode, io_flags, actor)
             with self._inodes.using(inode):
                 entry = self._attributes(inode, st)
                 info = await self._opened(inode, opened, flags, before)
@@ -423,6 +432,7 @@ class CleanFS(pyfuse3.Operations):
         self._inodes.check_may_open()
         async with self._tree.using(inode) as held:
             fd = await self._tree.open_directory(held)
+            await self._recheck_access(held, fd, await self._services.run_near(held, os.fstat, fd))
             self._dirs[fh] = DirHandle(self._services, held, fd)
             self._inodes.opened(held, fd)
             self.given.hold(functools.partial(self._release_soon, fh))
@@ -462,9 +472,9 @@ class CleanFS(pyfuse3.Operations):
                 continue
             inode = self._inodes.listed(st, directory.inode, name)
             self._tree.observe(inode, st, directory.before)
-            kernel_sizes = inode.kernel_sizes
+            kernel_sizes, access = inode.kernel_sizes, inode.access
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
-                inode.kernel_sizes = kernel_sizes  # it was not told
+                inode.kernel_sizes, inode.access = kernel_sizes, access  # it was not told
                 self._inodes.unreferenced(inode)
                 self._entries_per_reply = position - max(start_id, 2)
                 break
@@ -514,7 +524,8 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(errno.EPERM)
         async with self._tree.using(inode) as held:
-            caller = Caller.of(ctx) if name == ACL_NAMES[0] else None
+            await self._may_change_xattr(held, name, ctx)
+            caller = Caller.of(ctx) if name == ACCESS_ACL else None
             await self._tree.change_xattr(held, name, value, caller)
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
@@ -542,14 +553,19 @@ class CleanFS(pyfuse3.Operations):
         if inode == ROOT and self._root is not None and name in ACL_NAMES:
             return await self._root.acl(self._tree.run, name)
         async with self._tree.using(inode) as held:
+            if name == ACCESS_ACL:
+                held.acl = b""
             try:
-                return await self._tree.near(held, os.getxattr, held.path(), name)
+                value = await self._tree.near(held, os.getxattr, held.path(), name)
             except OSError as exc:
                 # A source without ACLs has none: the kernel, which looks for one before it lets
                 # anybody in, takes any other error for its answer.
                 if exc.errno == errno.EOPNOTSUPP and name in ACL_NAMES:
                     raise FUSEError(pyfuse3.ENOATTR) from exc
                 raise
+            if name == ACCESS_ACL:
+                held.acl = value
+            return value
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
@@ -567,8 +583,19 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(errno.EPERM)
         async with self._tree.using(inode) as held:
+            await self._may_change_xattr(held, name, ctx)
             await self._tree.change_xattr(held, name, None)
             held.lost_capability = name == CAPABILITY
+
+    async def _may_change_xattr(self, inode: Inode, name: bytes, ctx: RequestContext) -> None:
+        """Raises PermissionError, StaleError.
+
+        The kernel checks ``user``, ``trusted``, ``security`` and POSIX ACLs. What else is ``system`` it
+        leaves to file systems: there are ACLs of NFS, CIFS and NTFS. The source would ask us for it.
+        """
+        st = await self._recheck_owner(inode, ctx)
+        if name.startswith(b"system.") and name not in ACL_NAMES and ctx.uid not in (0, st.st_uid):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     @handler
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
@@ -595,6 +622,9 @@ class CleanFS(pyfuse3.Operations):
         namespace.forbid_slash(name)
         return _ChangingNames(self._tree, self._inodes[parent_node], name)
 
+    def _actor(self, parent: Inode, ctx: RequestContext) -> Actor:
+        return Actor(ctx.uid, ctx.gid, ctx.umask, local=self._services.is_local(parent))
+
     async def _opened(self, inode: Inode, opened: OpenedFile, flags: int, before: Before) -> FileInfo:
         """Make a handle of an opened file, with what coherency has to say."""
         services = self._services
@@ -618,6 +648,36 @@ class CleanFS(pyfuse3.Operations):
             raise
         changed = changed or services.notifier.is_pending(inode.node)
         return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not changed)
+
+    async def _recheck_access(self, inode: Inode, fd: int, st: os.stat_result) -> None:
+        """The caller was let in by mode, owners and ACL that the kernel was told some time ago.
+
+        If they are others now, the kernel is to ask for them and to check again: closes ``fd`` and
+        raises StaleError. ctime moves with each of them.
+        """
+        try:
+            same = inode.access in (NOT_TOLD, access_of(st))
+            if same and inode.sent is not None and inode.sent[2] != st.st_ctime_ns:
+                same = await self._services.run_near(inode, namespace.access_acl, fd) == inode.acl
+            if not same:
+                await attributes_changed(inode.node)
+        except BaseException:
+            os.close(fd)
+            raise
+        if not same:
+            os.close(fd)
+            raise StaleError
+
+    async def _recheck_owner(self, inode: Inode, ctx: RequestContext) -> os.stat_result:
+        """The same for a change of attributes, which their owner may make: the inode's, now.
+
+        Raises StaleError if the kernel went by others, unless the caller is the owner all the same.
+        """
+        st = await self._tree.near(inode, os.fstat, inode.fd)
+        if ctx.uid not in (0, st.st_uid) and inode.access not in (NOT_TOLD, access_of(st)):
+            await attributes_changed(inode.node)
+            raise StaleError
+        return st
 
     async def _settle_doubts(self, inode: Inode) -> None:
         """Make the kernel ask for the attributes, if it may go by old ones: for a size, above all.
@@ -697,6 +757,7 @@ class CleanFS(pyfuse3.Operations):
         if inode.sent not in (None, now):
             inode.doubts += 1
         inode.sent = now
+        inode.access = access_of(st)
         inode.told_size(st.st_size)
         return entry
 

@@ -57,6 +57,15 @@ MAX_SIZES = 8
 PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+NOT_TOLD = -1
+"""No mode and owners."""
+
+
+def access_of(st: os.stat_result) -> int:
+    """Who may open the file, in one number: mode, owner, group."""
+    return st.st_mode | st.st_uid << 32 | st.st_gid << 64
+
+
 class StaleError(OSError):
     """The file is not where it was: the kernel should look it up again."""
 
@@ -69,7 +78,7 @@ class Inode:
     """One file, directory or other object of the source that the kernel knows."""
 
     __slots__ = (
-        "asked_for", "device",
+        "access", "acl", "asked_for", "device",
         "doubts",
         "doubts_settled",
         "fd",
@@ -127,6 +136,10 @@ class Inode:
         """Its capabilities were taken away by the last request: by a change to come, it may be."""
         self.sent: tuple[int, int, int] | None = None
         """Size, mtime and ctime that the kernel was last told."""
+        self.access = NOT_TOLD
+        """Mode and owners that the kernel was last told (``access_of``): what it lets callers in by."""
+        self.acl = b""
+        """The access ACL that it was last told; empty for none."""
         self.doubts = self.doubts_settled = 0
         """How often it was told others than before, and how many of these were followed by a
         notification. It need not believe the last that it was told: a reply takes effect when

@@ -341,6 +341,7 @@ class Mount:
 def serve(config: MountConfig, ready: Callable[[], None]) -> None:
     """Make the mount and serve it in this process until it ends. Raises MountError, OSError."""
     syscalls.tune_malloc()
+    syscalls.keep_memory_private()
     os.umask(0)  # the kernel has applied the caller's
     mount = Mount(config)
     # Pages are bytes and ints, which the cycle collector need not look at; what it would look at
@@ -400,12 +401,12 @@ def notify_systemd() -> None:
     """Tell a supervisor that started us with Type=notify that we are ready (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
                 sock.connect("\0" + address[1:] if address.startswith("@") else address)
                 sock.send(b"READY=1")
-            except OSError as exc:  # the mount is good without
-                log.warning("nobody could be told by NOTIFY_SOCKET: %s", exc)
+        except OSError as exc:  # it may be somebody else's, inherited: no reason not to serve
+            log.warning("can not tell %r that the mount is ready: %s", address, exc)
 
 
 @contextlib.contextmanager

@@ -10,14 +10,17 @@ import os
 import stat as stat_module
 from array import array
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Self
 
-from cleanfs import syscalls
+from cleanfs import credentials, syscalls
 from cleanfs.caller import Caller
-from cleanfs.inodes import PATH_FLAGS
+from cleanfs.inodes import PATH_FLAGS, StaleError
 from cleanfs.ops import FileKey
+
+ACCESS_ACL = b"system.posix_acl_access"
 
 SPECIAL_BITS = stat_module.S_ISUID | stat_module.S_ISGID | stat_module.S_ISVTX
 
@@ -35,7 +38,6 @@ class OpenedFile(Opened):
     """A regular file, opened for I/O, with the key that its pages hang on."""
 
     key: FileKey
-    created: bool = False
     direct: bool = False
     """The kernel must keep nothing of what is written to it."""
 
@@ -121,12 +123,15 @@ def open_for_writeback(path: str, flags: int, key: FileKey | None = None) -> Ope
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose a new file becomes: the caller's, not the daemon's."""
+class Actor:
+    """Who asks for a change of names: what is made becomes the caller's, not the daemon's."""
 
     uid: int
     gid: int
     umask: int = 0
+    local: bool = False
+    """The source is this machine's: it goes by the ids and capabilities of the thread alone. A server
+    would go by groups, too, which are not the thread's."""
 
     def mode(self, mode: int, parent_fd: int) -> int:
         """The permissions to ask for: the umask applies where the parent has no default ACL.
@@ -137,61 +142,80 @@ class Owner:
             mode &= ~self.umask
         return mode
 
+    def acts(self) -> bool:
+        """Whether changes can be made as the actor."""
+        return self.local and credentials.can_act()
+
+    def acting(self) -> AbstractContextManager[None]:
+        """A block as the caller, or if that can not be, as the daemon."""
+        return credentials.acting_as(self.uid, self.gid) if self.acts() else nullcontext()
+
     def take(self, fd: int, st: os.stat_result, parent_fd: int) -> None:
-        """Give a new object (``fd``, O_PATH too) to its owner; its group is a set-gid parent's."""
+        """Take over what the daemon made (``fd``, O_PATH too); its group is a set-gid parent's."""
         inherits = os.fstat(parent_fd).st_mode & stat_module.S_ISGID
         gid = st.st_gid if inherits else self.gid
         if (st.st_uid, st.st_gid) != (self.uid, gid):
             os.chown(f"/proc/self/fd/{fd}", self.uid, gid)
 
 
-def create_file(parent_fd: int, name: bytes, mode: int, flags: int, owner: Owner) -> OpenedFile:
-    """Create and open a file, or open it if somebody was faster and ``flags`` lack O_EXCL."""
+def create_file(parent_fd: int, name: bytes, mode: int, flags: int, actor: Actor) -> OpenedFile:
+    """Create and open a file.
+
+    Raises StaleError if somebody was faster and ``flags`` lack O_EXCL: the kernel then finds the file,
+    and checks whether it may be opened, which for a new one it does not do.
+    """
     flags = flags & ~os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC  # appending is said write by write
-    mode = owner.mode(mode, parent_fd)
+    mode = actor.mode(mode, parent_fd)
+    acts = actor.acts()
+    first = mode if acts else mode & ~SPECIAL_BITS
     try:
-        fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode & ~SPECIAL_BITS, dir_fd=parent_fd)
-    except FileExistsError:
+        with actor.acting():
+            fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, first, dir_fd=parent_fd)
+    except FileExistsError as exc:
         if flags & os.O_EXCL:
             raise
-        fd = os.open(name, flags & ~os.O_CREAT, dir_fd=parent_fd)
+        raise StaleError from exc
+    try:
+        if not acts:
+            actor.take(fd, os.fstat(fd), parent_fd)
+            if mode & SPECIAL_BITS:  # after chown, which clears them
+                os.fchmod(fd, stat_module.S_IMODE(os.fstat(fd).st_mode) | mode & SPECIAL_BITS)
         st = os.fstat(fd)
         return OpenedFile(fd, st, file_key(fd, st))
-    try:
-        owner.take(fd, os.fstat(fd), parent_fd)
-        if mode & SPECIAL_BITS:  # after chown, which clears them
-            os.fchmod(fd, stat_module.S_IMODE(os.fstat(fd).st_mode) | mode & SPECIAL_BITS)
-        st = os.fstat(fd)
-        return OpenedFile(fd, st, file_key(fd, st), created=True)
     except BaseException:
         os.close(fd)
-        os.unlink(name, dir_fd=parent_fd)
+        with actor.acting():
+            os.unlink(name, dir_fd=parent_fd)
         raise
 
 
-def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, owner: Owner) -> Opened:
+def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, actor: Actor) -> Opened:
     """Make a directory, symbolic link (to ``target``) or special file, by the type in ``mode``."""
     kind = stat_module.S_IFMT(mode)
-    plain = stat_module.S_IMODE(owner.mode(mode, parent_fd)) & ~SPECIAL_BITS
-    if kind == stat_module.S_IFDIR:
-        os.mkdir(name, plain, dir_fd=parent_fd)
-    elif kind == stat_module.S_IFLNK:
-        os.symlink(target, name, dir_fd=parent_fd)
-    else:
-        os.mknod(name, kind | plain, rdev, dir_fd=parent_fd)
+    acts = actor.acts()
+    mode = stat_module.S_IMODE(actor.mode(mode, parent_fd))
+    first = mode if acts else mode & ~SPECIAL_BITS
     undo = os.rmdir if kind == stat_module.S_IFDIR else os.unlink
+    with actor.acting():
+        if kind == stat_module.S_IFDIR:
+            os.mkdir(name, first, dir_fd=parent_fd)
+        elif kind == stat_module.S_IFLNK:
+            os.symlink(target, name, dir_fd=parent_fd)
+        else:
+            os.mknod(name, kind | first, rdev, dir_fd=parent_fd)
+        try:
+            made = lookup(parent_fd, name)
+        except BaseException:
+            undo(name, dir_fd=parent_fd)
+            raise
+    if acts:
+        return made  # whatever has that name by now: it is only looked at
     try:
-        made = lookup(parent_fd, name)
-    except BaseException:
-        undo(name, dir_fd=parent_fd)
-        raise
-    try:
-        owner.take(made.fd, made.stat, parent_fd)
+        actor.take(made.fd, made.stat, parent_fd)
         special = mode & SPECIAL_BITS
         if special and kind != stat_module.S_IFLNK:
-            got = stat_module.S_IMODE(
-                os.fstat(made.fd).st_mode
-            )  # what an ACL left, and an inherited bit
+            # What an ACL left, and an inherited bit.
+            got = stat_module.S_IMODE(os.fstat(made.fd).st_mode)
             os.chmod(f"/proc/self/fd/{made.fd}", got | special)
         return Opened(made.fd, os.fstat(made.fd))
     except BaseException:
@@ -207,11 +231,18 @@ def link(fd: int, parent_fd: int, name: bytes) -> Changed:
     return Changed(file_key(fd, before), before, _stat_after(fd))
 
 
-def unlink(parent_fd: int, name: bytes) -> Changed:
+def unlink(parent_fd: int, name: bytes, actor: Actor) -> Changed:
     """Remove a name that is not a directory's."""
     with _Holding(parent_fd, name) as held:
-        os.unlink(name, dir_fd=parent_fd)
+        with actor.acting():
+            os.unlink(name, dir_fd=parent_fd)
         return held.changed()
+
+
+def rmdir(parent_fd: int, name: bytes, actor: Actor) -> None:
+    """Remove a directory."""
+    with actor.acting():
+        os.rmdir(name, dir_fd=parent_fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,24 +253,24 @@ class Renamed:
     replaced: Changed | None
 
 
-def rename(
-    old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int, owner: Owner | None = None
-) -> Renamed:
-    """``renameat2``. ``owner`` is whose a RENAME_WHITEOUT's whiteout becomes."""
+def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int, actor: Actor) -> Renamed:
+    """``renameat2``. A whiteout that it leaves (RENAME_WHITEOUT) becomes the actor's."""
     with _Holding(old_dir, old) as moved:
         try:
             target = _Holding(new_dir, new)
         except FileNotFoundError:
-            syscalls.renameat2(old_dir, old, new_dir, new, flags)
+            with actor.acting():
+                syscalls.renameat2(old_dir, old, new_dir, new, flags)
             renamed = Renamed(moved.changed(), None)
         else:
             with target:
-                syscalls.renameat2(old_dir, old, new_dir, new, flags)
+                with actor.acting():
+                    syscalls.renameat2(old_dir, old, new_dir, new, flags)
                 renamed = Renamed(moved.changed(), target.changed())
-    if flags & syscalls.RENAME_WHITEOUT and owner is not None:
+    if flags & syscalls.RENAME_WHITEOUT and not actor.acts():
         whiteout = lookup(old_dir, old)
         try:
-            owner.take(whiteout.fd, whiteout.stat, old_dir)
+            actor.take(whiteout.fd, whiteout.stat, old_dir)
         finally:
             os.close(whiteout.fd)
     return renamed
@@ -375,6 +406,16 @@ def flush(fd: int) -> None:
 def list_xattrs(path: str) -> list[bytes]:
     """Names of extended attributes."""
     return [os.fsencode(name) for name in os.listxattr(path)]
+
+
+def access_acl(fd: int) -> bytes:
+    """The POSIX ACL of an open file, empty if there is none, or none that anybody goes by here."""
+    try:
+        return os.getxattr(fd, ACCESS_ACL)
+    except OSError as exc:
+        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return b""
+        raise
 
 
 def change_xattr(

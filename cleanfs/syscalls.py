@@ -41,6 +41,8 @@ UTIME_OMIT: Final = (1 << 30) - 2
 RWF_DONTCACHE: Final = 0x80
 """preadv2: do not leave what was read in the page cache (Linux 6.14)."""
 
+PR_SET_DUMPABLE: Final = 4
+
 MAX_HANDLE_SZ: Final = 128
 
 M_TRIM_THRESHOLD: Final = -1
@@ -199,6 +201,22 @@ def detached_mount(fs_type: str) -> int:
         return root
     finally:
         os.close(fs)
+
+
+def keep_memory_private() -> None:
+    """No core dump of this process holds file data, and nobody but root looks into it.
+
+    PR_SET_DUMPABLE is for dumps, and for ptrace and /proc/PID/mem by others of the same user. But the
+    kernel sets it to fs.suid_dumpable whenever a thread takes another uid (``credentials``), and that
+    may permit dumps. A coredump_filter of 0 stays, and leaves only registers in a dump. RLIMIT_CORE
+    would not do: it is not for dumps that are piped to a program.
+    """
+    with (
+        contextlib.suppress(OSError),  # a kernel without core dumps has no such file
+        open("/proc/self/coredump_filter", "w", encoding="ascii") as file,
+    ):
+        file.write("0")
+    _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def tune_malloc() -> None:

@@ -20,7 +20,7 @@ from cleanfs.caller import Caller
 from cleanfs.coherency import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.handles import IO_FLAGS, Before, Services
 from cleanfs.inodes import Inode, InodeTable, StaleError, is_parked, open_parked
-from cleanfs.namespace import Changed, NewAttributes, OpenedFile, Owner
+from cleanfs.namespace import Actor, Changed, NewAttributes, OpenedFile
 from cleanfs.notify import drop_names
 from cleanfs.ops import FileKey
 from cleanfs.pagecache import CachedFile
@@ -126,22 +126,23 @@ class Tree:
         return inode, opened.stat
 
     async def make(
-        self, parent: Inode, name: bytes, mode: int, rdev: int, target: bytes, owner: Owner
+        self, parent: Inode, name: bytes, mode: int, rdev: int, target: bytes, actor: Actor
     ) -> tuple[Inode, os.stat_result]:
         """Make a directory, symbolic link or special file: its inode, with a kernel reference."""
-        made = await self.run(namespace.make_node, parent.fd, name, mode, rdev, target, owner)
+        made = await self.run(namespace.make_node, parent.fd, name, mode, rdev, target, actor)
         return self.inodes.looked_up(made.fd, made.stat, parent, name), made.stat
 
     async def create(
-        self, parent: Inode, name: bytes, mode: int, flags: int, owner: Owner
+        self, parent: Inode, name: bytes, mode: int, flags: int, actor: Actor
     ) -> tuple[OpenedFile, Inode, os.stat_result]:
         """Create and open a file; its inode has a kernel reference.
 
-        Raises StaleError if it was replaced in the source at once; the kernel then tries again.
+        Raises StaleError if it was there already, or was replaced in the source at once; the kernel
+        then tries again.
         """
         if self.services.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR  # as in open_for_writeback
-        opened = await self.run(namespace.create_file, parent.fd, name, mode, flags, owner)
+        opened = await self.run(namespace.create_file, parent.fd, name, mode, flags, actor)
         try:
             inode, st = await self.look_up(parent, name)
         except BaseException:
@@ -151,9 +152,6 @@ class Tree:
             self.inodes.forget(inode.node, 1)
             await self._close(parent, opened.fd)
             raise StaleError
-        if not opened.created:  # and perhaps truncated
-            self.services.coherency.distrust(self.services.pagecache.file(opened.key))
-            self.services.notifier.inode(inode.node)
         return opened, inode, st
 
     async def _close(self, inode: Inode, fd: int) -> None:

@@ -37,9 +37,9 @@ def is_mounted(path: Path) -> bool:
     return mount_line(path) is not None
 
 
-def mount_line(path: Path) -> str | None:
-    """The line of mountinfo of a mount point, the topmost if several."""
-    lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")  # a path may have a \r
+def mount_line(path: Path, proc: Path = Path("/proc/self")) -> str | None:
+    """The line of mountinfo of a mount point, the topmost if several, as a process sees it."""
+    lines = (proc / "mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")
     escaped = re.sub(r"[\\ \t\n#]", lambda match: f"\\{ord(match[0]):03o}", str(path))
     found = [line for line in lines if line and line.split(" ")[4] == escaped]
     return found[-1] if found else None
