@@ -65,6 +65,8 @@ def run(plan: Plan, options: list[str]) -> Outcome:
         elif not outcome.found:
             if fs is not None:
                 outcome.stats = fs.stats()
+            if plan.source_changes:
+                time.sleep(plan.attr_timeout + 0.5)  # names that were removed in the source
             outcome.found += _look(model, plan.mount, "at rest, on the mount")
             outcome.found += _look(model, plan.source, "at rest, in the source")
         elif fs is not None:
