@@ -141,4 +141,4 @@ def overdue(*_: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGALRM, overdue)
-    main()
+    main(prog_name="limits")
