@@ -42,6 +42,10 @@ EXPLANATIONS: Final = (
     Explanation("Writes that the kernel keeps", "data/*truncate to 5120*", "*: ?time", "--writeback"),
     Explanation("Writes that the kernel keeps", "data/*1759218604*", "*", "--writeback"),
     Explanation("Writes that the kernel keeps", "attributes/utimensat *2446", "*time", "--writeback"),
+    Explanation("Writes that the kernel keeps", "attributes/utimensat *2^40", "*time", "--writeback"),
+    Explanation(
+        "Writes that the kernel keeps", "attributes/utimensat *before 1901", "*time", "--writeback"
+    ),
     Explanation("Times of fifos", "endpoints/fifo*", "*: work/fifo: ?time"),
     Explanation("fallocate", "space/fallocate*"),
     Explanation("fallocate", "setid/*/fallocate"),

@@ -34,15 +34,17 @@ SAMPLE = (
 
 
 @needs_root
-@pytest.mark.parametrize("options", [(), ("--coherency", "none")], ids=["open", "alone"])
+@pytest.mark.parametrize(
+    ("options", "thinned"), [((), 1), (("--coherency", "none"), 3)], ids=["open", "alone"]
+)
 def test_system_calls_do_what_they_do_on_a_plain_directory(
-    source: Path, mountpoint: Path, options: tuple[str, ...]
+    source: Path, mountpoint: Path, options: tuple[str, ...], thinned: int
 ) -> None:
     plain = source.with_name("plain")
     plain.mkdir()
     for directory in source.parents[:3]:
         directory.chmod(directory.stat().st_mode | 0o011)
-    jobs = [job for pattern, every in SAMPLE for job in select((pattern,), every=every)]
+    jobs = [job for pattern, every in SAMPLE for job in select((pattern,), every=every * thinned)]
     with mounted(source, mountpoint, "--allow-other", "-o", "suid,dev", *options):
         here, there = (
             Site(plain, {"plain": plain}),
