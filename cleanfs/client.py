@@ -25,12 +25,13 @@ MAX_TEXT = 1 << 20
 
 MAX_NUMBER = 1 << 64
 
-STRINGS = ("source", "mountpoint", "backend")
+STRINGS = ("source", "mountpoint", "backend", "watcher")
 
 NUMBERS = (
     "uptime_seconds", "rss_bytes", "hit_ratio", "compression_ratio", "succ_gets", "failed_gets", "puts",
     "flushes", "pagecache_hits", "pagecache_misses", "pagecache_used", "pagecache_limit",
     "source_reads", "source_read_bytes", "source_write_bytes", "changes_found", "reads", "read_bytes",
+    "watch_invalidations", "watch_unwatched", "watch_overflows", "memory_withheld_bytes",
     *(f"latency_{kind}_{value}" for kind in KINDS for value in ("count", "p50_us", "p99_us")),
 )  # fmt: skip
 """What tables and lines are made of."""

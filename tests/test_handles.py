@@ -21,6 +21,7 @@ from cleanfs.control import Control, Operator
 from cleanfs.filesystem import CleanFS
 from cleanfs.handles import Services
 from cleanfs.inodes import InodeTable
+from cleanfs.interrupts import Given
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes, all_local
 from cleanfs.notify import Notifier
@@ -49,7 +50,8 @@ async def opened(
     services: Services, inodes: InodeTable, flags: int = os.O_RDWR
 ) -> tuple[CleanFS, FileHandleT]:
     """A file system with a file that is open for writing."""
-    fs = CleanFS(services, inodes, Control(cast(Operator, NoOperator())), attr_timeout=1)
+    control = Control(cast(Operator, NoOperator()))
+    fs = CleanFS(services, inodes, control, Given(), attr_timeout=1)
     ctx = cast(RequestContext, None)
     entry = await fs.lookup(inodes.root.node, b"f", ctx)  # type: ignore[arg-type]
     info = await fs.open(entry.st_ino, FlagT(flags), ctx)

@@ -103,8 +103,8 @@ async def test_what_was_made_is_removed_and_made_again_if_descriptors_run_out(
         return lookup(parent_fd, name)
 
     monkeypatch.setattr(namespace, "lookup", no_descriptors)
-    owner = namespace.Owner(os.getuid(), os.getgid())
-    _, st = await tree.make(tree.inodes.root, b"new", kind | 0o700, 0, b"target", owner)
+    actor = namespace.Actor(os.getuid(), os.getgid())
+    _, st = await tree.make(tree.inodes.root, b"new", kind | 0o700, 0, b"target", actor)
     assert stat.S_IFMT(st.st_mode) == kind
     assert len(calls) == 2
 
