@@ -111,7 +111,7 @@ async def test_a_read_waits_for_the_write_that_came_before_it(
     fs, fh = await opened(services, inodes, flags)
     [file] = services.pagecache.files()
     inode = inodes.all()[-1]
-    inode.kernel_size = 4
+    inode.told_size(4)
     got: dict[tuple[int, int], bytes] = {}
 
     one_is_there = trio.Event()
