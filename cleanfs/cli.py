@@ -431,13 +431,6 @@ def _log_to(log_file: TextIO | None, level: str, *, daemon: bool) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # pyfuse3 logs its own comings and goings at every level.
     logging.getLogger("pyfuse3").setLevel(logging.WARNING)
-    logging.getLogger("pyfuse3").addFilter(_has_a_listener)
-
-
-def _has_a_listener(record: logging.LogRecord) -> bool:
-    """False for an answer that failed as nobody waits for it: the mount was severed, or goes."""
-    message = record.getMessage()
-    return not ("fuse_reply_* failed" in message and os.strerror(errno.ENOENT) in message)
 
 
 @cli.command()

@@ -49,12 +49,15 @@ MAX_MESSAGE: Final = (1 << 20) + (1 << 16)
 GUARD_SECONDS: Final = 0.02
 """How long a call must have been waiting, for us to read the device. Signals before that are missed."""
 
+PATIENCE_SECONDS: Final = 0.5
+"""How long a call must have been waiting, for its program to be let go. A disk that is merely slow
+answers by then, and nobody is told of a signal."""
+
 CHECK_SECONDS: Final = 0.2
 """How often it is looked who is dying, while somebody who waits has got a signal."""
 
 SIGKILL_PENDING: Final = 1 << 8
 """In the masks of /proc/PID/status."""
-
 
 GIVING: Final = re.compile(r"fuse_(lookup|mknod|mkdir|symlink|link|open|create|opendir|readdirplus)\b")
 """Handlers whose answers give something out, as pyfuse3 names them when one is refused."""
@@ -119,7 +122,10 @@ class Interrupts(logging.Filter):
             self._news = trio.Event()
             while self._signalled and self._hangs():
                 signalled = list(self._signalled)
-                if await trio.to_thread.run_sync(somebody_is_dying, abandon_on_cancel=True):
+                patient = self._backing.slots.oldest_seconds < PATIENCE_SECONDS
+                if not patient and await trio.to_thread.run_sync(
+                    somebody_is_dying, abandon_on_cancel=True
+                ):
                     for unique in signalled:
                         self._let_go(unique)
                 else:
@@ -127,14 +133,15 @@ class Interrupts(logging.Filter):
             self._signalled.clear()  # nothing hangs: they will be answered
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """pyfuse3 says that an answer was refused, where the program is gone that had asked."""
-        refused = self._backing.orphans and "fuse_reply" in str(record.msg)
-        if refused and os.strerror(errno.ENOENT) in record.getMessage():
+        """False for an answer that was refused, as who had asked is gone, or the whole mount."""
+        message = str(record.msg)
+        if "fuse_reply" not in message or os.strerror(errno.ENOENT) not in record.getMessage():
+            return True
+        if self._backing.orphans:
             self._backing.orphans -= 1
-            if GIVING.match(str(record.msg)):
+            if GIVING.match(message):
                 self._given.refused()
-            return False
-        return True
+        return False
 
     def _hangs(self) -> bool:
         return self._backing.slots.oldest_seconds > GUARD_SECONDS
@@ -207,7 +214,10 @@ class Interrupts(logging.Filter):
 
 
 def somebody_is_dying() -> bool:
-    """Whether a program on this machine was killed and has yet to notice."""
+    """Whether a program on this machine was killed and waits for something that no signal ends.
+
+    Each wait for us is one. Of the others most are short.
+    """
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             for task in os.listdir(f"/proc/{pid}/task"):
@@ -217,8 +227,11 @@ def somebody_is_dying() -> bool:
 
 
 def _is_killed(status: str) -> bool:
+    waits = False
     with contextlib.suppress(OSError), open(status, "rb") as lines:
         for line in lines:
-            if line.startswith(b"SigPnd:"):
-                return bool(int(line.split()[1], 16) & SIGKILL_PENDING)
+            if line.startswith(b"State:"):
+                waits = line.split()[1] == b"D"
+            elif line.startswith(b"SigPnd:"):
+                return waits and bool(int(line.split()[1], 16) & SIGKILL_PENDING)
     return False

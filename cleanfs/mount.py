@@ -152,6 +152,7 @@ class Mount:
                     self._watch.close()
                 self._inodes.close()
                 self._interrupts.uninstall()
+                self._notifier.close()
                 self._busy_poll.uninstall()
                 pyfuse3.close(unmount=True)
                 # It leaves a mount alone whose connection was severed (umount -f, fusectl's abort).

@@ -74,12 +74,18 @@ class Notifier:
         self._device = -1
 
     def use_device(self, fd: int) -> None:
-        """The descriptor of the FUSE device, for what pyfuse3 can not say; -1 if it is not known.
-
-        We keep one of our own, for the life of the process: a thread may still write to it when pyfuse3
-        has closed its own, whose number may then be another file's.
-        """
+        """The descriptor of the FUSE device, for what pyfuse3 can not say; -1 if it is not known."""
         self._device = -1 if fd < 0 else os.dup(fd)
+
+    def close(self) -> None:
+        """The device is about to be closed, upon which the kernel ends whoever still waits for an answer.
+
+        A thread may be about to write to ours, so the number stays, and leads nowhere.
+        """
+        if self._device >= 0:
+            nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(nowhere, self._device, inheritable=False)
+            os.close(nowhere)
 
     def inode(self, node: int) -> None:
         """The attributes and all pages of a node are out of date."""
