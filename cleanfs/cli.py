@@ -364,7 +364,8 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         _log_to(log_file, level, daemon=False)
         serve(config, lambda: None)
     else:
-        daemonise(config, lambda: _log_to(log_file, level, daemon=True))
+        keep = () if log_file is None else (log_file.fileno(),)
+        daemonise(config, lambda: _log_to(log_file, level, daemon=True), *keep)
 
 
 def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,10 +15,11 @@ READY = "ready"
 """What the daemon tells the process that waits for it."""
 
 
-def daemonise(config: MountConfig, setup_logging: Callable[[], None]) -> None:
+def daemonise(config: MountConfig, setup_logging: Callable[[], None], *keep: int) -> None:
     """Serve from a background process; returns in the caller once the mount answers.
 
-    Raises MountError with the daemon's reason if it does not come up.
+    Of the caller's descriptors it has those of ``keep``, and no others. Raises MountError with the
+    daemon's reason if it does not come up.
     """
     reader, writer = os.pipe()
     if os.fork():
@@ -42,8 +43,11 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None]) -> None:
             os.dup2(null, fd)
         os.close(null)
         # What the caller had open is not ours to keep: somebody may wait for the end of a pipe.
-        os.closerange(3, writer)
-        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
+        first = 3
+        for fd in sorted((writer, *keep)):
+            os.closerange(first, fd)
+            first = fd + 1
+        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
         setup_logging()
 
         def ready() -> None:

@@ -595,6 +595,11 @@ class CleanFS(pyfuse3.Operations):
         """
         st = await self._recheck_owner(inode, ctx)
         if name.startswith(b"system.") and name not in ACL_NAMES and ctx.uid not in (0, st.st_uid):
+            try:
+                await self._tree.near(inode, os.getxattr, inode.path(), name)
+            except OSError as exc:
+                if exc.errno == errno.EOPNOTSUPP:  # where there are none, that comes first
+                    raise
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     @handler

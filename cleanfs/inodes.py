@@ -51,6 +51,9 @@ CONTROL_END = CONTROL_BASE + (1 << 32)
 LEAST_HELD = 16
 """Inodes that may be held however many files are open."""
 
+EXPECTED = -2
+"""In place of a descriptor that is being opened."""
+
 MAX_SIZES = 8
 """Sizes of a file that are remembered as those that the kernel may believe."""
 
@@ -379,11 +382,16 @@ class InodeTable:
         """Whether an open of the inode would give a ``mount_fd``, which its file system has not yet."""
         return inode.is_dir and inode.device not in self._mount_fds
 
+    def expect_mount_fd(self, device: int) -> None:
+        """Somebody opens one."""
+        self._mount_fds[device] = EXPECTED
+
     def add_mount_fd(self, device: int, fd: int) -> None:
         """Takes over ``fd``; -1: there can be none, and inodes are opened by place instead."""
-        old, self._mount_fds[device] = self._mount_fds.get(device, -1), fd
-        if old >= 0:
-            os.close(old)
+        self._mount_fds[device] = fd
+        if self._watcher is not None:  # which waited for it
+            for inode in [inode for inode in self._held.values() if inode.device == device]:
+                self._watcher.held(inode)
 
     def shrink(self, budget: int | None = None) -> None:
         """Park the least recently used inodes down to ``budget`` descriptors, or to the usual."""
@@ -462,7 +470,7 @@ class InodeTable:
     def _hold(self, inode: Inode, fd: int) -> None:
         inode.fd = fd
         self._held[inode.node] = inode
-        if self._watcher is not None:
+        if self._watcher is not None and self._mount_fds.get(inode.device, EXPECTED) != EXPECTED:
             self._watcher.held(inode)
         self.shrink()
 

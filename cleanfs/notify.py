@@ -78,11 +78,13 @@ class Notifier:
         self._device = -1 if fd < 0 else os.dup(fd)
 
     def close(self) -> None:
-        """The device is about to be closed, upon which the kernel ends whoever still waits for an answer.
+        """The device is about to be closed, upon which the kernel ends every wait for an answer.
 
-        A thread may be about to write to ours, so the number stays, and leads nowhere.
+        A thread may be about to write to ours: then the number stays, and leads nowhere.
         """
-        if self._device >= 0:
+        if self._device >= 0 and not self._sending:
+            os.close(self._device)
+        elif self._device >= 0:
             nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             os.dup2(nowhere, self._device, inheritable=False)
             os.close(nowhere)

@@ -106,10 +106,13 @@ class Tree:
         """The first directory of a file system is what inodes there are opened below, by handle."""
         if not self.inodes.wants_mount_fd(inode):
             return
-        self.inodes.add_mount_fd(inode.device, -1)  # nobody else tries meanwhile
-        with self.inodes.using(inode), contextlib.suppress(OSError):  # it may not be readable
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            fd = await self.near(inode, os.open, inode.path(), flags)
+        self.inodes.expect_mount_fd(inode.device)
+        fd = -1
+        try:
+            with self.inodes.using(inode), contextlib.suppress(OSError):  # it may not be readable
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                fd = await self.near(inode, os.open, inode.path(), flags)
+        finally:
             self.inodes.add_mount_fd(inode.device, fd)
 
     async def look_up(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:

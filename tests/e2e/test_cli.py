@@ -127,7 +127,6 @@ FAILURES = {
     "source is missing": ("nowhere", "M", "does not exist"),
     "source is a file": ("file", "M", "not a directory"),
     "source is below a file": ("file/x", "M", "ot a directory"),
-    "source is empty": ("", "M", "source"),
     "source is a loop of links": ("loop", "M", "source"),
     "mount point is missing": ("S", "nowhere", "does not exist"),
     "mount point is a file": ("S", "file", "not a directory"),

@@ -187,14 +187,14 @@ async def test_however_the_kernel_says_that_the_mount_has_gone_it_is_the_end(
 ) -> None:
     from cleanfs import mount
 
-    async def main() -> None:
+    async def main(**_: object) -> None:
         number = errno.ECONNABORTED
         raise ExceptionGroup("session", [ConnectionAbortedError(number, os.strerror(number))])
 
     monkeypatch.setattr(mount.pyfuse3, "main", main)
     await mount.serve_until_the_end()
 
-    async def other() -> None:
+    async def other(**_: object) -> None:
         raise ExceptionGroup("session", [OSError(errno.EIO, "")])
 
     monkeypatch.setattr(mount.pyfuse3, "main", other)
