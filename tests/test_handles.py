@@ -5,12 +5,14 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import trio
-from pyfuse3 import FileHandleT, FlagT, FUSEError, RequestContext
+from pyfuse3 import FileHandleT, FlagT, FUSEError, InodeT, RequestContext, XAttrNameT
 from trio.testing import wait_all_tasks_blocked
 
 from cleanfs import mounts, namespace
@@ -20,7 +22,7 @@ from cleanfs.coherency import Coherency, CoherencyChecker
 from cleanfs.control import Control, Operator
 from cleanfs.filesystem import CleanFS
 from cleanfs.handles import Services
-from cleanfs.inodes import InodeTable
+from cleanfs.inodes import NOT_TOLD, InodeTable
 from cleanfs.interrupts import Given
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes, all_local
@@ -184,3 +186,43 @@ async def test_a_read_that_waits_for_two_writes_is_not_late_for_the_second() -> 
             await wait_all_tasks_blocked()
             first.end()
             second.end()
+
+
+@pytest.mark.parametrize(("uid", "may"), [(0, True), (1234, True), (1235, False)])
+async def test_lists_of_other_file_systems_are_their_owners_to_change(
+    services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch, uid: int, may: bool
+) -> None:
+    """NFS, CIFS and NTFS have lists that the kernel does not check for us."""
+    fs, fh = await opened(services, inodes)
+    inode = inodes.all()[-1]
+    inode.access = NOT_TOLD
+    fstat = os.fstat
+
+    def owned(fd: int) -> os.stat_result:
+        return os.stat_result((*fstat(fd)[:4], 1234, *fstat(fd)[5:]))
+
+    changes: list[object] = []
+
+    def change(fd: int, *what: object) -> tuple[os.stat_result, os.stat_result]:
+        changes.append(what)
+        return fstat(fd), fstat(fd)
+
+    monkeypatch.setattr(os, "getxattr", lambda *_: b"list")
+    monkeypatch.setattr(os, "fstat", owned)
+    monkeypatch.setattr(namespace, "change_xattr", change)
+    ctx = cast(RequestContext, SimpleNamespace(uid=uid, gid=1, pid=1, umask=0))
+    name = XAttrNameT(b"system.nfs4_acl")
+    calls = (
+        partial(fs.setxattr, InodeT(inode.node), name, b"new", ctx),
+        partial(fs.removexattr, InodeT(inode.node), name, ctx),
+    )
+    for call in calls:
+        if may:
+            await call()
+        else:
+            with pytest.raises(FUSEError) as caught:
+                await call()
+            assert caught.value.errno == errno.EPERM
+    assert bool(changes) is may
+    monkeypatch.undo()
+    await fs.release(fh)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import SMALL_CACHES, Mounter
-from tests.e2e.mounting import MountedFs, cleanfs, mounted, settle, wait_until
+from tests.e2e.mounting import MountedFs, cleanfs, mounted, wait_until
 from tests.e2e.source_calls import CONTENTS, SIZE, held
 
 SEEN_WITHIN = 15.0
@@ -151,7 +151,7 @@ def test_what_all_caches_have_is_flushed_though_mtime_is_set_back(mount: Mounter
     fs = mount(*WATCH)
     data = noise(2, 3_000_000)
     (fs.source / "f").write_bytes(data)
-    settle()
+    quiet(fs)
     with held(fs.path / "f") as reader, held(fs.source / "f", os.O_RDWR) as writer:
         for _ in range(2):
             assert os.pread(reader, 1 << 22, 0) == data
