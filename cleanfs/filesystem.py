@@ -47,7 +47,6 @@ from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Ser
 from cleanfs.inodes import NOT_TOLD, ROOT, Inode, InodeTable, StaleError, access_of
 from cleanfs.interrupts import Given
 from cleanfs.namespace import ACCESS_ACL, Actor, NewAttributes, OpenedFile
-from cleanfs.notify import attributes_changed
 from cleanfs.root import ACL_NAMES, Root
 from cleanfs.tree import Tree, Using
 
@@ -166,6 +165,7 @@ class CleanFS(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """Find a name; the kernel gets a reference to what it finds."""
+        self.given.hold(None)
         if parent_inode == ROOT and name == CONTROL_NAME:
             return self._control_entry(self._control.root)
         if (directory := self._control.node(parent_inode)) is not None:
@@ -344,6 +344,7 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a file; if the source changed, every cache of it is flushed, the kernel's too."""
+        self.given.hold(None)
         if (node := self._control.node(inode)) is not None:
             fh = self._add(self._control.open(node, flags))
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)
@@ -425,6 +426,7 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Open a directory."""
+        self.given.hold(None)
         fh = next(self._fhs)
         if (node := self._control.node(inode)) is not None:
             self._control_dirs[fh] = node
@@ -441,6 +443,7 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List from a position on; every entry carries its attributes."""
+        self.given.hold(None)
         if (node := self._control_dirs.get(fh)) is not None:
             for position, (child_name, child) in enumerate(node.children[start_id:], start_id + 1):
                 entry = self._control_entry(child)
@@ -457,6 +460,7 @@ class CleanFS(pyfuse3.Operations):
             if start_id <= position and not pyfuse3.readdir_reply(
                 token, FileNameT(name), self._dot_entry(directory, name), position + 1
             ):
+                self.given.hold(None)
                 return
         position = max(start_id, 2)
         listed: list[tuple[int, int]] = []
@@ -665,7 +669,7 @@ class CleanFS(pyfuse3.Operations):
             if same and inode.sent is not None and inode.sent[2] != st.st_ctime_ns:
                 same = await self._services.run_near(inode, namespace.access_acl, fd) == inode.acl
             if not same:
-                await attributes_changed(inode.node)
+                await self._services.notifier.attributes_changed(inode.node)
         except BaseException:
             os.close(fd)
             raise
@@ -680,7 +684,7 @@ class CleanFS(pyfuse3.Operations):
         """
         st = await self._tree.near(inode, os.fstat, inode.fd)
         if ctx.uid not in (0, st.st_uid) and inode.access not in (NOT_TOLD, access_of(st)):
-            await attributes_changed(inode.node)
+            await self._services.notifier.attributes_changed(inode.node)
             raise StaleError
         return st
 
@@ -696,7 +700,7 @@ class CleanFS(pyfuse3.Operations):
                 continue
             inode.settling = settled = trio.Event()
             try:
-                await attributes_changed(inode.node)
+                await self._services.notifier.attributes_changed(inode.node)
                 inode.doubts_settled = doubts
             finally:
                 inode.settling = None

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import struct
+import threading
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Final
@@ -33,9 +34,16 @@ MAX_STUCK = 256
 BATCH: Final = 64
 """Notifications that one hop to a thread may send."""
 
-EXPIRY: Final = struct.Struct("=IiQQII")
-"""fuse_out_header (length, error, unique) and fuse_notify_inval_entry_out: parent, namelen, flags."""
+HEADER: Final = struct.Struct("=IiQ")
+"""fuse_out_header: length, error (of a notification, what it is), unique (0)."""
 
+INVAL_INODE: Final = struct.Struct("=Qqq")
+"""fuse_notify_inval_inode_out: node, offset (negative: attributes alone), length (0: to the end)."""
+
+INVAL_ENTRY: Final = struct.Struct("=QII")
+"""fuse_notify_inval_entry_out: parent, namelen, flags."""
+
+FUSE_NOTIFY_INVAL_INODE: Final = 2
 FUSE_NOTIFY_INVAL_ENTRY: Final = 3
 FUSE_EXPIRE_ONLY: Final = 1
 
@@ -47,17 +55,26 @@ class Expiry:
     parent: int
     name: bytes
 
-    def message(self) -> bytes:
-        """What libfuse calls ``fuse_lowlevel_notify_expire_entry``, and pyfuse3 has no name for.
-
-        Linux before 6.2 takes it for the stronger ``Notifier.entry``.
-        """
-        length = EXPIRY.size + len(self.name) + 1
-        head = (length, FUSE_NOTIFY_INVAL_ENTRY, 0, self.parent, len(self.name), FUSE_EXPIRE_ONLY)
-        return EXPIRY.pack(*head) + self.name + b"\0"
-
 
 Item = int | tuple[int, bytes] | Expiry
+
+
+def inode_message(node: int, *, attributes_only: bool = False) -> bytes:
+    """What libfuse calls ``fuse_lowlevel_notify_inval_inode``."""
+    return _message(FUSE_NOTIFY_INVAL_INODE, INVAL_INODE.pack(node, -1 if attributes_only else 0, 0))
+
+
+def entry_message(parent: int, name: bytes, flags: int = 0) -> bytes:
+    """``fuse_lowlevel_notify_inval_entry``, and with FUSE_EXPIRE_ONLY ``..._expire_entry``.
+
+    Linux before 6.2 takes the second for the first, which is the stronger one.
+    """
+    body = INVAL_ENTRY.pack(parent, len(name), flags) + name + b"\0"
+    return _message(FUSE_NOTIFY_INVAL_ENTRY, body)
+
+
+def _message(what: int, body: bytes) -> bytes:
+    return HEADER.pack(HEADER.size + len(body), what, 0) + body
 
 
 class Notifier:
@@ -72,22 +89,31 @@ class Notifier:
         self._limiter = trio.CapacityLimiter(MAX_STUCK)
         self._drained = trio.Event()
         self._device = -1
+        self._lock = threading.Lock()  # of the next two; nobody waits for anything who has it
+        self._writers = 0
+        self._closed = False
 
     def use_device(self, fd: int) -> None:
-        """The descriptor of the FUSE device, for what pyfuse3 can not say; -1 if it is not known."""
+        """The descriptor of the FUSE device; -1 if it is not known.
+
+        With it, notifications go by a descriptor of our own: libfuse's may be another file for a
+        moment (``interrupts``). Without it pyfuse3 sends them, and expiries are sent as drops.
+        """
         self._device = -1 if fd < 0 else os.dup(fd)
 
     def close(self) -> None:
         """The device is about to be closed, upon which the kernel ends every wait for an answer.
 
-        A thread may be about to write to ours: then the number stays, and leads nowhere.
+        A thread may be about to write to ours: then the number leads nowhere, until it has.
         """
-        if self._device >= 0 and not self._sending:
-            os.close(self._device)
-        elif self._device >= 0:
-            nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            os.dup2(nowhere, self._device, inheritable=False)
-            os.close(nowhere)
+        with self._lock:
+            self._closed = True
+            if self._device >= 0 and self._writers:
+                nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+                os.dup2(nowhere, self._device, inheritable=False)
+                os.close(nowhere)
+            elif self._device >= 0:
+                os.close(self._device)
 
     def inode(self, node: int) -> None:
         """The attributes and all pages of a node are out of date."""
@@ -102,7 +128,7 @@ class Notifier:
 
         To drop it would unmount what is mounted below a directory, and cut off who works in it.
         """
-        self._queue(Expiry(parent, name) if self._device >= 0 else (parent, name))
+        self._queue(Expiry(parent, name))
 
     def is_pending(self, node: int) -> bool:
         """Whether the kernel has yet to learn that a node's pages are out of date."""
@@ -130,9 +156,23 @@ class Notifier:
                     with trio.move_on_after(STUCK_SECONDS):
                         await sent.wait()
 
+    async def drop_names(self, places: list[tuple[int, bytes]]) -> None:
+        """Have the kernel drop names (parent node, name), and with each, if idle, the inode.
+
+        All in one thread call: with one for each name, programs that look names up are faster.
+        """
+        await trio.to_thread.run_sync(self._send_all, deque(places), abandon_on_cancel=True)
+
+    async def attributes_changed(self, node: int) -> None:
+        """The attributes of a node are out of date; returns when the kernel knows.
+
+        Takes no page lock, so it may be awaited while an open of that node is being handled.
+        """
+        await trio.to_thread.run_sync(self._send_one, node, True)
+
     async def _send_some(self, batch: deque[Item], sent: trio.Event) -> None:
         done = await trio.to_thread.run_sync(
-            _notify_all, self._device, batch, abandon_on_cancel=True, limiter=self._limiter
+            self._send_all, batch, abandon_on_cancel=True, limiter=self._limiter
         )
         self._sending -= Counter(done)
         sent.set()
@@ -145,59 +185,51 @@ class Notifier:
             self._queued.add(item)
             self._send.send_nowait(item)
 
+    # -- in threads -----------------------------------------------------------------------------
 
-async def drop_names(places: list[tuple[int, bytes]]) -> None:
-    """Have the kernel drop names (parent node, name), and with each, if idle, the inode.
+    def _send_all(self, batch: deque[Item] | deque[tuple[int, bytes]]) -> list[Item]:
+        """Send what nobody else has taken from the batch. Returns what was sent."""
+        done: list[Item] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                done.append(item := batch.popleft())
+                self._send_one(item)
+        return done
 
-    All in one thread call: with one for each name, programs that look names up are faster.
-    """
-    await trio.to_thread.run_sync(_drop_names, places, abandon_on_cancel=True)
-
-
-async def attributes_changed(node: int) -> None:
-    """The attributes of a node are out of date; returns when the kernel knows.
-
-    Takes no page lock, so it may be awaited while an open of that node is being handled.
-    """
-    await trio.to_thread.run_sync(_notify_attributes, node)
-
-
-def _notify_all(device: int, batch: deque[Item]) -> list[Item]:
-    """Send what nobody else has taken from the batch. Returns what was sent."""
-    done: list[Item] = []
-    with contextlib.suppress(IndexError):
-        while True:
-            done.append(item := batch.popleft())
-            _notify(device, item)
-    return done
-
-
-def _notify(device: int, item: Item) -> None:
-    if isinstance(item, tuple):
-        _drop_names([item])
-        return
-    try:
-        if isinstance(item, Expiry):
-            os.write(device, item.message())
-        else:
-            pyfuse3.invalidate_inode(pyfuse3.InodeT(item))
-    except OSError as exc:
-        if exc.errno not in GONE:
-            log.warning("the kernel refused to invalidate %r: %s", item, exc)
-
-
-def _drop_names(places: list[tuple[int, bytes]]) -> None:
-    for parent, name in places:
+    def _send_one(self, item: Item, attributes_only: bool = False) -> None:
         try:
-            pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))
+            if self._device < 0:
+                _send_by_pyfuse3(item, attributes_only)
+            elif isinstance(item, int):
+                self._write(inode_message(item, attributes_only=attributes_only))
+            elif isinstance(item, Expiry):
+                self._write(entry_message(item.parent, item.name, FUSE_EXPIRE_ONLY))
+            else:
+                self._write(entry_message(*item))
         except OSError as exc:
             if exc.errno not in GONE:
-                log.warning("the kernel refused to drop %r from %d: %s", name, parent, exc)
+                log.warning("the kernel refused to invalidate %r: %s", item, exc)
+
+    def _write(self, message: bytes) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._writers += 1
+        try:
+            os.write(self._device, message)
+        finally:
+            self._written()
+
+    def _written(self) -> None:
+        with self._lock:
+            self._writers -= 1
+            if self._closed and not self._writers:
+                os.close(self._device)
 
 
-def _notify_attributes(node: int) -> None:
-    try:
-        pyfuse3.invalidate_inode(pyfuse3.InodeT(node), attr_only=True)
-    except OSError as exc:
-        if exc.errno not in GONE:
-            log.warning("the kernel refused to invalidate the attributes of %d: %s", node, exc)
+def _send_by_pyfuse3(item: Item, attributes_only: bool) -> None:
+    if isinstance(item, int):
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(item), attr_only=attributes_only)
+        return
+    parent, name = (item.parent, item.name) if isinstance(item, Expiry) else item
+    pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))

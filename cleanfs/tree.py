@@ -21,7 +21,6 @@ from cleanfs.coherency import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.handles import IO_FLAGS, Before, Services
 from cleanfs.inodes import Inode, InodeTable, StaleError, is_parked, open_parked
 from cleanfs.namespace import Actor, Changed, NewAttributes, OpenedFile
-from cleanfs.notify import drop_names
 from cleanfs.ops import FileKey
 from cleanfs.pagecache import CachedFile
 
@@ -315,7 +314,7 @@ class Tree:
             self._crowded = trio.Event()
             while places := self.inodes.forgettable(FORGET_BATCH):
                 before = self.inodes.forgotten
-                await drop_names(places)
+                await self.services.notifier.drop_names(places)
                 await trio.sleep(FORGET_SECONDS)
                 if self.inodes.forgotten == before:
                     break  # all in use; until something is looked up again

@@ -20,7 +20,7 @@ from cleanfs.inodes import InodeTable
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes
 from cleanfs.namespace import NewAttributes
-from cleanfs.notify import Notifier, drop_names
+from cleanfs.notify import Notifier
 from cleanfs.pagecache import PageCache
 from cleanfs.resident import make_resident
 from cleanfs.tree import Tree
@@ -158,5 +158,5 @@ async def test_a_name_that_the_kernel_does_not_know_keeps_no_other(
         dropped.append(name)
 
     monkeypatch.setattr(pyfuse3, "invalidate_entry", drop)
-    await drop_names([(1, b"a"), (1, b"gone"), (1, b"b")])
+    await Notifier().drop_names([(1, b"a"), (1, b"gone"), (1, b"b")])
     assert dropped == [b"a", b"b"]
