@@ -11,6 +11,10 @@ window that was resized) must not get EINTR from a regular file, so only those a
 dying. Who is, /proc says: every signal that ends a program becomes a SIGKILL that is pending until it
 has ended.
 
+Nobody else may use libfuse's descriptor meanwhile: what a thread wrote there went into the message, and
+what was told to the kernel from here, by the main thread, could wait for an answer of the main thread
+(both were seen). So notifications have a descriptor of their own (``Notifier.use_device``).
+
 The kernel takes the answer EINTR to a request from us directly, as from anybody who has the device.
 The handler goes on, until the source answers; then its own answer is refused, which is how we learn
 that what it gave out (a reference, an open file) is nobody's (``Given``).
@@ -46,8 +50,9 @@ ANSWER: Final = struct.Struct("<IiQ")
 
 MAX_MESSAGE: Final = (1 << 20) + (1 << 16)
 
-GUARD_SECONDS: Final = 0.02
-"""How long a call must have been waiting, for us to read the device. Signals before that are missed."""
+GUARD_SECONDS: Final = 0.2
+"""How long a call must have been waiting, for us to read the device. Signals before that are missed,
+but a disk that is merely slow is no reason to come between the kernel and libfuse."""
 
 PATIENCE_SECONDS: Final = 0.5
 """How long a call must have been waiting, for its program to be let go. A disk that is merely slow

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cleanfs.interrupts import GUARD_SECONDS
 from tests.e2e.conftest import SMALL_CACHES
 from tests.e2e.faulty import Faulty, faulty
 from tests.e2e.mounting import MountedFs, cleanfs, is_mounted, mounted, settle, wait_until
@@ -256,7 +257,7 @@ def test_a_program_that_is_killed_while_the_source_hangs_ends(
     served.fault(op, hang=True)
     with program(code, fs.path) as process:
         served.wait_hanging(1)
-        time.sleep(0.05)
+        time.sleep(2 * GUARD_SECONDS)
         process.send_signal(number)
         assert process.wait(10) == -number
         check_alive(fs)
