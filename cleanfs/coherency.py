@@ -22,8 +22,9 @@ from enum import StrEnum
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS
 from cleanfs.pagecache import CachedFile, PageCache
 
-FINE_NS = 20_000_000
-"""Granularity of local file systems: one tick of the kernel's coarse clock, 10 ms at HZ=100, twice."""
+FINE_NS = 100_000_000
+"""Granularity of local file systems. Their clock ticks every 10 ms at most, but a call that writes
+takes its stamp first: on a machine with much to do it was seen to change the data 30 ms later."""
 
 COARSE_NS = 2_100_000_000
 """Granularity of all others: FAT stamps every 2 s, sshfs every second, a server has its own clock."""

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import logging
+import math
 import os
 import stat as stat_module
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -70,6 +71,10 @@ DEFINITE = frozenset(
     }
 )
 """Errors that say why a name was not changed. Any other leaves it open whether it was."""
+
+DROP_SECONDS = 0.5
+"""What the kernel gets to drop a file's pages after an open is answered that found a change. Until then
+no other open may keep them."""
 
 UNANNOUNCED_SECONDS = ATTR_TIMEOUTS[Coherency.WATCH]
 """With ``--coherency watch``, what the kernel may believe of what has no watch, at most."""
@@ -646,7 +651,11 @@ class CleanFS(pyfuse3.Operations):
         fh = self._add(handle)
         try:
             st = opened.stat
+            found = services.coherency.changes_found
             changed = services.coherency.on_open(file, self._tree.fingerprint(st, before), before.clock)
+            flushed = services.coherency.changes_found != found
+            if flushed:
+                inode.pages_dropped_by = math.inf  # by no other open before this one is answered
             now = (st.st_size, st.st_mtime_ns, st.st_ctime_ns)
             if inode.sent != now:
                 inode.sent = now
@@ -654,10 +663,14 @@ class CleanFS(pyfuse3.Operations):
             if not services.writeback:  # such a kernel goes by its own size and times anyway
                 await self._settle_doubts(inode)
         except BaseException:
+            inode.pages_dropped_by = trio.current_time() + DROP_SECONDS
             await self._release(fh)
             raise
-        changed = changed or services.notifier.is_pending(inode.node)
-        return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not changed)
+        if flushed:
+            inode.pages_dropped_by = trio.current_time() + DROP_SECONDS
+        drops = changed or trio.current_time() < inode.pages_dropped_by
+        drops = drops or services.notifier.is_pending(inode.node)
+        return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not drops)
 
     async def _recheck_access(
         self, inode: Inode, fd: int, st: os.stat_result, ctx: RequestContext

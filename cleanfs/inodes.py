@@ -96,6 +96,7 @@ class Inode:
         "nlookup",
         "node",
         "open_fds",
+        "pages_dropped_by",
         "parent",
         "pins",
         "sent",
@@ -147,6 +148,9 @@ class Inode:
         """How often it was told others than before, and how many of these were followed by a
         notification. It need not believe the last that it was told: a reply takes effect when
         whoever asked gets to run, and somebody else may run before."""
+        self.pages_dropped_by = 0.0
+        """When (``trio.current_time``) the kernel will have dropped the pages that the answer to an
+        open told it to drop: when who opens gets to run, and somebody else may run before."""
         self.settling: trio.Event | None = None
         """Set when the notification that is under way has been made."""
 

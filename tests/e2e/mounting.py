@@ -127,7 +127,7 @@ def settle() -> None:
 
     Before that its fingerprint is racy, and the next open flushes.
     """
-    time.sleep(0.03)
+    time.sleep(0.12)
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def test_an_open_is_exact_though_a_listing_has_just_found_the_change(
     names = [f"f{number}" for number in range(200)]
     for name in names:
         (source / name).write_bytes(b"x" * 9_000)
-    time.sleep(0.05)  # no longer racy
+    time.sleep(0.12)  # no longer racy
     fs = mount("--attr-timeout", "0")
     for name in names:
         assert (fs.path / name).read_bytes() == b"x" * 9_000
@@ -158,7 +158,7 @@ def test_an_open_is_exact_though_a_listing_has_just_found_the_change(
             file.write(b"y" * 9_000)
             file.flush()
             os.utime(file.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
-    time.sleep(0.05)
+    time.sleep(0.12)
     os.listdir(fs.path)
     stale = [name for name in reversed(names) if (fs.path / name).read_bytes() != b"y" * 9_000]
     assert not stale

@@ -655,7 +655,7 @@ class TwinMachine(RuleBasedStateMachine):
     @rule()
     def let_time_pass(self) -> None:
         """Long enough for a fingerprint to be no longer racy."""
-        time.sleep(0.025)
+        time.sleep(0.11)
 
     # -- comparing ----------------------------------------------------------------------------
 
