@@ -474,7 +474,9 @@ class InodeTable:
     def _hold(self, inode: Inode, fd: int) -> None:
         inode.fd = fd
         self._held[inode.node] = inode
-        if self._watcher is not None and self._mount_fds.get(inode.device, EXPECTED) != EXPECTED:
+        # The first directory of a file system comes again, once there is a descriptor for handles.
+        awaited = EXPECTED if inode.is_dir else -1
+        if self._watcher is not None and self._mount_fds.get(inode.device, awaited) != EXPECTED:
             self._watcher.held(inode)
         self.shrink()
 

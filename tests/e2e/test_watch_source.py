@@ -265,6 +265,30 @@ def test_events_that_were_lost_flush_everything(mount: Mounter) -> None:
 # -- what is below the source, and beside it --------------------------------------------------
 
 
+def test_a_file_of_another_file_system_mounted_on_a_name_is_watched(
+    source: Path, mount: Mounter, tmp_path: Path
+) -> None:
+    """None of its directories is below the source."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (source / "f").touch()
+    subprocess.run(["mount", "-t", "tmpfs", "none", other], check=True, timeout=10)
+    try:
+        (other / "f").write_bytes(noise())
+        subprocess.run(["mount", "--bind", other / "f", source / "f"], check=True, timeout=10)
+        fs = mount(*WATCH)
+        with held(fs.path / "f") as reader:
+            assert os.pread(reader, SIZE, 0) == noise()
+            stats = fs.stats()
+            assert (stats["watch_inodes"], stats["watch_unwatched"]) == (1, 0)
+            with held(other / "f", os.O_RDWR) as writer:
+                os.pwrite(writer, noise(1), 0)
+            wait_until(lambda: os.pread(reader, SIZE, 0) == noise(1), SEEN_WITHIN)
+    finally:
+        subprocess.run(["umount", "-l", source / "f"], check=False, timeout=10)
+        subprocess.run(["umount", "-l", other], check=True, timeout=10)
+
+
 def test_a_file_system_mounted_below_the_source_is_watched_as_well(
     source: Path, mount: Mounter
 ) -> None:
