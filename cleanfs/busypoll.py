@@ -111,7 +111,8 @@ class BusyPoll:
     def uninstall(self) -> None:
         """pyfuse3 waits by itself from the next session on."""
         self._window = Window(0)
-        pyfuse3.trio = trio  # type: ignore[attr-defined]  # see install
+        if isinstance(getattr(pyfuse3, "trio", None), _Trio):  # who stands in front of us may be busy
+            pyfuse3.trio = trio  # type: ignore[attr-defined]  # see install
 
     def make_lock(self) -> "ReaderLock | trio.Lock":
         """pyfuse3's one lock. Another would be one that this module knows nothing of."""

@@ -45,7 +45,7 @@ from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.fsnotify import SourceWatch
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
-from cleanfs.inodes import NOT_TOLD, ROOT, Inode, InodeTable, StaleError, access_of
+from cleanfs.inodes import NOT_TOLD, ROOT, Inode, InodeTable, StaleError, access_of, stamps_of
 from cleanfs.interrupts import Given
 from cleanfs.namespace import ACCESS_ACL, Actor, NewAttributes, OpenedFile
 from cleanfs.root import ACL_NAMES, Root
@@ -656,11 +656,11 @@ class CleanFS(pyfuse3.Operations):
             flushed = services.coherency.changes_found != found
             if flushed:
                 inode.pages_dropped_by = math.inf  # by no other open before this one is answered
-            now = (st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+            now = stamps_of(st)
             if inode.sent != now:
                 inode.sent = now
                 inode.doubts += 1
-            if not services.writeback:  # such a kernel goes by its own size and times anyway
+            if services.coherency.mode is not Coherency.NONE:  # else the kernel knows all changes
                 await self._settle_doubts(inode)
         except BaseException:
             inode.pages_dropped_by = trio.current_time() + DROP_SECONDS
@@ -710,16 +710,18 @@ class CleanFS(pyfuse3.Operations):
     async def _settle_doubts(self, inode: Inode) -> None:
         """Make the kernel ask for the attributes, if it may go by old ones: for a size, above all.
 
-        One notification at a time: the kernel drops the answer to a question that it asked before a
-        notification, and whoever asked goes by the old size.
+        It asks before the open is answered. Left to the program's first read, another notification, or
+        a write, could overtake the answer; then the kernel drops it, and goes by the old size.
         """
-        while (doubts := inode.doubts) != inode.doubts_settled:
+        known = inode.doubts  # those that come meanwhile are for later opens
+        while inode.doubts_settled < known:
             if inode.settling is not None:
                 await inode.settling.wait()
                 continue
             inode.settling = settled = trio.Event()
+            doubts = inode.doubts
             try:
-                await self._services.notifier.attributes_changed(inode.node)
+                await self._services.notifier.taught(inode.node, inode.generation)
                 inode.doubts_settled = doubts
             finally:
                 inode.settling = None
@@ -781,7 +783,7 @@ class CleanFS(pyfuse3.Operations):
         entry.attr_timeout = entry.entry_timeout = self._attr_timeout
         if self._patient is not None:
             entry.attr_timeout, entry.entry_timeout = self._timeouts(inode)
-        now = (st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+        now = stamps_of(st)
         if inode.sent not in (None, now):
             inode.doubts += 1
         inode.sent = now

@@ -396,8 +396,16 @@ class SourceWatch:
                 if mask & fanotify.FAN_DELETE_SELF:
                     services.pagecache.forget(file)
             if inode is not None:
-                services.notifier.inode(inode.node)
+                self._tell(inode)
                 self._look_again(inode)
+
+    def _tell(self, inode: Inode) -> None:
+        """The kernel is to drop what it has. Of an open file it is to know the size at once: while
+        changes follow each other, so do notifications, which may overtake the answers to a reader.
+        """
+        self._services.notifier.inode(inode.node)
+        if inode.open_fds:
+            self._services.notifier.teach(inode.node, inode.generation)
 
     def _look_again(self, inode: Inode) -> None:
         """Hold an open file against what is known: flush what changed, know what was flushed again.
@@ -413,7 +421,7 @@ class SourceWatch:
             st = os.fstat(inode.open_fds[-1])
             now = fingerprint(st, services.types[st.st_dev], before.now_ns)
             if services.coherency.on_refresh(file, now, before.clock):
-                services.notifier.inode(inode.node)
+                self._tell(inode)
 
     def _name_changed(self, place: Place, name: bytes, mask: int) -> None:
         notifier = self._services.notifier

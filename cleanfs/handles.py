@@ -13,7 +13,7 @@ import trio
 from cleanfs import namespace
 from cleanfs.backing import Backing, SourceFs, Written, drop_span
 from cleanfs.coherency import Coherency, CoherencyChecker, own_fingerprint
-from cleanfs.inodes import Inode
+from cleanfs.inodes import Inode, stamps_of
 from cleanfs.latency import Latencies
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
@@ -215,6 +215,8 @@ class FileHandle:
             size = before.size + written.count if append else max(before.size, offset + len(data))
             theirs = services.coherency.after_own_change(file, before, after, size=size)
         inode.wrote_to(offset + written.count)
+        if inode.sent == stamps_of(written.before):
+            inode.sent = stamps_of(written.after)
         elsewhere = append and after.size != offset + written.count
         if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)

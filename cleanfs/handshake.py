@@ -21,10 +21,11 @@ import os
 import select
 import socket
 import struct
-from typing import Any, Final
+from typing import Final
 
-import pyfuse3
 import trio
+
+from cleanfs.standin import StandIn
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ TIMEOUT_SECONDS: Final = 5
 """What question and answer get to arrive. They are there when they are looked for."""
 
 
-class Handshake:
+class Handshake(StandIn):
     """One mount's. Use: made before ``pyfuse3.init``, ``begin`` right after it."""
 
     def __init__(self) -> None:
@@ -55,7 +56,6 @@ class Handshake:
         self._before = _devices()
         self._fd = self._device = -1
         self._ours: socket.socket | None = None
-        self._trio: Any = None
         self._wanted = 0
 
     def begin(self) -> None:
@@ -63,8 +63,7 @@ class Handshake:
         new = _devices() - self._before
         if len(new) == 1:
             [self._fd] = new
-        if len(new) == 1 and getattr(pyfuse3, "trio", None) is not None:
-            self._trio, pyfuse3.trio = pyfuse3.trio, self  # type: ignore[attr-defined]
+            self.step_in()
 
     @property
     def device(self) -> int:
@@ -99,11 +98,6 @@ class Handshake:
 
     # -- what pyfuse3 takes for trio meanwhile --------------------------------------------------
 
-    @property
-    def lowlevel(self) -> "Handshake":
-        """For ``trio.lowlevel.wait_readable``."""
-        return self
-
     async def wait_readable(self, fd: int) -> None:
         """pyfuse3 is about to read its descriptor: the first time the question, then what follows."""
         if self._ours is None and self._take_place():
@@ -111,16 +105,8 @@ class Handshake:
             return
         if self._ours is not None:
             self._end()
-        pyfuse3.trio = self._trio  # type: ignore[attr-defined]  # see begin
-        await self._trio.lowlevel.wait_readable(fd)
-
-    def __getattr__(self, name: str) -> object:
-        """Everything else."""
-        for module in (self._trio, self._trio.lowlevel):
-            if hasattr(module, name):
-                found: object = getattr(module, name)
-                return found
-        raise AttributeError(name)
+        self.step_back()
+        await self._behind.lowlevel.wait_readable(fd)
 
 
 def offered(question: bytes) -> int:

@@ -69,6 +69,11 @@ def access_of(st: os.stat_result) -> int:
     return st.st_mode | st.st_uid << 32 | st.st_gid << 64
 
 
+def stamps_of(st: os.stat_result) -> tuple[int, int, int]:
+    """Size, mtime and ctime: what moves when the content does."""
+    return st.st_size, st.st_mtime_ns, st.st_ctime_ns
+
+
 class StaleError(OSError):
     """The file is not where it was: the kernel should look it up again."""
 
@@ -139,7 +144,7 @@ class Inode:
         self.lost_capability = False
         """Its capabilities were taken away by the last request: by a change to come, it may be."""
         self.sent: tuple[int, int, int] | None = None
-        """Size, mtime and ctime that the kernel was last told."""
+        """``stamps_of`` what the kernel was last told, or knows by itself since: it made a write."""
         self.access = NOT_TOLD
         """Mode and owners that the kernel was last told (``access_of``): what it lets callers in by."""
         self.acl = b""

@@ -27,12 +27,12 @@ import os
 import re
 import struct
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-import pyfuse3
 import trio
 
 from cleanfs.backing import Backing
+from cleanfs.standin import StandIn
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Given:
             take_back()
 
 
-class Interrupts(logging.Filter):
+class Interrupts(StandIn, logging.Filter):
     """One mount's. Use: ``install`` after ``busypoll``'s, ``run`` along with pyfuse3's loop."""
 
     def __init__(self, backing: Backing, given: Given) -> None:
@@ -97,7 +97,6 @@ class Interrupts(logging.Filter):
         super().__init__()
         self._backing = backing
         self._given = given
-        self._trio: Any = None
         self._fd = self._device = self._letter = -1
         self._lent = 0
         self._signalled: dict[int, None] = {}
@@ -105,15 +104,13 @@ class Interrupts(logging.Filter):
 
     def install(self) -> None:
         """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere lets nobody go."""
-        if getattr(pyfuse3, "trio", None) is not None:
-            self._trio, pyfuse3.trio = pyfuse3.trio, self  # type: ignore[attr-defined]
+        if self.step_in():
             logging.getLogger("pyfuse3").addFilter(self)
 
     def uninstall(self) -> None:
         """The device is libfuse's alone again."""
-        if self._trio is not None:
-            pyfuse3.trio = self._trio  # type: ignore[attr-defined]
-            logging.getLogger("pyfuse3").removeFilter(self)
+        self.step_back()
+        logging.getLogger("pyfuse3").removeFilter(self)
         if self._device >= 0:
             self._take_place_back()
             os.close(self._device)
@@ -197,25 +194,12 @@ class Interrupts(logging.Filter):
 
     # -- what pyfuse3 takes for trio ------------------------------------------------------------
 
-    @property
-    def lowlevel(self) -> "Interrupts":
-        """For ``trio.lowlevel.wait_readable``."""
-        return self
-
     async def wait_readable(self, fd: int) -> None:
         """pyfuse3 is about to read the device."""
         self._take_place_back()
-        await self._trio.lowlevel.wait_readable(fd)
+        await self._behind.lowlevel.wait_readable(fd)
         while self._hangs() and not self._lend(fd):
-            await self._trio.lowlevel.wait_readable(fd)
-
-    def __getattr__(self, name: str) -> object:
-        """Everything else."""
-        for module in (self._trio, self._trio.lowlevel):
-            if hasattr(module, name):
-                found: object = getattr(module, name)
-                return found
-        raise AttributeError(name)
+            await self._behind.lowlevel.wait_readable(fd)
 
 
 def somebody_is_dying() -> bool:

@@ -15,6 +15,7 @@ import trio
 
 from cleanfs import __version__, backends, syscalls
 from cleanfs.backing import Backing, SourceCache
+from cleanfs.belief import MountedAt
 from cleanfs.busypoll import BusyPoll
 from cleanfs.checks import why_no_mount
 from cleanfs.cleancache import Cleancache
@@ -35,6 +36,7 @@ from cleanfs.mountpoint import reuse_dead_mountpoint
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.notify import Notifier
 from cleanfs.ops import Backend
+from cleanfs.outsiders import Outsiders
 from cleanfs.pagecache import PageCache, max_files
 from cleanfs.pressure import Sizes
 from cleanfs.requests import RequestLimits, set_limits
@@ -94,6 +96,7 @@ class Mount:
         )
         self._coherency = CoherencyChecker(self._pagecache, config.coherency)
         self._notifier = Notifier()
+        self._outsiders = Outsiders()
         self._backing = Backing()
         self._busy_poll = BusyPoll(config.busy_poll_us)
         self._latencies = Latencies()
@@ -132,9 +135,11 @@ class Mount:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # from now on they are heard
             self._busy_poll.install()
             self._interrupts.install()  # what the handshake then stands in front of
+            self._outsiders.start()
             self._mount()
             try:
                 async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._outsiders.run)
                     nursery.start_soon(self._notifier.run)
                     nursery.start_soon(self._filesystem.keep_bounded)
                     nursery.start_soon(self._interrupts.run)
@@ -153,6 +158,7 @@ class Mount:
                 self._inodes.close()
                 self._interrupts.uninstall()
                 self._notifier.close()
+                self._outsiders.close()
                 self._busy_poll.uninstall()
                 pyfuse3.close(unmount=True)
                 # It leaves a mount alone whose connection was severed (umount -f, fusectl's abort).
@@ -198,11 +204,11 @@ class Mount:
         come (Linux 6.18). What it has queued comes before the answer to a later question.
         """
         mountpoint = self.config.mountpoint
-        await trio.to_thread.run_sync(syscalls.sync_file_system, mountpoint, abandon_on_cancel=True)
+        await self._outsiders.ask(syscalls.sync_file_system, mountpoint)
         begun = -1
         while begun != self._filesystem.writes_begun or begun != self._filesystem.writes_ended:
             begun = self._filesystem.writes_begun
-            await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
+            await self._outsiders.ask(os.statvfs, mountpoint)
             await trio.sleep(QUIET_SECONDS)
         # Should anything be dirty yet, it is where a file is open for writing: a close writes back. To
         # drop a file's pages the kernel first writes them, and waits for that.
@@ -330,13 +336,16 @@ class Mount:
             # By this name, which the kernel then knows: to look it up later, it would have to wait for
             # whoever makes or removes a name in the root.
             path = os.path.join(self.config.mountpoint, os.fsdecode(CONTROL_NAME))
-            await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
+            await self._outsiders.ask(os.stat, path)
         self._busy_poll.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
             self._limits = set_limits(point.device, self.config.read_ahead)
         log.info("mounted %s on %s", self.config.source, self.config.mountpoint)
         ready()
         notify_systemd()
+        if point is not None:
+            where = MountedAt(self.config.mountpoint, point.device)
+            await self._notifier.use_mount(where, self._outsiders)
 
 
 def serve(config: MountConfig, ready: Callable[[], None]) -> None:

@@ -18,6 +18,10 @@ from typing import Final
 import pyfuse3
 import trio
 
+from cleanfs.belief import MountedAt, have_learned
+from cleanfs.inodes import ROOT
+from cleanfs.outsiders import Outsiders
+
 log = logging.getLogger(__name__)
 
 GONE = (errno.ENOENT, errno.ENOSYS, errno.ENOTCONN, errno.EBADF, errno.ENODEV, errno.ENOTEMPTY)
@@ -26,6 +30,9 @@ GONE = (errno.ENOENT, errno.ENOSYS, errno.ENOTCONN, errno.EBADF, errno.ENODEV, e
 STUCK_SECONDS = 0.1
 """A notification waits for pages that are being read, or for a directory that is being changed. If the
 source hangs there, the next one is sent all the same after so long."""
+
+LEARN_SECONDS = 0.5
+"""What the kernel gets to learn a file's size. The source may hang, or a write that makes it larger."""
 
 MAX_STUCK = 256
 """Notifications that may be on their way at a time."""
@@ -56,7 +63,16 @@ class Expiry:
     name: bytes
 
 
-Item = int | tuple[int, bytes] | Expiry
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A file whose attributes the kernel should ask for now, and not when it next needs them."""
+
+    node: int
+    generation: int
+
+
+Notification = int | tuple[int, bytes] | Expiry
+Item = Notification | Lesson
 
 
 def inode_message(node: int, *, attributes_only: bool = False) -> bytes:
@@ -89,6 +105,8 @@ class Notifier:
         self._limiter = trio.CapacityLimiter(MAX_STUCK)
         self._drained = trio.Event()
         self._device = -1
+        self._where: MountedAt | None = None
+        self._outsiders: Outsiders | None = None
         self._lock = threading.Lock()  # of the next two; nobody waits for anything who has it
         self._writers = 0
         self._closed = False
@@ -100,6 +118,16 @@ class Notifier:
         moment (``interrupts``). Without it pyfuse3 sends them, and expiries are sent as drops.
         """
         self._device = -1 if fd < 0 else os.dup(fd)
+
+    async def use_mount(self, where: MountedAt, outsiders: Outsiders) -> None:
+        """Where the kernel can be asked what it believes, if we may."""
+        self._outsiders = outsiders
+        if await outsiders.ask(have_learned, where, ROOT, 0):
+            self._where = where
+        else:
+            log.info(
+                "the kernel can not be asked what size it believes: CAP_DAC_READ_SEARCH is missing"
+            )
 
     def close(self) -> None:
         """The device is about to be closed, upon which the kernel ends every wait for an answer.
@@ -130,6 +158,10 @@ class Notifier:
         """
         self._queue(Expiry(parent, name))
 
+    def teach(self, node: int, generation: int) -> None:
+        """The kernel should believe the present size of a file, after all that is queued by now."""
+        self._queue(Lesson(node, generation))
+
     def is_pending(self, node: int) -> bool:
         """Whether the kernel has yet to learn that a node's pages are out of date."""
         return node in self._queued or node in self._sending
@@ -152,7 +184,7 @@ class Notifier:
                 self._sending.update(batch)
                 while batch:
                     sent = trio.Event()
-                    nursery.start_soon(self._send_some, batch, sent)
+                    nursery.start_soon(self._send_some, batch, sent, nursery)
                     with trio.move_on_after(STUCK_SECONDS):
                         await sent.wait()
 
@@ -170,10 +202,24 @@ class Notifier:
         """
         await trio.to_thread.run_sync(self._send_one, node, True)
 
-    async def _send_some(self, batch: deque[Item], sent: trio.Event) -> None:
+    async def taught(self, node: int, generation: int) -> None:
+        """The same; returns when the kernel believes the present size (``belief``), or need not."""
+        await self.attributes_changed(node)
+        await self._have_learned(Lesson(node, generation))
+
+    async def _have_learned(self, lesson: Lesson) -> None:
+        if self._where is None or self._outsiders is None:
+            return
+        with trio.move_on_after(LEARN_SECONDS):
+            await self._outsiders.ask(have_learned, self._where, lesson.node, lesson.generation)
+
+    async def _send_some(self, batch: deque[Item], sent: trio.Event, nursery: trio.Nursery) -> None:
         done = await trio.to_thread.run_sync(
             self._send_all, batch, abandon_on_cancel=True, limiter=self._limiter
         )
+        for item in done:
+            if isinstance(item, Lesson):
+                nursery.start_soon(self._have_learned, item)
         self._sending -= Counter(done)
         sent.set()
         if not self._queued and not self._sending:
@@ -193,10 +239,11 @@ class Notifier:
         with contextlib.suppress(IndexError):
             while True:
                 done.append(item := batch.popleft())
-                self._send_one(item)
+                if not isinstance(item, Lesson):
+                    self._send_one(item)
         return done
 
-    def _send_one(self, item: Item, attributes_only: bool = False) -> None:
+    def _send_one(self, item: Notification, attributes_only: bool = False) -> None:
         try:
             if self._device < 0:
                 _send_by_pyfuse3(item, attributes_only)
@@ -227,7 +274,7 @@ class Notifier:
                 os.close(self._device)
 
 
-def _send_by_pyfuse3(item: Item, attributes_only: bool) -> None:
+def _send_by_pyfuse3(item: Notification, attributes_only: bool) -> None:
     if isinstance(item, int):
         pyfuse3.invalidate_inode(pyfuse3.InodeT(item), attr_only=attributes_only)
         return

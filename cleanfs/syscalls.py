@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import struct
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -16,6 +17,11 @@ AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_SYMLINK_FOLLOW: Final = 0x400
 AT_EMPTY_PATH: Final = 0x1000
 AT_HANDLE_FID: Final = 0x200
+AT_STATX_DONT_SYNC: Final = 0x4000
+
+STATX_SIZE: Final = 0x200
+STATX: Final = struct.Struct("=40xQ88xII112x")
+"""``struct statx``, 256 bytes: stx_size, stx_dev_major, stx_dev_minor."""
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -40,6 +46,8 @@ UTIME_OMIT: Final = (1 << 30) - 2
 
 RWF_DONTCACHE: Final = 0x80
 """preadv2: do not leave what was read in the page cache (Linux 6.14)."""
+
+CLONE_FILES: Final = 0x400
 
 PR_SET_DUMPABLE: Final = 4
 
@@ -125,15 +133,27 @@ def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
     Raises OSError: ESTALE if the file is gone, EPERM without CAP_DAC_READ_SEARCH.
     """
     body = handle[4:]
-    struct = _FileHandle(
+    named = _FileHandle(
         handle_bytes=len(body),
         handle_type=int.from_bytes(handle[:4], "little", signed=True),
         f_handle=(ctypes.c_ubyte * MAX_HANDLE_SZ)(*body),
     )
-    fd: int = _libc.open_by_handle_at(mount_fd, ctypes.byref(struct), flags | os.O_CLOEXEC)
+    fd: int = _libc.open_by_handle_at(mount_fd, ctypes.byref(named), flags | os.O_CLOEXEC)
     if fd < 0:
         _raise()
     return fd
+
+
+def known_size(fd: int) -> tuple[int, int]:
+    """Device and size of an open file (O_PATH too), as the kernel has them: it asks nobody.
+
+    Raises OSError.
+    """
+    buffer = ctypes.create_string_buffer(STATX.size)
+    if _libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_SIZE, buffer):
+        _raise()
+    size, major, minor = STATX.unpack(buffer.raw)
+    return os.makedev(major, minor), size
 
 
 def openat_cached(dir_fd: int, name: bytes, flags: int) -> int:
@@ -201,6 +221,12 @@ def detached_mount(fs_type: str) -> int:
         return root
     finally:
         os.close(fs)
+
+
+def unshare_descriptors() -> None:
+    """From now on this thread has a copy of the process' descriptors for itself. Raises OSError."""
+    if _libc.unshare(CLONE_FILES):
+        _raise()
 
 
 def keep_memory_private() -> None:

@@ -22,8 +22,6 @@ from .plan import Plan
 
 MAX_HANDLES = 6
 
-AT_ONCE = "the same read is legal when it is made again at once"
-
 
 class IllegalError(Exception):
     """Something happened that must not."""
@@ -225,13 +223,6 @@ class Process:
                 return len(data)
             found.append(f"as file {serial}: {wrong}")
         again = self._again(before, offset, size, call)
-        is_short = len(data) < size and all("wrong length" in wrong for wrong in found)
-        if self.plan.source_changes and is_short and again == AT_ONCE:
-            # The gap that docs/coherency.md knows: the kernel goes by the old size if a notification
-            # overtakes the answer to its question.
-            self.counts["short for a moment (known gap)"] += 1
-            self.journal.note(f"read {how} {handle.label} {size} at {offset}: short")
-            return len(data)
         text = "\n".join([*found, again])
         self.journal.note(f"read {how} {handle.label} {size} at {offset}: ILLEGAL")
         raise IllegalError(
@@ -252,7 +243,7 @@ class Process:
                 sizes = slot.size.legal(seen.size)
                 wrong = rules.check_length(offset, size, len(data), sizes) if sizes else None
                 if not (wrong or rules.check_data(serial, slot.shift, offset, data, floor, begun)):
-                    return f"the same read is legal {delay} s later" if delay else AT_ONCE
+                    return f"the same read is legal {delay} s later"
         return "the same read stays illegal for more than a second"
 
     def _narrow(self, handle: Handle, wrong: list[int]) -> None:

@@ -131,10 +131,14 @@ def settle() -> None:
 
 
 @contextmanager
-def killed_after(seconds: float, pid: int) -> Iterator[None]:
-    """A process is killed by another one if the block, or this whole process, does not end in order."""
-    script = f'read -t {seconds} && exit; kill -9 "$0"'
-    with subprocess.Popen(["bash", "-c", script, str(pid)], stdin=subprocess.PIPE) as watchdog:
+def killed_after(seconds: float, pid: int, mountpoint: Path | None = None) -> Iterator[None]:
+    """A process is killed by another one if the block, or this whole process, does not end in order.
+
+    And all that waits for its mount is freed.
+    """
+    script = f'read -t {seconds} && exit; kill -9 "$0"; [ -z "$1" ] || timeout 20 umount -f "$1"'
+    command = ["bash", "-c", script, str(pid), str(mountpoint or "")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as watchdog:
         try:
             yield
         finally:
@@ -159,7 +163,7 @@ def mounted(
             stdin=subprocess.DEVNULL,
         )
     try:
-        with killed_after(LIFETIME, process.pid):
+        with killed_after(LIFETIME, process.pid, mountpoint):
             wait_until(lambda: _answers(mountpoint) or process.poll() is not None, START_TIMEOUT)
             assert process.poll() is None, log.read_text()
             yield MountedFs(source, mountpoint, process, log, options)
@@ -188,6 +192,18 @@ def _clean_up(process: subprocess.Popen[bytes], mountpoint: Path) -> None:
             process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
+            unmount_by_force(mountpoint)
             process.wait(STOP_TIMEOUT)
-    if is_mounted(mountpoint):
-        subprocess.run(["umount", "-l", str(mountpoint)], check=False, timeout=STOP_TIMEOUT)
+    unmount_by_force(mountpoint)
+
+
+def unmount_by_force(mountpoint: Path) -> None:
+    """Unmount, if need be, and end all that waits there: also for a daemon that can not be killed."""
+    for option in ("-f", "-l"):
+        if is_mounted(mountpoint):
+            subprocess.run(
+                ["umount", option, str(mountpoint)],
+                check=False,
+                timeout=STOP_TIMEOUT,
+                stderr=subprocess.DEVNULL,
+            )

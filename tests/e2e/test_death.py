@@ -17,7 +17,7 @@ from cleanfs.backing import Backing
 from cleanfs.interrupts import Given, Interrupts
 from cleanfs.mounts import mount_points, mounted_at
 from tests.e2e import load
-from tests.e2e.mounting import MountedFs, is_mounted, mounted, wait_until
+from tests.e2e.mounting import MountedFs, is_mounted, mounted, unmount_by_force, wait_until
 
 SEED = 11
 LOAD_TIMEOUT = 30.0
@@ -141,6 +141,26 @@ def test_a_background_daemon_that_is_killed_while_it_starts_leaves_no_mount(
         assert process.returncode == 1
         assert error == "cleanfs: the daemon died before the mount was ready\n"
     assert not is_mounted(mountpoint)
+
+
+@needs_root
+def test_a_daemon_that_is_killed_while_it_asks_its_own_mount_leaves_no_mount_that_hangs(
+    source: Path, mountpoint: Path
+) -> None:
+    patch = (
+        "async def ponder(*args):\n    sys.stderr.write('asked\\n')\n    await trio.sleep_forever()\n"
+        "mount.CleanFS.lookup = ponder"
+    )
+    with daemon_that(patch, source, mountpoint, "-f") as process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "asked\n"
+            process.kill()
+            process.wait(10)
+            with pytest.raises(OSError, match="not connected"):
+                (mountpoint / "x").lstat()
+        finally:
+            unmount_by_force(mountpoint)
 
 
 @needs_root
