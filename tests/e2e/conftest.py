@@ -35,9 +35,9 @@ def mount(source: Path, mountpoint: Path) -> Iterator[Mounter]:
     """``mount(*options)``: the source mounted until the test ends, with a small page cache."""
     with ExitStack() as stack:
 
-        def mounter(*options: str, prefix: tuple[str, ...] = ()) -> MountedFs:
+        def mounter(*options: str, prefix: tuple[str, ...] = (), patch: str = "") -> MountedFs:
             return stack.enter_context(
-                mounted(source, mountpoint, *SMALL_CACHES, *options, prefix=prefix)
+                mounted(source, mountpoint, *SMALL_CACHES, *options, prefix=prefix, patch=patch)
             )
 
         yield mounter

@@ -32,6 +32,12 @@ def cleanfs(*args: str | Path, timeout: float = 30.0) -> subprocess.CompletedPro
     )
 
 
+def changed_by(patch: str) -> list[str]:
+    """How to start a ``cleanfs`` that runs some code first."""
+    code = f"import os, signal, sys\nimport trio\nfrom cleanfs import cli, mount\n{patch}\ncli.main()\n"
+    return [sys.executable, "-c", code]
+
+
 def is_mounted(path: Path) -> bool:
     """Whether something is mounted on ``path``; works on a dead mount, too."""
     return mount_line(path) is not None
@@ -147,14 +153,16 @@ def killed_after(seconds: float, pid: int, mountpoint: Path | None = None) -> It
 
 @contextmanager
 def mounted(
-    source: Path, mountpoint: Path, *options: str, prefix: tuple[str, ...] = ()
+    source: Path, mountpoint: Path, *options: str, prefix: tuple[str, ...] = (), patch: str = ""
 ) -> Iterator[MountedFs]:
     """Mount in a foreground process and clean up whatever happens.
 
-    ``prefix`` is a command that runs the daemon, by exec, such as prlimit(1).
+    ``prefix`` is a command that runs the daemon, by exec, such as prlimit(1); ``patch`` is code that
+    the daemon runs first.
     """
     log = mountpoint.with_name(mountpoint.name + ".log")
-    command = (*prefix, sys.executable, "-m", "cleanfs", "mount", "-f", *options)
+    program = changed_by(patch) if patch else [sys.executable, "-m", "cleanfs"]
+    command = (*prefix, *program, "mount", "-f", *options)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, str(source), str(mountpoint)],

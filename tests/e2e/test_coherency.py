@@ -114,7 +114,7 @@ def test_an_open_sees_the_new_size_whoever_else_looks_at_the_file(mount: Mounter
         for _ in range(2):
             others.submit(look)
         try:
-            for turn in range(1500):
+            for turn in range(300):
                 name = files[turn % len(files)]
                 with held(fs.source / name, os.O_WRONLY | os.O_APPEND) as fd:
                     os.write(fd, b"y" * (turn % 700 + 1))
@@ -122,6 +122,47 @@ def test_an_open_sees_the_new_size_whoever_else_looks_at_the_file(mount: Mounter
                     assert len(os.pread(fd, 1 << 20, 0)) == (fs.source / name).stat().st_size
         finally:
             stop.set()
+
+
+OVERTAKEN = """
+from pathlib import Path
+getattr_of = mount.CleanFS.getattr
+async def overtaken(self, inode, ctx):
+    answer = await getattr_of(self, inode, ctx)
+    if not Path(f"/proc/self/task/{ctx.pid}").exists():
+        await self._services.notifier.attributes_changed(inode)
+    return answer
+mount.CleanFS.getattr = overtaken
+"""
+"""The kernel drops every answer that a program waits for: a notification comes before it."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who asks the kernel opens files by their handles")
+@pytest.mark.parametrize("change", [b"y" * 700, b""], ids=["longer", "shorter"])
+def test_an_open_sees_the_new_size_though_no_answer_to_the_program_takes_effect(
+    mount: Mounter, change: bytes
+) -> None:
+    fs = mount("--attr-timeout", "60", patch=OVERTAKEN)
+    (fs.source / "f").write_bytes(b"x" * 5000)
+    with held(fs.path / "f") as fd:
+        assert len(os.pread(fd, 1 << 20, 0)) == 5000
+        with held(fs.source / "f", os.O_WRONLY | os.O_APPEND) as other:
+            os.write(other, change) or os.truncate(other, 4500)
+        with held(fs.path / "f") as fresh:
+            for handle in (fresh, fd):
+                assert len(os.pread(handle, 1 << 20, 0)) == (fs.source / "f").stat().st_size
+                assert os.lseek(handle, 0, os.SEEK_END) == (fs.source / "f").stat().st_size
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who asks the kernel opens files by their handles")
+def test_an_open_file_grows_when_that_was_noticed_though_no_answer_takes_effect(mount: Mounter) -> None:
+    fs = mount("--coherency", "watch", "--attr-timeout", "60", patch=OVERTAKEN)
+    (fs.source / "f").write_bytes(b"x" * 5000)
+    with held(fs.path / "f") as fd, held(fs.source / "f", os.O_WRONLY | os.O_APPEND) as other:
+        assert len(os.pread(fd, 1 << 20, 0)) == 5000
+        os.write(other, b"y" * 700)
+        time.sleep(1)
+        assert len(os.pread(fd, 1 << 20, 0)) == 5700
 
 
 REPLACED = {

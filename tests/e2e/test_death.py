@@ -17,7 +17,14 @@ from cleanfs.backing import Backing
 from cleanfs.interrupts import Given, Interrupts
 from cleanfs.mounts import mount_points, mounted_at
 from tests.e2e import load
-from tests.e2e.mounting import MountedFs, is_mounted, mounted, unmount_by_force, wait_until
+from tests.e2e.mounting import (
+    MountedFs,
+    changed_by,
+    is_mounted,
+    mounted,
+    unmount_by_force,
+    wait_until,
+)
 
 SEED = 11
 LOAD_TIMEOUT = 30.0
@@ -106,9 +113,8 @@ def test_who_was_started_to_ignore_hangups_ignores_them(source: Path, mountpoint
 
 def daemon_that(patch: str, source: Path, mountpoint: Path, *options: str) -> subprocess.Popen[str]:
     """``cleanfs mount`` with something changed in it."""
-    code = f"import os, signal, sys\nimport trio\nfrom cleanfs import cli, mount\n{patch}\ncli.main()\n"
     return subprocess.Popen(
-        [sys.executable, "-c", code, "mount", *options, str(source), str(mountpoint)],
+        [*changed_by(patch), "mount", *options, str(source), str(mountpoint)],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
