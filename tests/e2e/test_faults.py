@@ -643,14 +643,17 @@ def test_a_source_that_becomes_read_only(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_ends_early(tmp_path: Path) -> None:
-    """Real EIO: the device is shorter than its file system."""
+    """Real EIO: the device is shorter than its file system.
+
+    It is mounted to be read, as a write of its journal makes the image larger again, with zeros in it.
+    """
     with ext4(tmp_path, 16) as made:
         (made / "f").write_bytes(DATA * 10)
         subprocess.run(["umount", made], check=True, timeout=60)
         first = (tmp_path / "image").read_bytes().find(DATA)
         blocks = first // PAGE + 128
         subprocess.run(
-            ["mount", "-o", "loop,errors=continue", tmp_path / "image", made],
+            ["mount", "-o", "loop,ro,errors=continue", tmp_path / "image", made],
             check=True,
             timeout=60,
         )
