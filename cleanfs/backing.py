@@ -129,7 +129,7 @@ class Backing:
         lingers = self.drop_behind and stream.lingers(offset, size, file_size)
         drop = self.drop_behind and not lingers
         try:
-            if fs.reads.inline and not fs.nowait:
+            if not fs.nowait and fs.reads.at_once():
                 got = self._read_inline(fs, fd, buffer, offset, drop)
             else:
                 got = self._read_nowait(fs, fd, buffer, offset, drop)
@@ -176,7 +176,7 @@ class Backing:
             if before is not None and count == len(data):
                 self._writes_inline += 1
                 written = Written(count, before, os.fstat(fd))
-            elif before is not None and fs.writes.inline and not durable:
+            elif before is not None and not durable and fs.writes.at_once():
                 written = self._write_inline(fs, fd, offset, data, append, count, before)
             else:
                 written, seconds = await self.run(_write_timed, fd, offset, data, append, count, before)

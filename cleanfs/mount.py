@@ -340,12 +340,11 @@ class Mount:
         self._busy_poll.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
             self._limits = set_limits(point.device, self.config.read_ahead)
+            where = MountedAt(self.config.mountpoint, point.device)
+            self._notifier.use_mount(where, self._outsiders)
         log.info("mounted %s on %s", self.config.source, self.config.mountpoint)
         ready()
         notify_systemd()
-        if point is not None:
-            where = MountedAt(self.config.mountpoint, point.device)
-            await self._notifier.use_mount(where, self._outsiders)
 
 
 def serve(config: MountConfig, ready: Callable[[], None]) -> None:

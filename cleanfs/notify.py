@@ -18,8 +18,7 @@ from typing import Final
 import pyfuse3
 import trio
 
-from cleanfs.belief import MountedAt, have_learned
-from cleanfs.inodes import ROOT
+from cleanfs.belief import MountedAt, have_learned, may_ask
 from cleanfs.outsiders import Outsiders
 
 log = logging.getLogger(__name__)
@@ -119,10 +118,10 @@ class Notifier:
         """
         self._device = -1 if fd < 0 else os.dup(fd)
 
-    async def use_mount(self, where: MountedAt, outsiders: Outsiders) -> None:
-        """Where the kernel can be asked what it believes, if we may."""
+    def use_mount(self, where: MountedAt, outsiders: Outsiders) -> None:
+        """Where, and by whom, the kernel can be asked what it believes, if we may."""
         self._outsiders = outsiders
-        if await outsiders.ask(have_learned, where, ROOT, 0):
+        if may_ask():
             self._where = where
         else:
             log.info(

@@ -5,6 +5,7 @@ that, so there the hop is most of the time; on any other source, a call without 
 waiting. Which one it is can only be told from what it did lately. Pure decisions: no I/O in here.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -32,19 +33,32 @@ LONGEST_HOLD_SECONDS: Final = 60.0
 for twice as long as the one before, up to the longest."""
 
 
+RECENT_SECONDS: Final = 0.1
+"""How long a fast call speaks for the next one. A file system that was frozen meanwhile, or whose disk
+does not answer any more, is met in a thread."""
+
+
 class Pace:
     """Calls of one kind (reads, writes) to one file system."""
 
-    __slots__ = ("_clock", "_hold", "_not_before", "_score", "inline")
+    __slots__ = ("_clock", "_hold", "_last", "_not_before", "_score", "inline")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Nothing is known yet: in threads. ``clock`` in seconds."""
         self._clock = clock
         self._hold = FIRST_HOLD_SECONDS / 2
         self._not_before = 0.0
+        self._last = -math.inf
         self._score = 0
         self.inline = False
-        """Whether the main thread makes the calls."""
+        """Whether the main thread makes calls that follow each other."""
+
+    def at_once(self) -> bool:
+        """Whether the main thread makes the call that comes now."""
+        now = self._clock()
+        recent = now - self._last < RECENT_SECONDS
+        self._last = now
+        return self.inline and recent
 
     def took(self, seconds: float, size: int) -> None:
         """A call for ``size`` bytes took so long in a thread, the hop not counted."""

@@ -6,6 +6,7 @@ from cleanfs.pace import (
     FAST_SECONDS,
     FIRST_HOLD_SECONDS,
     LONGEST_HOLD_SECONDS,
+    RECENT_SECONDS,
     SECONDS_PER_BYTE,
     SHARE,
     STREAK,
@@ -47,6 +48,16 @@ def test_nothing_is_inline_before_a_streak_of_fast_calls(pace: Pace) -> None:
     assert not pace.inline
     fast_calls(pace, 1)
     assert pace.inline
+
+
+def test_what_was_fast_some_time_ago_may_wait_now(pace: Pace, clock: Clock) -> None:
+    fast_calls(pace)
+    assert [pace.at_once(), pace.at_once()] == [False, True]
+    clock.now += RECENT_SECONDS * 0.9
+    assert pace.at_once()
+    clock.now += RECENT_SECONDS * 1.1
+    assert not pace.at_once()
+    assert pace.at_once()
 
 
 def test_slow_calls_keep_a_source_in_threads(pace: Pace) -> None:

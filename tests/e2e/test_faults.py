@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from cleanfs.interrupts import GUARD_SECONDS
+from cleanfs.pace import RECENT_SECONDS
 from tests.e2e.conftest import SMALL_CACHES
 from tests.e2e.faulty import Faulty, faulty
 from tests.e2e.mounting import MountedFs, cleanfs, is_mounted, mounted, settle, wait_until
@@ -672,6 +673,48 @@ def test_a_disk_that_ends_early(tmp_path: Path) -> None:
             assert good
             assert bad
             check_alive(fs)
+
+
+@contextmanager
+def frozen(file_system: Path) -> Iterator[None]:
+    """As before a snapshot: whoever writes there waits."""
+    subprocess.run(["fsfreeze", "-f", file_system], check=True, timeout=20)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "-u", file_system], check=True, timeout=20)
+
+
+def test_a_frozen_file_system_keeps_who_writes_there_and_nobody_else(tmp_path: Path) -> None:
+    with (
+        ext4(tmp_path, 32) as source,
+        on(source, tmp_path) as fs,
+        opened(fs.path / "f", os.O_RDWR | os.O_CREAT) as fd,
+    ):
+        (fs.path / "directory").mkdir()
+        for name in ("f", "other"):
+            (fs.path / name).write_bytes(b"-" * 4000)
+        wait_until(lambda: os.pwrite(fd, b"f", 0) and fs.stats()["source_writes_inline"] > 5)
+        time.sleep(2 * RECENT_SECONDS)
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: os.pwrite(fd, b"g", 0),
+            lambda: os.truncate(fs.path / "f", 100),
+            (fs.path / "directory" / "new").mkdir,
+        )
+        threads = [threading.Thread(target=call, daemon=True) for call in calls]
+        with frozen(source):
+            for thread in threads:
+                thread.start()
+            time.sleep(0.3)
+            within(5, lambda: check_alive(fs))
+            within(5, (fs.path / "other").read_bytes)
+            within(5, lambda: os.listdir(fs.path))
+            assert all(thread.is_alive() for thread in threads)
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert (fs.path / "f").read_bytes() == (source / "f").read_bytes() == b"g" + b"-" * 99
+        assert (source / "directory" / "new").is_dir()
 
 
 def test_a_limit_of_the_daemons_own(tmp_path: Path) -> None:
