@@ -440,8 +440,8 @@ def _log_to(log_file: TextIO | None, level: str, *, daemon: bool) -> None:
 def umount(mountpoint: str, lazy: bool) -> None:
     """Unmount MOUNTPOINT; its cached pages are discarded."""
     path = _cleanfs_mount(mountpoint)
-    dead = is_dead(path)
-    pid = None if dead else read_pid(path)
+    pid = read_pid(path)
+    dead = pid is None and is_dead(path, seconds=1.0)
     unmount(path, lazy=lazy or dead)
     if pid is not None and not lazy:
         _wait_for_end(pid)

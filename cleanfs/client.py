@@ -1,9 +1,9 @@
 """The control files of a mount as the command line sees them: from outside, and trusting nobody.
 
 What says that it is a cleanfs mount need not be one: the type is anybody's to claim, a directory of a
-mount can be bound to another place, and the daemon may be of another version. So nothing here follows
-links, waits for a fifo, reads without end, creates or truncates; and statistics are held against what
-is read of them before anybody computes with them.
+mount can be bound to another place, and the daemon may be of another version, or stopped. So nothing
+here follows links, waits without end, reads without end, creates or truncates; and statistics are held
+against what is read of them before anybody computes with them.
 """
 
 import errno
@@ -18,6 +18,7 @@ from typing import NoReturn
 from cleanfs.config import MountError
 from cleanfs.control import CONTROL_NAME
 from cleanfs.latency import KINDS, HistogramSnapshot
+from cleanfs.patience import answer
 from cleanfs.watch import Stats
 
 MAX_TEXT = 1 << 20
@@ -39,19 +40,30 @@ NUMBERS = (
 
 def read_control(mountpoint: str, name: bytes) -> bytes:
     """The content of a control file. Raises OSError, MountError."""
+    content = answer(lambda: _read(mountpoint, name), _path(mountpoint, name))
+    if len(content) > MAX_TEXT:
+        raise MountError(f"{_path(mountpoint, name)} is too long for a control file")
+    return content
+
+
+def _read(mountpoint: str, name: bytes) -> bytes:
+    """Not much more than MAX_TEXT bytes of it, if it has more."""
+    content = b""
     with _opened(mountpoint, name, os.O_RDONLY) as fd:
-        content = b""
-        while piece := os.read(fd, MAX_TEXT):
+        while len(content) <= MAX_TEXT and (piece := os.read(fd, MAX_TEXT)):
             content += piece
-            if len(content) > MAX_TEXT:
-                raise MountError(f"{_path(mountpoint, name)} is too long for a control file")
-        return content
+    return content
 
 
 def write_control(mountpoint: str, name: bytes, text: str) -> None:
     """Write to a control file that is there. Raises OSError, MountError."""
+    answer(lambda: _write(mountpoint, name, text), _path(mountpoint, name))
+
+
+def _write(mountpoint: str, name: bytes, text: str) -> bytes:
     with _opened(mountpoint, name, os.O_WRONLY) as fd:
         os.write(fd, text.encode())
+    return b""
 
 
 def read_json(mountpoint: str) -> Stats:

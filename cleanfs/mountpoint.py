@@ -8,20 +8,27 @@ import subprocess
 from cleanfs.config import MountError
 from cleanfs.control import CONTROL_NAME
 from cleanfs.mounts import FS_TYPE, mounted_at
+from cleanfs.patience import ANSWER_SECONDS, answer
 
 log = logging.getLogger(__name__)
 
 
-def is_dead(mountpoint: str) -> bool:
+def is_dead(mountpoint: str, seconds: float = ANSWER_SECONDS) -> bool:
     """Whether a FUSE mount has lost its daemon.
 
-    The kernel's cached attributes do not tell; a name that it never caches does.
+    The kernel's cached attributes do not tell; a name that it never caches does. One that does not
+    answer is not dead.
     """
     try:
-        os.stat(os.path.join(os.fsencode(mountpoint), CONTROL_NAME))
+        answer(lambda: _exists(mountpoint), mountpoint, seconds)
     except OSError as exc:
         return exc.errno == errno.ENOTCONN
     return False
+
+
+def _exists(mountpoint: str) -> bytes:
+    os.stat(os.path.join(os.fsencode(mountpoint), CONTROL_NAME))
+    return b""
 
 
 def reuse_dead_mountpoint(mountpoint: str) -> None:

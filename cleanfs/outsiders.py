@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import queue
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -99,6 +100,8 @@ class Outsiders:
 
     def _serve(self, apart: threading.Event) -> None:
         news = self._news
+        # Python's handlers write to a descriptor, which is not here.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             syscalls.unshare_descriptors()
         except OSError as exc:  # a sandbox may forbid it

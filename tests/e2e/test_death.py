@@ -3,11 +3,13 @@
 import errno
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tests.e2e import load
 from tests.e2e.mounting import (
     MountedFs,
     changed_by,
+    cleanfs,
     is_mounted,
     mounted,
     unmount_by_force,
@@ -206,6 +209,22 @@ def test_a_daemon_that_is_stopped_for_a_while_goes_on(source: Path, mountpoint: 
             fs.process.send_signal(signal.SIGCONT)
             output, _ = cat.communicate(timeout=20)
         assert output == b"x" * 5000
+
+
+def test_commands_do_not_wait_for_a_daemon_that_is_stopped(source: Path, mountpoint: Path) -> None:
+    with mounted(source, mountpoint) as fs, ThreadPoolExecutor(2) as commands:
+        fs.process.send_signal(signal.SIGSTOP)
+        try:
+            listed, shown = commands.map(
+                lambda words: cleanfs(*words), (("list",), ("stats", mountpoint))
+            )
+            assert re.search(rf"{mountpoint} .*does not answer", listed.stdout), listed.stdout
+            assert shown.returncode == 1
+            assert shown.stderr.count("\n") == 1
+            assert "does not answer" in shown.stderr
+        finally:
+            fs.process.send_signal(signal.SIGCONT)
+        assert cleanfs("stats", mountpoint).returncode == 0
 
 
 async def test_however_the_kernel_says_that_the_mount_has_gone_it_is_the_end(

@@ -1,0 +1,76 @@
+"""Asking a mount that may never answer, as its daemon may be stopped, or its source hang.
+
+Who waits for a FUSE file system can not always be ended, not even by a signal that kills. So a child
+asks, and is left behind if it gets no answer.
+"""
+
+import errno
+import os
+import select
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from typing import Final
+
+ANSWER_SECONDS: Final = 5.0
+"""What a mount gets. Control files answer within a millisecond, or a second on a very busy machine."""
+
+RETURNED: Final = b"+"
+FAILED: Final = b"-"
+
+
+def answer(call: Callable[[], bytes], path: str, seconds: float = ANSWER_SECONDS) -> bytes:
+    """What a call that waits for ``path`` returns. It is made in a child process.
+
+    Raises OSError: what the call raised, with that path, or TimeoutError if it did not return in time.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with warnings.catch_warnings():  # the child takes no lock that another thread may have
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        _ask(call, writer)
+    os.close(writer)
+    message = None
+    try:
+        message = _read(reader, time.monotonic() + seconds)
+    finally:
+        os.close(reader)
+        if message is None:
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, os.WNOHANG if message is None else 0)
+    if message is None:
+        raise TimeoutError(errno.ETIMEDOUT, "does not answer", path)
+    if message[:1] == RETURNED:
+        return message[1:]
+    number, _, why = message[1:].decode(errors="surrogateescape").partition(" ")
+    raise OSError(int(number or errno.EIO), why or os.strerror(errno.EIO), path)
+
+
+def _ask(call: Callable[[], bytes], writer: int) -> None:
+    """The child; does not return."""
+    try:
+        message = RETURNED + call()
+    except OSError as exc:
+        message = FAILED + f"{exc.errno or errno.EIO} {exc.strerror or exc}".encode(
+            errors="surrogateescape"
+        )
+    except BaseException:
+        message = FAILED
+    try:
+        with open(writer, "wb") as file:
+            file.write(message)
+    finally:
+        os._exit(0)
+
+
+def _read(reader: int, deadline: float) -> bytes | None:
+    """Everything up to its end; None if that did not come in time."""
+    message = b""
+    while select.select([reader], [], [], max(deadline - time.monotonic(), 0))[0]:
+        piece = os.read(reader, 1 << 16)
+        if not piece:
+            return message
+        message += piece
+    return None

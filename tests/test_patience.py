@@ -1,0 +1,43 @@
+"""Calls that may never return."""
+
+import errno
+import os
+import time
+
+import pytest
+
+from cleanfs.patience import answer
+
+
+def test_what_a_call_returns_comes_back_whole() -> None:
+    data = os.urandom(300_000)
+    assert answer(lambda: data, "/x") == data
+    assert answer(lambda: b"", "/x") == b""
+
+
+def test_an_error_of_a_call_is_the_callers_with_the_path_and_its_words() -> None:
+    def fail() -> bytes:
+        raise OSError(errno.ENOTCONN, "no such thing")
+
+    with pytest.raises(OSError, match="no such thing: '/x'") as raised:
+        answer(fail, "/x")
+    assert raised.value.errno == errno.ENOTCONN
+
+
+def test_a_bug_in_a_call_is_an_error() -> None:
+    with pytest.raises(OSError, match="/x"):
+        answer(lambda: bytes(1 // 0), "/x")
+
+
+def test_a_call_that_does_not_return_is_left_alone() -> None:
+    reader, writer = os.pipe()
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match="does not answer: '/x'"):
+            answer(lambda: os.read(reader, 1), "/x", 0.2)
+        assert time.monotonic() - began < 5
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        os.close(reader)
+        os.close(writer)
