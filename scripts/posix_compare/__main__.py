@@ -28,7 +28,9 @@ MOST_SHOWN = 400
 @click.option("--list", "only_list", is_flag=True, help="List the cases and their users; run nothing.")
 @click.option("--users", help="Comma separated, of: " + ", ".join(USERS) + ". Default: all.")
 @click.option("--every", type=click.IntRange(1), default=1, help="Only each nth case: a quick look.")
-@click.option("--coherency", type=click.Choice(["open", "none"]), default="open", show_default=True)
+@click.option(
+    "--coherency", type=click.Choice(["open", "watch", "none"]), default="open", show_default=True
+)
 @click.option(
     "--option", "mount_options", multiple=True, help="For cleanfs mount, e.g. --option=--writeback."
 )

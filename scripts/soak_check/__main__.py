@@ -22,7 +22,7 @@ from tests.e2e.twin import cache_size, least_pool  # noqa: E402
 from . import journal, matrix, report, soak  # noqa: E402
 from .plan import Plan  # noqa: E402
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 PAGES = (3, 5, 20, 60)
 """Room in the page cache, in turn."""

@@ -138,8 +138,6 @@ def extend(p: Process) -> None:
     old = slot.size_in_cells()
     if old + gap >= slot.cells:
         return
-    if slot.kind == MAPPED and slot.bound(old) % mmap.PAGESIZE:
-        return  # docs/trust.md: what a mapping has dirty in the page that ends the file
     with p.locks.cells(slot, old, None):
         if slot.size_in_cells() != old:
             return

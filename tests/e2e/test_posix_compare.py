@@ -35,7 +35,7 @@ SAMPLE = (
 
 @needs_root
 @pytest.mark.parametrize(
-    ("options", "thinned"), [((), 3), (("--coherency", "none"), 11)], ids=["open", "alone"]
+    ("options", "thinned"), [((), 7), (("--coherency", "none"), 19)], ids=["open", "alone"]
 )
 def test_system_calls_do_what_they_do_on_a_plain_directory(
     source: Path, mountpoint: Path, options: tuple[str, ...], thinned: int

@@ -18,7 +18,7 @@ from tests.e2e.mounting import mounted
 from tests.e2e.twin import Site, TwinMachine, cache_size, least_pool
 
 QUICK = settings(
-    max_examples=20,
+    max_examples=10,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
@@ -78,18 +78,18 @@ def test_nothing_differs_when_nothing_may_be_believed_for_long(tmp_path: Path) -
 
 def test_nothing_differs_once_the_attribute_timeout_is_over(tmp_path: Path) -> None:
     with site(tmp_path, 0.05, page_size=16384) as place:
-        run(place, settings(QUICK, max_examples=12))
+        run(place, settings(QUICK, max_examples=6))
 
 
 def test_nothing_differs_when_the_source_is_ours_alone(tmp_path: Path) -> None:
     with site(tmp_path, 60, "--coherency", "none", changes_source=False) as place:
-        run(place, settings(QUICK, max_examples=12))
+        run(place, settings(QUICK, max_examples=6))
 
 
 def test_nothing_differs_when_the_kernel_writes_later(tmp_path: Path) -> None:
     options = ("--coherency", "none", "--writeback")
     with site(tmp_path, 60, *options, changes_source=False, writeback=True) as place:
-        run(place, settings(QUICK, max_examples=12))
+        run(place, settings(QUICK, max_examples=6))
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def coarse_clock(tmp_path: Path) -> Iterator[Path]:
 def test_nothing_differs_when_many_changes_share_one_timestamp(coarse_clock: Path) -> None:
     os.chmod(coarse_clock, 0o755)
     with site(coarse_clock, 0) as place:
-        run(place, settings(QUICK, max_examples=12))
+        run(place, settings(QUICK, max_examples=6))
 
 
 # What the machine found, made small.
