@@ -156,10 +156,9 @@ class CleanFS(pyfuse3.Operations):
         return {handle.inode.node for handle in handles if handle.writable}
 
     async def keep_bounded(self) -> None:
-        """The background tasks of the inode table, of the tree and of the root."""
+        """The background tasks of the inode table and of the root."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tree.keep_bounded)
-            nursery.start_soon(self._tree.close_removed)
             nursery.start_soon(self._release_abandoned)
             if self._root is not None:
                 nursery.start_soon(self._root.run)

@@ -240,10 +240,9 @@ class FileHandle:
         file.pins -= 1
         if (span := self._stream.rest()) is not None:
             await services.backing.run(drop_span, self.fd, span)
-        st = await services.run_near(self.inode, _close_if_named, self.fd)
+        st = await services.run_near(self.inode, _fstat_and_close, self.fd)
         if st.st_nlink == 0:
             services.pagecache.forget(file)
-            await services.backing.run(os.close, self.fd)  # the source may free its blocks now
 
     async def sync(self, data_only: bool) -> None:
         """``fsync`` the source."""
@@ -320,13 +319,8 @@ class DirHandle:
             await self._services.backing.run(namespace.sync, self.fd, data_only)
 
 
-def _close_if_named(fd: int) -> os.stat_result:
-    """The attributes of a file, which is closed unless it has no name any more."""
+def _fstat_and_close(fd: int) -> os.stat_result:
     try:
-        st = os.fstat(fd)
-    except OSError:
+        return os.fstat(fd)
+    finally:
         os.close(fd)
-        raise
-    if st.st_nlink:
-        os.close(fd)
-    return st

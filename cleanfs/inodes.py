@@ -22,7 +22,7 @@ import mmap
 import os
 import stat as stat_module
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
@@ -92,7 +92,6 @@ class Inode:
         "fd",
         "file_key",
         "generation",
-        "gone",
         "handle",
         "ino",
         "kernel_sizes",
@@ -142,8 +141,6 @@ class Inode:
         sends a program's write to a file with set-id bits, and not before it sends what is dirty in a
         mapping. None for nobody, and for root unless a user asked before: a question need not be
         followed by a write, and then it can not be told whose the next one is."""
-        self.gone = False
-        """It lost its last name by our hand: to close it may be what removes it, which takes time."""
         self.lost_capability = False
         """Its capabilities were taken away by the last request: by a change to come, it may be."""
         self.sent: tuple[int, int, int] | None = None
@@ -246,8 +243,6 @@ class InodeTable:
         self.forgotten = 0
         """Inodes that left the table."""
         self._watcher: Watcher | None = None
-        self.close_gone: Callable[[int], None] = os.close
-        """Closes the descriptor of a file without a name."""
         self.root = Inode(st.st_dev, st.st_ino, stat_module.S_IFDIR, ROOT, next(self._generations))
         self.root.fd = os.dup(root_fd)
         self.root.nlookup = 1
@@ -518,7 +513,7 @@ class InodeTable:
         if self._watcher is not None:
             self._watcher.dropped(inode)
         if inode.fd >= 0:
-            (self.close_gone if inode.gone else os.close)(inode.fd)
+            os.close(inode.fd)
             inode.fd = -1
 
 

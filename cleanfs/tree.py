@@ -37,9 +37,6 @@ FORGET_SECONDS = 0.01
 """What the kernel gets to send its FORGETs after that."""
 
 
-CLOSE_SECONDS = 0.01
-"""How long files without a name gather, to be closed by one thread."""
-
 SUSPICIOUS = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EBADF)
 """Errors of a descriptor whose file a server has forgotten. Its name may lead to it all the same."""
 
@@ -53,9 +50,6 @@ class Tree:
         self.inodes = inodes
         self.near = services.run_near
         self._crowded = trio.Event()
-        self._removed: list[int] = []
-        self._removal = trio.Event()
-        inodes.close_gone = self._close_soon
 
     def using(self, node: int) -> "Using":
         """An inode whose descriptor is there, and stays, for the length of the block."""
@@ -243,8 +237,6 @@ class Tree:
     def name_changed(self, changed: Changed) -> None:
         """A file lost or gained a name by our hand: its ctime moved; without a name it is gone."""
         file = self.services.pagecache.known(changed.key)
-        if changed.gone and (removed := self.inodes.find(changed.before)) is not None:
-            removed.gone = True
         if file is None:
             return
         if changed.gone:
@@ -328,23 +320,6 @@ class Tree:
                     break  # all in use; until something is looked up again
             await trio.sleep(FORGET_SECONDS)  # looking for what can go is not for each lookup
 
-    def _close_soon(self, fd: int) -> None:
-        self._removed.append(fd)
-        self._removal.set()
-
-    async def close_removed(self) -> None:
-        """Close files without a name in a thread; never ends.
-
-        The source frees their blocks then, which takes long for a large file, and on a frozen file
-        system until that goes on.
-        """
-        while True:
-            await self._removal.wait()
-            await trio.sleep(CLOSE_SECONDS)
-            self._removal = trio.Event()
-            fds, self._removed = self._removed, []
-            await self.run(_close_all, fds)
-
 
 class Using:
     """``Tree.using``.
@@ -375,12 +350,6 @@ class Using:
         if isinstance(exc[1], OSError) and exc[1].errno in SUSPICIOUS:
             self._inode.suspect = True
         self._tree.inodes.unpin(self._inode)
-
-
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)
 
 
 def _key_of(fd: int) -> FileKey:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
+from cleanfs import client
 from cleanfs.cleancache import CleancacheStats
 from cleanfs.client import read_json, read_pid, read_stats, write_control, wrong_member
 from cleanfs.config import MountError
@@ -182,6 +183,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(b"\xff\xfe{\0}\0")
 @example(b"null")
 def test_any_content_is_statistics_or_one_error(place: Path, content: bytes) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "answer", lambda call, _: call())  # no child for each of so many
+        any_content(place, content)
+
+
+def any_content(place: Path, content: bytes) -> None:
     (place / ".cleancache" / "stats.json").write_bytes(content)
     try:
         stats = read_stats(str(place))

@@ -160,37 +160,3 @@ async def test_a_name_that_the_kernel_does_not_know_keeps_no_other(
     monkeypatch.setattr(pyfuse3, "invalidate_entry", drop)
     await Notifier().drop_names([(1, b"a"), (1, b"gone"), (1, b"b")])
     assert dropped == [b"a", b"b"]
-
-
-async def test_a_file_that_lost_its_last_name_is_closed_in_a_thread(
-    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its blocks are freed then, and its pages: a second for 4 GiB."""
-    for name in ("f", "kept"):
-        (tmp_path / name).write_bytes(b"x")
-    closed: dict[int, int] = {}
-    close, all_closed = os.close, threading.Event()
-
-    def noted(fd: int) -> None:
-        closed[fd] = threading.get_ident()
-        close(fd)
-        if fd == fds.get(b"f"):
-            all_closed.set()
-
-    fds: dict[bytes, int] = {}
-    monkeypatch.setattr(os, "close", noted)
-    for name in (b"f", b"kept"):
-        inode, _ = await tree.look_up(tree.inodes.root, name)
-        fds[name] = inode.fd
-        if name == b"f":
-            actor = namespace.Actor(0, 0, 0, local=True)
-            tree.name_changed(namespace.unlink(tree.inodes.root.fd, name, actor))
-        tree.inodes.forget(inode.node, 1)
-    assert fds[b"f"] not in closed
-    assert closed[fds[b"kept"]] == threading.get_ident()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(tree.close_removed)
-        with trio.fail_after(10):
-            await trio.to_thread.run_sync(all_closed.wait, 10)
-        nursery.cancel_scope.cancel()
-    assert closed[fds[b"f"]] != threading.get_ident()
