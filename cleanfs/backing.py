@@ -129,7 +129,7 @@ class Backing:
         lingers = self.drop_behind and stream.lingers(offset, size, file_size)
         drop = self.drop_behind and not lingers
         try:
-            if not fs.nowait and fs.reads.at_once():
+            if fs.reads.inline and not fs.nowait and fs.reads.recent:
                 got = self._read_inline(fs, fd, buffer, offset, drop)
             else:
                 got = self._read_nowait(fs, fd, buffer, offset, drop)
@@ -172,11 +172,14 @@ class Backing:
         self._writes += 1
         try:
             before = os.fstat(fd) if fs.local else None
-            count = 0 if durable or not fs.local else self._write_nowait(fs, fd, offset, data, append)
+            # Also a write that says when it would wait (RWF_NOWAIT) waits for a frozen file system.
+            at_once = fs.local and not durable and fs.writes.recent
+            count = self._write_nowait(fs, fd, offset, data, append) if at_once else 0
             if before is not None and count == len(data):
                 self._writes_inline += 1
+                fs.writes.returned()
                 written = Written(count, before, os.fstat(fd))
-            elif before is not None and not durable and fs.writes.at_once():
+            elif before is not None and at_once and fs.writes.inline:
                 written = self._write_inline(fs, fd, offset, data, append, count, before)
             else:
                 written, seconds = await self.run(_write_timed, fd, offset, data, append, count, before)
@@ -229,6 +232,7 @@ class Backing:
         sleeps, start = _sleeps(), time.perf_counter()
         got, fs.dontcache = _read_waiting(fd, buffer, offset, 0, fs.dontcache, drop)
         seconds = time.perf_counter() - start
+        fs.reads.returned()
         if seconds > SLOW_SECONDS and _sleeps() > sleeps:
             fs.reads.waited(seconds)
         self._reads_inline += 1
@@ -267,6 +271,7 @@ class Backing:
             written = _write(fd, offset, data, append, count, before)
         finally:
             seconds = time.perf_counter() - start
+            fs.writes.returned()
             if seconds > SLOW_SECONDS and _sleeps() > sleeps:
                 fs.writes.waited(seconds)
         self._writes_inline += 1

@@ -685,7 +685,7 @@ class CleanFS(pyfuse3.Operations):
             return
         try:
             same = inode.access in (NOT_TOLD, access_of(st))
-            if same and inode.sent is not None and inode.sent[2] != st.st_ctime_ns:
+            if same and inode.access != NOT_TOLD and inode.access_ctime != st.st_ctime_ns:
                 same = await self._services.run_near(inode, namespace.access_acl, fd) == inode.acl
             if not same:
                 await self._services.notifier.attributes_changed(inode.node)
@@ -695,6 +695,7 @@ class CleanFS(pyfuse3.Operations):
         if not same:
             os.close(fd)
             raise StaleError
+        inode.access_ctime = st.st_ctime_ns
 
     async def _recheck_owner(self, inode: Inode, ctx: RequestContext) -> os.stat_result:
         """The same for a change of attributes, which their owner may make: the inode's, now.
@@ -736,7 +737,7 @@ class CleanFS(pyfuse3.Operations):
         cleared = without_set_id(st, Caller.of(ctx))
         try:
             new = NewAttributes(size=0, mode=cleared)
-            await self._tree.set_attributes(inode, io_fd, new)
+            inode.sent = stamps_of(await self._tree.set_attributes(inode, io_fd, new))
             inode.set_size(0)
         except BaseException:
             await self._release(fh)
@@ -787,7 +788,7 @@ class CleanFS(pyfuse3.Operations):
         if inode.sent not in (None, now):
             inode.doubts += 1
         inode.sent = now
-        inode.access = access_of(st)
+        inode.access, inode.access_ctime = access_of(st), st.st_ctime_ns
         inode.told_size(st.st_size)
         return entry
 

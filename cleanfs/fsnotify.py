@@ -455,7 +455,7 @@ class SourceWatch:
             if number % FLUSH_BATCH == 0:
                 await trio.lowlevel.checkpoint()
         for number, inode in enumerate(self._inodes.all()):
-            services.notifier.inode(inode.node)
+            self._tell(inode)
             if inode.parent is not None:
                 services.notifier.expire(inode.parent.node, inode.name)
             self._look_again(inode)

@@ -215,9 +215,9 @@ class FileHandle:
             size = before.size + written.count if append else max(before.size, offset + len(data))
             theirs = services.coherency.after_own_change(file, before, after, size=size)
         inode.wrote_to(offset + written.count)
-        if inode.sent == stamps_of(written.before):
-            inode.sent = stamps_of(written.after)
         elsewhere = append and after.size != offset + written.count
+        if inode.sent == stamps_of(written.before) and not (theirs or elsewhere):
+            inode.sent = stamps_of(written.after)
         if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)
         return written

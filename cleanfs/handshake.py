@@ -106,7 +106,7 @@ class Handshake(StandIn):
         if self._ours is not None:
             self._end()
         self.step_back()
-        await self._behind.lowlevel.wait_readable(fd)
+        await self.behind.lowlevel.wait_readable(fd)
 
 
 def offered(question: bytes) -> int:

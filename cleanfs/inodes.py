@@ -86,7 +86,7 @@ class Inode:
     """One file, directory or other object of the source that the kernel knows."""
 
     __slots__ = (
-        "access", "acl", "asked_for", "device",
+        "access", "access_ctime", "acl", "asked_for", "device",
         "doubts",
         "doubts_settled",
         "fd",
@@ -147,6 +147,8 @@ class Inode:
         """``stamps_of`` what the kernel was last told, or knows by itself since: it made a write."""
         self.access = NOT_TOLD
         """Mode and owners that the kernel was last told (``access_of``): what it lets callers in by."""
+        self.access_ctime = 0
+        """The ctime under which that, and the ACL, was told or found to be what it was told."""
         self.acl = b""
         """The access ACL that it was last told; empty for none."""
         self.doubts = self.doubts_settled = 0

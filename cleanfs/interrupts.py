@@ -197,9 +197,9 @@ class Interrupts(StandIn, logging.Filter):
     async def wait_readable(self, fd: int) -> None:
         """pyfuse3 is about to read the device."""
         self._take_place_back()
-        await self._behind.lowlevel.wait_readable(fd)
+        await self.behind.lowlevel.wait_readable(fd)
         while self._hangs() and not self._lend(fd):
-            await self._behind.lowlevel.wait_readable(fd)
+            await self.behind.lowlevel.wait_readable(fd)
 
 
 def somebody_is_dying() -> bool:

@@ -96,7 +96,7 @@ class Mount:
         )
         self._coherency = CoherencyChecker(self._pagecache, config.coherency)
         self._notifier = Notifier()
-        self._outsiders = Outsiders()
+        self._outsiders = Outsiders(1)
         self._backing = Backing()
         self._busy_poll = BusyPoll(config.busy_poll_us)
         self._latencies = Latencies()
@@ -136,7 +136,9 @@ class Mount:
             self._busy_poll.install()
             self._interrupts.install()  # what the handshake then stands in front of
             self._outsiders.start()
-            self._mount()
+            self._notifier.start()
+            handshake = Handshake()
+            self._mount(handshake)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._outsiders.run)
@@ -156,6 +158,7 @@ class Mount:
                 if self._watch is not None:
                     self._watch.close()
                 self._inodes.close()
+                handshake.step_back()
                 self._interrupts.uninstall()
                 self._notifier.close()
                 self._outsiders.close()
@@ -216,8 +219,7 @@ class Mount:
             self._notifier.inode(node)
         await self._notifier.drained()
 
-    def _mount(self) -> None:
-        handshake = Handshake()
+    def _mount(self, handshake: Handshake) -> None:
         with _captured_stderr() as complaints:
             try:
                 pyfuse3.init(self._filesystem, self.config.mountpoint, self._fuse_options())
@@ -341,7 +343,7 @@ class Mount:
         if (point := mounted_at(self.config.mountpoint)) is not None:
             self._limits = set_limits(point.device, self.config.read_ahead)
             where = MountedAt(self.config.mountpoint, point.device)
-            self._notifier.use_mount(where, self._outsiders)
+            self._notifier.use_mount(where)
         log.info("mounted %s on %s", self.config.source, self.config.mountpoint)
         ready()
         notify_systemd()

@@ -31,7 +31,13 @@ STUCK_SECONDS = 0.1
 source hangs there, the next one is sent all the same after so long."""
 
 LEARN_SECONDS = 0.5
-"""What the kernel gets to learn a file's size. The source may hang, or a write that makes it larger."""
+"""What the kernel gets to learn a file's size before an open is answered: the source may hang."""
+
+LEARNERS = 8
+"""Threads that ask the kernel what it believes."""
+
+MAX_LESSONS = 64
+"""Files that it is asked about at a time. An answer takes some 0.3 ms, unless the source hangs."""
 
 MAX_STUCK = 256
 """Notifications that may be on their way at a time."""
@@ -105,7 +111,9 @@ class Notifier:
         self._drained = trio.Event()
         self._device = -1
         self._where: MountedAt | None = None
-        self._outsiders: Outsiders | None = None
+        self._outsiders = Outsiders(LEARNERS)
+        self._learning: dict[int, trio.Event] = {}  # nodes that the kernel is being asked about
+        self._nursery: trio.Nursery | None = None
         self._lock = threading.Lock()  # of the next two; nobody waits for anything who has it
         self._writers = 0
         self._closed = False
@@ -118,9 +126,12 @@ class Notifier:
         """
         self._device = -1 if fd < 0 else os.dup(fd)
 
-    def use_mount(self, where: MountedAt, outsiders: Outsiders) -> None:
-        """Where, and by whom, the kernel can be asked what it believes, if we may."""
-        self._outsiders = outsiders
+    def start(self) -> None:
+        """Before the device is opened."""
+        self._outsiders.start()
+
+    def use_mount(self, where: MountedAt) -> None:
+        """Where the kernel can be asked what it believes, if we may."""
         if may_ask():
             self._where = where
         else:
@@ -141,6 +152,7 @@ class Notifier:
                 os.close(nowhere)
             elif self._device >= 0:
                 os.close(self._device)
+        self._outsiders.close()
 
     def inode(self, node: int) -> None:
         """The attributes and all pages of a node are out of date."""
@@ -173,6 +185,8 @@ class Notifier:
     async def run(self) -> None:
         """Send, in order unless one is stuck, until cancelled."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._outsiders.run)
             async for item in self._receive:
                 batch = deque([item])
                 with contextlib.suppress(trio.WouldBlock):
@@ -183,7 +197,7 @@ class Notifier:
                 self._sending.update(batch)
                 while batch:
                     sent = trio.Event()
-                    nursery.start_soon(self._send_some, batch, sent, nursery)
+                    nursery.start_soon(self._send_some, batch, sent)
                     with trio.move_on_after(STUCK_SECONDS):
                         await sent.wait()
 
@@ -204,21 +218,40 @@ class Notifier:
     async def taught(self, node: int, generation: int) -> None:
         """The same; returns when the kernel believes the present size (``belief``), or need not."""
         await self.attributes_changed(node)
-        await self._have_learned(Lesson(node, generation))
-
-    async def _have_learned(self, lesson: Lesson) -> None:
-        if self._where is None or self._outsiders is None:
-            return
         with trio.move_on_after(LEARN_SECONDS):
-            await self._outsiders.ask(have_learned, self._where, lesson.node, lesson.generation)
+            if (learning := self._learning.get(node)) is not None:
+                await learning.wait()  # that was asked before
+            self._learn(Lesson(node, generation))
+            if (learning := self._learning.get(node)) is not None:
+                await learning.wait()
 
-    async def _send_some(self, batch: deque[Item], sent: trio.Event, nursery: trio.Nursery) -> None:
+    def _learn(self, lesson: Lesson) -> None:
+        """Have the kernel asked, unless it is being asked, or too many questions hang.
+
+        Each may hang for as long as the source does. So there is one for a file at a time, and a
+        bound on all.
+        """
+        if self._where is None or self._nursery is None or lesson.node in self._learning:
+            return
+        if len(self._learning) < MAX_LESSONS:
+            self._learning[lesson.node] = trio.Event()
+            self._nursery.start_soon(self._have_learned, self._where, lesson)
+
+    async def _have_learned(self, where: MountedAt, lesson: Lesson) -> None:
+        try:
+            await self._outsiders.ask(have_learned, where, lesson.node, lesson.generation)
+        except Exception:  # it is for the best, not for life
+            log.exception("the kernel could not be asked")
+        finally:
+            self._learning.pop(lesson.node).set()
+
+    async def _send_some(self, batch: deque[Item], sent: trio.Event) -> None:
         done = await trio.to_thread.run_sync(
             self._send_all, batch, abandon_on_cancel=True, limiter=self._limiter
         )
         for item in done:
             if isinstance(item, Lesson):
-                nursery.start_soon(self._have_learned, item)
+                self._learn(item)
         self._sending -= Counter(done)
         sent.set()
         if not self._queued and not self._sending:

@@ -26,9 +26,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-THREADS: Final = 8
-"""Calls at a time: what they ask for may hang with the source, and then further ones wait."""
-
 FIRST_DESCRIPTOR: Final = 3
 """After the standard ones."""
 
@@ -59,23 +56,26 @@ class _Call:
 class Outsiders:
     """See the module. Use: ``run`` in a nursery, from before the device is opened."""
 
-    def __init__(self) -> None:
-        """No threads yet."""
+    def __init__(self, threads: int) -> None:
+        """None yet. Further calls wait: what is asked for may hang with the source."""
+        self.threads = threads
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._done: deque[_Call] = deque()
-        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._news = -1
+        self._apart = True
 
     def start(self) -> None:
         """Start the threads: before the device is opened, so that none ever has it."""
-        apart = [threading.Event() for _ in range(THREADS)]
+        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        apart = [threading.Event() for _ in range(self.threads)]
         for event in apart:
             threading.Thread(target=self._serve, args=(event,), daemon=True, name="outsider").start()
         for event in apart:
             event.wait()
 
     async def run(self) -> None:
-        """Hand out results until cancelled."""
-        while True:
+        """Hand out results until cancelled, if there can be any."""
+        while self._news >= 0:
             await trio.lowlevel.wait_readable(self._news)
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._news)
@@ -94,9 +94,12 @@ class Outsiders:
 
     def close(self) -> None:
         """The threads end, each after the call that it is in."""
-        for _ in range(THREADS):
+        for _ in range(self.threads):
             self._calls.put(None)
-        os.close(self._news)
+        if (
+            self._news >= 0 and self._apart
+        ):  # else one that ends late would write to what has the number then
+            os.close(self._news)
 
     def _serve(self, apart: threading.Event) -> None:
         news = self._news
@@ -105,6 +108,7 @@ class Outsiders:
         try:
             syscalls.unshare_descriptors()
         except OSError as exc:  # a sandbox may forbid it
+            self._apart = False
             log.warning("a daemon that is killed may leave a mount that hangs: unshare: %s", exc)
         else:
             os.closerange(FIRST_DESCRIPTOR, news)

@@ -34,34 +34,37 @@ for twice as long as the one before, up to the longest."""
 
 
 RECENT_SECONDS: Final = 0.1
-"""How long a fast call speaks for the next one. A file system that was frozen meanwhile, or whose disk
-does not answer any more, is met in a thread."""
+"""How long a call that came back speaks for the next one. A file system that was frozen meanwhile, or
+whose disk does not answer any more, is met in a thread."""
 
 
 class Pace:
     """Calls of one kind (reads, writes) to one file system."""
 
-    __slots__ = ("_clock", "_hold", "_last", "_not_before", "_score", "inline")
+    __slots__ = ("_clock", "_hold", "_not_before", "_returned", "_score", "inline")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Nothing is known yet: in threads. ``clock`` in seconds."""
         self._clock = clock
         self._hold = FIRST_HOLD_SECONDS / 2
         self._not_before = 0.0
-        self._last = -math.inf
+        self._returned = -math.inf
         self._score = 0
         self.inline = False
         """Whether the main thread makes calls that follow each other."""
 
-    def at_once(self) -> bool:
-        """Whether the main thread makes the call that comes now."""
-        now = self._clock()
-        recent = now - self._last < RECENT_SECONDS
-        self._last = now
-        return self.inline and recent
+    @property
+    def recent(self) -> bool:
+        """Whether a call has just come back: the file system is not frozen."""
+        return self._clock() - self._returned < RECENT_SECONDS
+
+    def returned(self) -> None:
+        """A call has come back, wherever it was made."""
+        self._returned = self._clock()
 
     def took(self, seconds: float, size: int) -> None:
         """A call for ``size`` bytes took so long in a thread, the hop not counted."""
+        self.returned()
         if seconds > FAST_SECONDS + size * SECONDS_PER_BYTE:
             self._score = max(self._score - 2, 0)
             return

@@ -50,6 +50,9 @@ def answer(call: Callable[[], bytes], path: str, seconds: float = ANSWER_SECONDS
 
 def _ask(call: Callable[[], bytes], writer: int) -> None:
     """The child; does not return."""
+    # Somebody may wait for the end of a pipe that we write to, and this process may never end.
+    os.closerange(0, writer)
+    os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
     try:
         message = RETURNED + call()
     except OSError as exc:

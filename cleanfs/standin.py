@@ -12,19 +12,25 @@ import pyfuse3
 class StandIn:
     """In front of whatever stood there before, which does all that this does not."""
 
-    _behind: Any = None
+    behind: Any = None
 
     def step_in(self) -> bool:
         """Stand there. False if this pyfuse3 has no such place: it waits elsewhere."""
         if getattr(pyfuse3, "trio", None) is None:
             return False
-        self._behind, pyfuse3.trio = pyfuse3.trio, self  # type: ignore[attr-defined]  # of its C module
+        self.behind, pyfuse3.trio = pyfuse3.trio, self  # type: ignore[attr-defined]  # of its C module
         return True
 
     def step_back(self) -> None:
-        """No longer; whoever is still behind stands there again."""
-        if self._behind is not None and pyfuse3.trio is self:  # type: ignore[attr-defined]  # see above
-            pyfuse3.trio = self._behind  # type: ignore[attr-defined]  # see above
+        """No longer, wherever in the row: who is behind moves up."""
+        if getattr(pyfuse3, "trio", None) is self:
+            pyfuse3.trio = self.behind  # type: ignore[attr-defined]  # see above
+            return
+        before = getattr(pyfuse3, "trio", None)
+        while isinstance(before, StandIn):
+            if before.behind is self:
+                before.behind = self.behind
+            before = before.behind
 
     @property
     def lowlevel(self) -> "StandIn":
@@ -33,7 +39,7 @@ class StandIn:
 
     def __getattr__(self, name: str) -> object:
         """Everything else."""
-        for module in (self._behind, getattr(self._behind, "lowlevel", None)):
+        for module in (self.behind, getattr(self.behind, "lowlevel", None)):
             if hasattr(module, name):
                 found: object = getattr(module, name)
                 return found

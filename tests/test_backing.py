@@ -358,6 +358,7 @@ async def test_a_write_that_would_wait_is_completed_in_a_thread(
         return pwritev(fd, [data[0][:4] if flags else data[0]], offset, flags & ~os.RWF_NOWAIT)
 
     monkeypatch.setattr(os, "pwritev", partial)
+    fs.writes.returned()  # a file system that has just answered is not frozen
     written = await backing.write(fs, fd, 10, b"0123456789")
     assert written.count == 10
     assert os.pread(fd, 10, 10) == b"0123456789"
@@ -384,7 +385,7 @@ async def test_writes_ask_once_where_asking_is_not_supported(
     fs, backing = SourceFs(local=True), Backing()
     for _ in range(3):
         await backing.write(fs, fd, 0, b"x")
-    assert flags_seen == [os.RWF_NOWAIT, 0, 0, 0]
+    assert flags_seen == [0, os.RWF_NOWAIT, 0, 0]  # the first of all: it may be frozen
 
 
 async def test_a_cold_source_is_asked_less_often(

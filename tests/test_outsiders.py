@@ -10,13 +10,15 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 
-from cleanfs.outsiders import THREADS, Outsiders
+from cleanfs.outsiders import Outsiders
+
+THREADS = 3
 
 
 @asynccontextmanager
 async def running() -> AsyncIterator[Outsiders]:
     """Some, until the block ends."""
-    outsiders = Outsiders()
+    outsiders = Outsiders(THREADS)
     outsiders.start()
     try:
         async with trio.open_nursery() as nursery:

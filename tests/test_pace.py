@@ -51,13 +51,16 @@ def test_nothing_is_inline_before_a_streak_of_fast_calls(pace: Pace) -> None:
 
 
 def test_what_was_fast_some_time_ago_may_wait_now(pace: Pace, clock: Clock) -> None:
+    assert not pace.recent
     fast_calls(pace)
-    assert [pace.at_once(), pace.at_once()] == [False, True]
     clock.now += RECENT_SECONDS * 0.9
-    assert pace.at_once()
-    clock.now += RECENT_SECONDS * 1.1
-    assert not pace.at_once()
-    assert pace.at_once()
+    assert pace.recent
+    pace.returned()
+    clock.now += RECENT_SECONDS * 0.9
+    assert pace.recent
+    clock.now += RECENT_SECONDS * 0.2
+    assert not pace.recent
+    assert pace.inline
 
 
 def test_slow_calls_keep_a_source_in_threads(pace: Pace) -> None:

@@ -690,6 +690,7 @@ def test_a_frozen_file_system_keeps_who_writes_there_and_nobody_else(tmp_path: P
         ext4(tmp_path, 32) as source,
         on(source, tmp_path) as fs,
         opened(fs.path / "f", os.O_RDWR | os.O_CREAT) as fd,
+        opened(fs.path / "second", os.O_RDWR | os.O_CREAT) as second,
     ):
         (fs.path / "directory").mkdir()
         for name in ("f", "other"):
@@ -698,6 +699,7 @@ def test_a_frozen_file_system_keeps_who_writes_there_and_nobody_else(tmp_path: P
         time.sleep(2 * RECENT_SECONDS)
         calls: tuple[Callable[[], object], ...] = (
             lambda: os.pwrite(fd, b"g", 0),
+            lambda: os.pwrite(second, b"g", 0),
             lambda: os.truncate(fs.path / "f", 100),
             (fs.path / "directory" / "new").mkdir,
         )
@@ -705,6 +707,7 @@ def test_a_frozen_file_system_keeps_who_writes_there_and_nobody_else(tmp_path: P
         with frozen(source):
             for thread in threads:
                 thread.start()
+                time.sleep(RECENT_SECONDS / 3)  # one that hangs does not speak for the next
             time.sleep(0.3)
             within(5, lambda: check_alive(fs))
             within(5, (fs.path / "other").read_bytes)
