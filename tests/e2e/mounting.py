@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.e2e import zygote
+
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 20.0
 LIFETIME = 100.0
@@ -22,6 +24,8 @@ LIFETIME = 100.0
 
 def cleanfs(*args: str | Path, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
     """Run the command line."""
+    if zygote.in_use:
+        return zygote.run([str(arg) for arg in args], timeout)
     return subprocess.run(
         [sys.executable, "-m", "cleanfs", *map(str, args)],
         capture_output=True,
@@ -95,7 +99,7 @@ class MountedFs:
 
     source: Path
     path: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | zygote.Started
     log: Path
     options: tuple[str, ...] = field(default=())
 
@@ -161,15 +165,19 @@ def mounted(
     the daemon runs first.
     """
     log = mountpoint.with_name(mountpoint.name + ".log")
-    program = changed_by(patch) if patch else [sys.executable, "-m", "cleanfs"]
-    command = (*prefix, *program, "mount", "-f", *options)
+    arguments = ["mount", "-f", *options, str(source), str(mountpoint)]
+    process: subprocess.Popen[bytes] | zygote.Started
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, str(source), str(mountpoint)],
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-        )
+        if zygote.in_use and not (prefix or patch):
+            process = zygote.zygote().start(arguments, output.fileno(), output.fileno())
+        else:
+            program = changed_by(patch) if patch else [sys.executable, "-m", "cleanfs"]
+            process = subprocess.Popen(
+                [*prefix, *program, *arguments],
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+            )
     try:
         with killed_after(LIFETIME, process.pid, mountpoint):
             wait_until(lambda: _answers(mountpoint) or process.poll() is not None, START_TIMEOUT)
@@ -193,7 +201,7 @@ def _answers(mountpoint: Path) -> bool:
         return False
 
 
-def _clean_up(process: subprocess.Popen[bytes], mountpoint: Path) -> None:
+def _clean_up(process: subprocess.Popen[bytes] | zygote.Started, mountpoint: Path) -> None:
     if process.poll() is None:
         process.terminate()
         try:
