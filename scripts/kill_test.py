@@ -140,7 +140,11 @@ class Site:
             with contextlib.suppress(ProcessLookupError):
                 self.daemon.process.send_signal(signal.SIGCONT)
             self.daemon.process.kill()
-            self.daemon.process.wait()
+        if mounted_at(str(self.mountpoint)) is not None:  # it may hang, and its daemon with it
+            command = ["umount", "-f", str(self.mountpoint)]
+            subprocess.run(command, check=False, timeout=END_TIMEOUT, capture_output=True)
+        if self.daemon is not None:
+            self.daemon.process.wait(END_TIMEOUT)
         for path in (self.mountpoint, self.base / "fusectl"):
             while mounted_at(str(path)) is not None:
                 subprocess.run(["umount", "-l", str(path)], check=True, timeout=END_TIMEOUT)
@@ -396,7 +400,10 @@ def loaded_round(site: Site, seed: int, fault: Fault, tally: Tally) -> None:
             turn.kill_clients()
         else:
             tally.errors += turn.until_all_have_noticed(accept)
-        wait("the daemon's end", lambda: served.process.poll() is not None, END_TIMEOUT)
+        try:
+            wait("the daemon's end", lambda: served.process.poll() is not None, END_TIMEOUT)
+        except Failure as exc:
+            raise Failure(f"{exc}\n{stacks(served.process.pid)}") from None
         tally.ends.append(time.monotonic() - begun)
     if fault.status is not None and served.process.returncode != fault.status:
         raise Failure(f"the daemon ended with {served.process.returncode}: {site.log_text()}")
@@ -507,6 +514,18 @@ def daemon(site: Site) -> subprocess.Popen[bytes]:
     """The process that serves the mount."""
     assert site.daemon is not None
     return site.daemon.process
+
+
+def stacks(pid: int) -> str:
+    """Where in the kernel each thread of a process waits."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            calls = [
+                line.split()[-1].partition("+")[0] for line in (task / "stack").read_text().splitlines()
+            ]
+            found.append(f"thread {task.name}: {' < '.join(calls[:6])}")
+    return "\n".join(found)
 
 
 def no_complaints(site: Site) -> None:
