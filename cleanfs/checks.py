@@ -19,11 +19,11 @@ def check(config: MountConfig) -> None:
         name = CONTROL_NAME.decode()
         raise MountError(f"source {source} has an entry {name}, the name of the control directory")
     reuse_dead_mountpoint(mountpoint)
-    _check_directory("mount point", mountpoint)
     mounted = mounted_at(mountpoint)
     # On the source itself is fine: what we hold is below the mount, and nothing leads back into it.
     if mounted is not None and (mountpoint != source or mounted.fs_type == FS_TYPE):
         raise MountError(f"mount point {mountpoint} is already a mount ({mounted.fs_type})")
+    _check_directory("mount point", mountpoint)  # what is mounted there may not answer
     if mountpoint.startswith(source.rstrip("/") + "/"):
         raise MountError(f"mount point {mountpoint} is inside the source {source}: it would recurse")
     if not os.path.exists("/dev/fuse"):

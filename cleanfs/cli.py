@@ -29,7 +29,7 @@ from cleanfs.config import MIN_POOL_LIMIT, MountConfig, MountError, check_sizes
 from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE
 from cleanfs.daemon import daemonise
 from cleanfs.mount import serve
-from cleanfs.mountpoint import is_dead, unmount
+from cleanfs.mountpoint import is_dead, resolved, unmount
 from cleanfs.mounts import FS_TYPE, mount_points, mounted_at
 from cleanfs.params import (
     BackendType,
@@ -330,7 +330,7 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
     attr_timeout = params["attr_timeout"]
     config = MountConfig(
         source=os.path.realpath(params["source"]),
-        mountpoint=os.path.realpath(params["mountpoint"]),
+        mountpoint=resolved(params["mountpoint"]),
         backend=params["backend"],
         pool_limit=params["pool_limit"],
         page_cache=params["page_cache"],
@@ -536,7 +536,7 @@ def list_mounts() -> None:
 
 def _cleanfs_mount(path: str) -> str:
     """The absolute path of a cleanfs mount point. Raises ClickException for anything else."""
-    absolute = os.path.realpath(path)
+    absolute = resolved(path)
     point = mounted_at(absolute)
     if point is None or point.fs_type != FS_TYPE:
         raise click.ClickException(f"{path} is not a cleanfs mount point")

@@ -13,6 +13,19 @@ from cleanfs.patience import ANSWER_SECONDS, answer
 log = logging.getLogger(__name__)
 
 
+def resolved(path: str) -> str:
+    """The absolute path of a mount point, without links. The file system there is not asked.
+
+    ``os.path.realpath`` would ask what is mounted there whether it is a link.
+    """
+    if ".." not in path.split(os.sep):
+        parent, name = os.path.split(os.path.abspath(path))
+        absolute = os.path.join(os.path.realpath(parent), name)
+        if mounted_at(absolute) is not None:
+            return absolute
+    return os.path.realpath(path)
+
+
 def is_dead(mountpoint: str, seconds: float = ANSWER_SECONDS) -> bool:
     """Whether a FUSE mount has lost its daemon.
 
@@ -40,9 +53,10 @@ def reuse_dead_mountpoint(mountpoint: str) -> None:
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
-    """Unmount as root or as the user who mounted. Raises MountError."""
+    """Unmount what is at a ``resolved`` path, as root or as the user who mounted. Raises MountError."""
     root = os.geteuid() == 0
-    command = ["umount"] if root else ["fusermount3", "-u"]
+    # Without -c it asks what is mounted there, which may hang, whether it is a link.
+    command = ["umount", "-c"] if root else ["fusermount3", "-u"]
     if lazy:
         command.append("-l" if root else "-z")
     done = subprocess.run([*command, "--", mountpoint], capture_output=True, text=True, check=False)

@@ -16,6 +16,9 @@ from typing import Final
 ANSWER_SECONDS: Final = 5.0
 """What a mount gets. Control files answer within a millisecond, or a second on a very busy machine."""
 
+END_SECONDS: Final = 1.0
+"""What a killed child gets to end, if its daemon has not taken its request yet."""
+
 RETURNED: Final = b"+"
 FAILED: Final = b"-"
 
@@ -38,14 +41,23 @@ def answer(call: Callable[[], bytes], path: str, seconds: float = ANSWER_SECONDS
     finally:
         os.close(reader)
         if message is None:
-            os.kill(child, signal.SIGKILL)
-        os.waitpid(child, os.WNOHANG if message is None else 0)
+            _end(child)
+        else:
+            os.waitpid(child, 0)
     if message is None:
         raise TimeoutError(errno.ETIMEDOUT, "does not answer", path)
     if message[:1] == RETURNED:
         return message[1:]
     number, _, why = message[1:].decode(errors="surrogateescape").partition(" ")
     raise OSError(int(number or errno.EIO), why or os.strerror(errno.EIO), path)
+
+
+def _end(child: int) -> None:
+    """Kill it, and see it end if it can: it keeps the mount busy."""
+    os.kill(child, signal.SIGKILL)
+    deadline = time.monotonic() + END_SECONDS
+    while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def _ask(call: Callable[[], bytes], writer: int) -> None:

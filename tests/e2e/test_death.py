@@ -214,7 +214,11 @@ def test_a_daemon_that_is_stopped_for_a_while_goes_on(source: Path, mountpoint: 
 def test_commands_do_not_wait_for_a_daemon_that_is_stopped(source: Path, mountpoint: Path) -> None:
     with mounted(source, mountpoint) as fs, ThreadPoolExecutor(2) as commands:
         fs.process.send_signal(signal.SIGSTOP)
+        time.sleep(1.1)  # the kernel would have to ask whether the mount point is a directory still
         try:
+            again = cleanfs("mount", source, mountpoint)
+            assert again.returncode == 1
+            assert "already a mount" in again.stderr
             listed, shown = commands.map(
                 lambda words: cleanfs(*words), (("list",), ("stats", mountpoint))
             )
@@ -222,9 +226,12 @@ def test_commands_do_not_wait_for_a_daemon_that_is_stopped(source: Path, mountpo
             assert shown.returncode == 1
             assert shown.stderr.count("\n") == 1
             assert "does not answer" in shown.stderr
+            gone = cleanfs("umount", mountpoint)
+            assert (gone.returncode, gone.stderr) == (0, "")
+            assert not is_mounted(mountpoint)
         finally:
             fs.process.send_signal(signal.SIGCONT)
-        assert cleanfs("stats", mountpoint).returncode == 0
+        fs.process.wait(20)
 
 
 async def test_however_the_kernel_says_that_the_mount_has_gone_it_is_the_end(
