@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.e2e import mounting
 
 DISK_MIB = 2048
-LIFETIME_SECONDS = 1800.0
+LIFETIME_SECONDS = 7200.0
 """After which a daemon is killed, should we hang on its mount."""
 
 
