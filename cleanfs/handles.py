@@ -1,6 +1,7 @@
 """What a FUSE file handle stands for: an open file or directory of the source."""
 
 import errno
+import mmap
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from cleanfs.latency import Latencies
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
 from cleanfs.notify import Notifier
-from cleanfs.pagecache import Buffer, CachedFile, PageCache, Writing
+from cleanfs.pagecache import Answers, Buffer, CachedFile, PageCache, Writing
 from cleanfs.stream import Stream
 
 T = TypeVar("T")
@@ -150,7 +151,13 @@ class FileHandle:
         self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is not Coherency.NONE
         self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self._direct = bool(flags & os.O_DIRECT)
         file.pins += 1
+        if (
+            self.writable and not services.writeback
+        ):  # a kernel that writes later drops nothing unwritten
+            file.answers = file.answers or Answers()
+            file.answers.writers += 1
 
     async def read(self, offset: int, size: int) -> Buffer:
         """The hook: page cache, then cleancache, then the source."""
@@ -159,7 +166,15 @@ class FileHandle:
         if self.file.writes:
             for write in [write for write in self.file.writes if write.touches(offset, size)]:
                 await write.wait()
-        data = await pagecache.read(self.file, self._read_source, offset, size)
+        answers = None if self._direct else self.file.answers
+        if answers is None:
+            data = await pagecache.read(self.file, self._read_source, offset, size)
+        else:
+            answer = answers.begin(offset, size)
+            try:
+                data = await pagecache.read(self.file, self._read_source, offset, size)
+            finally:
+                answers.end(answer)
         self._latencies.read(pagecache.answered_from, perf_counter_ns() - began, len(data))
         return data
 
@@ -187,6 +202,9 @@ class FileHandle:
         finally:
             file.writes.remove(writing)
             writing.end()
+        answers = file.answers
+        if answers is not None and answers.overlap(offset, offset + len(data), mmap.PAGESIZE):
+            await self._services.notifier.pages(self.inode.node, offset, len(data))
         self._latencies.write(perf_counter_ns() - began, written.count)
         return written.count
 
@@ -238,6 +256,10 @@ class FileHandle:
         services, file = self._services, self.file
         await self._use.ended()
         file.pins -= 1
+        if self.writable and file.answers is not None:
+            file.answers.writers -= 1
+            if not file.answers.writers:
+                file.answers = None
         if (span := self._stream.rest()) is not None:
             await services.backing.run(drop_span, self.fd, span)
         st = await services.run_near(self.inode, _fstat_and_close, self.fd)

@@ -39,6 +39,9 @@ LEARNERS = 8
 MAX_LESSONS = 64
 """Files that it is asked about at a time. An answer takes some 0.3 ms, unless the source hangs."""
 
+PAGES_SECONDS = 0.001
+"""What the kernel gets to drop pages before a write is answered. It takes 0.1 ms."""
+
 MAX_STUCK = 256
 """Notifications that may be on their way at a time."""
 
@@ -80,9 +83,12 @@ Notification = int | tuple[int, bytes] | Expiry
 Item = Notification | Lesson
 
 
-def inode_message(node: int, *, attributes_only: bool = False) -> bytes:
+def inode_message(
+    node: int, *, attributes_only: bool = False, offset: int = 0, length: int = 0
+) -> bytes:
     """What libfuse calls ``fuse_lowlevel_notify_inval_inode``."""
-    return _message(FUSE_NOTIFY_INVAL_INODE, INVAL_INODE.pack(node, -1 if attributes_only else 0, 0))
+    body = INVAL_INODE.pack(node, -1 if attributes_only else offset, length)
+    return _message(FUSE_NOTIFY_INVAL_INODE, body)
 
 
 def entry_message(parent: int, name: bytes, flags: int = 0) -> bytes:
@@ -208,6 +214,22 @@ class Notifier:
         """
         await trio.to_thread.run_sync(self._send_all, deque(places), abandon_on_cancel=True)
 
+    async def pages(self, node: int, offset: int, length: int) -> None:
+        """Some pages of a node are out of date; returns when the kernel has dropped them, or soon.
+
+        It waits for a page that is being read or written. What writes it may wait for us.
+        """
+        if self._device < 0:
+            self.inode(node)
+            return
+        message = inode_message(node, offset=offset, length=length)
+        with trio.move_on_after(PAGES_SECONDS) as limit:
+            await trio.to_thread.run_sync(
+                self._send_message, message, abandon_on_cancel=True, limiter=self._limiter
+            )
+        if limit.cancelled_caught and not self._limiter.available_tokens:
+            self.inode(node)  # it may not have been sent
+
     async def attributes_changed(self, node: int) -> None:
         """The attributes of a node are out of date; returns when the kernel knows.
 
@@ -288,6 +310,13 @@ class Notifier:
         except OSError as exc:
             if exc.errno not in GONE:
                 log.warning("the kernel refused to invalidate %r: %s", item, exc)
+
+    def _send_message(self, message: bytes) -> None:
+        try:
+            self._write(message)
+        except OSError as exc:
+            if exc.errno not in GONE:
+                log.warning("the kernel refused to drop pages: %s", exc)
 
     def _write(self, message: bytes) -> None:
         with self._lock:

@@ -14,7 +14,8 @@ Runs on the main thread. The locking protocol is: there is none, there are check
 Invariant: a page is resident here or kept by cleancache, not both (private pools are exclusive).
 """
 
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count, islice
@@ -42,6 +43,12 @@ turn, again and again, finds none of them."""
 
 FORGET_BATCH = 64
 """File records looked at when one must go."""
+
+MAX_ANSWERS = 32
+"""Reads of a file that are remembered, while it is open for writing."""
+
+ANSWER_NS = 100_000_000
+"""For how long. So long may a program be kept between the first page that it fills and its sending."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -113,12 +120,50 @@ class Writing:
             self._done.set()
 
 
+class Answers:
+    """Reads of a file that is open for writing: what the kernel may have put into its pages lately.
+
+    A program's write goes into the kernel's pages first, page by page, and is sent when all are filled.
+    If the kernel drops a filled page meanwhile (memory is short, somebody advises it to), and somebody
+    reads it, that read comes to us before the write does, and finds what the source has; the page that
+    is made of it stays. So the pages of a write are dropped if they were read a moment before.
+    """
+
+    __slots__ = ("_reads", "writers")
+
+    def __init__(self) -> None:
+        """Nothing was read yet."""
+        self.writers = 0
+        """Open handles that can write."""
+        self._reads: deque[list[int]] = deque(maxlen=MAX_ANSWERS)  # from, to, when answered or 0
+
+    def begin(self, offset: int, size: int) -> list[int]:
+        """A read came; tell ``end`` of it."""
+        read = [offset, offset + size, 0]
+        self._reads.append(read)
+        return read
+
+    def end(self, read: list[int]) -> None:
+        """It is about to be answered."""
+        read[2] = time.monotonic_ns()
+
+    def overlap(self, start: int, stop: int, page_size: int) -> bool:
+        """Whether the kernel may have read a page of ``start <= i < stop`` a moment ago."""
+        start -= start % page_size
+        stop += -stop % page_size
+        since = time.monotonic_ns() - ANSWER_NS
+        return any(
+            first < stop and start < last and (not when or when > since)
+            for first, last, when in self._reads
+        )
+
+
 class CachedFile:
     """What is known of one file for as long as pages of it may be cached anywhere."""
 
     __slots__ = (
-        "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial", "size", "version",
-        "writes",
+        "answers", "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial", "size",
+        "version", "writes",
     )  # fmt: skip
 
     def __init__(self, key: FileKey, serial: int) -> None:
@@ -136,6 +181,8 @@ class CachedFile:
         """1 while there is one."""
         self.writes: list[Writing] = []
         """Writes that programs have asked for and the source does not have yet, in order."""
+        self.answers: Answers | None = None
+        """There while the file is open for writing."""
         self.pins = 0
         """Users (open handles, reads under way): the record stays while there is one."""
         self.fingerprint: Fingerprint | None = None
