@@ -145,6 +145,9 @@ class Naming:
             first = p.model.names[one].latest
             if first == 0 or p.model.names[two].latest != 0:
                 return
+            # FUSE counts links by itself when it removes a name, and makes none of a file that has none
+            # by its count, which may be old: have it asked.
+            os.stat(self.path(one))
             self.set([(two, first)], lambda: os.link(self.path(one), self.path(two)), "link")
 
     def unlink(self) -> None:
