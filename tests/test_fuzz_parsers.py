@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+import sys
 from fractions import Fraction
 from uuid import UUID
 
@@ -45,6 +46,8 @@ def size_of(text: str) -> int | None:
         return None
     if not found[2] and " " in found[0].strip(" \t\r\n"):
         return None
+    if len(found[1]) > sys.get_int_max_str_digits():
+        return None  # Python makes no number of it
     bytes_ = Fraction(found[1]) * POWERS[found[2].upper() or "B"]
     return int(bytes_) if bytes_ <= MAX_SIZE and (not bytes_ or bytes_ >= 1) else None
 

@@ -60,6 +60,7 @@ EXPLANATIONS: Final = (
     Explanation("One file system for the kernel", "borders/statvfs", "result"),
     Explanation("Birth times and file flags", "attributes/birth time", "result*"),
     Explanation("Birth times and file flags", "attributes/ioctl, ?et flags", "result"),
+    Explanation("Birth times and file flags", "attributes/ioctl, set flags", "*: ctime"),
     Explanation("The largest file", "data/lseek * 17592186044416/*", "result*"),
     Explanation("The largest file", "data/lseek * 9223372036854775807/*", "result*"),
     Explanation("The largest file", "data/seek, * at 17592186044416, *"),

@@ -44,9 +44,13 @@ def stats(top: str, known: list[str]) -> Stats:
 
 
 def state(top: str, before: Stats, after: Stats) -> State:
-    """What is there after an action."""
+    """What is there after an action. What took another's place is held against itself before."""
+    inodes = {st.st_ino: st for st in before.values()}
     return {
-        path: _describe(os.path.join(top, path), before.get(path), st) for path, st in after.items()
+        path: _describe(
+            os.path.join(top, path), inodes.get(st.st_ino, before[path]) if path in before else None, st
+        )
+        for path, st in after.items()
     }
 
 
