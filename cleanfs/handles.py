@@ -153,9 +153,7 @@ class FileHandle:
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self._direct = bool(flags & os.O_DIRECT)
         file.pins += 1
-        if (
-            self.writable and not services.writeback
-        ):  # a kernel that writes later drops nothing unwritten
+        if self.writable and not services.writeback:  # else the kernel drops nothing unwritten
             file.answers = file.answers or Answers()
             file.answers.writers += 1
 

@@ -124,9 +124,10 @@ class Answers:
     """Reads of a file that is open for writing: what the kernel may have put into its pages lately.
 
     A program's write goes into the kernel's pages first, page by page, and is sent when all are filled.
-    If the kernel drops a filled page meanwhile (memory is short, somebody advises it to), and somebody
-    reads it, that read comes to us before the write does, and finds what the source has; the page that
-    is made of it stays. So the pages of a write are dropped if they were read a moment before.
+    If the kernel drops a filled page meanwhile (upon a notification, or as it is told of another mtime;
+    for want of memory it does not), and somebody reads it, that read comes to us before the write does,
+    and finds what the source has; the page that is made of it stays. So the pages of a write are dropped
+    if they were read a moment before.
     """
 
     __slots__ = ("_reads", "writers")
