@@ -126,8 +126,8 @@ class Answers:
     A program's write goes into the kernel's pages first, page by page, and is sent when all are filled.
     If the kernel drops a filled page meanwhile (upon a notification, or as it is told of another mtime;
     for want of memory it does not), and somebody reads it, that read comes to us before the write does,
-    and finds what the source has; the page that is made of it stays. So the pages of a write are dropped
-    if they were read a moment before.
+    and finds what the source has; the page that is made of it stays. So pages that were read a moment
+    before a write of them are dropped.
     """
 
     __slots__ = ("_reads", "writers")
