@@ -79,7 +79,16 @@ class Lesson:
     generation: int
 
 
-Notification = int | tuple[int, bytes] | Expiry
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """A range of a file, in bytes, whose pages are out of date."""
+
+    node: int
+    offset: int
+    length: int
+
+
+Notification = int | tuple[int, bytes] | Expiry | Pages
 Item = Notification | Lesson
 
 
@@ -219,13 +228,10 @@ class Notifier:
 
         It waits for a page that is being read or written. What writes it may wait for us.
         """
-        if self._device < 0:
-            self.inode(node)
-            return
-        message = inode_message(node, offset=offset, length=length)
+        pages = Pages(node, offset, length)
         with trio.move_on_after(PAGES_SECONDS) as limit:
             await trio.to_thread.run_sync(
-                self._send_message, message, abandon_on_cancel=True, limiter=self._limiter
+                self._send_one, pages, abandon_on_cancel=True, limiter=self._limiter
             )
         if limit.cancelled_caught and not self._limiter.available_tokens:
             self.inode(node)  # it may not have been sent
@@ -301,6 +307,8 @@ class Notifier:
         try:
             if self._device < 0:
                 _send_by_pyfuse3(item, attributes_only)
+            elif isinstance(item, Pages):
+                self._write(inode_message(item.node, offset=item.offset, length=item.length))
             elif isinstance(item, int):
                 self._write(inode_message(item, attributes_only=attributes_only))
             elif isinstance(item, Expiry):
@@ -310,13 +318,6 @@ class Notifier:
         except OSError as exc:
             if exc.errno not in GONE:
                 log.warning("the kernel refused to invalidate %r: %s", item, exc)
-
-    def _send_message(self, message: bytes) -> None:
-        try:
-            self._write(message)
-        except OSError as exc:
-            if exc.errno not in GONE:
-                log.warning("the kernel refused to drop pages: %s", exc)
 
     def _write(self, message: bytes) -> None:
         with self._lock:
@@ -336,6 +337,8 @@ class Notifier:
 
 
 def _send_by_pyfuse3(item: Notification, attributes_only: bool) -> None:
+    if isinstance(item, Pages):
+        item = item.node
     if isinstance(item, int):
         pyfuse3.invalidate_inode(pyfuse3.InodeT(item), attr_only=attributes_only)
         return
