@@ -26,6 +26,7 @@ def device() -> Iterator[tuple[int, int]]:
 def test_messages_are_laid_out_as_the_kernel_has_them() -> None:
     assert inode_message(7) == struct.pack("=IiQ Qqq", 40, 2, 0, 7, 0, 0)
     assert inode_message(7, attributes_only=True) == struct.pack("=IiQ Qqq", 40, 2, 0, 7, -1, 0)
+    assert inode_message(7, offset=5, length=9) == struct.pack("=IiQ Qqq", 40, 2, 0, 7, 5, 9)
     assert entry_message(7, b"name") == struct.pack("=IiQ QII", 37, 3, 0, 7, 4, 0) + b"name\0"
     assert entry_message(7, b"n", 1) == struct.pack("=IiQ QII", 34, 3, 0, 7, 1, 1) + b"n\0"
 
@@ -48,10 +49,12 @@ async def test_notifications_go_by_a_descriptor_of_ours(
             await notifier.drained()
             await notifier.attributes_changed(8)
             await notifier.drop_names([(7, b"c"), (7, b"d")])
+            await notifier.pages(9, 4096, 100)
         nursery.cancel_scope.cancel()
     expected = [inode_message(7), entry_message(7, b"a"), entry_message(7, b"b", 1)]
     expected.append(inode_message(8, attributes_only=True))
     expected += [entry_message(7, b"c"), entry_message(7, b"d")]
+    expected.append(inode_message(9, offset=4096, length=100))
     assert os.read(reader, 4096) == b"".join(expected)
     before = len(os.listdir("/proc/self/fd"))
     notifier.close()
