@@ -627,7 +627,13 @@ def test_a_full_file_system(tmp_path: Path) -> None:
 def test_a_source_that_becomes_read_only(tmp_path: Path) -> None:
     with ext4(tmp_path, 8) as source, on(source, tmp_path) as fs:
         (fs.path / "f").write_bytes(b"f" * 10_000)
-        subprocess.run(["mount", "-o", "remount,ro", source], check=True, timeout=20)
+        # The kernel tells of the last close when it likes; until then the file is open for writing.
+        read_only = ["mount", "-o", "remount,ro", source]
+        wait_until(
+            lambda: (
+                not subprocess.run(read_only, check=False, timeout=20, capture_output=True).returncode
+            )
+        )
         for change in (
             lambda: (fs.path / "f").write_bytes(b"g"),
             (fs.path / "new").mkdir,
