@@ -17,7 +17,8 @@ what was told to the kernel from here, by the main thread, could wait for an ans
 
 The kernel takes the answer EINTR to a request from us directly, as from anybody who has the device.
 The handler goes on, until the source answers; then its own answer is refused, which is how we learn
-that what it gave out (a reference, an open file) is nobody's (``Given``).
+that what it gave out (a reference, an open file) is nobody's (``Given``). Libfuse says so of what it
+sends to the device; of what it wrote into a lent message we find out when we send that on.
 """
 
 import contextlib
@@ -77,14 +78,26 @@ class Given:
     def __init__(self) -> None:
         """Nothing."""
         self._take_back: Callable[[], None] | None = None
+        self._letter = -1
+        self._written: dict[int, Callable[[], None]] = {}  # by where the answer is in the letter
 
     def hold(self, take_back: Callable[[], None] | None) -> None:
         """A handler is about to return; pyfuse3 sends its answer before anything else runs."""
         self._take_back = take_back
+        if self._letter >= 0 and take_back is not None:
+            self._written[os.lseek(self._letter, 0, os.SEEK_CUR)] = take_back
 
-    def refused(self) -> None:
-        """The answer was refused."""
-        take_back, self._take_back = self._take_back, None
+    def lent(self, letter: int) -> None:
+        """Answers go into a file for now, -1 for no longer: whether they are refused is known later."""
+        self._letter = letter
+        self._written.clear()
+
+    def refused(self, written_at: int | None = None) -> None:
+        """The last answer was refused, or the one that begins there in the letter."""
+        if written_at is None:
+            take_back, self._take_back = self._take_back, None
+        else:
+            take_back = self._written.pop(written_at, None)
         if take_back is not None:
             take_back()
 
@@ -177,6 +190,7 @@ class Interrupts(StandIn, logging.Filter):
         os.lseek(self._letter, 0, os.SEEK_SET)
         os.dup2(self._letter, fd, inheritable=False)
         self._lent = len(message)
+        self._given.lent(self._letter)
         return True
 
     def _take_place_back(self) -> None:
@@ -184,13 +198,19 @@ class Interrupts(StandIn, logging.Filter):
         if not self._lent:
             return
         os.dup2(self._device, self._fd, inheritable=False)
-        answers = os.pread(self._letter, MAX_MESSAGE, self._lent)
+        at, answers = self._lent, os.pread(self._letter, MAX_MESSAGE, self._lent)
         self._lent = 0
         while answers:
             length, *_ = ANSWER.unpack_from(answers)
-            with contextlib.suppress(OSError):
+            try:
                 os.write(self._device, answers[:length])
-            answers = answers[length:]
+            except OSError as exc:
+                # Libfuse, which would have said so, takes it for sent.
+                if exc.errno == errno.ENOENT and self._backing.orphans:
+                    self._backing.orphans -= 1
+                    self._given.refused(at)
+            at, answers = at + length, answers[length:]
+        self._given.lent(-1)
 
     # -- what pyfuse3 takes for trio ------------------------------------------------------------
 
