@@ -44,6 +44,7 @@ def call(program: Callable[[], NoReturn], *args: str) -> Call:
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", err)
         patch.setattr(cli, "check", lambda _: None)
+        patch.setattr(cli, "mount_points", list)  # other tests' are kept busy by who asks them
         patch.setattr(cli, "daemonise", lambda config, _: done.configs.append(config))
         patch.setattr(cli, "serve", lambda config, _: done.configs.append(config))
         patch.setattr(cli, "_open_log", open_log)
