@@ -6,6 +6,9 @@ hangs we read the device ourselves: an interrupt is for us, anything else goes t
 that takes the device's place for the length of one read. As in ``handshake``, pyfuse3's wait is where
 we get to run.
 
+A signal of the moment before, of which libfuse took note, is not lost: the kernel tells once more of
+those that it has told of (``_ask_again``).
+
 An interrupt tells of any signal, and not of which. A program that is to go on (a timer, a child, a
 window that was resized) must not get EINTR from a regular file, so only those are let go that are
 dying. Who is, /proc says: every signal that ends a program becomes a SIGKILL that is pending until it
@@ -27,8 +30,10 @@ import logging
 import os
 import re
 import struct
+import time
+from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -52,8 +57,8 @@ ANSWER: Final = struct.Struct("<IiQ")
 MAX_MESSAGE: Final = (1 << 20) + (1 << 16)
 
 GUARD_SECONDS: Final = 0.2
-"""How long a call must have been waiting, for us to read the device. Signals before that are missed,
-but a disk that is merely slow is no reason to come between the kernel and libfuse."""
+"""How long a call must have been waiting, for us to read the device. A disk that is merely slow is no
+reason to come between the kernel and libfuse."""
 
 PATIENCE_SECONDS: Final = 0.5
 """How long a call must have been waiting, for its program to be let go. A disk that is merely slow
@@ -61,6 +66,24 @@ answers by then, and nobody is told of a signal."""
 
 CHECK_SECONDS: Final = 0.2
 """How often it is looked who is dying, while somebody who waits has got a signal."""
+
+SAMPLE_SECONDS: Final = 0.25
+"""We also read a message that often, to know what number the requests have reached."""
+
+SAMPLES_KEPT_SECONDS: Final = 2.0
+"""A signal that was missed is looked for at the latest that long after its request was made."""
+
+STEP: Final = 2
+"""From one request's unique to the next one's (fs/fuse/dev.c, FUSE_REQ_ID_STEP; since Linux 4.20)."""
+
+INTERRUPT_BIT: Final = 1
+"""In the unique of an answer: it is one to the request's interrupt (FUSE_INT_REQ_BIT, ibid.)."""
+
+UNREAD: Final = 1024
+"""Requests that may have got a number and were taken back before anybody could read them."""
+
+ASKED_AT_ONCE: Final = 256
+"""Requests asked about before others get their turn."""
 
 SIGKILL_PENDING: Final = 1 << 8
 """In the masks of /proc/PID/status."""
@@ -102,6 +125,15 @@ class Given:
             take_back()
 
 
+class Sample(NamedTuple):
+    """What number the requests had reached."""
+
+    at: float
+    unique: int
+    message: int
+    """How many messages were read before."""
+
+
 class Interrupts(StandIn, logging.Filter):
     """One mount's. Use: ``install`` after ``busypoll``'s, ``run`` along with pyfuse3's loop."""
 
@@ -113,7 +145,10 @@ class Interrupts(StandIn, logging.Filter):
         self._fd = self._device = self._letter = -1
         self._lent = 0
         self._signalled: dict[int, None] = {}
-        self._news = trio.Event()
+        self._messages = 0
+        self._samples: deque[Sample] = deque()  # oldest first
+        self._sample_due_at = 0.0
+        self._unseen = False  # libfuse has read something while a call was waiting
 
     def install(self) -> None:
         """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere lets nobody go."""
@@ -133,19 +168,16 @@ class Interrupts(StandIn, logging.Filter):
     async def run(self) -> None:
         """Let go of who is dying; never ends."""
         while True:
-            await self._news.wait()
-            self._news = trio.Event()
-            while self._signalled and self._hangs():
-                signalled = list(self._signalled)
-                patient = self._backing.slots.oldest_seconds < PATIENCE_SECONDS
-                if not patient and await trio.to_thread.run_sync(
-                    somebody_is_dying, abandon_on_cancel=True
-                ):
-                    for unique in signalled:
-                        self._let_go(unique)
-                else:
-                    await trio.sleep(CHECK_SECONDS)
-            self._signalled.clear()  # nothing hangs: they will be answered
+            await self._backing.slots.in_use()
+            await trio.sleep(CHECK_SECONDS)
+            if not self._hangs():
+                self._signalled.clear()  # they will be answered
+            elif self._backing.slots.oldest_seconds > PATIENCE_SECONDS:
+                if self._unseen:
+                    self._unseen = False
+                    await self._ask_again()
+                if self._signalled:
+                    await self._let_go_of_the_dying()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """False for an answer that was refused, as who had asked is gone, or the whole mount."""
@@ -161,11 +193,34 @@ class Interrupts(StandIn, logging.Filter):
     def _hangs(self) -> bool:
         return self._backing.slots.oldest_seconds > GUARD_SECONDS
 
-    def _let_go(self, unique: int) -> None:
-        self._signalled.pop(unique, None)
-        with contextlib.suppress(OSError):  # ENOENT: it was answered meanwhile
-            os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EINTR, unique))
-            self._backing.orphans += 1
+    async def _let_go_of_the_dying(self) -> None:
+        signalled = list(self._signalled)
+        if not await trio.to_thread.run_sync(somebody_is_dying, abandon_on_cancel=True):
+            return
+        for unique in signalled:
+            self._signalled.pop(unique, None)
+            with contextlib.suppress(OSError):  # ENOENT: it was answered meanwhile
+                os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EINTR, unique))
+                self._backing.orphans += 1
+
+    async def _ask_again(self) -> None:
+        """Have the kernel tell once more of the signals that libfuse, and not we, heard of.
+
+        That is what the answer EAGAIN to an interrupt is for (``fuse_dev_do_write``), and the kernel
+        takes it for any request: EINVAL if nothing interrupts it, ENOENT if there is none of that
+        number (any more).
+        """
+        if not self._samples:
+            return
+        newest = self._samples[-1]
+        first = self._samples[0].unique
+        last = newest.unique + STEP * (self._messages - newest.message + UNREAD)
+        for asked, unique in enumerate(range(first, last, STEP), 1):
+            if not asked % ASKED_AT_ONCE:
+                await trio.lowlevel.checkpoint()
+            with contextlib.suppress(OSError):
+                os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EAGAIN, unique | INTERRUPT_BIT))
+                self._signalled[unique] = None
 
     # -- the device -----------------------------------------------------------------------------
 
@@ -179,12 +234,12 @@ class Interrupts(StandIn, logging.Filter):
         except OSError as exc:
             # ENOENT: who had asked is gone. ENODEV: unmounted, which libfuse wants to see itself.
             return exc.errno not in (errno.EAGAIN, errno.EINTR, errno.ENOENT)
-        _, opcode, _ = HEADER.unpack_from(message)
+        _, opcode, unique = HEADER.unpack_from(message)
         if opcode == FUSE_INTERRUPT:
             [unique] = INTERRUPTED.unpack_from(message, HEADER_SIZE)
             self._signalled[unique] = None
-            self._news.set()
             return False
+        self._sample(unique)
         os.ftruncate(self._letter, 0)
         os.pwrite(self._letter, message, 0)
         os.lseek(self._letter, 0, os.SEEK_SET)
@@ -212,14 +267,29 @@ class Interrupts(StandIn, logging.Filter):
             at, answers = at + length, answers[length:]
         self._given.lent(-1)
 
+    def _sample(self, unique: int) -> None:
+        now = time.monotonic()
+        if now < self._sample_due_at:
+            return
+        self._sample_due_at = now + SAMPLE_SECONDS
+        self._samples.append(Sample(now, unique, self._messages))
+        while len(self._samples) > 1 and self._samples[1].at < now - SAMPLES_KEPT_SECONDS:
+            self._samples.popleft()
+
     # -- what pyfuse3 takes for trio ------------------------------------------------------------
 
     async def wait_readable(self, fd: int) -> None:
         """pyfuse3 is about to read the device."""
         self._take_place_back()
-        await self.behind.lowlevel.wait_readable(fd)
-        while self._hangs() and not self._lend(fd):
+        while True:
             await self.behind.lowlevel.wait_readable(fd)
+            self._messages += 1
+            waiting = self._backing.slots.oldest_seconds
+            if waiting <= GUARD_SECONDS and time.monotonic() < self._sample_due_at:
+                self._unseen |= waiting > 0
+                return
+            if self._lend(fd):
+                return
 
 
 def somebody_is_dying() -> bool:

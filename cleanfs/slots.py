@@ -31,6 +31,7 @@ class Slots:
         self._running: dict[object, float] = {}  # since when; oldest first
         self._turnstile = trio.Lock()
         self._freed = trio.Event()
+        self._taken = trio.Event()
 
     @property
     def oldest_seconds(self) -> float:
@@ -45,6 +46,12 @@ class Slots:
         late = self._clock() - HUNG_SECONDS
         return sum(since <= late for since in self._running.values())
 
+    async def in_use(self) -> None:
+        """Wait until there is a call."""
+        while not self._running:
+            self._taken = trio.Event()
+            await self._taken.wait()
+
     async def acquire_on_behalf_of(self, borrower: object) -> None:
         """Wait for a slot, first come, first served."""
         if self._turnstile.locked() or self._seconds_to_free() > 0:
@@ -56,6 +63,7 @@ class Slots:
                 self._running[borrower] = self._clock()
         else:
             self._running[borrower] = self._clock()
+        self._taken.set()
 
     def release_on_behalf_of(self, borrower: object) -> None:
         """The call has returned."""

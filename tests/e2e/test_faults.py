@@ -252,13 +252,14 @@ def program(code: str, *args: Path) -> Iterator[subprocess.Popen[bytes]]:
     ],
 )
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("after", [0, 2 * GUARD_SECONDS])
 def test_a_program_that_is_killed_while_the_source_hangs_ends(
-    served: Faulty, fs: MountedFs, op: str, code: str, number: int
+    served: Faulty, fs: MountedFs, op: str, code: str, number: int, after: float
 ) -> None:
     served.fault(op, hang=True)
     with program(code, fs.path) as process:
         served.wait_hanging(1)
-        time.sleep(2 * GUARD_SECONDS)
+        time.sleep(after)
         process.send_signal(number)
         assert process.wait(10) == -number
         check_alive(fs)
@@ -266,6 +267,33 @@ def test_a_program_that_is_killed_while_the_source_hangs_ends(
     wait_until(lambda: served.hanging() == 0)
     assert (fs.path / "f").read_bytes()[1:] == DATA[1:]
     wait_until(lambda: fs.stats()["open_files"] == 1)  # the one of the statistics
+
+
+def test_a_program_that_had_a_signal_before_ends_when_it_is_killed(
+    served: Faulty, fs: MountedFs
+) -> None:
+    """The kernel tells us of a program's first signal only, and that one came when all seemed well."""
+    code = "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\nos.stat(sys.argv[1] + '/f')"
+    served.fault("lookup", hang=True)
+    with program(code, fs.path) as process:
+        served.wait_hanging(1)
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(3)
+        assert process.poll() is None
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+    check_alive(fs)
+
+
+def test_a_program_among_many_requests_ends_when_it_is_killed(served: Faulty, fs: MountedFs) -> None:
+    served.fault("read", hang=True)
+    busy = "while True: os.stat(sys.argv[1])"
+    reading = "f = os.open(sys.argv[1] + '/f', os.O_RDONLY); os.read(f, 10)"
+    with program(busy, fs.path), program(busy, fs.path), program(reading, fs.path) as process:
+        served.wait_hanging(1)
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+    check_alive(fs)
 
 
 # -- errors ---------------------------------------------------------------------------------------
