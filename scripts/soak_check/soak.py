@@ -60,7 +60,7 @@ def run(plan: Plan, options: list[str]) -> Outcome:
         plan = replace(plan, holes=_can_punch(plan.mount))
         _soak(plan, model, outcome, fs)
         outcome.seconds = time.monotonic() - began
-        if fs is not None and fs.process.poll() is not None:
+        if fs is not None and _has_ended(fs, outcome):
             outcome.found.append(f"the daemon ended with status {fs.process.returncode}")
         elif not outcome.found:
             if fs is not None:
@@ -74,6 +74,14 @@ def run(plan: Plan, options: list[str]) -> Outcome:
     if not outcome.found:
         outcome.found += _look(model, plan.source, "after unmounting, in the source")
     return outcome
+
+
+def _has_ended(fs: mounting.MountedFs, outcome: Outcome) -> bool:
+    """Whether the daemon has. Programs can know of that a moment before we do."""
+    if outcome.found:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            fs.process.wait(1)
+    return fs.process.poll() is not None
 
 
 @contextlib.contextmanager
@@ -143,8 +151,7 @@ def _watch(
     while time.monotonic() < deadline and not model.stopping:
         time.sleep(0.05)
         if fs is not None and fs.process.poll() is not None:
-            outcome.found.append(f"the daemon ended with status {fs.process.returncode}")
-            return
+            return  # which is noted afterwards
         _collect(children, outcome)
         if outcome.found:
             return
