@@ -597,11 +597,16 @@ def exchange(one: Path, other: Path) -> None:
         raise OSError(ctypes.get_errno(), "renameat2")
 
 
-def test_a_directory_that_turns_into_a_link_leads_nowhere(open_fs: MountedFs, tmp_path: Path) -> None:
+def test_a_directory_that_turns_into_a_link_leads_nowhere(
+    source: Path, mount: Mounter, tmp_path: Path
+) -> None:
     """The daemon reads what the user may not; that it follows no link is what keeps them apart."""
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o700)
-    with directory(open_fs) as (source, path):
+    fs = mount("-o", "allow_other,attr_timeout=0")
+    for parent in (*fs.path.parents[:3], fs.source):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    with directory(fs) as (source, path):
         for top, text in ((source / "d", "inside"), (outside, "secret")):
             top.mkdir(exist_ok=True)
             for name in "abc":
