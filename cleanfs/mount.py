@@ -24,6 +24,7 @@ from cleanfs.config import MountConfig, MountError
 from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.filesystem import CleanFS
 from cleanfs.fsnotify import SourceWatch, UnwatchableError, WatchStats
+from cleanfs.guardian import Guardian
 from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
@@ -97,6 +98,7 @@ class Mount:
         self._coherency = CoherencyChecker(self._pagecache, config.coherency)
         self._notifier = Notifier()
         self._outsiders = Outsiders(1)
+        self._guardian = Guardian()
         self._backing = Backing()
         self._busy_poll = BusyPoll(config.busy_poll_us)
         self._latencies = Latencies()
@@ -137,6 +139,7 @@ class Mount:
             self._interrupts.install()  # what the handshake then stands in front of
             self._outsiders.start()
             self._notifier.start()
+            self._guardian.start()
             handshake = Handshake()
             self._mount(handshake)
             try:
@@ -167,6 +170,7 @@ class Mount:
                 # It leaves a mount alone whose connection was severed (umount -f, fusectl's abort).
                 with contextlib.suppress(MountError):
                     reuse_dead_mountpoint(self.config.mountpoint)
+                self._guardian.close()
                 log.info("unmounted %s", self.config.mountpoint)
 
     async def _stop_on_signal(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
@@ -341,6 +345,7 @@ class Mount:
             await self._outsiders.ask(os.stat, path)
         self._busy_poll.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
+            self._guardian.watch_over(point.device)
             self._limits = set_limits(point.device, self.config.read_ahead)
             where = MountedAt(self.config.mountpoint, point.device)
             self._notifier.use_mount(where)

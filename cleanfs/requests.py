@@ -7,16 +7,14 @@ reads ask for at a time, and the number of requests that nobody waits for yet (r
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from cleanfs import syscalls
+from cleanfs.fusectl import open_connections
 
 log = logging.getLogger(__name__)
 
 BDI: Final = "/sys/class/bdi"
-CONNECTIONS: Final = "/sys/fs/fuse/connections"
 
 MAX_BACKGROUND: Final = 256
 """More than may wait for the source at one time: read-ahead of a file that hangs keeps its places, and
@@ -42,13 +40,23 @@ def set_limits(device: int, read_ahead: int) -> RequestLimits:
     """
     bdi = f"{BDI}/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
     read_ahead_kb = _set(bdi, read_ahead >> 10)
-    with _connections() as directory:
-        connection = f"{directory}/{os.minor(device)}"
-        max_background = _set(f"{connection}/max_background", MAX_BACKGROUND)
-        _set(f"{connection}/congestion_threshold", CONGESTED)
+    max_background = _set_max_background(os.minor(device))
     limits = RequestLimits(read_ahead_kb, max_background)
     log.info("%s", limits)
     return limits
+
+
+def _set_max_background(connection: int) -> int:
+    try:
+        connections = open_connections()
+    except OSError:
+        return -1
+    try:
+        directory = f"/proc/self/fd/{connections}/{connection}"
+        _set(f"{directory}/congestion_threshold", CONGESTED)
+        return _set(f"{directory}/max_background", MAX_BACKGROUND)
+    finally:
+        os.close(connections)
 
 
 def _set(path: str, value: int) -> int:
@@ -60,17 +68,3 @@ def _set(path: str, value: int) -> int:
             return int(file.read())
     except (OSError, ValueError):
         return -1
-
-
-@contextlib.contextmanager
-def _connections() -> Iterator[str]:
-    """The directory of FUSE connections; where nobody mounted it, a mount that only we can see."""
-    try:
-        fd = -1 if os.path.ismount(CONNECTIONS) else syscalls.detached_mount("fusectl")
-    except OSError:
-        fd = -1
-    try:
-        yield CONNECTIONS if fd < 0 else f"/proc/self/fd/{fd}"
-    finally:
-        if fd >= 0:
-            os.close(fd)

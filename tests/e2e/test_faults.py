@@ -580,6 +580,28 @@ def test_a_mount_whose_source_hangs_can_be_unmounted(tmp_path: Path, how: str) -
         fs.process.wait(20)
 
 
+def test_a_daemon_that_is_killed_and_can_not_end_leaves_a_dead_mount(tmp_path: Path) -> None:
+    """A thread of it waits for the source, and nobody can end that wait: no mount may hang for it."""
+    source = make_directories(tmp_path)
+    with faulty(*source) as served, on(served.path, tmp_path) as fs:
+        served.fault("read", hang=True)
+        with program("print(open(sys.argv[1] + '/f').read())", fs.path) as process:
+            served.wait_hanging(1)
+            fs.process.kill()
+            assert process.wait(10) == 1
+
+        def look() -> None:
+            with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+                os.stat(fs.path)
+
+        within(10, look)
+        assert fs.process.poll() is None
+        done = cleanfs("umount", fs.path)
+        assert done.returncode == 0, done.stderr
+        served.heal()
+        fs.process.wait(20)
+
+
 def test_a_source_that_was_detached_is_still_there(tmp_path: Path) -> None:
     source = make_directories(tmp_path)
     with faulty(*source) as served, on(served.path, tmp_path) as fs:
