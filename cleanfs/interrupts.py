@@ -2,9 +2,9 @@
 
 A program waits in the kernel until we answer, also when it is killed. The kernel tells us of its
 signal by a FUSE_INTERRUPT, which libfuse takes note of and pyfuse3 has no handler for. So while a call
-hangs we read the device ourselves: an interrupt is for us, anything else goes to libfuse, in a file
-that takes the device's place for the length of one read. As in ``handshake``, pyfuse3's wait is where
-we get to run.
+hangs, and now and then before, we read the device ourselves: an interrupt is for us, anything else
+goes to libfuse, in a file that takes the device's place for the length of one read. As in
+``handshake``, pyfuse3's wait is where we get to run.
 
 A signal of the moment before, of which libfuse took note, is not lost: the kernel tells once more of
 those that it has told of (``_ask_again``).
@@ -12,7 +12,8 @@ those that it has told of (``_ask_again``).
 An interrupt tells of any signal, and not of which. A program that is to go on (a timer, a child, a
 window that was resized) must not get EINTR from a regular file, so only those are let go that are
 dying. Who is, /proc says: every signal that ends a program becomes a SIGKILL that is pending until it
-has ended.
+has ended. Whose a request is, we know if we have read it; of others it is only known that somebody who
+is dying has made one, unless that one has made one of the first kind.
 
 Nobody else may use libfuse's descriptor meanwhile: what a thread wrote there went into the message, and
 what was told to the kernel from here, by the main thread, could wait for an answer of the main thread
@@ -29,6 +30,7 @@ import errno
 import logging
 import os
 import re
+import select
 import struct
 import time
 from collections import deque
@@ -44,8 +46,8 @@ log = logging.getLogger(__name__)
 
 FUSE_INTERRUPT: Final = 36
 
-HEADER: Final = struct.Struct("<IIQ")
-"""The beginning of fuse_in_header: length, opcode, unique."""
+HEADER: Final = struct.Struct("<IIQQIII")
+"""The beginning of fuse_in_header: length, opcode, unique, node, uid, gid, thread id."""
 
 HEADER_SIZE: Final = 40
 INTERRUPTED: Final = struct.Struct("<Q")
@@ -78,6 +80,15 @@ STEP: Final = 2
 
 INTERRUPT_BIT: Final = 1
 """In the unique of an answer: it is one to the request's interrupt (FUSE_INT_REQ_BIT, ibid.)."""
+
+ASKS_SINCE: Final = (5, 1)
+"""The Linux that takes such an answer for requests that nothing interrupts, too, and refuses it."""
+
+MAX_ASKED: Final = 1 << 18
+"""The newest requests that are asked about. In two seconds there are less."""
+
+MAX_ASKERS: Final = 4096
+"""Requests, the newest that we have read, of which it is remembered who made them."""
 
 UNREAD: Final = 1024
 """Requests that may have got a number and were taken back before anybody could read them."""
@@ -148,7 +159,9 @@ class Interrupts(StandIn, logging.Filter):
         self._messages = 0
         self._samples: deque[Sample] = deque()  # oldest first
         self._sample_due_at = 0.0
-        self._unseen = False  # libfuse has read something while a call was waiting
+        self._unseen = False  # there may be signals that libfuse has read of, or we for nothing
+        self._askers: dict[int, int] = {}  # threads, by unique; oldest first
+        self._readable: Callable[[int], list[tuple[int, int]]] | None = None
 
     def install(self) -> None:
         """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere lets nobody go."""
@@ -171,7 +184,8 @@ class Interrupts(StandIn, logging.Filter):
             await self._backing.slots.in_use()
             await trio.sleep(CHECK_SECONDS)
             if not self._hangs():
-                self._signalled.clear()  # they will be answered
+                self._unseen |= bool(self._signalled)  # most will be answered
+                self._signalled.clear()
             elif self._backing.slots.oldest_seconds > PATIENCE_SECONDS:
                 if self._unseen:
                     self._unseen = False
@@ -195,9 +209,12 @@ class Interrupts(StandIn, logging.Filter):
 
     async def _let_go_of_the_dying(self) -> None:
         signalled = list(self._signalled)
-        if not await trio.to_thread.run_sync(somebody_is_dying, abandon_on_cancel=True):
-            return
+        dying = await trio.to_thread.run_sync(dying_threads, abandon_on_cancel=True)
+        others = dying.difference(self._askers.get(unique, 0) for unique in signalled)
         for unique in signalled:
+            asker = self._askers.get(unique, 0)
+            if not (asker in dying if asker else others):
+                continue
             self._signalled.pop(unique, None)
             with contextlib.suppress(OSError):  # ENOENT: it was answered meanwhile
                 os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EINTR, unique))
@@ -210,11 +227,11 @@ class Interrupts(StandIn, logging.Filter):
         takes it for any request: EINVAL if nothing interrupts it, ENOENT if there is none of that
         number (any more).
         """
-        if not self._samples:
+        if not self._samples or kernel_version() < ASKS_SINCE:
             return
         newest = self._samples[-1]
-        first = self._samples[0].unique
         last = newest.unique + STEP * (self._messages - newest.message + UNREAD)
+        first = max(self._samples[0].unique, last - STEP * MAX_ASKED)
         for asked, unique in enumerate(range(first, last, STEP), 1):
             if not asked % ASKED_AT_ONCE:
                 await trio.lowlevel.checkpoint()
@@ -234,13 +251,15 @@ class Interrupts(StandIn, logging.Filter):
         except OSError as exc:
             # ENOENT: who had asked is gone. ENODEV: unmounted, which libfuse wants to see itself.
             return exc.errno not in (errno.EAGAIN, errno.EINTR, errno.ENOENT)
-        _, opcode, unique = HEADER.unpack_from(message)
+        _, opcode, unique, *_, asker = HEADER.unpack_from(message)
         if opcode == FUSE_INTERRUPT:
             [unique] = INTERRUPTED.unpack_from(message, HEADER_SIZE)
             self._signalled[unique] = None
             return False
         self._sample(unique)
-        os.ftruncate(self._letter, 0)
+        self._askers[unique] = asker
+        if len(self._askers) > MAX_ASKERS:
+            del self._askers[next(iter(self._askers))]
         os.pwrite(self._letter, message, 0)
         os.lseek(self._letter, 0, os.SEEK_SET)
         os.dup2(self._letter, fd, inheritable=False)
@@ -253,19 +272,25 @@ class Interrupts(StandIn, logging.Filter):
         if not self._lent:
             return
         os.dup2(self._device, self._fd, inheritable=False)
-        at, answers = self._lent, os.pread(self._letter, MAX_MESSAGE, self._lent)
+        at, end = self._lent, os.fstat(self._letter).st_size
         self._lent = 0
-        while answers:
-            length, *_ = ANSWER.unpack_from(answers)
-            try:
-                os.write(self._device, answers[:length])
-            except OSError as exc:
-                # Libfuse, which would have said so, takes it for sent.
-                if exc.errno == errno.ENOENT and self._backing.orphans:
-                    self._backing.orphans -= 1
-                    self._given.refused(at)
-            at, answers = at + length, answers[length:]
+        while at < end:
+            length, *_ = ANSWER.unpack(os.pread(self._letter, ANSWER.size, at))
+            self._send(os.pread(self._letter, length, at), at)
+            at += length
+        os.ftruncate(self._letter, 0)
         self._given.lent(-1)
+
+    def _send(self, answer: bytes, written_at: int) -> None:
+        try:
+            os.write(self._device, answer)
+        except OSError as exc:
+            # Libfuse, which would have said so, takes it for sent.
+            if exc.errno == errno.ENOENT and self._backing.orphans:
+                self._backing.orphans -= 1
+                self._given.refused(written_at)
+            elif exc.errno not in (errno.ENOENT, errno.ENODEV):
+                log.warning("the kernel refused an answer: %s", exc)
 
     def _sample(self, unique: int) -> None:
         now = time.monotonic()
@@ -281,28 +306,45 @@ class Interrupts(StandIn, logging.Filter):
     async def wait_readable(self, fd: int) -> None:
         """pyfuse3 is about to read the device."""
         self._take_place_back()
+        if self._readable is None:
+            poller = select.poll()
+            poller.register(fd, select.POLLIN)
+            self._readable = poller.poll
         while True:
             await self.behind.lowlevel.wait_readable(fd)
+            # What was there may be gone, a signal whose request was answered, and a read would wait.
+            if not self._readable(0):
+                continue
             self._messages += 1
-            waiting = self._backing.slots.oldest_seconds
-            if waiting <= GUARD_SECONDS and time.monotonic() < self._sample_due_at:
-                self._unseen |= waiting > 0
+            if (
+                self._backing.slots.oldest_seconds <= GUARD_SECONDS
+                and time.monotonic() < self._sample_due_at
+            ):
+                self._unseen = True
                 return
             if self._lend(fd):
                 return
 
 
-def somebody_is_dying() -> bool:
-    """Whether a program on this machine was killed and waits for something that no signal ends.
+def dying_threads() -> set[int]:
+    """Threads on this machine that were killed and wait for something that no signal ends.
 
     Each wait for us is one. Of the others most are short.
     """
+    found: set[int] = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{pid}/task"):
-                if _is_killed(f"/proc/{pid}/task/{task}/status"):
-                    return True
-    return False
+            found.update(
+                int(task)
+                for task in os.listdir(f"/proc/{pid}/task")
+                if _is_killed(f"/proc/{pid}/task/{task}/status")
+            )
+    return found
+
+
+def kernel_version() -> tuple[int, ...]:
+    """Its first two numbers."""
+    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
 
 
 def _is_killed(status: str) -> bool:

@@ -24,6 +24,7 @@ from cleanfs.config import MountConfig, MountError
 from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.filesystem import CleanFS
 from cleanfs.fsnotify import SourceWatch, UnwatchableError, WatchStats
+from cleanfs.fusectl import connection_of
 from cleanfs.guardian import Guardian
 from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
@@ -232,6 +233,9 @@ class Mount:
                 raise MountError(f"can not mount on {self.config.mountpoint}: {why}") from exc
         handshake.begin()
         self._notifier.use_device(handshake.device)
+        if handshake.device < 0:  # notifications go by libfuse's descriptor
+            self._interrupts.step_back()
+        self._guardian.tell(connection_of(handshake.device, self.config.mountpoint))
 
     # -- the operator's view ------------------------------------------------------------------
 
@@ -345,10 +349,10 @@ class Mount:
             await self._outsiders.ask(os.stat, path)
         self._busy_poll.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
-            self._guardian.watch_over(point.device)
             self._limits = set_limits(point.device, self.config.read_ahead)
             where = MountedAt(self.config.mountpoint, point.device)
             self._notifier.use_mount(where)
+        await self._guardian.ready()
         log.info("mounted %s on %s", self.config.source, self.config.mountpoint)
         ready()
         notify_systemd()

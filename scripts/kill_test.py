@@ -398,12 +398,13 @@ def loaded_round(site: Site, seed: int, fault: Fault, tally: Tally) -> None:
         if fault.runs_on or emptied:
             time.sleep(choose.random() * 0.4)
             turn.kill_clients()
-        else:
-            tally.errors += turn.until_all_have_noticed(accept)
         try:
+            if not (fault.runs_on or emptied):
+                tally.errors += turn.until_all_have_noticed(accept)
             wait("the daemon's end", lambda: served.process.poll() is not None, END_TIMEOUT)
         except Failure as exc:
-            raise Failure(f"{exc}\n{stacks(served.process.pid)}") from None
+            pids = [served.process.pid, *(client.pid for client in turn.clients.values())]
+            raise Failure("\n".join([str(exc), *map(stacks, pids)])) from None
         tally.ends.append(time.monotonic() - begun)
     if fault.status is not None and served.process.returncode != fault.status:
         raise Failure(f"the daemon ended with {served.process.returncode}: {site.log_text()}")

@@ -4,9 +4,11 @@ import errno
 import os
 
 import pytest
+import trio
 
 from cleanfs.backing import Backing
-from cleanfs.interrupts import ANSWER, HEADER_SIZE, Given, Interrupts
+from cleanfs.interrupts import ANSWER, CHECK_SECONDS, HEADER_SIZE, Given, Interrupts
+from cleanfs.slots import Slots
 
 LOOKUP = b"\x64\0\0\0\x01\0\0\0" + bytes(HEADER_SIZE - 8)
 
@@ -45,3 +47,39 @@ def test_what_was_given_out_in_a_lent_answer_is_taken_back_if_nobody_waits_for_i
     interrupts.uninstall()
     os.close(device)
     os.close(kernel)
+
+
+def test_all_answers_that_were_written_into_a_lent_message_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some reads of 1 MiB can end at a time."""
+    interrupts = Interrupts(Backing(), Given())
+    device, kernel = os.pipe()
+    os.write(kernel, LOOKUP)
+    assert interrupts._lend(device)  # noqa: SLF001
+    assert os.read(device, 1 << 16) == LOOKUP
+    data = os.urandom(1 << 20)
+    answers = [ANSWER.pack(ANSWER.size + len(data), 0, number) + data for number in range(3)]
+    for answer in answers:
+        assert os.write(device, answer) == len(answer)
+    sent, write = list[bytes](), os.write
+    monkeypatch.setattr(os, "write", lambda _, answer: sent.append(answer))
+    interrupts._take_place_back()  # noqa: SLF001
+    monkeypatch.setattr(os, "write", write)
+    assert sent == answers
+    interrupts.uninstall()
+    os.close(device)
+    os.close(kernel)
+
+
+async def test_a_signal_of_a_call_that_does_not_hang_yet_is_asked_about_later() -> None:
+    """Another one hung when we read of it."""
+    backing = Backing()
+    backing.slots = Slots(clock=lambda: 0.0)
+    interrupts = Interrupts(backing, Given())
+    await backing.slots.acquire_on_behalf_of(object())
+    interrupts._signalled[2] = None  # noqa: SLF001
+    with trio.move_on_after(2 * CHECK_SECONDS):
+        await interrupts.run()
+    assert not interrupts._signalled  # noqa: SLF001
+    assert interrupts._unseen  # noqa: SLF001

@@ -290,6 +290,27 @@ def test_a_program_that_had_a_signal_before_ends_when_it_is_killed(
     check_alive(fs)
 
 
+def test_a_program_goes_on_that_has_a_signal_while_another_is_killed(
+    served: Faulty, fs: MountedFs
+) -> None:
+    look = "os.stat(sys.argv[1] + '/f')"
+    handled = "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\n"
+    served.fault("lookup", hang=True)
+    with program(look, fs.path) as first:
+        served.wait_hanging(1)
+        time.sleep(2 * GUARD_SECONDS)  # from now on it is known whose a request is
+        with program(handled + look, fs.path) as going_on, program(look, fs.path) as killed:
+            served.wait_hanging(3)
+            going_on.send_signal(signal.SIGUSR1)
+            killed.kill()
+            assert killed.wait(10) == -signal.SIGKILL
+            time.sleep(0.5)
+            assert going_on.poll() is None
+            assert first.poll() is None
+            served.heal()
+            assert going_on.wait(10) == 0
+
+
 def test_a_program_among_many_requests_ends_when_it_is_killed(served: Faulty, fs: MountedFs) -> None:
     served.fault("read", hang=True)
     busy = "while True: os.stat(sys.argv[1])"
@@ -578,6 +599,33 @@ def test_a_mount_whose_source_hangs_can_be_unmounted(tmp_path: Path, how: str) -
         assert not is_mounted(fs.path)
         served.heal()  # until then a thread of the daemon may wait in the kernel
         fs.process.wait(20)
+
+
+def test_a_notification_that_waits_for_the_source_keeps_nobody_when_the_daemon_ends(
+    tmp_path: Path,
+) -> None:
+    """It keeps the device open, and with it the wait for an answer that nobody would give any more."""
+    source = make_directories(tmp_path)
+    read, look = "open(sys.argv[1] + '/f').read()", "os.stat(sys.argv[1] + '/f')"
+    with faulty(*source) as served, on(served.path, tmp_path) as fs:
+        served.fault("read", hang=True)
+        with program(read, fs.path) as reading:
+            served.wait_hanging(1)
+            (served.real / "f").write_bytes(DATA[::-1])
+            with program(look, fs.path) as looking:  # which finds that out
+                wait_until(lambda: "fuse_reverse_inval_inode" in stacks(fs))
+                fs.process.terminate()
+                assert reading.wait(30) == 1
+                looking.wait(10)
+        assert not is_mounted(fs.path)
+        served.heal()
+        fs.process.wait(20)
+
+
+def stacks(fs: MountedFs) -> str:
+    """Where the daemon's threads are in the kernel."""
+    tasks = Path(f"/proc/{fs.process.pid}/task")
+    return "".join((task / "stack").read_text() for task in tasks.iterdir())
 
 
 def test_a_daemon_that_is_killed_and_can_not_end_leaves_a_dead_mount(tmp_path: Path) -> None:
