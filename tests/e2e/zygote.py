@@ -18,11 +18,16 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 from cleanfs import cli
 
 MAX_MESSAGE = 1 << 16
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = dict(os.environ)
+"""Not that of the test that happens to come first."""
 
 
 class Started:
@@ -85,6 +90,8 @@ class Zygote:
             [sys.executable, "-m", "tests.e2e.zygote", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            cwd=CHECKOUT,
+            env=ENVIRONMENT,
         )
         theirs.close()
         atexit.register(self._end)
