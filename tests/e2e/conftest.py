@@ -16,8 +16,13 @@ SMALL_CACHES = ("--page-cache", "1M", "--pool-limit", "64M")
 
 
 @pytest.fixture(autouse=True)
-def _starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _starts(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     """How cleanfs is started."""
+    monkeypatch.setattr(zygote, "below", f"{tmp_path_factory.getbasetemp().resolve()}/")
     monkeypatch.setattr(zygote, "in_use", "test_smoke" not in request.node.nodeid)
 
 
