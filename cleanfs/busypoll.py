@@ -131,16 +131,14 @@ class BusyPoll:
             raise trio.ClosedResourceError
         self._slept += 1
         await trio.lowlevel.wait_readable(fd)
+        while not self._readable(fd):
+            await trio.lowlevel.wait_readable(fd)
         self._yielded_ns = time.perf_counter_ns()
         self._window.waited(self._yielded_ns - began)
 
     async def _look(self, fd: int, began: int) -> bool:
         """Poll until the window closes. Whether there is something to read."""
-        if self._poll is None:
-            poller = select.poll()
-            poller.register(fd, select.POLLIN)
-            self._poll = poller.poll
-        poll, deadline = self._poll, began + self._window.ns
+        readable, deadline = self._readable, began + self._window.ns
         now = began
         while now < deadline:
             if now > self._yielded_ns + MAX_UNYIELDING_NS or self._others_can_run():
@@ -148,10 +146,18 @@ class BusyPoll:
                 self._yielded_ns = time.perf_counter_ns()
                 if self._closing:
                     return False
-            if poll(0):
+            if readable(fd):
                 return True
             now = time.perf_counter_ns()
         return False
+
+    def _readable(self, fd: int) -> bool:
+        """Now: what woke us may be gone (a signal whose request was answered), and a read waits."""
+        if self._poll is None:
+            poller = select.poll()
+            poller.register(fd, select.POLLIN)
+            self._poll = poller.poll
+        return bool(self._poll(0))
 
     def _others_can_run(self) -> bool:
         scheduler = trio.lowlevel.current_statistics()

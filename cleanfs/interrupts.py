@@ -30,7 +30,6 @@ import errno
 import logging
 import os
 import re
-import select
 import struct
 import time
 from collections import deque
@@ -161,7 +160,6 @@ class Interrupts(StandIn, logging.Filter):
         self._sample_due_at = 0.0
         self._unseen = False  # there may be signals that libfuse has read of, or we for nothing
         self._askers: dict[int, int] = {}  # threads, by unique; oldest first
-        self._readable: Callable[[int], list[tuple[int, int]]] | None = None
 
     def install(self) -> None:
         """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere lets nobody go."""
@@ -306,15 +304,8 @@ class Interrupts(StandIn, logging.Filter):
     async def wait_readable(self, fd: int) -> None:
         """pyfuse3 is about to read the device."""
         self._take_place_back()
-        if self._readable is None:
-            poller = select.poll()
-            poller.register(fd, select.POLLIN)
-            self._readable = poller.poll
         while True:
             await self.behind.lowlevel.wait_readable(fd)
-            # What was there may be gone, a signal whose request was answered, and a read would wait.
-            if not self._readable(0):
-                continue
             self._messages += 1
             if (
                 self._backing.slots.oldest_seconds <= GUARD_SECONDS
