@@ -294,17 +294,15 @@ def test_a_program_that_had_a_signal_before_ends_when_it_is_killed(
 def test_a_program_goes_on_that_has_a_signal_while_another_is_killed(
     served: Faulty, fs: MountedFs
 ) -> None:
-    def looking(name: str) -> str:  # each at its own, or the kernel would ask for all of them once
-        handled = "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\n"
-        return f"{handled}os.stat(sys.argv[1] + '/{name}')"
-
-    served.fault("lookup", hang=True)
-    with program(looking("f"), fs.path) as first:
+    handled = "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\n"
+    for op in ("read", "opendir", "make"):
+        served.fault(op, hang=True)
+    with program("f = os.open(sys.argv[1] + '/f', os.O_RDONLY); os.read(f, 10)", fs.path) as first:
         served.wait_hanging(1)
         time.sleep(2 * GUARD_SECONDS)  # from now on it is known whose a request is
         with (
-            program(looking("other"), fs.path) as going_on,
-            program(looking("new"), fs.path) as killed,
+            program(f"{handled}os.listdir(sys.argv[1])", fs.path) as going_on,
+            program("os.mkdir(sys.argv[1] + '/new')", fs.path) as killed,
         ):
             served.wait_hanging(3)
             going_on.send_signal(signal.SIGUSR1)
