@@ -226,7 +226,7 @@ def test_commands_do_not_wait_for_a_daemon_that_is_stopped(source: Path, mountpo
             assert shown.returncode == 1
             assert shown.stderr.count("\n") == 1
             assert "does not answer" in shown.stderr
-            # Other tests list all mounts, this one too: they keep it busy until they give up.
+            # A few tests list all mounts, this one too: they keep it busy until they give up.
             wait_until(lambda: cleanfs("umount", mountpoint).returncode == 0, LOAD_TIMEOUT)
             assert not is_mounted(mountpoint)
         finally:
