@@ -44,9 +44,9 @@ from cleanfs.caller import Caller
 from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.fsnotify import SourceWatch
+from cleanfs.given import Given
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
 from cleanfs.inodes import NOT_TOLD, ROOT, Inode, InodeTable, StaleError, access_of, stamps_of
-from cleanfs.interrupts import Given
 from cleanfs.namespace import ACCESS_ACL, Actor, NewAttributes, OpenedFile
 from cleanfs.root import ACL_NAMES, Root
 from cleanfs.tree import Tree, Using

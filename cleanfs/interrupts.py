@@ -29,17 +29,17 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import struct
 import time
-from collections import deque
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
 from cleanfs.backing import Backing
+from cleanfs.dying import dying_threads
+from cleanfs.given import GIVING, Given
 from cleanfs.standin import StandIn
+from cleanfs.uniques import Uniques
 
 log = logging.getLogger(__name__)
 
@@ -68,80 +68,14 @@ answers by then, and nobody is told of a signal."""
 CHECK_SECONDS: Final = 0.2
 """How often it is looked who is dying, while somebody who waits has got a signal."""
 
-SAMPLE_SECONDS: Final = 0.25
-"""We also read a message that often, to know what number the requests have reached."""
-
-SAMPLES_KEPT_SECONDS: Final = 2.0
-"""A signal that was missed is looked for at the latest that long after its request was made."""
-
-STEP: Final = 2
-"""From one request's unique to the next one's (fs/fuse/dev.c, FUSE_REQ_ID_STEP; since Linux 4.20)."""
-
 INTERRUPT_BIT: Final = 1
-"""In the unique of an answer: it is one to the request's interrupt (FUSE_INT_REQ_BIT, ibid.)."""
-
-ASKS_SINCE: Final = (5, 1)
-"""The Linux that takes such an answer for requests that nothing interrupts, too, and refuses it."""
-
-MAX_ASKED: Final = 1 << 18
-"""The newest requests that are asked about. In two seconds there are less."""
+"""In an answer's unique: it is one to the request's interrupt (FUSE_INT_REQ_BIT, fs/fuse/dev.c)."""
 
 MAX_ASKERS: Final = 4096
 """Requests, the newest that we have read, of which it is remembered who made them."""
 
-UNREAD: Final = 1024
-"""Requests that may have got a number and were taken back before anybody could read them."""
-
 ASKED_AT_ONCE: Final = 256
 """Requests asked about before others get their turn."""
-
-SIGKILL_PENDING: Final = 1 << 8
-"""In the masks of /proc/PID/status."""
-
-GIVING: Final = re.compile(r"fuse_(lookup|mknod|mkdir|symlink|link|open|create|opendir|readdirplus)\b")
-"""Handlers whose answers give something out, as pyfuse3 names them when one is refused."""
-
-
-class Given:
-    """What the last handler gave out, and how to take that back if the kernel refuses the answer.
-
-    Each of the GIVING ones says so as the last thing that it does, or that it gives nothing.
-    """
-
-    def __init__(self) -> None:
-        """Nothing."""
-        self._take_back: Callable[[], None] | None = None
-        self._letter = -1
-        self._written: dict[int, Callable[[], None]] = {}  # by where the answer is in the letter
-
-    def hold(self, take_back: Callable[[], None] | None) -> None:
-        """A handler is about to return; pyfuse3 sends its answer before anything else runs."""
-        self._take_back = take_back
-        if self._letter >= 0 and take_back is not None:
-            self._written[os.lseek(self._letter, 0, os.SEEK_CUR)] = take_back
-
-    def lent(self, letter: int) -> None:
-        """Answers go into a file for now, -1 for no longer: whether they are refused is known later."""
-        self._letter = letter
-        self._written.clear()
-
-    def refused(self, written_at: int | None = None) -> None:
-        """The last answer was refused, or the one that begins there in the letter."""
-        if written_at is None:
-            take_back, self._take_back = self._take_back, None
-        else:
-            take_back = self._written.pop(written_at, None)
-        if take_back is not None:
-            take_back()
-
-
-class Sample(NamedTuple):
-    """What number the requests had reached."""
-
-    at: float
-    unique: int
-    message: int
-    """How many messages were read before."""
 
 
 class Interrupts(StandIn, logging.Filter):
@@ -155,9 +89,7 @@ class Interrupts(StandIn, logging.Filter):
         self._fd = self._device = self._letter = -1
         self._lent = 0
         self._signalled: dict[int, None] = {}
-        self._messages = 0
-        self._samples: deque[Sample] = deque()  # oldest first
-        self._sample_due_at = 0.0
+        self._uniques = Uniques()
         self._unseen = False  # there may be signals that libfuse has read of, or we for nothing
         self._askers: dict[int, int] = {}  # threads, by unique; oldest first
 
@@ -225,12 +157,7 @@ class Interrupts(StandIn, logging.Filter):
         takes it for any request: EINVAL if nothing interrupts it, ENOENT if there is none of that
         number (any more).
         """
-        if not self._samples or kernel_version() < ASKS_SINCE:
-            return
-        newest = self._samples[-1]
-        last = newest.unique + STEP * (self._messages - newest.message + UNREAD)
-        first = max(self._samples[0].unique, last - STEP * MAX_ASKED)
-        for asked, unique in enumerate(range(first, last, STEP), 1):
+        for asked, unique in enumerate(self._uniques.recent(), 1):
             if not asked % ASKED_AT_ONCE:
                 await trio.lowlevel.checkpoint()
             with contextlib.suppress(OSError):
@@ -254,7 +181,7 @@ class Interrupts(StandIn, logging.Filter):
             [unique] = INTERRUPTED.unpack_from(message, HEADER_SIZE)
             self._signalled[unique] = None
             return False
-        self._sample(unique)
+        self._uniques.saw(unique)
         self._askers[unique] = asker
         if len(self._askers) > MAX_ASKERS:
             del self._askers[next(iter(self._askers))]
@@ -290,15 +217,6 @@ class Interrupts(StandIn, logging.Filter):
             elif exc.errno not in (errno.ENOENT, errno.ENODEV):
                 log.warning("the kernel refused an answer: %s", exc)
 
-    def _sample(self, unique: int) -> None:
-        now = time.monotonic()
-        if now < self._sample_due_at:
-            return
-        self._sample_due_at = now + SAMPLE_SECONDS
-        self._samples.append(Sample(now, unique, self._messages))
-        while len(self._samples) > 1 and self._samples[1].at < now - SAMPLES_KEPT_SECONDS:
-            self._samples.popleft()
-
     # -- what pyfuse3 takes for trio ------------------------------------------------------------
 
     async def wait_readable(self, fd: int) -> None:
@@ -306,44 +224,12 @@ class Interrupts(StandIn, logging.Filter):
         self._take_place_back()
         while True:
             await self.behind.lowlevel.wait_readable(fd)
-            self._messages += 1
+            self._uniques.messages += 1
             if (
                 self._backing.slots.oldest_seconds <= GUARD_SECONDS
-                and time.monotonic() < self._sample_due_at
+                and time.monotonic() < self._uniques.due_at
             ):
                 self._unseen = True
                 return
             if self._lend(fd):
                 return
-
-
-def dying_threads() -> set[int]:
-    """Threads on this machine that were killed and wait for something that no signal ends.
-
-    Each wait for us is one. Of the others most are short.
-    """
-    found: set[int] = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            found.update(
-                int(task)
-                for task in os.listdir(f"/proc/{pid}/task")
-                if _is_killed(f"/proc/{pid}/task/{task}/status")
-            )
-    return found
-
-
-def kernel_version() -> tuple[int, ...]:
-    """Its first two numbers."""
-    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
-
-
-def _is_killed(status: str) -> bool:
-    waits = False
-    with contextlib.suppress(OSError), open(status, "rb") as lines:
-        for line in lines:
-            if line.startswith(b"State:"):
-                waits = line.split()[1] == b"D"
-            elif line.startswith(b"SigPnd:"):
-                return waits and bool(int(line.split()[1], 16) & SIGKILL_PENDING)
-    return False

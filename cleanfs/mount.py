@@ -25,11 +25,12 @@ from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_B
 from cleanfs.filesystem import CleanFS
 from cleanfs.fsnotify import SourceWatch, UnwatchableError, WatchStats
 from cleanfs.fusectl import connection_of
+from cleanfs.given import Given
 from cleanfs.guardian import Guardian
 from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
 from cleanfs.inodes import InodeTable
-from cleanfs.interrupts import Given, Interrupts
+from cleanfs.interrupts import Interrupts
 from cleanfs.keeper import Keeper
 from cleanfs.latency import Latencies
 from cleanfs.malloc import give_back, rss_bytes

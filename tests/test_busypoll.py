@@ -110,6 +110,26 @@ async def test_what_comes_late_is_found_and_closes_the_window(
     assert poll._window.ns == 0  # noqa: SLF001
 
 
+async def test_what_woke_it_and_is_gone_is_waited_for_again(
+    ends: tuple[socket.socket, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read would wait, and with it everything: it was a signal whose request was answered."""
+    waited, wait = list[int](), trio.lowlevel.wait_readable
+
+    async def wait_readable(fd: int) -> None:
+        waited.append(fd)
+        if len(waited) == 1:
+            await trio.lowlevel.checkpoint()
+        else:
+            ends[1].send(b"x")
+            await wait(fd)
+
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", wait_readable)
+    await BusyPoll(LIMIT_US).wait_readable(ends[0].fileno())
+    assert len(waited) == 2
+    assert ends[0].recv(1) == b"x"
+
+
 async def test_a_thread_that_has_finished_is_not_kept_waiting(
     ends: tuple[socket.socket, ...], nursery: trio.Nursery
 ) -> None:

@@ -21,9 +21,9 @@ from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import Coherency, CoherencyChecker
 from cleanfs.control import Control, Operator
 from cleanfs.filesystem import CleanFS
+from cleanfs.given import Given
 from cleanfs.handles import Services
 from cleanfs.inodes import NOT_TOLD, InodeTable
-from cleanfs.interrupts import Given
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes, all_local
 from cleanfs.notify import Notifier

@@ -7,7 +7,8 @@ import pytest
 import trio
 
 from cleanfs.backing import Backing
-from cleanfs.interrupts import ANSWER, CHECK_SECONDS, HEADER_SIZE, Given, Interrupts
+from cleanfs.given import Given
+from cleanfs.interrupts import ANSWER, CHECK_SECONDS, HEADER_SIZE, Interrupts
 from cleanfs.slots import Slots
 
 LOOKUP = b"\x64\0\0\0\x01\0\0\0" + bytes(HEADER_SIZE - 8)

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from cleanfs.backing import Backing
-from cleanfs.interrupts import Given, Interrupts
+from cleanfs.given import Given
+from cleanfs.interrupts import Interrupts
 from cleanfs.mounts import mount_points, mounted_at
 from tests.e2e import load
 from tests.e2e.mounting import (

@@ -252,7 +252,12 @@ def program(code: str, *args: Path) -> Iterator[subprocess.Popen[bytes]]:
     ],
 )
 @pytest.mark.parametrize(
-    ("number", "after"), [(signal.SIGKILL, 0), (signal.SIGTERM, 2 * GUARD_SECONDS)]
+    ("number", "after"),
+    [
+        (signal.SIGKILL, 0),
+        (signal.SIGKILL, 2 * GUARD_SECONDS),
+        (signal.SIGTERM, 2 * GUARD_SECONDS),
+    ],
 )
 def test_a_program_that_is_killed_while_the_source_hangs_ends(
     served: Faulty, fs: MountedFs, op: str, code: str, number: int, after: float
