@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cleanfs.fusectl import open_connections
+from cleanfs.mounts import mounted_at
 from tests.e2e import zygote
 
 START_TIMEOUT = 20.0
@@ -178,6 +180,7 @@ def mounted(
                 stderr=output,
                 stdin=subprocess.DEVNULL,
             )
+    connection = None
     try:
         with killed_after(LIFETIME, process.pid, mountpoint):
             wait_until(
@@ -188,9 +191,11 @@ def mounted(
                 START_TIMEOUT,
             )
             assert process.poll() is None, log.read_text()
+            point = mounted_at(str(mountpoint))
+            connection = None if point is None else os.minor(point.device)
             yield MountedFs(source, mountpoint, process, log, options)
     finally:
-        _clean_up(process, mountpoint)
+        _clean_up(process, mountpoint, connection)
     unexpected = [
         line for line in log.read_text().splitlines() if "Traceback" in line or " ERROR " in line
     ]
@@ -212,7 +217,9 @@ def _has_started(log: Path) -> bool:
     return b"cleanfs.mount: mounted " in log.read_bytes()
 
 
-def _clean_up(process: subprocess.Popen[bytes] | zygote.Started, mountpoint: Path) -> None:
+def _clean_up(
+    process: subprocess.Popen[bytes] | zygote.Started, mountpoint: Path, connection: int | None
+) -> None:
     if process.poll() is None:
         process.terminate()
         try:
@@ -220,8 +227,21 @@ def _clean_up(process: subprocess.Popen[bytes] | zygote.Started, mountpoint: Pat
         except subprocess.TimeoutExpired:
             process.kill()
             unmount_by_force(mountpoint)
+            _sever(connection)
             process.wait(STOP_TIMEOUT)
     unmount_by_force(mountpoint)
+
+
+def _sever(connection: int | None) -> None:
+    """End all waits for a daemon that does not end: its mount may be gone, and not who waits in it."""
+    if connection is None or os.geteuid() != 0:
+        return
+    connections = open_connections()
+    try:
+        with suppress(OSError):  # it has gone
+            Path(f"/proc/self/fd/{connections}/{connection}/abort").write_text("1")
+    finally:
+        os.close(connections)
 
 
 def unmount_by_force(mountpoint: Path) -> None:

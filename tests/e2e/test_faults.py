@@ -229,13 +229,16 @@ def program(code: str, *args: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A Python program, which says that it is about to do what may hang."""
     script = f"import os, sys, time\nprint(flush=True)\n{code}"
     words = [sys.executable, "-I", "-S", "-c", script, *map(str, args)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    with process.stdout:
         try:
+            process.stdout.readline()
             yield process
         finally:
             process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the end of its mount will end it
+                process.wait(10)
 
 
 @pytest.mark.parametrize(
