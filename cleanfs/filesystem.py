@@ -300,7 +300,8 @@ class CleanFS(pyfuse3.Operations):
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a directory."""
         async with self._changing_names(parent_inode, name) as parent:
-            await self._tree.run(namespace.rmdir, parent.fd, name, self._actor(parent, ctx))
+            actor = self._actor(parent, ctx)
+            self._tree.name_changed(await self._tree.run(namespace.rmdir, parent.fd, name, actor))
 
     @handler
     async def rename(
@@ -499,8 +500,8 @@ class CleanFS(pyfuse3.Operations):
         self._control_dirs.pop(fh, None)
         directory = self._dirs.pop(fh, None)
         if directory is not None:
-            self._inodes.released(directory.inode, directory.fd)
-            await directory.release()
+            with self._inodes.closing(directory.inode, directory.fd):
+                await directory.release()
 
     @handler
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
@@ -751,8 +752,10 @@ class CleanFS(pyfuse3.Operations):
     async def _release(self, fh: FileHandleT) -> None:
         handle = self._handles.pop(fh)
         if isinstance(handle, FileHandle):
-            self._inodes.released(handle.inode, handle.fd)
-        await handle.release()
+            with self._inodes.closing(handle.inode, handle.fd):
+                await handle.release()
+        else:
+            await handle.release()
 
     def _release_soon(self, fh: FileHandleT, node: int = ROOT) -> None:
         """The kernel was not told of an open file, nor of the node."""

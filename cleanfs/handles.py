@@ -5,7 +5,8 @@ import mmap
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter_ns
 from typing import Protocol, TypeVar, TypeVarTuple
 
@@ -20,6 +21,7 @@ from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
 from cleanfs.notify import Notifier
 from cleanfs.pagecache import Answers, Buffer, CachedFile, PageCache, Writing
+from cleanfs.room import Room
 from cleanfs.stream import Stream
 
 T = TypeVar("T")
@@ -75,6 +77,8 @@ class Services:
 
     writeback: bool = False
     """The kernel keeps what programs write, and writes it later."""
+
+    room: Room = field(default_factory=Room)
 
     def before(self) -> Before:
         """This moment."""
@@ -211,14 +215,17 @@ class FileHandle:
         writer, inode.asked_for = inode.asked_for, None
         async with services.pagecache.mutating(file, offset, stop):
             try:
-                written = await services.backing.write(
-                    self._source,
-                    self.fd,
-                    offset,
-                    data,
-                    append=append,
-                    durable=self._durable,
-                    writer=writer,
+                written = await services.room.retrying(
+                    partial(
+                        services.backing.write,
+                        self._source,
+                        self.fd,
+                        offset,
+                        data,
+                        append=append,
+                        durable=self._durable,
+                        writer=writer,
+                    )
                 )
                 if services.flushless and not services.is_local(inode):
                     # Mounted below the source after us; nobody will ask what its close has to say.

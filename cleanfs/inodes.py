@@ -33,6 +33,7 @@ import trio
 from cleanfs import syscalls
 from cleanfs.caller import Caller
 from cleanfs.ops import FileKey
+from cleanfs.room import Room
 
 ROOT = 1
 """FUSE's node id of the root."""
@@ -228,7 +229,7 @@ class Watcher(Protocol):
 class InodeTable:
     """See the module."""
 
-    def __init__(self, root_fd: int, fd_budget: int, max_inodes: int) -> None:
+    def __init__(self, root_fd: int, fd_budget: int, max_inodes: int, room: Room) -> None:
         """``root_fd`` is an O_PATH descriptor of the source and stays the caller's."""
         st = os.fstat(root_fd)
         self.fd_budget = fd_budget
@@ -245,6 +246,7 @@ class InodeTable:
         self.forgotten = 0
         """Inodes that left the table."""
         self._watcher: Watcher | None = None
+        self._room = room
         self.root = Inode(st.st_dev, st.st_ino, stat_module.S_IFDIR, ROOT, next(self._generations))
         self.root.fd = os.dup(root_fd)
         self.root.nlookup = 1
@@ -353,11 +355,17 @@ class InodeTable:
         self._open_fds += 1
         self.shrink()
 
-    def released(self, inode: Inode, fd: int) -> None:
-        """The file handle is being closed."""
+    @contextmanager
+    def closing(self, inode: Inode, fd: int) -> Iterator[None]:
+        """Around the close of a file handle: the inode stays in the table until that has been done."""
+        self._room.closing(inode.node)
         self._open_fds -= 1
         inode.open_fds = tuple(other for other in inode.open_fds if other != fd)
-        self._drop_unused(inode)
+        inode.pins += 1
+        try:
+            yield
+        finally:
+            self.unpin(inode)
 
     @contextmanager
     def using(self, inode: Inode) -> Iterator[None]:
@@ -517,6 +525,7 @@ class InodeTable:
         if inode.fd >= 0:
             os.close(inode.fd)
             inode.fd = -1
+        self._room.given_up(inode.node)
 
 
 def is_parked(parked: Inode, fd: int, st: os.stat_result) -> bool:

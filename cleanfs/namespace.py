@@ -44,7 +44,7 @@ class OpenedFile(Opened):
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A file whose attributes an operation changed: right before and right after."""
+    """A file, or directory, whose attributes an operation changed: right before and right after."""
 
     key: FileKey
     before: os.stat_result
@@ -239,10 +239,12 @@ def unlink(parent_fd: int, name: bytes, actor: Actor) -> Changed:
         return held.changed()
 
 
-def rmdir(parent_fd: int, name: bytes, actor: Actor) -> None:
+def rmdir(parent_fd: int, name: bytes, actor: Actor) -> Changed:
     """Remove a directory."""
-    with actor.acting():
-        os.rmdir(name, dir_fd=parent_fd)
+    with _Holding(parent_fd, name) as held:
+        with actor.acting():
+            os.rmdir(name, dir_fd=parent_fd)
+        return held.changed()
 
 
 @dataclass(frozen=True, slots=True)

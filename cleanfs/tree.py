@@ -58,9 +58,11 @@ class Tree:
     async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a thread (``Backing.run``).
 
-        It may open descriptors, if it undoes what it did when there are none left.
+        It may open descriptors and take space, if it undoes what it did when there is none left.
         """
-        return await self._retry_emfile(self.services.backing.run, call, *args)
+        return await self.services.room.retrying(
+            self._retry_emfile, self.services.backing.run, call, *args
+        )
 
     async def unpark(self, inode: Inode, depth: int = 0) -> None:
         """Give a parked inode a descriptor again. Raises StaleError, OSError."""
@@ -236,6 +238,8 @@ class Tree:
 
     def name_changed(self, changed: Changed) -> None:
         """A file lost or gained a name by our hand: its ctime moved; without a name it is gone."""
+        if changed.gone and (inode := self.inodes.find(changed.before)) is not None:
+            self.services.room.removed(inode.node)
         file = self.services.pagecache.known(changed.key)
         if file is None:
             return

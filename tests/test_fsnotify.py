@@ -52,7 +52,7 @@ class Site:
             Latencies(),
         )
         root_fd = os.open(source, os.O_PATH)
-        self.inodes = InodeTable(root_fd, 100, 1000)
+        self.inodes = InodeTable(root_fd, 100, 1000, self.services.room)
         os.close(root_fd)
         self.source = source
         self.watch = SourceWatch(self.services, self.inodes)

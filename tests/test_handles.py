@@ -29,6 +29,7 @@ from cleanfs.mounts import FileSystemTypes, all_local
 from cleanfs.notify import Notifier
 from cleanfs.pagecache import PageCache, Writing
 from cleanfs.resident import make_resident
+from cleanfs.room import Room
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def services() -> Services:
 def inodes(tmp_path: Path) -> Iterator[InodeTable]:
     (tmp_path / "f").write_bytes(b"text")
     fd = os.open(tmp_path, os.O_PATH)
-    table = InodeTable(fd, 64, 64)
+    table = InodeTable(fd, 64, 64, Room())
     os.close(fd)
     yield table
     table.close()

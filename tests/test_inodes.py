@@ -27,6 +27,7 @@ from cleanfs.inodes import (
     is_parked,
     open_parked,
 )
+from cleanfs.room import Room
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -49,7 +50,7 @@ class Rig:
     def __init__(self, path: Path, fd_budget: int = 100, max_inodes: int = 1000) -> None:
         self.path = path
         root_fd = os.open(path, PATH_FLAGS)
-        self.table = InodeTable(root_fd, fd_budget, max_inodes)
+        self.table = InodeTable(root_fd, fd_budget, max_inodes, Room())
         os.close(root_fd)
 
     def lookup(self, name: str, parent: Inode | None = None) -> Inode:
@@ -196,7 +197,8 @@ def test_an_open_file_keeps_its_inode(rig: Rig) -> None:
     rig.table.opened(a, 777)
     rig.table.forget(a.node, 1)
     assert rig.table[a.node] is a
-    rig.table.released(a, 777)
+    with rig.table.closing(a, 777):
+        assert rig.table[a.node] is a  # its space has not been given up
     assert len(rig.table) == 1
 
 
@@ -271,7 +273,8 @@ def test_held_inodes_make_way_for_open_files(rig: Rig) -> None:
     assert rig.table.stats().held == 1 + LEAST_HELD
     with pytest.raises(OSError, match="Too many open files"):
         rig.table.check_may_open()
-    rig.table.released(held[-1], 1000)
+    with rig.table.closing(held[-1], 1000):
+        pass
     rig.table.check_may_open()
 
 
@@ -340,7 +343,8 @@ def test_an_open_file_finds_it_without_a_name(rig: Rig) -> None:
     opened = open_parked(a, -1, -1)
     assert os.path.samestat(os.fstat(opened), st)
     rig.table.unpark(a, opened)
-    rig.table.released(a, fd)
+    with rig.table.closing(a, fd):
+        pass
     os.close(fd)
 
 
@@ -553,7 +557,8 @@ def test_the_oldest_idle_files_are_forgettable_in_turn(rig: Rig) -> None:
     rig.table.opened(b, 777)
     with rig.table.using(c):
         assert rig.table.forgettable(10) == [(ROOT, b"a")]
-    rig.table.released(b, 777)
+    with rig.table.closing(b, 777):
+        pass
     assert rig.table.forgettable(10) == [(ROOT, b"a"), (ROOT, b"b"), (ROOT, b"c")]
     found = [place for _ in range(5) for place in rig.table.forgettable(1)]
     assert sorted(found) == [(ROOT, b"a"), (ROOT, b"b"), (ROOT, b"c")], "each comes to its turn"

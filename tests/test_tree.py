@@ -33,7 +33,7 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
     checker = CoherencyChecker(pagecache, Coherency.NONE)
     services = Services(Backing(), pagecache, checker, FileSystemTypes(), Notifier(), Latencies())
     fd = os.open(tmp_path, os.O_PATH)
-    inodes = InodeTable(fd, 64, 64)
+    inodes = InodeTable(fd, 64, 64, services.room)
     os.close(fd)
     yield Tree(services, inodes)
     inodes.close()
@@ -85,7 +85,8 @@ async def test_a_parked_inode_is_found_by_its_place_its_handle_or_its_open_file(
     assert inode.fd < 0
     async with tree.using(inode.node) as held:
         assert os.fstat(held.fd).st_nlink == 0
-    tree.inodes.released(inode, fd)
+    with tree.inodes.closing(inode, fd):
+        pass
     os.close(fd)
 
 
