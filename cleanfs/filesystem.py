@@ -230,27 +230,35 @@ class CleanFS(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
         handle = self._handles.get(fh) if fh is not None else None
-        io_fd = handle.fd if isinstance(handle, FileHandle) and handle.writable else -1
-        async with self._tree.using(inode) as held:
+        if isinstance(handle, FileHandle) and handle.writable:
+            with handle.use:
+                return await self._set_attributes(inode, handle.fd, new, ctx)
+        return await self._set_attributes(inode, -1, new, ctx)
+
+    async def _set_attributes(
+        self, node: int, io_fd: int, new: NewAttributes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """``io_fd`` is the descriptor that the caller has the file open for writing with, or -1."""
+        async with self._tree.using(node) as inode:
             if new == NewAttributes():
-                st = await self._recheck_owner(held, ctx)
-                lost_capability, held.lost_capability = held.lost_capability, False
+                st = await self._recheck_owner(inode, ctx)
+                lost_capability, inode.lost_capability = inode.lost_capability, False
                 if _is_before_a_write(st, Caller.of(ctx), lost_capability):
-                    return self._attributes(held, st)
+                    return self._attributes(inode, st)
                 new = NewAttributes(uid=NOBODY_ELSE)
             elif ctx.uid != 0:
                 # Who has it open for writing may go on whatever became of the permissions.
                 st = await (
-                    self._recheck_owner(held, ctx)
+                    self._recheck_owner(inode, ctx)
                     if io_fd < 0
-                    else self._tree.near(held, os.fstat, held.fd)
+                    else self._tree.near(inode, os.fstat, inode.fd)
                 )
-                if fields.update_size and not fields.update_mode:
+                if new.size is not None and new.mode is None:
                     new = replace(new, mode=without_set_id(st, Caller.of(ctx)))
-            st = await self._tree.set_attributes(held, io_fd, new)
-            if fields.update_size:
-                held.set_size(st.st_size)
-            return self._attributes(held, st)
+            st = await self._tree.set_attributes(inode, io_fd, new)
+            if new.size is not None:
+                inode.set_size(st.st_size)
+            return self._attributes(inode, st)
 
     @handler
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -458,6 +466,10 @@ class CleanFS(pyfuse3.Operations):
                     break
             return
         directory = self._dirs[fh]
+        with directory.use:
+            await self._list(directory, start_id, token)
+
+    async def _list(self, directory: DirHandle, start_id: int, token: ReaddirToken) -> None:
         directory.batch = self._entries_per_reply
         if start_id == 0:
             await directory.rewind()

@@ -132,8 +132,8 @@ class Use:
             self._idle.set()
 
     async def ended(self) -> None:
-        """Return when there is none; no more will come."""
-        if self._users:
+        """Return when there is none; no request will begin another one."""
+        while self._users:  # who is let go between two calls begins the second one all the same
             self._idle = trio.Event()
             await self._idle.wait()
 
@@ -150,7 +150,7 @@ class FileHandle:
         self.file = file
         self.fd = fd
         self._source = services.source_fs(inode)
-        self._use = Use()
+        self.use = Use()
         self._stream = Stream()
         self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is not Coherency.NONE
         self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
@@ -163,6 +163,10 @@ class FileHandle:
 
     async def read(self, offset: int, size: int) -> Buffer:
         """The hook: page cache, then cleancache, then the source."""
+        with self.use:
+            return await self._read(offset, size)
+
+    async def _read(self, offset: int, size: int) -> Buffer:
         began = perf_counter_ns()
         pagecache = self._pagecache
         if self.file.writes:
@@ -189,7 +193,7 @@ class FileHandle:
         The first must not overwrite what others appended in the source. Where there are no others
         the kernel knows the end, and each write goes where it says.
         """
-        with self._use:
+        with self.use:
             return await self._write(offset, data)
 
     async def _write(self, offset: int, data: bytes) -> int:
@@ -250,16 +254,16 @@ class FileHandle:
 
         A program that was killed in a call which hangs closes its files: it is not to hang there.
         """
-        if self._use and self._services.backing.orphans:
+        if self.use and self._services.backing.orphans:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
         if self.writable:
-            with self._use:
+            with self.use:
                 await self._services.run_near(self.inode, namespace.flush, self.fd)
 
     async def release(self) -> None:
         """Close. The last close of a file without a name discards its pages."""
         services, file = self._services, self.file
-        await self._use.ended()
+        await self.use.ended()
         file.pins -= 1
         if self.writable and file.answers is not None:
             file.answers.writers -= 1
@@ -273,14 +277,13 @@ class FileHandle:
 
     async def sync(self, data_only: bool) -> None:
         """``fsync`` the source."""
-        with self._use:
+        with self.use:
             await self._services.backing.run(namespace.sync, self.fd, data_only)
 
     async def _read_source(self, offset: int, size: int) -> Buffer:
-        with self._use:
-            return await self._services.backing.read(
-                self._source, self._stream, self.fd, offset, size, self.file.size
-            )
+        return await self._services.backing.read(
+            self._source, self._stream, self.fd, offset, size, self.file.size
+        )
 
 
 class DirHandle:
@@ -296,7 +299,7 @@ class DirHandle:
         self._services = services
         self.inode = inode
         self.fd = fd
-        self._use = Use()
+        self.use = Use()
         self._names = namespace.Names()
         self._stats: dict[int, EntryStat] = {}
         self._dots: dict[bytes, os.stat_result] = {}
@@ -309,8 +312,7 @@ class DirHandle:
     async def rewind(self) -> None:
         """Take the snapshot. Raises OSError."""
         self.before = self._services.before()
-        with self._use:
-            listing = await self._services.backing.run(namespace.list_directory, self.fd, self.batch)
+        listing = await self._services.backing.run(namespace.list_directory, self.fd, self.batch)
         self._names = listing.names
         self._stats = dict(enumerate(listing.stats))
         self._dots = {b".": listing.dot, b"..": listing.dot_dot}
@@ -330,19 +332,18 @@ class DirHandle:
         if position not in self._stats:
             self.before = self._services.before()
             names = self._names.some(position, self.batch)
-            with self._use:
-                stats = await self._services.backing.run(namespace.stat_names, self.fd, names)
+            stats = await self._services.backing.run(namespace.stat_names, self.fd, names)
             self._stats = dict(enumerate(stats, position))
         return self._names[position], self._stats[position]
 
     async def release(self) -> None:
         """Close."""
-        await self._use.ended()
+        await self.use.ended()
         await self._services.run_near(self.inode, os.close, self.fd)
 
     async def sync(self, data_only: bool) -> None:
         """``fsync`` the directory."""
-        with self._use:
+        with self.use:
             await self._services.backing.run(namespace.sync, self.fd, data_only)
 
 

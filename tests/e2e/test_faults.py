@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -332,6 +333,77 @@ def test_a_program_among_many_requests_ends_when_it_is_killed(served: Faulty, fs
         process.kill()
         assert process.wait(10) == -signal.SIGKILL
     check_alive(fs)
+
+
+@contextmanager
+def killed_in(fs: MountedFs, code: str, until: Callable[[], object]) -> Iterator[None]:
+    """A program that is killed in a call that hangs; then others open files, which get the descriptors
+    of its own, if those were closed.
+    """
+    with program(code, fs.path) as process:
+        until()
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+    time.sleep(0.5)  # the kernel tells of the close, and libfuse may be reading what came before
+    fds = [os.open(fs.path / "other", os.O_RDWR) for _ in range(8)]
+    try:
+        yield
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_a_read_by_who_is_gone_is_of_no_other_file(tmp_path: Path) -> None:
+    """It waits for a write. What it then reads into the cache is for everybody."""
+    reading = (  # of one page by itself: what is read ahead, the kernel reads for nobody in particular
+        "import mmap; f = os.open(sys.argv[1] + '/f', os.O_RDONLY)\n"
+        "pages = mmap.mmap(f, 4096, prot=mmap.PROT_READ)\npages.madvise(mmap.MADV_RANDOM)\npages[0]"
+    )
+    options = ("--coherency", "none")
+    with faulty(*make_directories(tmp_path)) as source, on(source.path, tmp_path, *options) as fs:
+        (fs.path / "other").read_bytes()
+        page = mmap.mmap(-1, PAGE)
+        page.write(DATA[:PAGE])
+        with (
+            opened(fs.path / "f", os.O_RDWR | os.O_DIRECT) as fd,
+            ThreadPoolExecutor(1) as pool,
+            contextlib.ExitStack() as at_last,
+        ):
+            at_last.callback(source.heal)
+            source.fault("write", name="f", hang=True)
+            writing = pool.submit(os.pwrite, fd, page, 0)
+            source.wait_hanging(1)
+            opens = source.served("open")
+
+            def begun() -> None:
+                wait_until(lambda: source.served("open") > opens)
+                time.sleep(0.5)
+
+            with killed_in(fs, reading, begun):
+                source.heal()
+                assert writing.result(10) == PAGE
+                time.sleep(0.5)
+                assert (fs.path / "f").read_bytes() == DATA
+
+
+def test_a_truncation_by_who_is_gone_is_of_no_other_file(tmp_path: Path) -> None:
+    truncating = (
+        "f = os.open(sys.argv[1] + '/f', os.O_RDWR)\nos.mkdir(sys.argv[1] + '/opened')\n"
+        "while not os.path.exists(sys.argv[1] + '/go'): time.sleep(0.1)\nos.ftruncate(f, 0)"
+    )
+    with faulty(*make_directories(tmp_path)) as source, on(source.path, tmp_path) as fs:
+        (fs.path / "other").read_bytes()
+
+        def hang() -> None:
+            wait_until((source.real / "opened").exists)
+            source.fault("getattr", name="f", hang=True, count=1)
+            (source.real / "go").touch()
+            source.wait_hanging(1)
+
+        with killed_in(fs, truncating, hang):
+            source.heal()
+            wait_until(lambda: 0 in ((source.real / name).stat().st_size for name in ("f", "other")))
+        assert (source.real / "other").read_bytes() == b"other" * 5000
 
 
 # -- errors ---------------------------------------------------------------------------------------
