@@ -91,9 +91,7 @@ class BusyPoll:
         return BusyPollStats(self._window.limit_ns / 1000, self._polled, self._slept)
 
     def install(self) -> bool:
-        """Have pyfuse3 wait here, unless the window can never open. False if it has no such place."""
-        if not self._window.limit_ns:
-            return True
+        """Have pyfuse3 wait here, if only for the second look. False if it has no such place."""
         if getattr(pyfuse3, "trio", None) is not trio:
             log.warning("this pyfuse3 has no place to put another wait: busy polling is off")
             return False

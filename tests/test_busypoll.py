@@ -291,11 +291,16 @@ def test_it_is_put_where_pyfuse3_looks_and_taken_away() -> None:
 
 
 @pytest.mark.usefixtures("unchanged_pyfuse3")
-def test_0_leaves_pyfuse3_alone() -> None:
+def test_with_0_pyfuse3_waits_there_too_and_sleeps_at_once() -> None:
+    """The look whether what woke it is still there matters as much."""
     poll = BusyPoll(0)
     assert poll.install()
+    seen = pyfuse3.trio  # type: ignore[attr-defined]
+    assert seen.lowlevel.wait_readable == poll.wait_readable
     assert poll.confirm()
-    assert pyfuse3.trio is trio  # type: ignore[attr-defined]
+    for wait_ns in (0, 1, 10_000, 10_000, 10**9):
+        poll._window.waited(wait_ns)  # noqa: SLF001
+        assert not poll._window.ns  # noqa: SLF001
 
 
 @pytest.mark.usefixtures("unchanged_pyfuse3")
