@@ -24,6 +24,7 @@ import trio
 
 from cleanfs.caller import Caller
 from cleanfs.pace import SLOW_SECONDS, Asking, Pace
+from cleanfs.room import HalfDoneError, Room
 from cleanfs.slots import Slots
 from cleanfs.stream import Span, Stream
 from cleanfs.syscalls import RWF_DONTCACHE
@@ -99,6 +100,7 @@ class Backing:
         self.drop_behind = True
         """Whether what was read is to leave the source's page cache."""
         self.slots = Slots()
+        self.room = Room()
         self.orphans = 0
         """Requests under way whose programs are gone."""
         self._file_systems: dict[int, SourceFs] = {}
@@ -171,26 +173,38 @@ class Backing:
         """
         self._writes += 1
         try:
-            before = os.fstat(fd) if fs.local else None
-            # Also a write that says when it would wait (RWF_NOWAIT) waits for a frozen file system.
-            at_once = fs.local and not durable and fs.writes.recent
-            count = self._write_nowait(fs, fd, offset, data, append) if at_once else 0
-            if before is not None and count == len(data):
-                self._writes_inline += 1
-                fs.writes.returned()
-                written = Written(count, before, os.fstat(fd))
-            elif before is not None and at_once and fs.writes.inline:
-                written = self._write_inline(fs, fd, offset, data, append, count, before)
-            else:
-                written, seconds = await self.run(_write_timed, fd, offset, data, append, count, before)
-                if fs.local and not durable:
-                    fs.writes.took(seconds, len(data))
+            if fs.local and not durable:
+                written = await self.room.retrying(self._write_locally, fs, fd, offset, data, append)
+            else:  # its error may be one of an earlier write, and is told once
+                written, _ = await self.run(_write_timed, fd, offset, data, append, 0, None)
         except OSError:
             self._errors += 1
             raise
         self._write_bytes += written.count
         if writer is not None and without_set_id(written.after, writer) is not None:
             written = await self.run(_clear_set_id, fd, written, writer)
+        return written
+
+    async def _write_locally(
+        self, fs: SourceFs, fd: int, offset: int, data: bytes, append: bool
+    ) -> Written:
+        before = os.fstat(fd)
+        # Also a write that says when it would wait (RWF_NOWAIT) waits for a frozen file system.
+        at_once = fs.writes.recent
+        count = self._write_nowait(fs, fd, offset, data, append) if at_once else 0
+        if count == len(data):
+            self._writes_inline += 1
+            fs.writes.returned()
+            return Written(count, before, os.fstat(fd))
+        try:
+            if at_once and fs.writes.inline:
+                return self._write_inline(fs, fd, offset, data, append, count, before)
+            written, seconds = await self.run(_write_timed, fd, offset, data, append, count, before)
+        except OSError as exc:
+            if append and os.fstat(fd).st_size != before.st_size:
+                raise HalfDoneError(exc) from exc  # it may be this that was appended
+            raise
+        fs.writes.took(seconds, len(data))
         return written
 
     def stats(self) -> BackingStats:

@@ -5,8 +5,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Protocol, TypeVar, TypeVarTuple
 
@@ -78,7 +77,10 @@ class Services:
     writeback: bool = False
     """The kernel keeps what programs write, and writes it later."""
 
-    room: Room = field(default_factory=Room)
+    @property
+    def room(self) -> Room:
+        """What was removed, and takes space."""
+        return self.backing.room
 
     def before(self) -> Before:
         """This moment."""
@@ -219,17 +221,14 @@ class FileHandle:
         writer, inode.asked_for = inode.asked_for, None
         async with services.pagecache.mutating(file, offset, stop):
             try:
-                written = await services.room.retrying(
-                    partial(
-                        services.backing.write,
-                        self._source,
-                        self.fd,
-                        offset,
-                        data,
-                        append=append,
-                        durable=self._durable,
-                        writer=writer,
-                    )
+                written = await services.backing.write(
+                    self._source,
+                    self.fd,
+                    offset,
+                    data,
+                    append=append,
+                    durable=self._durable,
+                    writer=writer,
                 )
                 if services.flushless and not services.is_local(inode):
                     # Mounted below the source after us; nobody will ask what its close has to say.

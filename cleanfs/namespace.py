@@ -9,7 +9,7 @@ import errno
 import os
 import stat as stat_module
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -19,6 +19,7 @@ from cleanfs import credentials, syscalls
 from cleanfs.caller import Caller
 from cleanfs.inodes import PATH_FLAGS, StaleError
 from cleanfs.ops import FileKey
+from cleanfs.room import HalfDoneError
 
 ACCESS_ACL = b"system.posix_acl_access"
 
@@ -185,7 +186,7 @@ def create_file(parent_fd: int, name: bytes, mode: int, flags: int, actor: Actor
     except BaseException:
         os.close(fd)
         with actor.acting():
-            os.unlink(name, dir_fd=parent_fd)
+            _undo(os.unlink, name, parent_fd)
         raise
 
 
@@ -206,7 +207,7 @@ def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, 
         try:
             made = lookup(parent_fd, name)
         except BaseException:
-            undo(name, dir_fd=parent_fd)
+            _undo(undo, name, parent_fd)
             raise
     if acts:
         return made  # whatever has that name by now: it is only looked at
@@ -220,8 +221,15 @@ def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, 
         return Opened(made.fd, os.fstat(made.fd))
     except BaseException:
         os.close(made.fd)
-        undo(name, dir_fd=parent_fd)
+        _undo(undo, name, parent_fd)
         raise
+
+
+def _undo(remove: Callable[..., None], name: bytes, parent_fd: int) -> None:
+    try:
+        remove(name, dir_fd=parent_fd)
+    except OSError as exc:
+        raise HalfDoneError(exc) from exc
 
 
 def link(fd: int, parent_fd: int, name: bytes) -> Changed:
@@ -270,12 +278,19 @@ def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int, actor
                     syscalls.renameat2(old_dir, old, new_dir, new, flags)
                 renamed = Renamed(moved.changed(), target.changed())
     if flags & syscalls.RENAME_WHITEOUT and not actor.acts():
-        whiteout = lookup(old_dir, old)
         try:
-            actor.take(whiteout.fd, whiteout.stat, old_dir)
-        finally:
-            os.close(whiteout.fd)
+            _take_whiteout(old_dir, old, actor)
+        except OSError as exc:  # once more, and the whiteout would replace what was moved
+            raise HalfDoneError(exc) from exc
     return renamed
+
+
+def _take_whiteout(directory: int, name: bytes, actor: Actor) -> None:
+    whiteout = lookup(directory, name)
+    try:
+        actor.take(whiteout.fd, whiteout.stat, directory)
+    finally:
+        os.close(whiteout.fd)
 
 
 class _Holding:

@@ -18,9 +18,17 @@ Ts = TypeVarTuple("Ts")
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
-LATELY_SECONDS: Final = 1.0
+LATELY_SECONDS: Final = 0.5
 """How long after its removal, or its last close after that, an inode is waited for; and how long a call
 waits altogether. Some programs keep files open that they removed: their space does not come."""
+
+
+class HalfDoneError(OSError):
+    """A call failed after it had done something that must not be done again."""
+
+    def __init__(self, cause: OSError) -> None:
+        """With the errno of ``cause``."""
+        super().__init__(cause.errno, cause.strerror)
 
 
 class Room:
@@ -50,14 +58,17 @@ class Room:
             self._news = trio.Event()
 
     async def retrying(self, call: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-        """Await a call that takes space. If it fails it has done nothing, or may do it again."""
+        """Await a call that takes space. What it did before it failed (EDQUOT, ENOSPC) it may do again.
+
+        Raises OSError; HalfDoneError at once.
+        """
         until = math.inf
         while True:
             seen = self._given_up
             try:
                 return await call(*args)
             except OSError as exc:
-                if exc.errno not in FULL:
+                if exc.errno not in FULL or isinstance(exc, HalfDoneError):
                     raise
                 until = min(until, trio.current_time() + LATELY_SECONDS)
                 if not await self._more_since(seen, until):

@@ -23,6 +23,7 @@ from cleanfs.inodes import Inode, InodeTable, StaleError, is_parked, open_parked
 from cleanfs.namespace import Actor, Changed, NewAttributes, OpenedFile
 from cleanfs.ops import FileKey
 from cleanfs.pagecache import CachedFile
+from cleanfs.room import HalfDoneError
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -58,7 +59,8 @@ class Tree:
     async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a thread (``Backing.run``).
 
-        It may open descriptors and take space, if it undoes what it did when there is none left.
+        It may open descriptors and take space: if there is none left, it has undone what it did, may
+        do it again, or raises HalfDoneError.
         """
         return await self.services.room.retrying(
             self._retry_emfile, self.services.backing.run, call, *args
@@ -288,7 +290,7 @@ class Tree:
         try:
             return await run(call, *args)
         except OSError as exc:
-            if exc.errno not in (errno.EMFILE, errno.ENFILE):
+            if exc.errno not in (errno.EMFILE, errno.ENFILE) or isinstance(exc, HalfDoneError):
                 raise
         self.inodes.shrink(self.inodes.stats().held // 2)
         return await run(call, *args)

@@ -454,3 +454,71 @@ async def test_calls_that_wait_are_bounded() -> None:
         assert len(running) == MAX_THREADS
         release.set()
     assert len(running) == MAX_THREADS + 10
+
+
+def fail_once_after(monkeypatch: pytest.MonkeyPatch, size: int) -> list[int]:
+    """Have a write of all report a full disk after ``size`` bytes of it were written."""
+    pwritev, seen = os.pwritev, list[int]()
+
+    def full(fd: int, buffers: list[bytes], offset: int, flags: int = 0) -> int:
+        if flags & os.RWF_NOWAIT:
+            raise BlockingIOError
+        seen.append(flags)
+        if len(seen) > 1:
+            return pwritev(fd, buffers, offset, flags)
+        pwritev(fd, [memoryview(buffers[0])[:size]], offset, flags)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwritev", full)
+    return seen
+
+
+async def write_while_there_is_room_to_come(
+    fs: SourceFs, fd: int, *, append: bool = False, durable: bool = False
+) -> int:
+    """What came of it: an errno, or 0."""
+    backing, outcome = Backing(), 0
+    backing.room.removed(1)
+
+    async def give_up() -> None:
+        await trio.sleep(0.05)
+        backing.room.given_up(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(give_up)
+        try:
+            await backing.write(fs, fd, SIZE, b"0123456789", append=append, durable=durable)
+        except OSError as exc:
+            outcome = exc.errno or -1
+    return outcome
+
+
+@pytest.mark.parametrize(("append", "done"), [(False, 0), (False, 5), (True, 0)])
+async def test_a_full_disk_is_tried_again_when_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, fd: int, append: bool, done: int
+) -> None:
+    seen = fail_once_after(monkeypatch, done)
+    assert await write_while_there_is_room_to_come(SourceFs(local=True), fd, append=append) == 0
+    assert os.pread(fd, 2 * SIZE, 0) == DATA + b"0123456789"
+    assert len(seen) == 2
+
+
+async def test_what_may_have_been_appended_is_not_appended_again(
+    monkeypatch: pytest.MonkeyPatch, fd: int
+) -> None:
+    seen = fail_once_after(monkeypatch, 10)
+    outcome = await write_while_there_is_room_to_come(SourceFs(local=True), fd, append=True)
+    assert outcome == errno.ENOSPC
+    assert os.pread(fd, 2 * SIZE, 0) == DATA + b"0123456789"
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("local", "durable"), [(False, False), (True, True)])
+async def test_an_error_that_may_be_an_earlier_writes_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, fd: int, local: bool, durable: bool
+) -> None:
+    """NFS reports at the next write what became of the last one, and does so once."""
+    seen = fail_once_after(monkeypatch, 10)
+    outcome = await write_while_there_is_room_to_come(SourceFs(local=local), fd, durable=durable)
+    assert outcome == errno.ENOSPC
+    assert len(seen) == 1

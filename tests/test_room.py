@@ -9,7 +9,7 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock
 
-from cleanfs.room import FULL, LATELY_SECONDS, Room
+from cleanfs.room import FULL, LATELY_SECONDS, HalfDoneError, Room
 
 A, B = 7, 8
 
@@ -81,6 +81,21 @@ async def test_another_error_is_not_waited_with(autojump_clock: MockClock) -> No
     with pytest.raises(OSError, match="Input/output"):
         await room.retrying(attempts([], errno.EIO))
     assert trio.current_time() == began
+
+
+async def test_what_is_half_done_is_not_done_again(autojump_clock: MockClock) -> None:
+    calls, room = list[float](), Room()
+    room.removed(A)
+
+    async def call() -> None:
+        calls.append(trio.current_time())
+        room.given_up(A)
+        raise HalfDoneError(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    with pytest.raises(OSError, match="No space") as raised:
+        await room.retrying(call)
+    assert raised.value.errno == errno.ENOSPC
+    assert len(calls) == 1
 
 
 async def test_what_is_held_is_waited_for_once_and_again_when_it_is_closed(
