@@ -220,6 +220,7 @@ class CleanFS(pyfuse3.Operations):
         """chmod, chown, truncate, utimes."""
         if (node := self._control.node(inode)) is not None:
             self._control.truncate_only(node, fields)
+            self.given.hold(None)
             return self._control_entry(node)
         new = NewAttributes(
             mode=attr.st_mode if fields.update_mode else None,
@@ -244,6 +245,7 @@ class CleanFS(pyfuse3.Operations):
                 st = await self._recheck_owner(inode, ctx)
                 lost_capability, inode.lost_capability = inode.lost_capability, False
                 if _is_before_a_write(st, Caller.of(ctx), lost_capability):
+                    self.given.hold(None)
                     return self._attributes(inode, st)
                 new = NewAttributes(uid=NOBODY_ELSE)
             elif ctx.uid != 0:
@@ -258,7 +260,9 @@ class CleanFS(pyfuse3.Operations):
             st = await self._tree.set_attributes(inode, io_fd, new)
             if new.size is not None:
                 inode.set_size(st.st_size)
-            return self._attributes(inode, st)
+            entry = self._attributes(inode, st)
+            self._tell_at_last(inode)
+            return entry
 
     @handler
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -275,7 +279,8 @@ class CleanFS(pyfuse3.Operations):
         """A fifo, socket, device or plain file."""
         async with self._changing_names(parent_inode, name) as parent:
             actor = self._actor(parent, ctx)
-            return self._new_entry(*await self._tree.make(parent, name, mode, rdev, b"", actor))
+            made = await self._tree.make(parent, name, mode, rdev, b"", actor)
+            return self._new_entry(*made, made=True)
 
     @handler
     async def mkdir(
@@ -285,7 +290,8 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             mode = ModeT(stat_module.S_IFDIR | mode)
             actor = self._actor(parent, ctx)
-            return self._new_entry(*await self._tree.make(parent, name, mode, 0, b"", actor))
+            made = await self._tree.make(parent, name, mode, 0, b"", actor)
+            return self._new_entry(*made, made=True)
 
     @handler
     async def symlink(
@@ -295,14 +301,17 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             mode = stat_module.S_IFLNK | 0o777
             actor = self._actor(parent, ctx)
-            return self._new_entry(*await self._tree.make(parent, name, mode, 0, target, actor))
+            made = await self._tree.make(parent, name, mode, 0, target, actor)
+            return self._new_entry(*made, made=True)
 
     @handler
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a name; the last one takes the file's pages with it."""
         async with self._changing_names(parent_inode, name) as parent:
             actor = self._actor(parent, ctx)
-            self._tree.name_changed(await self._tree.run(namespace.unlink, parent.fd, name, actor))
+            changed = await self._tree.run(namespace.unlink, parent.fd, name, actor)
+            self._tree.name_changed(changed)
+            self._tell_at_last((parent, name), self._inodes.find(changed.before))
 
     @handler
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -310,6 +319,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             actor = self._actor(parent, ctx)
             self._tree.name_changed(await self._tree.run(namespace.rmdir, parent.fd, name, actor))
+            self._tell_at_last((parent, name))
 
     @handler
     async def rename(
@@ -338,6 +348,7 @@ class CleanFS(pyfuse3.Operations):
                 exchanged = self._inodes.find(done.replaced.before)
                 if exchanged is not None and flags & pyfuse3.RENAME_EXCHANGE:
                     self._inodes.moved(exchanged, old, name_old)
+            self._tell_at_last((old, name_old), (new, name_new))
 
     @handler
     async def link(
@@ -351,7 +362,7 @@ class CleanFS(pyfuse3.Operations):
             self._changing_names(new_parent_inode, new_name) as parent,
         ):
             self._tree.name_changed(await self._tree.run(namespace.link, held.fd, parent.fd, new_name))
-            return self._new_entry(*await self._tree.look_up(parent, new_name))
+            return self._new_entry(*await self._tree.look_up(parent, new_name), made=True)
 
     # -- files ------------------------------------------------------------------------------
 
@@ -370,7 +381,8 @@ class CleanFS(pyfuse3.Operations):
             info = await self._opened(held, opened, flags & ~os.O_TRUNC, before)
             if flags & os.O_TRUNC:
                 await self._truncate_open(held, info.fh, opened.stat, ctx)
-            self.given.hold(functools.partial(self._release_soon, info.fh))
+            truncated = held if flags & os.O_TRUNC else None
+            self.given.hold(functools.partial(self._release_soon, info.fh, truncated))
             return info
 
     @handler
@@ -392,7 +404,7 @@ class CleanFS(pyfuse3.Operations):
             with self._inodes.using(inode):
                 entry = self._attributes(inode, st)
                 info = await self._opened(inode, opened, flags, before)
-                self.given.hold(functools.partial(self._release_soon, info.fh, inode.node))
+                self.given.hold(functools.partial(self._not_created, info.fh, inode))
                 return info, entry
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -410,7 +422,10 @@ class CleanFS(pyfuse3.Operations):
         """Write through to the source."""
         self.writes_begun += 1
         try:
-            return await self._handles[fh].write(off, buf)
+            handle = self._handles[fh]
+            written = await handle.write(off, buf)
+            self.given.hold(handle.unheard)
+            return written
         finally:
             self.writes_ended += 1
 
@@ -550,6 +565,7 @@ class CleanFS(pyfuse3.Operations):
             await self._may_change_xattr(held, name, ctx)
             caller = Caller.of(ctx) if name == ACCESS_ACL else None
             await self._tree.change_xattr(held, name, value, caller)
+            self._tell_at_last(held)
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Value of an extended attribute, or ENODATA.
@@ -609,6 +625,7 @@ class CleanFS(pyfuse3.Operations):
             await self._may_change_xattr(held, name, ctx)
             await self._tree.change_xattr(held, name, None)
             held.lost_capability = name == CAPABILITY
+            self._tell_at_last(held)
 
     async def _may_change_xattr(self, inode: Inode, name: bytes, ctx: RequestContext) -> None:
         """Raises PermissionError, StaleError.
@@ -769,26 +786,58 @@ class CleanFS(pyfuse3.Operations):
         else:
             await handle.release()
 
-    def _release_soon(self, fh: FileHandleT, node: int = ROOT) -> None:
-        """The kernel was not told of an open file, nor of the node."""
-        self._inodes.forget(node, 1)
+    def _release_soon(self, fh: FileHandleT, truncated: Inode | None = None) -> None:
+        """The kernel was not told of an open file."""
+        if truncated is not None:
+            self._tell(truncated)
         release = self.releasedir if fh in self._dirs else self.release
         self._abandoned.append(functools.partial(release, fh))
         self._news.set()
 
+    def _not_created(self, fh: FileHandleT, inode: Inode) -> None:
+        """Nor of the file's being there."""
+        self._release_soon(fh)
+        self._not_made(inode)
+
+    def _not_made(self, inode: Inode) -> None:
+        """The kernel was not told of what was made, and has no reference to it."""
+        if inode.parent is not None:
+            self._tell(inode, (inode.parent, inode.name))
+        self._inodes.forget(inode.node, 1)
+
+    def _tell_at_last(self, *changed: Inode | tuple[Inode, bytes] | None) -> None:
+        """The answer tells of a change; if that is refused, a notification must (``_tell``)."""
+        self.given.hold(functools.partial(self._tell, *changed))
+
+    def _tell(self, *changed: Inode | tuple[Inode, bytes] | None) -> None:
+        """What the kernel believes of inodes, and of names in directories, may be what was before.
+
+        Who is gone did not wait for the change, but others could ask before it was done.
+        """
+        for item in changed:
+            if isinstance(item, Inode):
+                item.doubts += 1
+                self._services.notifier.inode(item.node)
+            elif item is not None:
+                self._services.notifier.entry(item[0].node, item[1])
+
     async def _release_abandoned(self) -> None:
         """The background task of what was opened for programs that are gone."""
-        while True:
-            await self._news.wait()
-            self._news = trio.Event()
-            while self._abandoned:
-                with contextlib.suppress(FUSEError):
-                    await self._abandoned.pop()()
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._news.wait()
+                self._news = trio.Event()
+                while self._abandoned:
+                    nursery.start_soon(_quietly, self._abandoned.pop())
 
-    def _new_entry(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
-        """An entry to which the kernel gets a reference."""
-        self.given.hold(functools.partial(self._inodes.forget, inode.node, 1))
-        return self._attributes(inode, st)
+    def _new_entry(self, inode: Inode, st: os.stat_result, made: bool = False) -> EntryAttributes:
+        """An entry to which the kernel gets a reference; it was made, or found."""
+        entry = self._attributes(inode, st)
+        if made:
+            self.given.hold(functools.partial(self._not_made, inode))
+        else:
+            self.given.hold(functools.partial(self._inodes.forget, inode.node, 1))
+        return entry
 
     def _attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
         """What the kernel is told, and may believe for the attribute timeout."""
@@ -856,6 +905,11 @@ class CleanFS(pyfuse3.Operations):
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._control.since_ns
         entry.attr_timeout = entry.entry_timeout = 0
         return entry
+
+
+async def _quietly(call: Callable[[], Awaitable[None]]) -> None:
+    with contextlib.suppress(FUSEError):
+        await call()
 
 
 def _is_before_a_write(st: os.stat_result, caller: Caller, lost_capability: bool) -> bool:

@@ -1,8 +1,8 @@
-"""What handlers give out, and taking it back if nobody takes it.
+"""What only an answer of ours tells the kernel, and what is to be done if it refuses that answer.
 
 A program that was let go (``interrupts``) has not got the answer to what it asked: the handler goes
 on, and only when its answer is refused do we learn that what it gave (a reference, an open file) is
-nobody's.
+nobody's, and that the kernel does not know of what it changed.
 """
 
 import os
@@ -10,14 +10,18 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-GIVING: Final = re.compile(r"fuse_(lookup|mknod|mkdir|symlink|link|open|create|opendir|readdirplus)\b")
-"""Handlers whose answers give something out, as pyfuse3 names them when one is refused."""
+GIVING: Final = re.compile(
+    r"fuse_(lookup|open|opendir|readdirplus"
+    r"|mknod|mkdir|symlink|link|create|unlink|rmdir|rename|setattr|write|write_buf|setxattr|removexattr)\b"
+)
+"""Handlers whose answers give something out or tell of a change, as pyfuse3 names them when one is
+refused."""
 
 
 class Given:
-    """What the last handler gave out, and how to take that back if the kernel refuses the answer.
+    """What the last handler gave out or changed, and what to do if the kernel refuses the answer.
 
-    Each of the GIVING ones says so as the last thing that it does, or that it gives nothing.
+    Each of the GIVING ones says so as the last thing that it does, or that there is nothing.
     """
 
     def __init__(self) -> None:

@@ -42,6 +42,9 @@ class Handle(Protocol):
     async def write(self, offset: int, data: bytes) -> int:
         """Write all of ``data``. Raises OSError."""
 
+    def unheard(self) -> None:
+        """The kernel refused to be told of a write: who made it is gone."""
+
     async def flush(self) -> None:
         """A descriptor of the handle was closed."""
 
@@ -247,6 +250,11 @@ class FileHandle:
         if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)
         return written
+
+    def unheard(self) -> None:
+        """Others that asked before the write was done may have been told of what was before."""
+        self.inode.doubts += 1
+        self._services.notifier.inode(self.inode.node)
 
     async def flush(self) -> None:
         """Report what close would; nothing is buffered here.

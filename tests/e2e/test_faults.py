@@ -91,6 +91,15 @@ def fs(site: Site) -> MountedFs:
     return site.fs
 
 
+@pytest.fixture
+def believing(served: Faulty, tmp_path: Path) -> Iterator[MountedFs]:
+    """Another mount of it, where the kernel believes for a day what it is told."""
+    mountpoint = tmp_path / "believing"
+    mountpoint.mkdir()
+    with mounted(served.path, mountpoint, *SMALL_CACHES, "--coherency", "none") as fs:
+        yield fs
+
+
 @contextmanager
 def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     fd = os.open(path, flags, 0o644)
@@ -404,6 +413,38 @@ def test_a_truncation_by_who_is_gone_is_of_no_other_file(tmp_path: Path) -> None
             source.heal()
             wait_until(lambda: 0 in ((source.real / name).stat().st_size for name in ("f", "other")))
         assert (source.real / "other").read_bytes() == b"other" * 5000
+
+
+CHANGES: dict[str, tuple[str, str, Callable[[Path], object]]] = {
+    "truncate": ("setattr", "os.truncate(f, 10)", lambda root: (root / "f").stat().st_size),
+    "chmod": ("setattr", "os.chmod(f, 0o600)", lambda root: (root / "f").stat().st_mode),
+    "write": (
+        "write",
+        "d = os.open(f, os.O_WRONLY | os.O_APPEND); os.write(d, b'more')",
+        lambda root: (root / "f").stat().st_size,
+    ),
+    "unlink": ("unlink", "os.unlink(f)", lambda root: (root / "f").exists()),
+    "mkdir": ("make", "os.mkdir(f + 'new')", lambda root: (root / "fnew").exists()),
+    "rename": ("rename", "os.rename(f, f + 'g')", lambda root: (root / "f").exists()),
+}
+
+
+@pytest.mark.parametrize(("op", "code", "look"), CHANGES.values(), ids=CHANGES)
+def test_a_change_by_who_is_gone_is_seen_when_it_is_done(
+    served: Faulty, believing: MountedFs, op: str, code: str, look: Callable[[Path], object]
+) -> None:
+    """Somebody looks before it is, and the kernel believes that for a day."""
+    fs = believing
+    served.fault(op, hang=True)
+    with program(f"f = sys.argv[1] + '/f'\n{code}", fs.path) as process:
+        served.wait_hanging(1)
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+    before = look(fs.path)
+    served.heal()
+    wait_until(lambda: served.hanging() == 0)
+    wait_until(lambda: look(served.real) != before)
+    wait_until(lambda: look(fs.path) == look(served.real))
 
 
 # -- errors ---------------------------------------------------------------------------------------
