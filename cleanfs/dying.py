@@ -9,7 +9,7 @@ SIGKILL_PENDING: Final = 1 << 8
 
 
 def dying_threads() -> set[int]:
-    """Threads on this machine that were killed and wait for something that no signal ends.
+    """Threads that /proc shows us, and that were killed and wait for something that no signal ends.
 
     Each wait for us is one. Of the others most are short.
     """

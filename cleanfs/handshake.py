@@ -8,7 +8,7 @@ and again only when attributes were refreshed, or before each write if there are
 
 And it applies the umask to the mode of what is made, unless the file system says that it does so
 itself (FUSE_DONT_MASK), as it must: in a directory with a default ACL the umask does not apply
-(``Owner.mode``). pyfuse3 can not say that.
+(``Actor.mode``). pyfuse3 can not say that.
 
 So for the length of that exchange libfuse reads and writes a socket in place of the device, and we are
 the other end of it: the question goes in as it came, the answer goes out with some bits more. pyfuse3

@@ -7,7 +7,7 @@ goes to libfuse, in a file that takes the device's place for the length of one r
 ``handshake``, pyfuse3's wait is where we get to run.
 
 A signal of the moment before, of which libfuse took note, is not lost: the kernel tells once more of
-those that it has told of (``_ask_again``).
+those that it has told of (``_ask_again``), if the request is one of the last two seconds.
 
 An interrupt tells of any signal, and not of which. A program that is to go on (a timer, a child, a
 window that was resized) must not get EINTR from a regular file, so only those are let go that are
@@ -31,6 +31,7 @@ import logging
 import os
 import struct
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -39,11 +40,13 @@ from cleanfs.backing import Backing
 from cleanfs.dying import dying_threads
 from cleanfs.given import GIVING, Given
 from cleanfs.standin import StandIn
-from cleanfs.uniques import Uniques
+from cleanfs.uniques import Uniques, may_ask
 
 log = logging.getLogger(__name__)
 
+FUSE_FORGET: Final = 2
 FUSE_INTERRUPT: Final = 36
+FUSE_BATCH_FORGET: Final = 42
 
 HEADER: Final = struct.Struct("<IIQQIII")
 """The beginning of fuse_in_header: length, opcode, unique, node, uid, gid, thread id."""
@@ -71,8 +74,12 @@ CHECK_SECONDS: Final = 0.2
 INTERRUPT_BIT: Final = 1
 """In an answer's unique: it is one to the request's interrupt (FUSE_INT_REQ_BIT, fs/fuse/dev.c)."""
 
-MAX_ASKERS: Final = 4096
-"""Requests, the newest that we have read, of which it is remembered who made them."""
+MAX_ASKERS: Final = 1 << 14
+"""Requests, the newest that we have read, of which it is remembered who made them, in 2 MB at most. Of
+those that got a signal meanwhile it is remembered anyway."""
+
+MAX_SIGNALLED: Final = 256
+"""Requests that had a signal, before the kernel is asked which of them are left."""
 
 ASKED_AT_ONCE: Final = 256
 """Requests asked about before others get their turn."""
@@ -88,9 +95,9 @@ class Interrupts(StandIn, logging.Filter):
         self._given = given
         self._fd = self._device = self._letter = -1
         self._lent = 0
-        self._signalled: dict[int, None] = {}
+        self._signalled: dict[int, int] = {}  # and who asked, 0 if unknown
         self._uniques = Uniques()
-        self._unseen = False  # there may be signals that libfuse has read of, or we for nothing
+        self._unseen = False  # there may be signals that libfuse has read of
         self._askers: dict[int, int] = {}  # threads, by unique; oldest first
 
     def install(self) -> None:
@@ -114,12 +121,14 @@ class Interrupts(StandIn, logging.Filter):
             await self._backing.slots.in_use()
             await trio.sleep(CHECK_SECONDS)
             if not self._hangs():
-                self._unseen |= bool(self._signalled)  # most will be answered
-                self._signalled.clear()
+                if not may_ask():
+                    self._signalled.clear()  # most were answered
+                elif len(self._signalled) > MAX_SIGNALLED:
+                    await self._ask_again(list(self._signalled))
             elif self._backing.slots.oldest_seconds > PATIENCE_SECONDS:
-                if self._unseen:
+                if self._unseen and may_ask():
                     self._unseen = False
-                    await self._ask_again()
+                    await self._ask_again([*self._signalled, *self._uniques.recent()])
                 if self._signalled:
                     await self._let_go_of_the_dying()
 
@@ -138,11 +147,10 @@ class Interrupts(StandIn, logging.Filter):
         return self._backing.slots.oldest_seconds > GUARD_SECONDS
 
     async def _let_go_of_the_dying(self) -> None:
-        signalled = list(self._signalled)
+        signalled = dict(self._signalled)
         dying = await trio.to_thread.run_sync(dying_threads, abandon_on_cancel=True)
-        others = dying.difference(self._askers.get(unique, 0) for unique in signalled)
-        for unique in signalled:
-            asker = self._askers.get(unique, 0)
+        others = dying.difference(signalled.values())
+        for unique, asker in signalled.items():
             if not (asker in dying if asker else others):
                 continue
             self._signalled.pop(unique, None)
@@ -150,19 +158,23 @@ class Interrupts(StandIn, logging.Filter):
                 os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EINTR, unique))
                 self._backing.orphans += 1
 
-    async def _ask_again(self) -> None:
-        """Have the kernel tell once more of the signals that libfuse, and not we, heard of.
+    async def _ask_again(self, uniques: Sequence[int]) -> None:
+        """Have the kernel tell once more of the signals of these, which libfuse, and not we, may have
+        heard of; forget those that are answered.
 
         That is what the answer EAGAIN to an interrupt is for (``fuse_dev_do_write``), and the kernel
         takes it for any request: EINVAL if nothing interrupts it, ENOENT if there is none of that
         number (any more).
         """
-        for asked, unique in enumerate(self._uniques.recent(), 1):
+        for asked, unique in enumerate(uniques, 1):
             if not asked % ASKED_AT_ONCE:
                 await trio.lowlevel.checkpoint()
-            with contextlib.suppress(OSError):
+            try:
                 os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EAGAIN, unique | INTERRUPT_BIT))
-                self._signalled[unique] = None
+            except OSError:
+                self._signalled.pop(unique, None)
+            else:
+                self._signalled.setdefault(unique, self._askers.get(unique, 0))
 
     # -- the device -----------------------------------------------------------------------------
 
@@ -179,12 +191,13 @@ class Interrupts(StandIn, logging.Filter):
         _, opcode, unique, *_, asker = HEADER.unpack_from(message)
         if opcode == FUSE_INTERRUPT:
             [unique] = INTERRUPTED.unpack_from(message, HEADER_SIZE)
-            self._signalled[unique] = None
+            self._signalled[unique] = self._askers.get(unique, 0)
             return False
         self._uniques.saw(unique)
-        self._askers[unique] = asker
-        if len(self._askers) > MAX_ASKERS:
-            del self._askers[next(iter(self._askers))]
+        if opcode not in (FUSE_FORGET, FUSE_BATCH_FORGET):  # nobody waits for an answer
+            self._askers[unique] = asker
+            if len(self._askers) > MAX_ASKERS:
+                del self._askers[next(iter(self._askers))]
         os.pwrite(self._letter, message, 0)
         os.lseek(self._letter, 0, os.SEEK_SET)
         os.dup2(self._letter, fd, inheritable=False)

@@ -63,11 +63,16 @@ class Uniques:
 
     def recent(self) -> range:
         """The numbers of all requests of late, and of some that there may not be; none if unknown."""
-        if not self._samples or kernel_version() < SINCE:
+        if not self._samples or not may_ask():
             return range(0)
         newest = self._samples[-1]
         end = newest.unique + STEP * (self.messages - newest.message + UNREAD)
         return range(max(self._samples[0].unique, end - STEP * MAX_RECENT), end, STEP)
+
+
+def may_ask() -> bool:
+    """Whether the kernel refuses to be asked about a request that there is not."""
+    return kernel_version() >= SINCE
 
 
 def kernel_version() -> tuple[int, ...]:

@@ -2,13 +2,26 @@
 
 import errno
 import os
+import socket
 
 import pytest
 import trio
 
+from cleanfs import interrupts as interrupts_module
 from cleanfs.backing import Backing
 from cleanfs.given import Given
-from cleanfs.interrupts import ANSWER, CHECK_SECONDS, HEADER_SIZE, Interrupts
+from cleanfs.interrupts import (
+    ANSWER,
+    CHECK_SECONDS,
+    FUSE_FORGET,
+    FUSE_INTERRUPT,
+    HEADER,
+    HEADER_SIZE,
+    INTERRUPT_BIT,
+    INTERRUPTED,
+    MAX_SIGNALLED,
+    Interrupts,
+)
 from cleanfs.slots import Slots
 
 LOOKUP = b"\x64\0\0\0\x01\0\0\0" + bytes(HEADER_SIZE - 8)
@@ -73,14 +86,90 @@ def test_all_answers_that_were_written_into_a_lent_message_are_sent(
     os.close(kernel)
 
 
-async def test_a_signal_of_a_call_that_does_not_hang_yet_is_asked_about_later() -> None:
-    """Another one hung when we read of it."""
-    backing = Backing()
-    backing.slots = Slots(clock=lambda: 0.0)
-    interrupts = Interrupts(backing, Given())
-    await backing.slots.acquire_on_behalf_of(object())
-    interrupts._signalled[2] = None  # noqa: SLF001
-    with trio.move_on_after(2 * CHECK_SECONDS):
+async def look_twice(interrupts: Interrupts, *, hangs: bool) -> None:
+    """Have it look after its requests, while one hangs or is about to."""
+    now = 0.0
+    slots = interrupts._backing.slots = Slots(clock=lambda: now)  # noqa: SLF001
+    await slots.acquire_on_behalf_of(object())
+    now = 10 if hangs else 0
+    with trio.move_on_after(2.5 * CHECK_SECONDS):
         await interrupts.run()
-    assert not interrupts._signalled  # noqa: SLF001
-    assert interrupts._unseen  # noqa: SLF001
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Requests that the kernel is asked about. It knows those up to 100."""
+    numbers, write = list[int](), os.write
+
+    def to_device(fd: int, data: bytes) -> int:
+        if fd != DEVICE:
+            return write(fd, data)
+        _, error, unique = ANSWER.unpack(data)
+        if error != -errno.EAGAIN:
+            return len(data)
+        numbers.append(unique - INTERRUPT_BIT)
+        if numbers[-1] > 100:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return len(data)
+
+    monkeypatch.setattr(os, "write", to_device)
+    return numbers
+
+
+DEVICE = 123456
+
+
+def watched() -> Interrupts:
+    interrupts = Interrupts(Backing(), Given())
+    interrupts._device = DEVICE  # noqa: SLF001
+    return interrupts
+
+
+async def test_a_signal_is_remembered_for_as_long_as_its_request_lives(asked: list[int]) -> None:
+    """It may be an old one: the kernel tells of a signal once, and of a later kill it does not."""
+    interrupts = watched()
+    interrupts._signalled.update({2: 77, 200: 0})  # noqa: SLF001
+    await look_twice(interrupts, hangs=False)
+    assert interrupts._signalled == {2: 77, 200: 0}  # noqa: SLF001
+    assert not asked
+    interrupts._unseen = True  # noqa: SLF001
+    await look_twice(interrupts, hangs=True)
+    assert interrupts._signalled == {2: 77}  # noqa: SLF001
+    assert asked == [2, 200]
+
+
+async def test_signals_of_requests_that_were_answered_do_not_pile_up(asked: list[int]) -> None:
+    interrupts = watched()
+    interrupts._signalled.update(dict.fromkeys(range(2, 2 * MAX_SIGNALLED + 4, 2), 0))  # noqa: SLF001
+    await look_twice(interrupts, hangs=False)
+    assert list(interrupts._signalled) == list(range(2, 101, 2))  # noqa: SLF001
+    assert len(asked) == MAX_SIGNALLED + 1
+
+
+def message(opcode: int, unique: int, asker: int, body: bytes = b"") -> bytes:
+    header = HEADER.pack(HEADER_SIZE + len(body), opcode, unique, 1, 0, 0, asker)
+    return header.ljust(HEADER_SIZE, b"\0") + body
+
+
+def test_who_asked_is_known_of_a_signal_and_of_the_latest_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interrupts_module, "MAX_ASKERS", 2)
+    interrupts = Interrupts(Backing(), Given())
+    device, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with device, kernel:
+
+        def sent(*words: int, body: bytes = b"") -> None:
+            interrupts._take_place_back()  # noqa: SLF001
+            kernel.send(message(*words, body))
+            interrupts._lend(device.fileno())  # noqa: SLF001
+
+        sent(1, 2, 77)
+        for unique in range(4, 20, 2):
+            sent(FUSE_FORGET, unique, 0)
+        sent(FUSE_INTERRUPT, 0, 0, body=INTERRUPTED.pack(2))
+        for unique in range(20, 40, 2):
+            sent(1, unique, unique + 1)
+        assert interrupts._signalled == {2: 77}  # noqa: SLF001
+        assert interrupts._askers == {36: 37, 38: 39}  # noqa: SLF001
+        interrupts.uninstall()
