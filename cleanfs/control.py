@@ -219,9 +219,6 @@ class _ControlHandle:
     async def flush(self) -> None:
         pass
 
-    def unheard(self) -> None:
-        pass
-
     async def release(self) -> None:
         pass
 

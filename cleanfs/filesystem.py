@@ -38,7 +38,7 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from cleanfs import namespace
+from cleanfs import namespace, syscalls
 from cleanfs.backing import without_set_id
 from cleanfs.caller import Caller
 from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
@@ -48,8 +48,10 @@ from cleanfs.given import Given
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
 from cleanfs.inodes import NOT_TOLD, ROOT, Inode, InodeTable, StaleError, access_of, stamps_of
 from cleanfs.namespace import ACCESS_ACL, Actor, NewAttributes, OpenedFile
+from cleanfs.room import HalfDoneError
 from cleanfs.root import ACL_NAMES, Root
 from cleanfs.tree import Tree, Using
+from cleanfs.untold import Untold
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +132,7 @@ class CleanFS(pyfuse3.Operations):
         self._root = None if services.is_local(inodes.root) else Root(inodes.root)
         self._control = control
         self.given = given
+        self._untold = Untold(given, services.notifier)
         self._attr_timeout = attr_timeout
         # Who asked for more than this, with changes announced, gets it where they are.
         self._patient = watch if attr_timeout > UNANNOUNCED_SECONDS else None
@@ -188,9 +191,6 @@ class CleanFS(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The kernel gave up references."""
-        self._forget(inode_list)
-
-    def _forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for node, nlookup in inode_list:
             self._inodes.forget(node, nlookup)
 
@@ -198,15 +198,19 @@ class CleanFS(pyfuse3.Operations):
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Attributes, and with them a look at whether the source changed."""
         if (node := self._control.node(inode)) is not None:
+            self.given.hold(None)
             return self._control_entry(node)
         if inode == ROOT and self._root is not None:
             st, fresh = await self._root.stat(self._tree.run)
             entry = self._attributes(self._inodes.root, st)
             if not fresh:
                 entry.attr_timeout = 0
+            self.given.hold(self._inodes.root.untold)
             return entry
         async with self._tree.using(inode) as held:
-            return self._attributes(held, await self._tree.stat(held))
+            st = await self._tree.stat(held)
+            self.given.hold(functools.partial(held.untold, held.kernel_sizes))
+            return self._attributes(held, st)
 
     @handler
     async def setattr(
@@ -258,11 +262,10 @@ class CleanFS(pyfuse3.Operations):
                 if new.size is not None and new.mode is None:
                     new = replace(new, mode=without_set_id(st, Caller.of(ctx)))
             st = await self._tree.set_attributes(inode, io_fd, new)
+            self._untold.hold(inode, ends=inode.kernel_sizes)
             if new.size is not None:
                 inode.set_size(st.st_size)
-            entry = self._attributes(inode, st)
-            self._tell_at_last(inode)
-            return entry
+            return self._attributes(inode, st)
 
     @handler
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -311,7 +314,7 @@ class CleanFS(pyfuse3.Operations):
             actor = self._actor(parent, ctx)
             changed = await self._tree.run(namespace.unlink, parent.fd, name, actor)
             self._tree.name_changed(changed)
-            self._tell_at_last((parent, name), self._inodes.find(changed.before))
+            self._untold.hold(self._inodes.find(changed.before), gone=[(parent, name)])
 
     @handler
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -319,7 +322,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             actor = self._actor(parent, ctx)
             self._tree.name_changed(await self._tree.run(namespace.rmdir, parent.fd, name, actor))
-            self._tell_at_last((parent, name))
+            self._untold.hold(gone=[(parent, name)])
 
     @handler
     async def rename(
@@ -332,10 +335,10 @@ class CleanFS(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         """Rename, with RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT."""
-        async with (
-            self._changing_names(parent_inode_old, name_old) as old,
-            self._changing_names(parent_inode_new, name_new) as new,
-        ):
+        # Both before the first wait, in which the kernel may forget one whose program is gone.
+        using_old = self._changing_names(parent_inode_old, name_old)
+        using_new = self._changing_names(parent_inode_new, name_new)
+        async with using_old as old, using_new as new:
             actor = self._actor(old, ctx)
             done = await self._tree.run(
                 namespace.rename, old.fd, name_old, new.fd, name_new, flags, actor
@@ -343,12 +346,15 @@ class CleanFS(pyfuse3.Operations):
             self._tree.name_changed(done.moved)
             if (inode := self._inodes.find(done.moved.before)) is not None:
                 self._inodes.moved(inode, new, name_new)
+            there, gone, replaced = [(new, name_new)], [(old, name_old)], None
+            if flags & (pyfuse3.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT):
+                there, gone = there + gone, []
             if done.replaced is not None:
                 self._tree.name_changed(done.replaced)
-                exchanged = self._inodes.find(done.replaced.before)
-                if exchanged is not None and flags & pyfuse3.RENAME_EXCHANGE:
-                    self._inodes.moved(exchanged, old, name_old)
-            self._tell_at_last((old, name_old), (new, name_new))
+                replaced = self._inodes.find(done.replaced.before)
+                if replaced is not None and flags & pyfuse3.RENAME_EXCHANGE:
+                    self._inodes.moved(replaced, old, name_old)
+            self._untold.hold(inode, replaced, there=there, gone=gone)
 
     @handler
     async def link(
@@ -357,10 +363,11 @@ class CleanFS(pyfuse3.Operations):
         """One more name for a file."""
         if self._control.node(inode) is not None:
             raise FUSEError(errno.EPERM)
-        async with (
-            self._tree.using(inode) as held,
-            self._changing_names(new_parent_inode, new_name) as parent,
-        ):
+        using, using_parent = (
+            self._tree.using(inode),
+            self._changing_names(new_parent_inode, new_name),
+        )
+        async with using as held, using_parent as parent:
             self._tree.name_changed(await self._tree.run(namespace.link, held.fd, parent.fd, new_name))
             return self._new_entry(*await self._tree.look_up(parent, new_name), made=True)
 
@@ -379,10 +386,11 @@ class CleanFS(pyfuse3.Operations):
             opened = await self._tree.open(held, flags)
             await self._recheck_access(held, opened.fd, opened.stat, ctx)
             info = await self._opened(held, opened, flags & ~os.O_TRUNC, before)
+            ends = held.kernel_sizes
             if flags & os.O_TRUNC:
                 await self._truncate_open(held, info.fh, opened.stat, ctx)
-            truncated = held if flags & os.O_TRUNC else None
-            self.given.hold(functools.partial(self._release_soon, info.fh, truncated))
+            changed = held if flags & os.O_TRUNC or not info.keep_cache else None
+            self.given.hold(functools.partial(self._not_opened, info.fh, changed, ends))
             return info
 
     @handler
@@ -424,7 +432,10 @@ class CleanFS(pyfuse3.Operations):
         try:
             handle = self._handles[fh]
             written = await handle.write(off, buf)
-            self.given.hold(handle.unheard)
+            if isinstance(handle, FileHandle):
+                self._untold.hold(handle.inode, ends=handle.ends_before)
+            else:
+                self.given.hold(None)
             return written
         finally:
             self.writes_ended += 1
@@ -463,11 +474,15 @@ class CleanFS(pyfuse3.Operations):
         self._inodes.check_may_open()
         async with self._tree.using(inode) as held:
             fd = await self._tree.open_directory(held)
-            st = await self._services.run_near(held, os.fstat, fd)
+            try:
+                st = await self._services.run_near(held, os.fstat, fd)
+            except BaseException:
+                os.close(fd)
+                raise
             await self._recheck_access(held, fd, st, ctx)
             self._dirs[fh] = DirHandle(self._services, held, fd)
             self._inodes.opened(held, fd)
-            self.given.hold(functools.partial(self._release_soon, fh))
+            self.given.hold(functools.partial(self._not_opened, FileHandleT(fh)))
         return FileHandleT(fh)
 
     @handler
@@ -497,7 +512,7 @@ class CleanFS(pyfuse3.Operations):
                 self.given.hold(None)
                 return
         position = max(start_id, 2)
-        listed: list[tuple[int, int]] = []
+        listed: list[tuple[Inode, tuple[int, ...]]] = []
         while (found := await directory.entry(position - 2)) is not None:
             name, st = found
             position += 1
@@ -517,8 +532,8 @@ class CleanFS(pyfuse3.Operations):
                 self._entries_per_reply = position - max(start_id, 2)
                 break
             self._inodes.referenced(inode, directory.inode, name)
-            listed.append((inode.node, 1))
-        self.given.hold(functools.partial(self._forget, listed))
+            listed.append((inode, kernel_sizes))
+        self.given.hold(functools.partial(self._not_listed, listed))
         self._tree.ask_to_forget()
 
     @handler
@@ -565,7 +580,7 @@ class CleanFS(pyfuse3.Operations):
             await self._may_change_xattr(held, name, ctx)
             caller = Caller.of(ctx) if name == ACCESS_ACL else None
             await self._tree.change_xattr(held, name, value, caller)
-            self._tell_at_last(held)
+            self._untold.hold(held, ends=held.kernel_sizes)
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Value of an extended attribute, or ENODATA.
@@ -578,6 +593,7 @@ class CleanFS(pyfuse3.Operations):
             # Root's question does not take the place of a user's: in doubt the bits go.
             held.asked_for = Caller.of(ctx)
         if held is not None and held.open_fds and self._services.is_local(held):
+            self.given.hold(None)
             try:
                 return os.getxattr(held.open_fds[-1], name)
             except OSError as exc:
@@ -590,7 +606,9 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(pyfuse3.ENOATTR)
         if inode == ROOT and self._root is not None and name in ACL_NAMES:
-            return await self._root.acl(self._tree.run, name)
+            acl = await self._root.acl(self._tree.run, name)
+            self.given.hold(self._inodes.root.untold)
+            return acl
         async with self._tree.using(inode) as held:
             if name == ACCESS_ACL:
                 held.acl = b""
@@ -604,6 +622,7 @@ class CleanFS(pyfuse3.Operations):
                 raise
             if name == ACCESS_ACL:
                 held.acl = value
+            self.given.hold(held.untold if name == ACCESS_ACL else None)
             return value
 
     @handler
@@ -625,7 +644,7 @@ class CleanFS(pyfuse3.Operations):
             await self._may_change_xattr(held, name, ctx)
             await self._tree.change_xattr(held, name, None)
             held.lost_capability = name == CAPABILITY
-            self._tell_at_last(held)
+            self._untold.hold(held, ends=held.kernel_sizes)
 
     async def _may_change_xattr(self, inode: Inode, name: bytes, ctx: RequestContext) -> None:
         """Raises PermissionError, StaleError.
@@ -786,40 +805,34 @@ class CleanFS(pyfuse3.Operations):
         else:
             await handle.release()
 
-    def _release_soon(self, fh: FileHandleT, truncated: Inode | None = None) -> None:
-        """The kernel was not told of an open file."""
-        if truncated is not None:
-            self._tell(truncated)
+    def _not_opened(
+        self, fh: FileHandleT, changed: Inode | None = None, ends: tuple[int, ...] = ()
+    ) -> None:
+        """The kernel was not told of an open file, nor of a change that came or was found with it."""
+        self._untold.tell(changed, ends=ends)
         release = self.releasedir if fh in self._dirs else self.release
         self._abandoned.append(functools.partial(release, fh))
         self._news.set()
 
     def _not_created(self, fh: FileHandleT, inode: Inode) -> None:
         """Nor of the file's being there."""
-        self._release_soon(fh)
+        self._not_opened(fh)
         self._not_made(inode)
 
     def _not_made(self, inode: Inode) -> None:
         """The kernel was not told of what was made, and has no reference to it."""
-        if inode.parent is not None:
-            self._tell(inode, (inode.parent, inode.name))
+        self._untold.tell(inode, there=[(inode.parent, inode.name)] if inode.parent else [])
         self._inodes.forget(inode.node, 1)
 
-    def _tell_at_last(self, *changed: Inode | tuple[Inode, bytes] | None) -> None:
-        """The answer tells of a change; if that is refused, a notification must (``_tell``)."""
-        self.given.hold(functools.partial(self._tell, *changed))
+    def _not_found(self, inode: Inode, ends: tuple[int, ...]) -> None:
+        """The kernel was not told what was found, and has no reference to it."""
+        inode.untold(ends)
+        self._inodes.forget(inode.node, 1)
 
-    def _tell(self, *changed: Inode | tuple[Inode, bytes] | None) -> None:
-        """What the kernel believes of inodes, and of names in directories, may be what was before.
-
-        Who is gone did not wait for the change, but others could ask before it was done.
-        """
-        for item in changed:
-            if isinstance(item, Inode):
-                item.doubts += 1
-                self._services.notifier.inode(item.node)
-            elif item is not None:
-                self._services.notifier.entry(item[0].node, item[1])
+    def _not_listed(self, listed: list[tuple[Inode, tuple[int, ...]]]) -> None:
+        """Nor what was listed."""
+        for inode, ends in listed:
+            self._not_found(inode, ends)
 
     async def _release_abandoned(self) -> None:
         """The background task of what was opened for programs that are gone."""
@@ -832,12 +845,11 @@ class CleanFS(pyfuse3.Operations):
 
     def _new_entry(self, inode: Inode, st: os.stat_result, made: bool = False) -> EntryAttributes:
         """An entry to which the kernel gets a reference; it was made, or found."""
-        entry = self._attributes(inode, st)
         if made:
             self.given.hold(functools.partial(self._not_made, inode))
         else:
-            self.given.hold(functools.partial(self._inodes.forget, inode.node, 1))
-        return entry
+            self.given.hold(functools.partial(self._not_found, inode, inode.kernel_sizes))
+        return self._attributes(inode, st)
 
     def _attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
         """What the kernel is told, and may believe for the attribute timeout."""
@@ -934,8 +946,12 @@ class _ChangingNames(Using):
         self._name = name
 
     async def __aexit__(self, *exc: object) -> None:
-        if isinstance(exc[1], OSError) and exc[1].errno not in DEFINITE:
-            self._tree.services.notifier.entry(self._inode.node, self._name)
+        error, notifier = exc[1], self._tree.services.notifier
+        if isinstance(error, HalfDoneError) or (
+            isinstance(error, OSError) and error.errno not in DEFINITE
+        ):
+            notifier.entry(self._inode.node, self._name)
+            notifier.inode(self._inode.node)
         await super().__aexit__(*exc)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Final
 
 GIVING: Final = re.compile(
-    r"fuse_(lookup|open|opendir|readdirplus"
+    r"fuse_(lookup|open|opendir|readdirplus|getattr|getxattr"
     r"|mknod|mkdir|symlink|link|create|unlink|rmdir|rename|setattr|write|write_buf|setxattr|removexattr)\b"
 )
-"""Handlers whose answers give something out or tell of a change, as pyfuse3 names them when one is
-refused."""
+"""Handlers whose answers give something out or are believed, as pyfuse3 names them when one is
+refused. (Its setxattr asks getxattr first, and may answer by what that says.)"""
 
 
 class Given:

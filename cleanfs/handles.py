@@ -42,9 +42,6 @@ class Handle(Protocol):
     async def write(self, offset: int, data: bytes) -> int:
         """Write all of ``data``. Raises OSError."""
 
-    def unheard(self) -> None:
-        """The kernel refused to be told of a write: who made it is gone."""
-
     async def flush(self) -> None:
         """A descriptor of the handle was closed."""
 
@@ -156,6 +153,8 @@ class FileHandle:
         self.fd = fd
         self._source = services.source_fs(inode)
         self.use = Use()
+        self.ends_before: tuple[int, ...] = ()
+        """``Inode.kernel_sizes`` before the write that has just returned."""
         self._stream = Stream()
         self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is not Coherency.NONE
         self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
@@ -209,7 +208,7 @@ class FileHandle:
         writing = Writing(min(offset, file.size) if append else offset, stop)
         file.writes.append(writing)
         try:
-            written = await self._write_through(offset, data, append, stop)
+            written, ends = await self._write_through(offset, data, append, stop)
         finally:
             file.writes.remove(writing)
             writing.end()
@@ -217,9 +216,12 @@ class FileHandle:
         if answers is not None and answers.overlap(offset, offset + len(data), mmap.PAGESIZE):
             await self._services.notifier.pages(self.inode.node, offset, len(data))
         self._latencies.write(perf_counter_ns() - began, written.count)
+        self.ends_before = ends
         return written.count
 
-    async def _write_through(self, offset: int, data: bytes, append: bool, stop: int | None) -> Written:
+    async def _write_through(
+        self, offset: int, data: bytes, append: bool, stop: int | None
+    ) -> tuple[Written, tuple[int, ...]]:
         services, file, inode = self._services, self.file, self.inode
         writer, inode.asked_for = inode.asked_for, None
         async with services.pagecache.mutating(file, offset, stop):
@@ -243,29 +245,26 @@ class FileHandle:
             before, after = own_fingerprint(written.before), own_fingerprint(written.after)
             size = before.size + written.count if append else max(before.size, offset + len(data))
             theirs = services.coherency.after_own_change(file, before, after, size=size)
+        ends = inode.kernel_sizes
         inode.wrote_to(offset + written.count)
         elsewhere = append and after.size != offset + written.count
         if inode.sent == stamps_of(written.before) and not (theirs or elsewhere):
             inode.sent = stamps_of(written.after)
         if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)
-        return written
-
-    def unheard(self) -> None:
-        """Others that asked before the write was done may have been told of what was before."""
-        self.inode.doubts += 1
-        self._services.notifier.inode(self.inode.node)
+        return written, ends
 
     async def flush(self) -> None:
         """Report what close would; nothing is buffered here.
 
         A program that was killed in a call which hangs closes its files: it is not to hang there.
         """
+        if not self.writable:
+            return
         if self.use and self._services.backing.orphans:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
-        if self.writable:
-            with self.use:
-                await self._services.run_near(self.inode, namespace.flush, self.fd)
+        with self.use:
+            await self._services.run_near(self.inode, namespace.flush, self.fd)
 
     async def release(self) -> None:
         """Close. The last close of a file without a name discards its pages."""
@@ -308,25 +307,31 @@ class DirHandle:
         self.fd = fd
         self.use = Use()
         self._names = namespace.Names()
-        self._stats: dict[int, EntryStat] = {}
+        self._entries: dict[int, tuple[bytes, EntryStat]] = {}
+        self._entries_before = Before(0, 0)
         self._dots: dict[bytes, os.stat_result] = {}
         self.before = Before(0, 0)
-        """When the attributes at hand had not yet been read."""
+        """When the attributes of the last entry, or of those of a listing's beginning, had not yet been
+        read. Two may list at a time: one who is gone, and who shares the descriptor."""
         self.batch = 1
         """Names per thread call: as many as a reply is likely to take. Some 20 in the kernel's
         smallest, 4 KiB; 186 for a program that lists with 32 KiB, as glibc does."""
 
     async def rewind(self) -> None:
         """Take the snapshot. Raises OSError."""
-        self.before = self._services.before()
+        before = self._services.before()
         listing = await self._services.backing.run(namespace.list_directory, self.fd, self.batch)
         self._names = listing.names
-        self._stats = dict(enumerate(listing.stats))
+        self._keep(0, listing.names.some(0, len(listing.stats)), listing.stats, before)
         self._dots = {b".": listing.dot, b"..": listing.dot_dot}
+
+    def _keep(self, start: int, names: list[bytes], stats: list[EntryStat], before: Before) -> None:
+        self._entries = dict(enumerate(zip(names, stats, strict=True), start))
+        self._entries_before = before
 
     def forget_stats(self) -> None:
         """A new request begins."""
-        self._stats.clear()
+        self._entries.clear()
 
     def dot(self, name: bytes) -> os.stat_result:
         """Attributes of ``.`` or ``..``."""
@@ -336,12 +341,13 @@ class DirHandle:
         """The name at a position and what its stat gave; None at the end. Raises OSError."""
         if position >= len(self._names):
             return None
-        if position not in self._stats:
-            self.before = self._services.before()
+        if position not in self._entries:
+            before = self._services.before()
             names = self._names.some(position, self.batch)
             stats = await self._services.backing.run(namespace.stat_names, self.fd, names)
-            self._stats = dict(enumerate(stats, position))
-        return self._names[position], self._stats[position]
+            self._keep(position, names, stats, before)
+        self.before = self._entries_before
+        return self._entries[position]
 
     async def release(self) -> None:
         """Close."""

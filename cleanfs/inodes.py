@@ -22,7 +22,7 @@ import mmap
 import os
 import stat as stat_module
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
@@ -63,6 +63,9 @@ PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 NOT_TOLD = -1
 """No mode and owners."""
+
+UNSURE = -2
+"""It is not known which ones."""
 
 
 def access_of(st: os.stat_result) -> int:
@@ -182,6 +185,12 @@ class Inode:
         if size != self.kernel_sizes[0]:
             older = [other for other in self.kernel_sizes if other != size]
             self.kernel_sizes = (size, *older[: MAX_SIZES - 1])
+
+    def untold(self, ends: Iterable[int] = ()) -> None:
+        """The kernel was not told what we said it was. It may see these ends of the file still."""
+        self.doubts += 1
+        self.access = UNSURE
+        self.kernel_sizes = tuple(dict.fromkeys((*ends, *self.kernel_sizes)))[:MAX_SIZES]
 
     def set_size(self, size: int) -> None:
         """The kernel had the file truncated."""

@@ -31,6 +31,7 @@ import logging
 import os
 import struct
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
@@ -98,7 +99,7 @@ class Interrupts(StandIn, logging.Filter):
         self._signalled: dict[int, int] = {}  # and who asked, 0 if unknown
         self._uniques = Uniques()
         self._unseen = False  # there may be signals that libfuse has read of
-        self._askers: dict[int, int] = {}  # threads, by unique; oldest first
+        self._askers = OrderedDict[int, int]()  # threads, by unique; oldest first
 
     def install(self) -> None:
         """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere lets nobody go."""
@@ -126,9 +127,10 @@ class Interrupts(StandIn, logging.Filter):
                 elif len(self._signalled) > MAX_SIGNALLED:
                     await self._ask_again(list(self._signalled))
             elif self._backing.slots.oldest_seconds > PATIENCE_SECONDS:
-                if self._unseen and may_ask():
+                if may_ask() and (self._unseen or len(self._signalled) > MAX_SIGNALLED):
+                    recent = self._uniques.recent() if self._unseen else ()
                     self._unseen = False
-                    await self._ask_again([*self._signalled, *self._uniques.recent()])
+                    await self._ask_again([*self._signalled, *recent])
                 if self._signalled:
                     await self._let_go_of_the_dying()
 
@@ -197,7 +199,7 @@ class Interrupts(StandIn, logging.Filter):
         if opcode not in (FUSE_FORGET, FUSE_BATCH_FORGET):  # nobody waits for an answer
             self._askers[unique] = asker
             if len(self._askers) > MAX_ASKERS:
-                del self._askers[next(iter(self._askers))]
+                self._askers.popitem(last=False)
         os.pwrite(self._letter, message, 0)
         os.lseek(self._letter, 0, os.SEEK_SET)
         os.dup2(self._letter, fd, inheritable=False)

@@ -1,8 +1,10 @@
 """What an open file tells the source, and the kernel, when descriptors of it are closed."""
 
+import contextlib
 import errno
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,7 +14,16 @@ from typing import cast
 
 import pytest
 import trio
-from pyfuse3 import FileHandleT, FlagT, FUSEError, InodeT, RequestContext, XAttrNameT
+from pyfuse3 import (
+    FileHandleT,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    RequestContext,
+    XAttrNameT,
+)
 from trio.testing import wait_all_tasks_blocked
 
 from cleanfs import mounts, namespace
@@ -22,14 +33,14 @@ from cleanfs.coherency import Coherency, CoherencyChecker
 from cleanfs.control import Control, Operator
 from cleanfs.filesystem import CleanFS
 from cleanfs.given import Given
-from cleanfs.handles import Services
+from cleanfs.handles import DirHandle, Services
 from cleanfs.inodes import NOT_TOLD, InodeTable
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes, all_local
 from cleanfs.notify import Notifier
 from cleanfs.pagecache import PageCache, Writing
 from cleanfs.resident import make_resident
-from cleanfs.room import Room
+from cleanfs.room import HalfDoneError, Room
 
 
 @pytest.fixture
@@ -227,3 +238,87 @@ async def test_lists_of_other_file_systems_are_their_owners_to_change(
     assert bool(changes) is may
     monkeypatch.undo()
     await fs.release(fh)
+
+
+async def test_what_another_handler_gave_out_is_not_taken_back(
+    services: Services, inodes: InodeTable
+) -> None:
+    """pyfuse3 answers a setxattr by what getxattr says; if that is refused, nothing was given."""
+    fs, fh = await opened(services, inodes)
+    ctx = cast(RequestContext, SimpleNamespace(uid=0, gid=0, pid=1))
+    node = InodeT(fs._handles[fh].inode.node)  # type: ignore[attr-defined]  # noqa: SLF001
+    os.setxattr(inodes[node].path(), "user.x", b"value")
+    taken_back = list[str]()
+    for name in (b"security.capability", b"user.x", b"user.none"):
+        fs.given.hold(lambda name=name: taken_back.append(name))  # type: ignore[misc]
+        with contextlib.suppress(FUSEError):
+            await fs.getxattr(node, XAttrNameT(name), ctx)
+        fs.given.refused()
+    assert not taken_back
+
+
+async def test_what_was_half_done_is_looked_up_again(
+    services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs, _ = await opened(services, inodes)
+    ctx = cast(RequestContext, SimpleNamespace(uid=0, gid=0, pid=1, umask=0))
+    told = list[tuple[int, bytes]]()
+    monkeypatch.setattr(services.notifier, "entry", lambda *place: told.append(place))
+    for error in (OSError(errno.EDQUOT, ""), HalfDoneError(OSError(errno.EDQUOT, ""))):
+
+        def fail(*_: object, error: OSError = error) -> None:
+            raise error
+
+        monkeypatch.setattr(namespace, "make_node", fail)
+        with pytest.raises(FUSEError):
+            await fs.mkdir(InodeT(inodes.root.node), FileNameT(b"new"), ModeT(0o755), ctx)
+    assert told == [(inodes.root.node, b"new")]
+
+
+async def test_a_file_that_is_only_read_is_closed_whatever_hangs(
+    services: Services, inodes: InodeTable
+) -> None:
+    """Its read-ahead may be under way."""
+    fs, fh = await opened(services, inodes, os.O_RDONLY)
+    services.backing.orphans = 1
+    with fs._handles[fh].use:  # type: ignore[attr-defined]  # noqa: SLF001
+        await fs.flush(fh)
+
+
+async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
+    services: Services, inodes: InodeTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them is gone, and its listing goes on."""
+    for i in range(5):
+        (tmp_path / f"old{i}").touch()
+    directory = DirHandle(services, inodes.root, os.open(tmp_path, os.O_RDONLY))
+    directory.batch = 100
+    await directory.rewind()
+    directory.forget_stats()
+    go_on, stat_names = threading.Event(), namespace.stat_names
+
+    def slowly(fd: int, names: list[bytes]) -> list[namespace.EntryStat]:
+        stats = stat_names(fd, names)
+        go_on.wait(10)
+        return stats
+
+    found = list[tuple[bytes, namespace.EntryStat] | None]()
+
+    async def list_on() -> None:
+        found.append(await directory.entry(0))
+
+    async with trio.open_nursery() as nursery:
+        monkeypatch.setattr(namespace, "stat_names", slowly)
+        nursery.start_soon(list_on)
+        await wait_all_tasks_blocked(0.1)
+        monkeypatch.setattr(namespace, "stat_names", stat_names)
+        inos = {entry.name.encode(): entry.inode() for entry in os.scandir(tmp_path)}
+        for i in range(5):
+            (tmp_path / f"old{i}").rename(tmp_path / f"new{i}")
+        await directory.rewind()
+        go_on.set()
+    await directory.release()
+    assert found[0] is not None
+    name, st = found[0]
+    assert isinstance(st, os.stat_result)
+    assert st.st_ino == inos[name]

@@ -138,10 +138,13 @@ async def test_a_signal_is_remembered_for_as_long_as_its_request_lives(asked: li
     assert asked == [2, 200]
 
 
-async def test_signals_of_requests_that_were_answered_do_not_pile_up(asked: list[int]) -> None:
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_signals_of_requests_that_were_answered_do_not_pile_up(
+    asked: list[int], hangs: bool
+) -> None:
     interrupts = watched()
     interrupts._signalled.update(dict.fromkeys(range(2, 2 * MAX_SIGNALLED + 4, 2), 0))  # noqa: SLF001
-    await look_twice(interrupts, hangs=False)
+    await look_twice(interrupts, hangs=hangs)
     assert list(interrupts._signalled) == list(range(2, 101, 2))  # noqa: SLF001
     assert len(asked) == MAX_SIGNALLED + 1
 

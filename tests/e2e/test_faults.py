@@ -17,7 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from cleanfs.coherency import COARSE_NS
+from cleanfs.filesystem import DROP_SECONDS
 from cleanfs.interrupts import GUARD_SECONDS
+from cleanfs.notify import LEARN_SECONDS
 from cleanfs.pace import RECENT_SECONDS
 from tests.e2e.conftest import SMALL_CACHES
 from tests.e2e.faulty import Faulty, faulty
@@ -91,12 +94,13 @@ def fs(site: Site) -> MountedFs:
     return site.fs
 
 
-@pytest.fixture
-def believing(served: Faulty, tmp_path: Path) -> Iterator[MountedFs]:
-    """Another mount of it, where the kernel believes for a day what it is told."""
+@pytest.fixture(params=["none"])
+def believing(served: Faulty, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MountedFs]:
+    """Another mount of it, where the kernel believes for long what it is told."""
     mountpoint = tmp_path / "believing"
     mountpoint.mkdir()
-    with mounted(served.path, mountpoint, *SMALL_CACHES, "--coherency", "none") as fs:
+    options = ("--coherency", request.param, "--attr-timeout", "1000")
+    with mounted(served.path, mountpoint, *SMALL_CACHES, *options) as fs:
         yield fs
 
 
@@ -424,6 +428,12 @@ CHANGES: dict[str, tuple[str, str, Callable[[Path], object]]] = {
         lambda root: (root / "f").stat().st_size,
     ),
     "unlink": ("unlink", "os.unlink(f)", lambda root: (root / "f").exists()),
+    "unlink, seen in its directory": ("unlink", "os.unlink(f)", lambda root: root.stat().st_mtime_ns),
+    "rename over": (
+        "rename",
+        "os.rename(f, f[:-1] + 'other')",
+        lambda root: (root / "other").stat().st_size,
+    ),
     "mkdir": ("make", "os.mkdir(f + 'new')", lambda root: (root / "fnew").exists()),
     "rename": ("rename", "os.rename(f, f + 'g')", lambda root: (root / "f").exists()),
 }
@@ -433,7 +443,7 @@ CHANGES: dict[str, tuple[str, str, Callable[[Path], object]]] = {
 def test_a_change_by_who_is_gone_is_seen_when_it_is_done(
     served: Faulty, believing: MountedFs, op: str, code: str, look: Callable[[Path], object]
 ) -> None:
-    """Somebody looks before it is, and the kernel believes that for a day."""
+    """Somebody looks before it is, and the kernel believes that."""
     fs = believing
     served.fault(op, hang=True)
     with program(f"f = sys.argv[1] + '/f'\n{code}", fs.path) as process:
@@ -445,6 +455,47 @@ def test_a_change_by_who_is_gone_is_seen_when_it_is_done(
     wait_until(lambda: served.hanging() == 0)
     wait_until(lambda: look(served.real) != before)
     wait_until(lambda: look(fs.path) == look(served.real))
+
+
+def test_what_is_appended_after_an_append_by_who_is_gone_is_behind_it(
+    served: Faulty, fs: MountedFs
+) -> None:
+    """The kernel knows nothing of that, and sends the next one to where it sees the end."""
+    with opened(fs.path / "f", os.O_WRONLY | os.O_APPEND) as fd:
+        served.fault("write", name="f", hang=True)
+        code = "d = os.open(sys.argv[1] + '/f', os.O_WRONLY | os.O_APPEND); os.write(d, b'first')"
+        with program(code, fs.path) as process:
+            served.wait_hanging(1)
+            process.kill()
+            assert process.wait(10) == -signal.SIGKILL
+        served.heal()
+        wait_until(lambda: (served.real / "f").stat().st_size > len(DATA))
+        os.write(fd, b"second")
+    assert (served.real / "f").read_bytes()[len(DATA) :] == b"firstsecond"
+
+
+@pytest.mark.parametrize("believing", ["open"], indirect=True)
+def test_what_an_open_by_who_is_gone_has_found_is_not_lost(
+    served: Faulty, believing: MountedFs
+) -> None:
+    """A change that nobody sees by size or mtime, so that the kernel drops its pages only if told."""
+    fs = believing
+    path = served.real / "f"
+    assert (fs.path / "f").read_bytes() == DATA
+    st = path.stat()
+    with opened(path, os.O_RDWR) as fd:
+        os.pwrite(fd, b"new", 0)
+    os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+    time.sleep(COARSE_NS / 1e9 + 0.1)  # a change that is young is looked for again
+    served.fault("open", name="f", hang=True)
+    with program("os.open(sys.argv[1] + '/f', os.O_RDONLY)", fs.path) as process:
+        served.wait_hanging(1)
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+    served.heal()
+    wait_until(lambda: served.hanging() == 0)
+    time.sleep(DROP_SECONDS + 2 * LEARN_SECONDS)
+    assert (fs.path / "f").read_bytes()[:5] == b"new" + DATA[3:5]
 
 
 # -- errors ---------------------------------------------------------------------------------------
