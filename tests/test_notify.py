@@ -10,6 +10,7 @@ import pyfuse3
 import pytest
 import trio
 
+from cleanfs import notify
 from cleanfs.notify import Notifier, entry_message, inode_message
 
 
@@ -37,6 +38,7 @@ async def test_notifications_go_by_a_descriptor_of_ours(
     """Libfuse's stands for something else while ``interrupts`` has lent it a message."""
     for name in ("invalidate_inode", "invalidate_entry"):
         monkeypatch.setattr(pyfuse3, name, None)
+    monkeypatch.setattr(notify, "PAGES_SECONDS", 10)  # on a busy machine nobody waits for it else
     reader, writer = device
     notifier = Notifier()
     notifier.use_device(writer)
