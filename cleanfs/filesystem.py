@@ -46,7 +46,17 @@ from cleanfs.control import CONTROL_NAME, Control, Node
 from cleanfs.fsnotify import SourceWatch
 from cleanfs.given import Given
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
-from cleanfs.inodes import NOT_TOLD, ROOT, Inode, InodeTable, StaleError, access_of, stamps_of
+from cleanfs.inodes import (
+    NOT_TOLD,
+    ROOT,
+    UNKNOWN,
+    Inode,
+    InodeTable,
+    StaleError,
+    Told,
+    access_of,
+    stamps_of,
+)
 from cleanfs.namespace import ACCESS_ACL, Actor, NewAttributes, OpenedFile
 from cleanfs.room import HalfDoneError
 from cleanfs.root import ACL_NAMES, Root
@@ -202,14 +212,14 @@ class CleanFS(pyfuse3.Operations):
             return self._control_entry(node)
         if inode == ROOT and self._root is not None:
             st, fresh = await self._root.stat(self._tree.run)
+            self.given.hold(functools.partial(self._inodes.root.untold, self._inodes.root.told))
             entry = self._attributes(self._inodes.root, st)
             if not fresh:
                 entry.attr_timeout = 0
-            self.given.hold(self._inodes.root.untold)
             return entry
         async with self._tree.using(inode) as held:
             st = await self._tree.stat(held)
-            self.given.hold(functools.partial(held.untold, held.kernel_sizes))
+            self.given.hold(functools.partial(held.untold, held.told))
             return self._attributes(held, st)
 
     @handler
@@ -249,7 +259,7 @@ class CleanFS(pyfuse3.Operations):
                 st = await self._recheck_owner(inode, ctx)
                 lost_capability, inode.lost_capability = inode.lost_capability, False
                 if _is_before_a_write(st, Caller.of(ctx), lost_capability):
-                    self.given.hold(None)
+                    self.given.hold(functools.partial(inode.untold, inode.told))
                     return self._attributes(inode, st)
                 new = NewAttributes(uid=NOBODY_ELSE)
             elif ctx.uid != 0:
@@ -262,7 +272,7 @@ class CleanFS(pyfuse3.Operations):
                 if new.size is not None and new.mode is None:
                     new = replace(new, mode=without_set_id(st, Caller.of(ctx)))
             st = await self._tree.set_attributes(inode, io_fd, new)
-            self._untold.hold(inode, ends=inode.kernel_sizes)
+            self._untold.hold(inode, before=inode.told)
             if new.size is not None:
                 inode.set_size(st.st_size)
             return self._attributes(inode, st)
@@ -347,8 +357,9 @@ class CleanFS(pyfuse3.Operations):
             if (inode := self._inodes.find(done.moved.before)) is not None:
                 self._inodes.moved(inode, new, name_new)
             there, gone, replaced = [(new, name_new)], [(old, name_old)], None
-            if flags & (pyfuse3.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT):
-                there, gone = there + gone, []
+            moved_directory = stat_module.S_ISDIR(done.moved.before.st_mode)
+            if moved_directory or flags & (pyfuse3.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT):
+                there, gone = there + gone, []  # for the kernel a directory is still there, in use
             if done.replaced is not None:
                 self._tree.name_changed(done.replaced)
                 replaced = self._inodes.find(done.replaced.before)
@@ -386,11 +397,11 @@ class CleanFS(pyfuse3.Operations):
             opened = await self._tree.open(held, flags)
             await self._recheck_access(held, opened.fd, opened.stat, ctx)
             info = await self._opened(held, opened, flags & ~os.O_TRUNC, before)
-            ends = held.kernel_sizes
+            told = held.told
             if flags & os.O_TRUNC:
                 await self._truncate_open(held, info.fh, opened.stat, ctx)
             changed = held if flags & os.O_TRUNC or not info.keep_cache else None
-            self.given.hold(functools.partial(self._not_opened, info.fh, changed, ends))
+            self.given.hold(functools.partial(self._not_opened, info.fh, changed, told))
             return info
 
     @handler
@@ -410,9 +421,10 @@ class CleanFS(pyfuse3.Operations):
             actor = self._actor(parent, ctx)
             opened, inode, st = await self._tree.create(parent, name, mode, io_flags, actor)
             with self._inodes.using(inode):
+                told = inode.told
                 entry = self._attributes(inode, st)
                 info = await self._opened(inode, opened, flags, before)
-                self.given.hold(functools.partial(self._not_created, info.fh, inode))
+                self.given.hold(functools.partial(self._not_created, info.fh, inode, told))
                 return info, entry
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -433,7 +445,7 @@ class CleanFS(pyfuse3.Operations):
             handle = self._handles[fh]
             written = await handle.write(off, buf)
             if isinstance(handle, FileHandle):
-                self._untold.hold(handle.inode, ends=handle.ends_before)
+                self._untold.hold(handle.inode, before=handle.told_before)
             else:
                 self.given.hold(None)
             return written
@@ -512,7 +524,7 @@ class CleanFS(pyfuse3.Operations):
                 self.given.hold(None)
                 return
         position = max(start_id, 2)
-        listed: list[tuple[Inode, tuple[int, ...]]] = []
+        listed: list[tuple[Inode, Told]] = []
         while (found := await directory.entry(position - 2)) is not None:
             name, st = found
             position += 1
@@ -525,14 +537,14 @@ class CleanFS(pyfuse3.Operations):
                 continue
             inode = self._inodes.listed(st, directory.inode, name)
             self._tree.observe(inode, st, directory.before)
-            kernel_sizes, access = inode.kernel_sizes, inode.access
+            told = inode.told
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
-                inode.kernel_sizes, inode.access = kernel_sizes, access  # it was not told
+                inode.kernel_sizes, inode.access, inode.access_ctime = told  # it was not told
                 self._inodes.unreferenced(inode)
                 self._entries_per_reply = position - max(start_id, 2)
                 break
             self._inodes.referenced(inode, directory.inode, name)
-            listed.append((inode, kernel_sizes))
+            listed.append((inode, told))
         self.given.hold(functools.partial(self._not_listed, listed))
         self._tree.ask_to_forget()
 
@@ -580,7 +592,7 @@ class CleanFS(pyfuse3.Operations):
             await self._may_change_xattr(held, name, ctx)
             caller = Caller.of(ctx) if name == ACCESS_ACL else None
             await self._tree.change_xattr(held, name, value, caller)
-            self._untold.hold(held, ends=held.kernel_sizes)
+            self._untold.hold(held)
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Value of an extended attribute, or ENODATA.
@@ -607,9 +619,10 @@ class CleanFS(pyfuse3.Operations):
             raise FUSEError(pyfuse3.ENOATTR)
         if inode == ROOT and self._root is not None and name in ACL_NAMES:
             acl = await self._root.acl(self._tree.run, name)
-            self.given.hold(self._inodes.root.untold)
+            self.given.hold(None)
             return acl
         async with self._tree.using(inode) as held:
+            acl_before = held.acl
             if name == ACCESS_ACL:
                 held.acl = b""
             try:
@@ -620,9 +633,11 @@ class CleanFS(pyfuse3.Operations):
                 if exc.errno == errno.EOPNOTSUPP and name in ACL_NAMES:
                     raise FUSEError(pyfuse3.ENOATTR) from exc
                 raise
+            self.given.hold(None)
             if name == ACCESS_ACL:
                 held.acl = value
-            self.given.hold(held.untold if name == ACCESS_ACL else None)
+                if value != acl_before:
+                    self.given.hold(functools.partial(held.untold, UNKNOWN))
             return value
 
     @handler
@@ -644,7 +659,7 @@ class CleanFS(pyfuse3.Operations):
             await self._may_change_xattr(held, name, ctx)
             await self._tree.change_xattr(held, name, None)
             held.lost_capability = name == CAPABILITY
-            self._untold.hold(held, ends=held.kernel_sizes)
+            self._untold.hold(held)
 
     async def _may_change_xattr(self, inode: Inode, name: bytes, ctx: RequestContext) -> None:
         """Raises PermissionError, StaleError.
@@ -806,33 +821,34 @@ class CleanFS(pyfuse3.Operations):
             await handle.release()
 
     def _not_opened(
-        self, fh: FileHandleT, changed: Inode | None = None, ends: tuple[int, ...] = ()
+        self, fh: FileHandleT, changed: Inode | None = None, told: Told | None = None
     ) -> None:
         """The kernel was not told of an open file, nor of a change that came or was found with it."""
-        self._untold.tell(changed, ends=ends)
+        self._untold.tell(changed, before=told)
         release = self.releasedir if fh in self._dirs else self.release
         self._abandoned.append(functools.partial(release, fh))
         self._news.set()
 
-    def _not_created(self, fh: FileHandleT, inode: Inode) -> None:
+    def _not_created(self, fh: FileHandleT, inode: Inode, told: Told) -> None:
         """Nor of the file's being there."""
         self._not_opened(fh)
-        self._not_made(inode)
+        self._not_made(inode, told)
 
-    def _not_made(self, inode: Inode) -> None:
+    def _not_made(self, inode: Inode, told: Told) -> None:
         """The kernel was not told of what was made, and has no reference to it."""
-        self._untold.tell(inode, there=[(inode.parent, inode.name)] if inode.parent else [])
+        place = [(inode.parent, inode.name)] if inode.parent is not None else []
+        self._untold.tell(inode, before=told, there=place)
         self._inodes.forget(inode.node, 1)
 
-    def _not_found(self, inode: Inode, ends: tuple[int, ...]) -> None:
+    def _not_found(self, inode: Inode, told: Told) -> None:
         """The kernel was not told what was found, and has no reference to it."""
-        inode.untold(ends)
+        inode.untold(told)
         self._inodes.forget(inode.node, 1)
 
-    def _not_listed(self, listed: list[tuple[Inode, tuple[int, ...]]]) -> None:
-        """Nor what was listed."""
-        for inode, ends in listed:
-            self._not_found(inode, ends)
+    def _not_listed(self, listed: list[tuple[Inode, Told]]) -> None:
+        """Nor what was listed, some of it perhaps by two names."""
+        for inode, told in reversed(listed):
+            self._not_found(inode, told)
 
     async def _release_abandoned(self) -> None:
         """The background task of what was opened for programs that are gone."""
@@ -845,10 +861,8 @@ class CleanFS(pyfuse3.Operations):
 
     def _new_entry(self, inode: Inode, st: os.stat_result, made: bool = False) -> EntryAttributes:
         """An entry to which the kernel gets a reference; it was made, or found."""
-        if made:
-            self.given.hold(functools.partial(self._not_made, inode))
-        else:
-            self.given.hold(functools.partial(self._not_found, inode, inode.kernel_sizes))
+        unheard = self._not_made if made else self._not_found
+        self.given.hold(functools.partial(unheard, inode, inode.told))
         return self._attributes(inode, st)
 
     def _attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:

@@ -33,8 +33,11 @@ class Given:
     def hold(self, take_back: Callable[[], None] | None) -> None:
         """A handler is about to return; pyfuse3 sends its answer before anything else runs."""
         self._take_back = take_back
-        if self._letter >= 0 and take_back is not None:
-            self._written[os.lseek(self._letter, 0, os.SEEK_CUR)] = take_back
+        if self._letter >= 0:
+            position = os.lseek(self._letter, 0, os.SEEK_CUR)
+            self._written.pop(position, None)
+            if take_back is not None:
+                self._written[position] = take_back
 
     def lent(self, letter: int) -> None:
         """Answers go into a file for now, -1 for no longer: whether they are refused is known later."""

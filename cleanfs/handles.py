@@ -14,7 +14,7 @@ import trio
 from cleanfs import namespace
 from cleanfs.backing import Backing, SourceFs, Written, drop_span
 from cleanfs.coherency import Coherency, CoherencyChecker, own_fingerprint
-from cleanfs.inodes import Inode, stamps_of
+from cleanfs.inodes import Inode, Told, stamps_of
 from cleanfs.latency import Latencies
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
@@ -153,8 +153,8 @@ class FileHandle:
         self.fd = fd
         self._source = services.source_fs(inode)
         self.use = Use()
-        self.ends_before: tuple[int, ...] = ()
-        """``Inode.kernel_sizes`` before the write that has just returned."""
+        self.told_before: Told | None = None
+        """``Inode.told`` before the write that has just returned."""
         self._stream = Stream()
         self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is not Coherency.NONE
         self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
@@ -208,7 +208,7 @@ class FileHandle:
         writing = Writing(min(offset, file.size) if append else offset, stop)
         file.writes.append(writing)
         try:
-            written, ends = await self._write_through(offset, data, append, stop)
+            written, told = await self._write_through(offset, data, append, stop)
         finally:
             file.writes.remove(writing)
             writing.end()
@@ -216,12 +216,12 @@ class FileHandle:
         if answers is not None and answers.overlap(offset, offset + len(data), mmap.PAGESIZE):
             await self._services.notifier.pages(self.inode.node, offset, len(data))
         self._latencies.write(perf_counter_ns() - began, written.count)
-        self.ends_before = ends
+        self.told_before = told
         return written.count
 
     async def _write_through(
         self, offset: int, data: bytes, append: bool, stop: int | None
-    ) -> tuple[Written, tuple[int, ...]]:
+    ) -> tuple[Written, Told]:
         services, file, inode = self._services, self.file, self.inode
         writer, inode.asked_for = inode.asked_for, None
         async with services.pagecache.mutating(file, offset, stop):
@@ -245,14 +245,14 @@ class FileHandle:
             before, after = own_fingerprint(written.before), own_fingerprint(written.after)
             size = before.size + written.count if append else max(before.size, offset + len(data))
             theirs = services.coherency.after_own_change(file, before, after, size=size)
-        ends = inode.kernel_sizes
+        told = inode.told
         inode.wrote_to(offset + written.count)
         elsewhere = append and after.size != offset + written.count
         if inode.sent == stamps_of(written.before) and not (theirs or elsewhere):
             inode.sent = stamps_of(written.after)
         if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)
-        return written, ends
+        return written, told
 
     async def flush(self) -> None:
         """Report what close would; nothing is buffered here.

@@ -22,11 +22,11 @@ import mmap
 import os
 import stat as stat_module
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -84,6 +84,18 @@ class StaleError(OSError):
     def __init__(self) -> None:
         """ESTALE."""
         super().__init__(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+class Told(NamedTuple):
+    """What the kernel was told of an inode (see ``Inode``'s attributes of these names)."""
+
+    kernel_sizes: tuple[int, ...]
+    access: int
+    access_ctime: int
+
+
+UNKNOWN = Told((), UNSURE, 0)
+"""Access that is not what it is now."""
 
 
 class Inode:
@@ -186,11 +198,24 @@ class Inode:
             older = [other for other in self.kernel_sizes if other != size]
             self.kernel_sizes = (size, *older[: MAX_SIZES - 1])
 
-    def untold(self, ends: Iterable[int] = ()) -> None:
-        """The kernel was not told what we said it was. It may see these ends of the file still."""
+    @property
+    def told(self) -> Told:
+        """What the kernel was told last."""
+        return Told(self.kernel_sizes, self.access, self.access_ctime)
+
+    def untold(self, before: Told | None = None) -> None:
+        """The kernel was not told what we said it was: it may still believe what it was told before.
+
+        Without ``before``: what was to be told does not bear on that.
+        """
         self.doubts += 1
-        self.access = UNSURE
-        self.kernel_sizes = tuple(dict.fromkeys((*ends, *self.kernel_sizes)))[:MAX_SIZES]
+        if before is None:
+            return
+        self.kernel_sizes = tuple(dict.fromkeys((*before.kernel_sizes, *self.kernel_sizes)))[:MAX_SIZES]
+        if self.access == before.access:
+            self.access_ctime = before.access_ctime
+        else:
+            self.access = UNSURE
 
     def set_size(self, size: int) -> None:
         """The kernel had the file truncated."""

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterable
 
 from cleanfs.given import Given
-from cleanfs.inodes import Inode
+from cleanfs.inodes import Inode, Told
 from cleanfs.notify import Notifier
 
 Place = tuple[Inode, bytes]
@@ -27,31 +27,30 @@ class Untold:
     def hold(
         self,
         *inodes: Inode | None,
-        ends: Iterable[int] = (),
+        before: Told | None = None,
         there: Iterable[Place] = (),
         gone: Iterable[Place] = (),
     ) -> None:
         """A handler is about to return (``Given.hold``), and its answer says what ``tell`` does."""
-        self._given.hold(
-            functools.partial(self.tell, *inodes, ends=tuple(ends), there=there, gone=gone)
-        )
+        self._given.hold(functools.partial(self.tell, *inodes, before=before, there=there, gone=gone))
 
     def tell(
         self,
         *inodes: Inode | None,
-        ends: Iterable[int] = (),
+        before: Told | None = None,
         there: Iterable[Place] = (),
         gone: Iterable[Place] = (),
     ) -> None:
         """Inodes have changed, and names have come or gone.
 
-        ``ends`` is what the kernel's end of the file was before (``Inode.kernel_sizes``). A name that
-        is there is only looked up again: by now somebody may work in it, or have mounted on it.
+        ``before`` is what was told before the answer that is refused, if that tells attributes or moves
+        the end of a file. A name that is there is only looked up again: by now somebody may work in it,
+        or have mounted on it.
         """
         for inode in inodes:
             if inode is None:
                 continue
-            inode.untold(ends)
+            inode.untold(before)
             self._notifier.inode(inode.node)
             if inode.open_fds:
                 self._notifier.teach(inode.node, inode.generation)
