@@ -55,14 +55,17 @@ def test_0_never_polls(source: Path, mount: Mounter) -> None:
 
 
 def test_an_idle_mount_sleeps(source: Path, mount: Mounter) -> None:
+    """But for what others make the kernel tell it: that memory is short, or that a file is forgotten."""
     (source / "f").write_bytes(bytes(4096))
     fs = mount()
     read_uncached(fs.path / "f", 1000)
     time.sleep(0.2)
-    ticks, sleeps = cpu_ticks(fs), wake_ups(fs)
-    time.sleep(1.5)
-    assert cpu_ticks(fs) == ticks
-    assert wake_ups(fs) - sleeps <= 3
+    seen = list[tuple[int, int]]()
+    while not seen or seen[-1][0] > 0 or seen[-1][1] > 3:
+        assert len(seen) < 5, seen
+        ticks, sleeps = cpu_ticks(fs), wake_ups(fs)
+        time.sleep(1.5)
+        seen.append((cpu_ticks(fs) - ticks, wake_ups(fs) - sleeps))
 
 
 def test_it_is_unmounted_while_requests_are_polled_for(source: Path, mount: Mounter) -> None:
