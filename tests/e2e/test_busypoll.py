@@ -55,7 +55,7 @@ def test_0_never_polls(source: Path, mount: Mounter) -> None:
 
 
 def test_an_idle_mount_sleeps(source: Path, mount: Mounter) -> None:
-    """But for what others make the kernel tell it: that memory is short, or that a file is forgotten."""
+    """But for what others make the kernel tell it: that memory is short, that a file is forgotten."""
     (source / "f").write_bytes(bytes(4096))
     fs = mount()
     read_uncached(fs.path / "f", 1000)
