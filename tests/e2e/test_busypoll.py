@@ -56,7 +56,8 @@ def test_0_never_polls(source: Path, mount: Mounter) -> None:
 
 def test_an_idle_mount_sleeps(source: Path, mount: Mounter) -> None:
     """Alone on a machine it does not wake up at all in this time; beside other tests that mount and
-    unmount up to 14 times were seen. A daemon with a tick of 0.1 s would 15 times in each window."""
+    unmount up to 14 times were seen. A daemon with a tick of 0.1 s would 15 times in each window.
+    """
     (source / "f").write_bytes(bytes(4096))
     fs = mount()
     read_uncached(fs.path / "f", 1000)
