@@ -147,7 +147,7 @@ def faulty(
             cwd=Path(__file__).parent.parent.parent,
         )
     try:
-        with killed_after(lifetime, process.pid):
+        with killed_after(lifetime, process.pid, path):
             wait_until(lambda: is_mounted(path) or process.poll() is not None)
             assert process.poll() is None, log.read_text()
             yield Faulty(path, real, process, address)

@@ -146,9 +146,14 @@ def settle() -> None:
 def killed_after(seconds: float, pid: int, mountpoint: Path | None = None) -> Iterator[None]:
     """A process is killed by another one if the block, or this whole process, does not end in order.
 
-    And all that waits for its mount is freed.
+    And its mount is taken away, and all that waits for it is freed.
     """
-    script = f'read -t {seconds} && exit; kill -9 "$0"; [ -z "$1" ] || timeout 20 umount -f "$1"'
+    script = f"""
+        read -t {seconds} && exit
+        kill -9 "$0"
+        [ -n "$1" ] || exit
+        timeout 20 umount -f "$1" || timeout 20 umount -l "$1"
+    """
     command = ["bash", "-c", script, str(pid), str(mountpoint or "")]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as watchdog:
         try:

@@ -498,6 +498,24 @@ def test_what_an_open_by_who_is_gone_has_found_is_not_lost(
     assert (fs.path / "f").read_bytes()[:5] == b"new" + DATA[3:5]
 
 
+def test_tests_that_are_killed_leave_no_mount(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys, time\nfrom tests.e2e.faulty import faulty\n"
+        "from tests.e2e.test_faults import make_directories, on\nbase = pathlib.Path(sys.argv[1])\n"
+        "with faulty(*make_directories(base)) as source, on(source.path, base) as fs:\n"
+        "    with open(fs.path / 'f'): print(flush=True), time.sleep(60)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    root = Path(__file__).parent.parent.parent
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=root) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert is_mounted(tmp_path / "served")
+        assert is_mounted(tmp_path / "mnt")
+        process.kill()
+    wait_until(lambda: not is_mounted(tmp_path / "served") and not is_mounted(tmp_path / "mnt"))
+
+
 # -- errors ---------------------------------------------------------------------------------------
 
 
