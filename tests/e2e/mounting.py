@@ -44,6 +44,19 @@ def changed_by(patch: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
+def command_line(*args: str | Path) -> list[str]:
+    """A command of its own, for what the process that tests fork can not do.
+
+    ``list`` asks the mounts of this test process alone, as there: others' would be busy meanwhile.
+    """
+    ours = (
+        "every = cli.mount_points\n"
+        f"cli.mount_points = lambda: [p for p in every() if p.path.startswith({zygote.below!r})]"
+    )
+    program = changed_by(ours) if "list" in args else [sys.executable, "-m", "cleanfs"]
+    return [*program, *map(str, args)]
+
+
 def is_mounted(path: Path) -> bool:
     """Whether something is mounted on ``path``; works on a dead mount, too."""
     return mount_line(path) is not None

@@ -7,7 +7,6 @@ import pty
 import shutil
 import stat as stat_module
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +16,9 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.e2e.conftest import Mounter
 from tests.e2e.control_machine import ControlMachine
-from tests.e2e.mounting import MountedFs, cleanfs, is_mounted, mounted
+from tests.e2e.mounting import MountedFs, cleanfs, command_line, is_mounted, mounted
 from tests.e2e.test_cli import clean_up, complains
 from tests.fuzzing import examples
-
-CLEANFS = [sys.executable, "-m", "cleanfs"]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +155,7 @@ def test_a_carriage_return_in_somebodys_mount_point_hurts_nobody(fs: MountedFs, 
     # Where nobody else sees it.
     script = 'mount -t tmpfs none "$0" && grep -q "\r" /proc/self/mountinfo && exec "$@"'
     listed = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, other, *CLEANFS, "list"],
+        ["unshare", "-m", "sh", "-c", script, other, *command_line("list")],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert (listed.returncode, listed.stderr) == (0, "")
@@ -226,7 +223,7 @@ def test_a_working_directory_that_is_gone_is_one_line(fs: MountedFs, tmp_path: P
         gone.mkdir()
         script = 'cd "$0" && rmdir "$0" && exec "$@"'
         done = subprocess.run(
-            ["sh", "-c", script, gone, sys.executable, "-m", "cleanfs", *args],
+            ["sh", "-c", script, gone, *command_line(*args)],
             capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr
@@ -244,7 +241,7 @@ def shell(redirections: str, *args: str | Path) -> subprocess.CompletedProcess[s
     """The command line with its streams redirected."""
     script = f'exec "$@" {redirections}'
     return subprocess.run(
-        ["sh", "-c", script, "sh", *CLEANFS, *map(str, args)],
+        ["sh", "-c", script, "sh", *command_line(*args)],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
 
@@ -272,7 +269,8 @@ def test_streams_that_are_not_there_change_no_status(
 def test_a_mount_without_streams_in_the_foreground_writes_into_no_file(
     source: Path, mountpoint: Path
 ) -> None:
-    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *CLEANFS, "mount", "-f", source, mountpoint]
+    script = 'exec "$@" <&- >&- 2>&-'
+    command = ["sh", "-c", script, "sh", *command_line("mount", "-f", source, mountpoint)]
     with subprocess.Popen(command) as process:
         try:
             while not is_mounted(mountpoint):
@@ -329,7 +327,7 @@ def test_no_environment_makes_a_traceback(
 def on_terminal(*args: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the command line on a terminal, and give all that it showed."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen([*CLEANFS, *map(str, args)], stdout=theirs, stderr=theirs) as process:
+    with subprocess.Popen(command_line(*args), stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
         try:
