@@ -61,7 +61,7 @@ from cleanfs.namespace import ACCESS_ACL, Actor, NewAttributes, OpenedFile
 from cleanfs.room import HalfDoneError
 from cleanfs.root import ACL_NAMES, Root
 from cleanfs.tree import Tree, Using
-from cleanfs.untold import Untold
+from cleanfs.untold import tell
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class CleanFS(pyfuse3.Operations):
         self._root = None if services.is_local(inodes.root) else Root(inodes.root)
         self._control = control
         self.given = given
-        self._untold = Untold(given, services.notifier)
+        self._tell = functools.partial(tell, services.notifier)
         self._attr_timeout = attr_timeout
         # Who asked for more than this, with changes announced, gets it where they are.
         self._patient = watch if attr_timeout > UNANNOUNCED_SECONDS else None
@@ -272,7 +272,7 @@ class CleanFS(pyfuse3.Operations):
                 if new.size is not None and new.mode is None:
                     new = replace(new, mode=without_set_id(st, Caller.of(ctx)))
             st = await self._tree.set_attributes(inode, io_fd, new)
-            self._untold.hold(inode, before=inode.told)
+            self.given.hold(functools.partial(self._tell, inode, before=inode.told))
             if new.size is not None:
                 inode.set_size(st.st_size)
             return self._attributes(inode, st)
@@ -324,7 +324,8 @@ class CleanFS(pyfuse3.Operations):
             actor = self._actor(parent, ctx)
             changed = await self._tree.run(namespace.unlink, parent.fd, name, actor)
             self._tree.name_changed(changed)
-            self._untold.hold(self._inodes.find(changed.before), gone=[(parent, name)])
+            inode = self._inodes.find(changed.before)
+            self.given.hold(functools.partial(self._tell, inode, gone=[(parent, name)]))
 
     @handler
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -332,7 +333,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             actor = self._actor(parent, ctx)
             self._tree.name_changed(await self._tree.run(namespace.rmdir, parent.fd, name, actor))
-            self._untold.hold(gone=[(parent, name)])
+            self.given.hold(functools.partial(self._tell, gone=[(parent, name)]))
 
     @handler
     async def rename(
@@ -365,7 +366,7 @@ class CleanFS(pyfuse3.Operations):
                 replaced = self._inodes.find(done.replaced.before)
                 if replaced is not None and flags & pyfuse3.RENAME_EXCHANGE:
                     self._inodes.moved(replaced, old, name_old)
-            self._untold.hold(inode, replaced, there=there, gone=gone)
+            self.given.hold(functools.partial(self._tell, inode, replaced, there=there, gone=gone))
 
     @handler
     async def link(
@@ -445,7 +446,7 @@ class CleanFS(pyfuse3.Operations):
             handle = self._handles[fh]
             written = await handle.write(off, buf)
             if isinstance(handle, FileHandle):
-                self._untold.hold(handle.inode, before=handle.told_before)
+                self.given.hold(functools.partial(self._tell, handle.inode, before=handle.told_before))
             else:
                 self.given.hold(None)
             return written
@@ -489,7 +490,7 @@ class CleanFS(pyfuse3.Operations):
             try:
                 st = await self._services.run_near(held, os.fstat, fd)
             except BaseException:
-                os.close(fd)
+                await self._tree.close(held, fd)
                 raise
             await self._recheck_access(held, fd, st, ctx)
             self._dirs[fh] = DirHandle(self._services, held, fd)
@@ -592,7 +593,7 @@ class CleanFS(pyfuse3.Operations):
             await self._may_change_xattr(held, name, ctx)
             caller = Caller.of(ctx) if name == ACCESS_ACL else None
             await self._tree.change_xattr(held, name, value, caller)
-            self._untold.hold(held)
+            self.given.hold(functools.partial(self._tell, held))
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Value of an extended attribute, or ENODATA.
@@ -659,7 +660,7 @@ class CleanFS(pyfuse3.Operations):
             await self._may_change_xattr(held, name, ctx)
             await self._tree.change_xattr(held, name, None)
             held.lost_capability = name == CAPABILITY
-            self._untold.hold(held)
+            self.given.hold(functools.partial(self._tell, held))
 
     async def _may_change_xattr(self, inode: Inode, name: bytes, ctx: RequestContext) -> None:
         """Raises PermissionError, StaleError.
@@ -754,10 +755,10 @@ class CleanFS(pyfuse3.Operations):
             if not same:
                 await self._services.notifier.attributes_changed(inode.node)
         except BaseException:
-            os.close(fd)
+            await self._tree.close(inode, fd)
             raise
         if not same:
-            os.close(fd)
+            await self._tree.close(inode, fd)
             raise StaleError
         inode.access_ctime = st.st_ctime_ns
 
@@ -824,7 +825,7 @@ class CleanFS(pyfuse3.Operations):
         self, fh: FileHandleT, changed: Inode | None = None, told: Told | None = None
     ) -> None:
         """The kernel was not told of an open file, nor of a change that came or was found with it."""
-        self._untold.tell(changed, before=told)
+        self._tell(changed, before=told)
         release = self.releasedir if fh in self._dirs else self.release
         self._abandoned.append(functools.partial(release, fh))
         self._news.set()
@@ -837,7 +838,7 @@ class CleanFS(pyfuse3.Operations):
     def _not_made(self, inode: Inode, told: Told) -> None:
         """The kernel was not told of what was made, and has no reference to it."""
         place = [(inode.parent, inode.name)] if inode.parent is not None else []
-        self._untold.tell(inode, before=told, there=place)
+        self._tell(inode, before=told, there=place)
         self._inodes.forget(inode.node, 1)
 
     def _not_found(self, inode: Inode, told: Told) -> None:

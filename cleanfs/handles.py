@@ -168,25 +168,22 @@ class FileHandle:
     async def read(self, offset: int, size: int) -> Buffer:
         """The hook: page cache, then cleancache, then the source."""
         with self.use:
-            return await self._read(offset, size)
-
-    async def _read(self, offset: int, size: int) -> Buffer:
-        began = perf_counter_ns()
-        pagecache = self._pagecache
-        if self.file.writes:
-            for write in [write for write in self.file.writes if write.touches(offset, size)]:
-                await write.wait()
-        answers = None if self._direct else self.file.answers
-        if answers is None:
-            data = await pagecache.read(self.file, self._read_source, offset, size)
-        else:
-            answer = answers.begin(offset, size)
-            try:
+            began = perf_counter_ns()
+            pagecache = self._pagecache
+            if self.file.writes:
+                for write in [write for write in self.file.writes if write.touches(offset, size)]:
+                    await write.wait()
+            answers = None if self._direct else self.file.answers
+            if answers is None:
                 data = await pagecache.read(self.file, self._read_source, offset, size)
-            finally:
-                answers.end(answer)
-        self._latencies.read(pagecache.answered_from, perf_counter_ns() - began, len(data))
-        return data
+            else:
+                answer = answers.begin(offset, size)
+                try:
+                    data = await pagecache.read(self.file, self._read_source, offset, size)
+                finally:
+                    answers.end(answer)
+            self._latencies.read(pagecache.answered_from, perf_counter_ns() - began, len(data))
+            return data
 
     async def write(self, offset: int, data: bytes) -> int:
         """Write through, with what is cached of the range discarded before and after.

@@ -152,15 +152,15 @@ class Tree:
         try:
             inode, st = await self.look_up(parent, name)
         except BaseException:
-            await self._close(parent, opened.fd)
+            await self.close(parent, opened.fd)
             raise
         if inode.id != (opened.stat.st_dev, opened.stat.st_ino):
             self.inodes.forget(inode.node, 1)
-            await self._close(parent, opened.fd)
+            await self.close(parent, opened.fd)
             raise StaleError
         return opened, inode, st
 
-    async def _close(self, inode: Inode, fd: int) -> None:
+    async def close(self, inode: Inode, fd: int) -> None:
         """Close a file on the same file system, which a server may have to be told."""
         with contextlib.suppress(OSError):
             await self.near(inode, os.close, fd)

@@ -24,7 +24,7 @@ from cleanfs.notify import LEARN_SECONDS
 from cleanfs.pace import RECENT_SECONDS
 from tests.e2e.conftest import SMALL_CACHES
 from tests.e2e.faulty import Faulty, faulty
-from tests.e2e.mounting import MountedFs, cleanfs, is_mounted, mounted, settle, wait_until
+from tests.e2e.mounting import MountedFs, as_user, cleanfs, is_mounted, mounted, settle, wait_until
 
 PAGE = 4096
 DATA = bytes(range(256)) * 4096
@@ -182,6 +182,18 @@ def test_control_files_answer_while_an_operation_hangs(served: Faulty, fs: Mount
         calls["fsync"] = lambda: os.fsync(fd)
         served.fault(op, hang=True)
         with hung(served, calls[op]):
+            check_alive(fs)
+
+
+def test_a_close_that_hangs_after_an_open_was_refused_blocks_nobody(tmp_path: Path) -> None:
+    """Its permissions are others than those that the kernel let the user in by."""
+    tmp_path.chmod(0o755)
+    options = ("--allow-other", "--attr-timeout", "1000")
+    with faulty(*make_directories(tmp_path)) as source, on(source.path, tmp_path, *options) as fs:
+        (fs.path / "f").stat()
+        (source.real / "f").chmod(0o600)
+        source.fault("flush", name="f", hang=True)
+        with hung(source, lambda: as_user(fs.path, "os.open('f', os.O_RDONLY)")):
             check_alive(fs)
 
 
