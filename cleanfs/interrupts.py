@@ -76,7 +76,7 @@ INTERRUPT_BIT: Final = 1
 """In an answer's unique: it is one to the request's interrupt (FUSE_INT_REQ_BIT, fs/fuse/dev.c)."""
 
 MAX_ASKERS: Final = 1 << 14
-"""Requests, the newest that we have read, of which it is remembered who made them, in 2.5 MB at most. Of
+"""Requests, the newest that we have read, of which it is remembered who made them: 2.5 MB at most. Of
 those that got a signal meanwhile it is remembered anyway."""
 
 MAX_SIGNALLED: Final = 256
