@@ -122,12 +122,10 @@ class Interrupts(StandIn, logging.Filter):
             await self._backing.slots.in_use()
             await trio.sleep(CHECK_SECONDS)
             if not self._hangs():
-                if not may_ask():
-                    self._signalled.clear()  # most were answered
-                elif len(self._signalled) > MAX_SIGNALLED:
+                if len(self._signalled) > MAX_SIGNALLED:
                     await self._ask_again(list(self._signalled))
             elif self._backing.slots.oldest_seconds > PATIENCE_SECONDS:
-                if may_ask() and (self._unseen or len(self._signalled) > MAX_SIGNALLED):
+                if self._unseen or len(self._signalled) > MAX_SIGNALLED:
                     recent = self._uniques.recent() if self._unseen else ()
                     self._unseen = False
                     await self._ask_again([*self._signalled, *recent])
@@ -168,6 +166,10 @@ class Interrupts(StandIn, logging.Filter):
         takes it for any request: EINVAL if nothing interrupts it, ENOENT if there is none of that
         number (any more).
         """
+        if not may_ask():
+            for unique in list(self._signalled)[:-MAX_SIGNALLED]:  # most of them were answered
+                del self._signalled[unique]
+            return
         for asked, unique in enumerate(uniques, 1):
             if not asked % ASKED_AT_ONCE:
                 await trio.lowlevel.checkpoint()

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from cleanfs import interrupts as interrupts_module
+from cleanfs import uniques
 from cleanfs.backing import Backing
 from cleanfs.given import Given
 from cleanfs.interrupts import (
@@ -147,6 +148,17 @@ async def test_signals_of_requests_that_were_answered_do_not_pile_up(
     await look_twice(interrupts, hangs=hangs)
     assert list(interrupts._signalled) == list(range(2, 101, 2))  # noqa: SLF001
     assert len(asked) == MAX_SIGNALLED + 1
+
+
+async def test_they_do_not_on_a_kernel_that_can_not_be_asked(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uniques, "kernel_version", lambda: (4, 19))
+    interrupts = watched()
+    interrupts._signalled.update(dict.fromkeys(range(MAX_SIGNALLED + 5), 0))  # noqa: SLF001
+    await look_twice(interrupts, hangs=True)
+    assert list(interrupts._signalled) == list(range(5, MAX_SIGNALLED + 5))  # noqa: SLF001
+    assert not asked
 
 
 def message(opcode: int, unique: int, asker: int, body: bytes = b"") -> bytes:
