@@ -63,6 +63,10 @@ class Fingerprint:
     ctime_ns: int
     racy: bool = field(compare=False)
 
+    def same_data(self, other: "Fingerprint") -> bool:
+        """Whether nothing but the inode can have changed in between: a name, the mode, the owner."""
+        return (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
+
 
 def granularity_ns(st: os.stat_result, fs_type: str) -> int:
     """How far apart two changes must be to be told apart by their stamps.
@@ -168,8 +172,7 @@ class CoherencyChecker:
         """
         if file.fingerprint in (None, after):
             return False
-        same_data = (before.size, before.mtime_ns) == (after.size, after.mtime_ns)
-        if file.mutations == 0 and file.fingerprint == before and same_data:
+        if file.mutations == 0 and file.fingerprint == before and before.same_data(after):
             self._accept(file, replace(after, racy=True))
             return False
         self.distrust(file)

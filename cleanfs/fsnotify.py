@@ -301,7 +301,7 @@ class SourceWatch:
             await trio.sleep(SWEEP_SECONDS)
             for number, inode in enumerate(self._inodes.all()):
                 if inode.open_fds:
-                    self._look_again(inode)
+                    self._look_again(inode, unannounced=True)
                 if number % FLUSH_BATCH == 0:
                     await trio.lowlevel.checkpoint()
 
@@ -407,21 +407,28 @@ class SourceWatch:
         if inode.open_fds:
             self._services.notifier.teach(inode.node, inode.generation)
 
-    def _look_again(self, inode: Inode) -> None:
+    def _look_again(self, inode: Inode, *, unannounced: bool = False) -> None:
         """Hold an open file against what is known: flush what changed, know what was flushed again.
 
         Of a flushed file nothing is known, and all reads go to the source, until it is looked at.
+
+        ``unannounced`` says that it is for what has no event, which moves mtime. A change of ours that
+        is under way must not be taken for that: to the data, it holds what it finds against what is
+        known itself; to the names, it moves ctime alone.
         """
         services = self._services
         if inode.file_key is None or not inode.open_fds or not services.is_local(inode):
             return
         file = services.pagecache.known(inode.file_key)
-        if file is not None:
-            before = services.before()
-            st = os.fstat(inode.open_fds[-1])
-            now = fingerprint(st, services.types[st.st_dev], before.now_ns)
-            if services.coherency.on_refresh(file, now, before.clock):
-                self._tell(inode)
+        if file is None or (unannounced and file.mutations):
+            return
+        before = services.before()
+        st = os.fstat(inode.open_fds[-1])
+        now = fingerprint(st, services.types[st.st_dev], before.now_ns)
+        if unannounced and file.fingerprint is not None and file.fingerprint.same_data(now):
+            return
+        if services.coherency.on_refresh(file, now, before.clock):
+            self._tell(inode)
 
     def _name_changed(self, place: Place, name: bytes, mask: int) -> None:
         notifier = self._services.notifier

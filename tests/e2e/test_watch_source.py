@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cleanfs.fsnotify import SWEEP_SECONDS
 from tests.e2e.conftest import SMALL_CACHES, Mounter
 from tests.e2e.mounting import MountedFs, cleanfs, mounted, wait_until
 from tests.e2e.source_calls import CONTENTS, SIZE, held
@@ -200,6 +201,23 @@ def test_our_own_changes_flush_nothing(spot: Spot) -> None:
         spot.fs.drop_kernel(spot.path / "other")
         assert os.pread(fd, 4, 0) == b"ours"
         assert spot.fs.stats()["source_reads"] <= fs_reads + 1
+
+
+@pytest.mark.parametrize("change", ["write", "rename"])
+def test_what_is_just_being_changed_by_us_is_not_taken_for_a_change_without_an_event(
+    spot: Spot, change: str
+) -> None:
+    path = spot.path / "f"
+    with held(path, os.O_RDWR | os.O_DSYNC) as fd:
+        os.pread(fd, SIZE, 0)
+        before = quiet(spot.fs)
+        looks_at_open_files = time.monotonic() + 4 * SWEEP_SECONDS
+        while time.monotonic() < looks_at_open_files:
+            if change == "write":
+                os.pwrite(fd, b"ours", 0)
+            else:
+                path.rename(path.with_name("g")).rename(path)
+        assert spot.fs.stats()["changes_found"] == before["changes_found"]
 
 
 def test_two_mounts_of_one_source_tell_each_other(source: Path, mount: Mounter, tmp_path: Path) -> None:
