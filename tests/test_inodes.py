@@ -6,6 +6,8 @@ import errno
 import os
 import stat as stat_module
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -386,6 +388,39 @@ def test_a_place_that_is_gone_is_stale(rig: Rig) -> None:
     for by_place in (True, False):
         with pytest.raises(StaleError):
             rig.reopen(a, by_place=by_place)
+
+
+@needs_root
+def test_a_file_is_stale_also_while_its_number_is_being_given_to_another(tmp_path: Path) -> None:
+    other, stop, errors = os.fspath(tmp_path / "other"), threading.Event(), set()
+
+    def make_and_remove() -> None:
+        while not stop.is_set():
+            os.mknod(other)
+            os.unlink(other)
+
+    others = threading.Thread(target=make_and_remove)
+    mount_fd = os.open(tmp_path, os.O_RDONLY)
+    if not syscalls.name_to_handle(mount_fd):
+        os.close(mount_fd)
+        pytest.skip("no file handles here")
+    others.start()
+    try:
+        deadline = time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            with (tmp_path / "f").open("wb") as file:
+                handle = syscalls.name_to_handle(file.fileno())
+            (tmp_path / "f").unlink()
+            for _ in range(100):
+                try:
+                    os.close(syscalls.open_by_handle(mount_fd, handle, os.O_PATH))
+                except OSError as exc:
+                    errors.add(exc.errno)
+    finally:
+        stop.set()
+        others.join()
+        os.close(mount_fd)
+    assert errors == {errno.ESTALE}
 
 
 def test_without_the_privilege_for_handles_the_place_is_tried(
