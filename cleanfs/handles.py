@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar, TypeVarTuple
 import trio
 
 from cleanfs import namespace
+from cleanfs.answers import Answers
 from cleanfs.backing import Backing, SourceFs, Written, drop_span
 from cleanfs.coherency import Coherency, CoherencyChecker, own_fingerprint
 from cleanfs.inodes import Inode, Told, stamps_of
@@ -19,7 +20,7 @@ from cleanfs.latency import Latencies
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
 from cleanfs.notify import Notifier
-from cleanfs.pagecache import Answers, Buffer, CachedFile, PageCache, Writing
+from cleanfs.pagecache import Buffer, CachedFile, PageCache, Writing
 from cleanfs.room import Room
 from cleanfs.stream import Stream
 
@@ -173,15 +174,9 @@ class FileHandle:
             if self.file.writes:
                 for write in [write for write in self.file.writes if write.touches(offset, size)]:
                     await write.wait()
-            answers = None if self._direct else self.file.answers
-            if answers is None:
-                data = await pagecache.read(self.file, self._read_source, offset, size)
-            else:
-                answer = answers.begin(offset, size)
-                try:
-                    data = await pagecache.read(self.file, self._read_source, offset, size)
-                finally:
-                    answers.end(answer)
+            if self.file.answers is not None and not self._direct:
+                self.file.answers.read(offset, offset + size)
+            data = await pagecache.read(self.file, self._read_source, offset, size)
             self._latencies.read(pagecache.answered_from, perf_counter_ns() - began, len(data))
             return data
 
@@ -201,7 +196,8 @@ class FileHandle:
         began = perf_counter_ns()
         file = self.file
         append = self._appends and self.inode.may_end_at(offset)
-        stop = None if append else offset + len(data)
+        end = offset + len(data)
+        stop = None if append else end
         writing = Writing(min(offset, file.size) if append else offset, stop)
         file.writes.append(writing)
         try:
@@ -210,8 +206,8 @@ class FileHandle:
             file.writes.remove(writing)
             writing.end()
         answers = file.answers
-        if answers is not None and answers.overlap(offset, offset + len(data), mmap.PAGESIZE):
-            await self._services.notifier.pages(self.inode.node, offset, len(data))
+        if answers is not None and answers.written(offset, end, mmap.PAGESIZE):
+            await self._services.notifier.written(self.inode.node, offset, end)
         self._latencies.write(perf_counter_ns() - began, written.count)
         self.told_before = told
         return written.count

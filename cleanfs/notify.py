@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import math
+import mmap
 import os
 import struct
 import threading
@@ -39,8 +40,12 @@ LEARNERS = 8
 MAX_LESSONS = 64
 """Files that it is asked about at a time. An answer takes some 0.3 ms, unless the source hangs."""
 
-PAGES_SECONDS = 0.001
-"""What the kernel gets to drop pages before a write is answered. It takes 0.1 ms."""
+PAGES_SECONDS = 0.5
+"""What the kernel gets to drop pages before a write is answered. It takes 0.1 ms, and longer only where
+a read of such a page hangs."""
+
+LAST_PAGE_SECONDS = 0.001
+"""The same, from when it was told, of a page that the write may have locked until it is answered."""
 
 MAX_STUCK = 256
 """Notifications that may be on their way at a time."""
@@ -223,18 +228,37 @@ class Notifier:
         """
         await trio.to_thread.run_sync(self._send_all, deque(places), abandon_on_cancel=True)
 
-    async def pages(self, node: int, offset: int, length: int) -> None:
-        """Some pages of a node are out of date; returns when the kernel has dropped them, or soon.
+    async def written(self, node: int, start: int, stop: int) -> None:
+        """The pages of a write are out of date; returns when the kernel has dropped them, or soon.
 
-        It waits for a page that is being read or written. What writes it may wait for us.
+        The kernel keeps a page locked until the write is answered if it did not have the rest of it:
+        that can only be the last page of a write (``fuse_fill_write_pages``). It is waited for last,
+        and not for long.
         """
-        pages = Pages(node, offset, length)
+        last = (stop - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop % mmap.PAGESIZE == 0:
+            await self._pages(Pages(node, start, stop - start), locked=False)
+            return
+        if start < last:
+            await self._pages(Pages(node, start, last - start), locked=False)
+        await self._pages(Pages(node, last, stop - last), locked=True)
+
+    async def _pages(self, pages: Pages, *, locked: bool) -> None:
         with trio.move_on_after(PAGES_SECONDS) as limit:
-            await trio.to_thread.run_sync(
-                self._send_one, pages, abandon_on_cancel=True, limiter=self._limiter
-            )
+            token = trio.lowlevel.current_trio_token()
+
+            def begun() -> None:
+                limit.deadline = min(limit.deadline, trio.current_time() + LAST_PAGE_SECONDS)
+
+            def send() -> None:
+                if locked:
+                    with contextlib.suppress(trio.RunFinishedError):
+                        token.run_sync_soon(begun)
+                self._send_one(pages)
+
+            await trio.to_thread.run_sync(send, abandon_on_cancel=True, limiter=self._limiter)
         if limit.cancelled_caught and not self._limiter.available_tokens:
-            self.inode(node)  # it may not have been sent
+            self.inode(pages.node)  # it may not have been sent
 
     async def attributes_changed(self, node: int) -> None:
         """The attributes of a node are out of date; returns when the kernel knows.

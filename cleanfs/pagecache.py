@@ -14,8 +14,7 @@ Runs on the main thread. The locking protocol is: there is none, there are check
 Invariant: a page is resident here or kept by cleancache, not both (private pools are exclusive).
 """
 
-import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count, islice
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from cleanfs.answers import Answers
 from cleanfs.cleancache import CleancacheFs
 from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.ops import FileKey
@@ -43,12 +43,6 @@ turn, again and again, finds none of them."""
 
 FORGET_BATCH = 64
 """File records looked at when one must go."""
-
-MAX_ANSWERS = 32
-"""Reads of a file that are remembered, while it is open for writing."""
-
-ANSWER_NS = 100_000_000
-"""For how long. So long may a program be kept between the first page that it fills and its sending."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -118,45 +112,6 @@ class Writing:
         self._ended = True
         if self._done is not None:
             self._done.set()
-
-
-class Answers:
-    """Reads of a file that is open for writing: what the kernel may have put into its pages lately.
-
-    A program's write goes into the kernel's pages first, page by page, and is sent when all are filled.
-    If the kernel drops a filled page meanwhile (upon a notification, or as it is told of another mtime;
-    for want of memory it does not), and somebody reads it, that read comes to us before the write does,
-    and finds what the source has; the page that is made of it stays. So pages that were read a moment
-    before a write of them are dropped.
-    """
-
-    __slots__ = ("_reads", "writers")
-
-    def __init__(self) -> None:
-        """Nothing was read yet."""
-        self.writers = 0
-        """Open handles that can write."""
-        self._reads: deque[list[int]] = deque(maxlen=MAX_ANSWERS)  # from, to, when answered or 0
-
-    def begin(self, offset: int, size: int) -> list[int]:
-        """A read came; tell ``end`` of it."""
-        read = [offset, offset + size, 0]
-        self._reads.append(read)
-        return read
-
-    def end(self, read: list[int]) -> None:
-        """It is about to be answered."""
-        read[2] = time.monotonic_ns()
-
-    def overlap(self, start: int, stop: int, page_size: int) -> bool:
-        """Whether the kernel may have read a page of ``start <= i < stop`` a moment ago."""
-        start -= start % page_size
-        stop += -stop % page_size
-        since = time.monotonic_ns() - ANSWER_NS
-        return any(
-            first < stop and start < last and (not when or when > since)
-            for first, last, when in self._reads
-        )
 
 
 class CachedFile:

@@ -38,7 +38,8 @@ async def test_notifications_go_by_a_descriptor_of_ours(
     """Libfuse's stands for something else while ``interrupts`` has lent it a message."""
     for name in ("invalidate_inode", "invalidate_entry"):
         monkeypatch.setattr(pyfuse3, name, None)
-    monkeypatch.setattr(notify, "PAGES_SECONDS", 10)  # on a busy machine nobody waits for it else
+    monkeypatch.setattr(notify, "LAST_PAGE_SECONDS", 10)  # on a busy machine nobody waits for it else
+    monkeypatch.setattr(notify, "STUCK_SECONDS", 10)  # nor is order kept
     reader, writer = device
     notifier = Notifier()
     notifier.use_device(writer)
@@ -51,16 +52,45 @@ async def test_notifications_go_by_a_descriptor_of_ours(
             await notifier.drained()
             await notifier.attributes_changed(8)
             await notifier.drop_names([(7, b"c"), (7, b"d")])
-            await notifier.pages(9, 4096, 100)
+            await notifier.written(9, 4096, 12388)
+            await notifier.written(9, 4096, 12288)
         nursery.cancel_scope.cancel()
     expected = [inode_message(7), entry_message(7, b"a"), entry_message(7, b"b", 1)]
     expected.append(inode_message(8, attributes_only=True))
     expected += [entry_message(7, b"c"), entry_message(7, b"d")]
-    expected.append(inode_message(9, offset=4096, length=100))
+    expected.append(inode_message(9, offset=4096, length=8192))
+    expected.append(inode_message(9, offset=12288, length=100))  # that page may be locked
+    expected.append(inode_message(9, offset=4096, length=8192))
     assert os.read(reader, 4096) == b"".join(expected)
     before = len(os.listdir("/proc/self/fd"))
     notifier.close()
     assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+async def test_a_write_is_answered_when_its_pages_are_dropped_but_for_one_that_waits_for_the_answer(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "PAGES_SECONDS", 30)
+    reader, writer = device
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 8192)
+    os.write(writer, bytes(8192))  # the kernel takes nothing more
+    notifier = Notifier()
+    notifier.use_device(writer)
+    dropped = False
+
+    async def take_them() -> None:
+        nonlocal dropped
+        await trio.sleep(0.1)
+        dropped = True
+        os.read(reader, 8192)
+
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(20):
+            await notifier.written(9, 0, 100)  # its one page may be locked
+            nursery.start_soon(take_them)
+            await notifier.written(9, 0, 4096)
+            assert dropped
+    notifier.close()
 
 
 def test_who_still_writes_when_the_device_is_closed_writes_nowhere(device: tuple[int, int]) -> None:

@@ -186,43 +186,54 @@ read, late = mount.CleanFS.read, [8192]
 async def slow(self, fh, off, size):
     if off in late:
         late.remove(off)
-        await trio.sleep(0.06)
+        await trio.sleep(0.3)
     return await read(self, fh, off, size)
 mount.CleanFS.read = slow
 """
 """The first read of the third page takes a while."""
 
 
+@pytest.mark.parametrize("waits_for", ["a page", "its data"])
 def test_a_page_that_was_read_between_its_filling_and_its_sending_is_not_believed(
-    mount: Mounter,
+    mount: Mounter, waits_for: str
 ) -> None:
-    """A write fills one page after the other, and waits for the third, as that is being read."""
+    """A write fills one page after the other, and waits at the third, as that is being read.
+
+    Or as what is to be written is, from another file.
+    """
     fs = mount("--read-ahead", "0", "--coherency", "none", patch=LATE)
     (fs.source / "f").write_bytes(b"o" * 12288)
-    fd, pipe = os.open(fs.path / "f", os.O_RDWR), os.pipe()
+    (fs.source / "new").write_bytes(b"n" * 12288)
+    new, pipe = os.open(fs.path / "new", os.O_RDONLY), os.pipe()
+    fd = os.open(fs.path / "f", os.O_RDWR)
     try:
         assert os.pread(fd, 8192, 0) == b"o" * 8192
         time.sleep(0.02)
-        with mmap.mmap(fd, 12288) as mapped, memoryview(mapped)[8192:8193] as third:
+        with (
+            mmap.mmap(fd, 12288) as mapped,
+            mmap.mmap(new, 12288, prot=mmap.PROT_READ) as data,
+            memoryview(mapped)[8192:8193] as third,
+            memoryview(data) as slow,
+        ):
             os.pwrite(fd, b"o", 0)  # it moves mtime, upon which the kernel drops pages when it is told
-            # A fault in a system call: to index the mapping would keep all threads.
-            reader = threading.Thread(target=os.write, args=(pipe[1], third))
-            writer = threading.Thread(target=os.pwrite, args=(fd, b"n" * 12288, 0))
-            looker = threading.Thread(target=os.fstat, args=(fd,))
-            for thread in (
-                reader,
-                writer,
-                looker,
-            ):  # the last waits, when it has dropped the first page
+            threads, to_write = [], slow
+            if waits_for == "a page":
+                to_write = memoryview(b"n" * 12288)
+                # A fault in a system call: to index the mapping would keep all threads.
+                threads.append(threading.Thread(target=os.write, args=(pipe[1], third)))
+            threads.append(threading.Thread(target=os.pwrite, args=(fd, to_write, 0)))
+            # This one waits, when it has dropped the first page.
+            threads.append(threading.Thread(target=os.fstat, args=(fd,)))
+            for thread in threads:
                 thread.start()
                 time.sleep(0.01)
             os.pread(fd, 1, 0)  # the old byte, unless this machine is very slow
-            for thread in (reader, writer, looker):
+            for thread in threads:
                 thread.join(20)
             assert mapped[:12288] == b"n" * 12288
             mapped[4095] = ord("m")
             mapped.flush()
         assert (fs.source / "f").read_bytes() == b"n" * 4095 + b"m" + b"n" * 8192
     finally:
-        for each in (fd, *pipe):
+        for each in (fd, new, *pipe):
             os.close(each)

@@ -1,0 +1,65 @@
+"""What the kernel may have put into its pages of a file before a program's write of them reaches us.
+
+A program's write goes into the kernel's pages first, page by page, and is sent when all are filled.
+If the kernel drops a filled page meanwhile (upon a notification, or as it is told of another mtime; for
+want of memory it does not), and somebody reads it, that read comes to us before the write does, and
+finds what the source has; the page that is made of it stays. So pages that were read before they are
+written are dropped upon the write.
+
+Nothing bounds the time between filling and sending: the program may wait for a page that is being read,
+or its data may be in a mapping of another file. So reads are remembered until the pages are written.
+"""
+
+from bisect import bisect_left, bisect_right
+from typing import Final
+
+MAX_RANGES: Final = 1024
+"""Ranges remembered of a file, 80 bytes each. Beyond, neighbours become one: a write between them has
+the kernel drop pages for nothing."""
+
+
+class Answers:
+    """Bytes of a file that is open for writing which were read since they were last written."""
+
+    __slots__ = ("_starts", "_stops", "writers")
+
+    def __init__(self) -> None:
+        """Nothing was read yet."""
+        self.writers = 0
+        """Open handles that can write."""
+        # Ranges start <= i < stop in order, with bytes between any two.
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+
+    def read(self, start: int, stop: int) -> None:
+        """A read of these bytes came; the kernel keeps the pages locked until it is answered."""
+        starts, stops = self._starts, self._stops
+        first, end = bisect_left(stops, start), bisect_right(starts, stop)
+        if first < end:  # those that it overlaps or touches
+            start, stop = min(start, starts[first]), max(stop, stops[end - 1])
+        starts[first:end] = [start]
+        stops[first:end] = [stop]
+        self._bound()
+
+    def written(self, start: int, stop: int, page_size: int) -> bool:
+        """Whether a page of these bytes was read; from now on it was not."""
+        start -= start % page_size
+        stop += -stop % page_size
+        starts, stops = self._starts, self._stops
+        first, end = bisect_right(stops, start), bisect_left(starts, stop)
+        if first >= end:
+            return False
+        before, after = (starts[first], start), (stop, stops[end - 1])
+        left = [(begin, until) for begin, until in (before, after) if begin < until]
+        starts[first:end] = [begin for begin, _ in left]
+        stops[first:end] = [until for _, until in left]
+        self._bound()
+        return True
+
+    def _bound(self) -> None:
+        if len(self._starts) > MAX_RANGES:
+            last = self._stops[-1]
+            self._starts = self._starts[::2]
+            self._stops = self._stops[1::2]
+            if len(self._stops) < len(self._starts):
+                self._stops.append(last)
