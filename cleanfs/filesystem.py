@@ -85,8 +85,8 @@ DEFINITE = frozenset(
 """Errors that say why a name was not changed. Any other leaves it open whether it was."""
 
 DROP_SECONDS = 0.5
-"""What the kernel gets to drop a file's pages after an open is answered that found a change. Until then
-no other open may keep them."""
+"""What the kernel gets to drop a file's pages after an open is answered that may not keep them. Until
+then, or until what was opened is closed, no other open may; after that the kernel is told again."""
 
 UNANNOUNCED_SECONDS = ATTR_TIMEOUTS[Coherency.WATCH]
 """With ``--coherency watch``, what the kernel may believe of what has no watch, at most."""
@@ -716,10 +716,9 @@ class CleanFS(pyfuse3.Operations):
         fh = self._add(handle)
         try:
             st = opened.stat
-            found = services.coherency.changes_found
             changed = services.coherency.on_open(file, self._tree.fingerprint(st, before), before.clock)
-            flushed = services.coherency.changes_found != found
-            if flushed:
+            if changed:
+                inode.dropped_for = handle
                 inode.pages_dropped_by = math.inf  # by no other open before this one is answered
             now = stamps_of(st)
             if inode.sent != now:
@@ -728,12 +727,17 @@ class CleanFS(pyfuse3.Operations):
             if services.coherency.mode is not Coherency.NONE:  # else the kernel knows all changes
                 await self._settle_doubts(inode)
         except BaseException:
-            inode.pages_dropped_by = trio.current_time() + DROP_SECONDS
+            if inode.dropped_for is handle:
+                services.notifier.inode(inode.node)
             await self._release(fh)
             raise
-        if flushed:
-            inode.pages_dropped_by = trio.current_time() + DROP_SECONDS
-        drops = changed or trio.current_time() < inode.pages_dropped_by
+        moment = trio.current_time()
+        if inode.dropped_for is handle:
+            inode.pages_dropped_by = moment + DROP_SECONDS
+        drops = changed or moment < inode.pages_dropped_by
+        if inode.dropped_for is not None and not drops:
+            services.notifier.inode(inode.node)  # who opened it may still not have got to run
+            inode.dropped_for = None
         drops = drops or services.notifier.is_pending(inode.node)
         return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not drops)
 

@@ -195,7 +195,7 @@ class FileHandle:
     async def _write(self, offset: int, data: bytes) -> int:
         began = perf_counter_ns()
         file = self.file
-        append = self._appends and self.inode.may_end_at(offset)
+        append = self._appends and self.inode.appends(offset, offset + len(data))
         end = offset + len(data)
         stop = None if append else end
         writing = Writing(min(offset, file.size) if append else offset, stop)
@@ -252,6 +252,7 @@ class FileHandle:
 
         A program that was killed in a call which hangs closes its files: it is not to hang there.
         """
+        self._is_in_use()
         if not self.writable:
             return
         if self.use and self._services.backing.orphans:
@@ -262,6 +263,7 @@ class FileHandle:
     async def release(self) -> None:
         """Close. The last close of a file without a name discards its pages."""
         services, file = self._services, self.file
+        self._is_in_use()
         await self.use.ended()
         file.pins -= 1
         if self.writable and file.answers is not None:
@@ -278,6 +280,11 @@ class FileHandle:
         """``fsync`` the source."""
         with self.use:
             await self._services.backing.run(namespace.sync, self.fd, data_only)
+
+    def _is_in_use(self) -> None:
+        """Who opened it got to run, and so the kernel has dropped what it was told to drop then."""
+        if self.inode.dropped_for is self:
+            self.inode.dropped_for, self.inode.pages_dropped_by = None, 0.0
 
     async def _read_source(self, offset: int, size: int) -> Buffer:
         return await self._services.backing.read(

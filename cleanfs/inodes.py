@@ -105,6 +105,7 @@ class Inode:
         "access", "access_ctime", "acl", "asked_for", "device",
         "doubts",
         "doubts_settled",
+        "dropped_for",
         "fd",
         "file_key",
         "generation",
@@ -171,9 +172,11 @@ class Inode:
         """How often it was told others than before, and how many of these were followed by a
         notification. It need not believe the last that it was told: a reply takes effect when
         whoever asked gets to run, and somebody else may run before."""
+        self.dropped_for: object = None
+        """The handle whose opening told the kernel to drop the pages. It does when who opens gets to
+        run, and somebody else may run before; None when it is known to have done so."""
         self.pages_dropped_by = 0.0
-        """When (``trio.current_time``) the kernel will have dropped the pages that the answer to an
-        open told it to drop: when who opens gets to run, and somebody else may run before."""
+        """When (``trio.current_time``) it should have, or will be told once more."""
         self.settling: trio.Event | None = None
         """Set when the notification that is under way has been made."""
 
@@ -226,13 +229,17 @@ class Inode:
         if end > min(self.kernel_sizes):
             self.kernel_sizes = tuple(dict.fromkeys(max(size, end) for size in self.kernel_sizes))
 
-    def may_end_at(self, offset: int) -> bool:
-        """Whether a write at ``offset`` may be one at the end that the kernel sees.
+    def appends(self, start: int, stop: int) -> bool:
+        """Whether a write may be one at the end that the kernel sees.
 
-        Not what it sends of a mapping: whole pages, before that end.
+        Not what it sends of a mapping: whole pages, of which the last may end where the file does.
+        Nor what is written to the beginning, as by who has taken O_APPEND away; all files were empty.
         """
         last, *older = self.kernel_sizes
-        return offset == last or ((offset > last or offset % mmap.PAGESIZE > 0) and offset in older)
+        if start >= last or start % mmap.PAGESIZE:
+            return start == last or start in older
+        is_mapped = stop % mmap.PAGESIZE == 0 or stop in self.kernel_sizes
+        return start > 0 and start in older and not is_mapped
 
     def path(self) -> str:
         """A path that stands for ``fd`` in calls that take no O_PATH descriptor."""

@@ -133,6 +133,7 @@ class Notifier:
         self._where: MountedAt | None = None
         self._outsiders = Outsiders(LEARNERS)
         self._learning: dict[int, trio.Event] = {}  # nodes that the kernel is being asked about
+        self._again: dict[int, Lesson] = {}  # those that are to be asked about once more
         self._nursery: trio.Nursery | None = None
         self._lock = threading.Lock()  # of the next two; nobody waits for anything who has it
         self._writers = 0
@@ -270,22 +271,29 @@ class Notifier:
     async def taught(self, node: int, generation: int) -> None:
         """The same; returns when the kernel believes the present size (``belief``), or need not."""
         await self.attributes_changed(node)
-        with trio.move_on_after(LEARN_SECONDS):
-            if (learning := self._learning.get(node)) is not None:
-                await learning.wait()  # that was asked before
+        with trio.move_on_after(LEARN_SECONDS / 2) as half:
+            await self._learned(node)  # what was asked before
             self._learn(Lesson(node, generation))
-            if (learning := self._learning.get(node)) is not None:
-                await learning.wait()
+            await self._learned(node)
+        if half.cancelled_caught:  # not by a machine that stood still
+            with trio.move_on_after(LEARN_SECONDS / 2):
+                await self._learned(node)
+
+    async def _learned(self, node: int) -> None:
+        if (learning := self._learning.get(node)) is not None:
+            await learning.wait()
 
     def _learn(self, lesson: Lesson) -> None:
         """Have the kernel asked, unless it is being asked, or too many questions hang.
 
         Each may hang for as long as the source does. So there is one for a file at a time, and a
-        bound on all.
+        bound on all. One that was asked before need not have heard of the last change.
         """
-        if self._where is None or self._nursery is None or lesson.node in self._learning:
+        if self._where is None or self._nursery is None:
             return
-        if len(self._learning) < MAX_LESSONS:
+        if lesson.node in self._learning:
+            self._again[lesson.node] = lesson
+        elif len(self._learning) < MAX_LESSONS:
             self._learning[lesson.node] = trio.Event()
             self._nursery.start_soon(self._have_learned, self._where, lesson)
 
@@ -296,6 +304,8 @@ class Notifier:
             log.exception("the kernel could not be asked")
         finally:
             self._learning.pop(lesson.node).set()
+            if (again := self._again.pop(lesson.node, None)) is not None:
+                self._learn(again)
 
     async def _send_some(self, batch: deque[Item], sent: trio.Event) -> None:
         done = await trio.to_thread.run_sync(

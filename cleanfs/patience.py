@@ -29,14 +29,21 @@ def answer(call: Callable[[], bytes], path: str, seconds: float = ANSWER_SECONDS
     Raises OSError: what the call raised, with that path, or TimeoutError if it did not return in time.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    with warnings.catch_warnings():  # the child takes no lock that another thread may have
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
+    # An interrupt in one of Python's own hooks at a fork is lost. The child ends when we stop waiting.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with warnings.catch_warnings():  # the child takes no lock that another thread may have
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
     if child == 0:
         _ask(call, writer)
     os.close(writer)
     message = None
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         message = _read(reader, time.monotonic() + seconds)
     finally:
         os.close(reader)

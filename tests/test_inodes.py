@@ -610,9 +610,13 @@ def test_the_kernel_may_see_the_end_where_it_was_told_to() -> None:
     inode = regular()
     for size in 100, 250, 250, 170:
         inode.told_size(size)
-    assert [at for at in (0, 99, 100, 170, 200, 250, 300) if inode.may_end_at(at)] == [100, 170, 250]
+    assert [at for at in (0, 99, 100, 170, 200, 250, 300) if inode.appends(at, at + 7)] == [
+        100,
+        170,
+        250,
+    ]
     inode.set_size(40)
-    assert [at for at in (0, 40, 100, 170) if inode.may_end_at(at)] == [40]
+    assert [at for at in (0, 40, 100, 170) if inode.appends(at, at + 7)] == [40]
 
 
 def test_what_the_kernel_writes_it_knows_of() -> None:
@@ -620,7 +624,7 @@ def test_what_the_kernel_writes_it_knows_of() -> None:
     for size in 100, 250:
         inode.told_size(size)
     inode.wrote_to(170)
-    assert [at for at in (100, 170, 250) if inode.may_end_at(at)] == [170, 250]
+    assert [at for at in (100, 170, 250) if inode.appends(at, at + 7)] == [170, 250]
     inode.wrote_to(300)
     assert inode.kernel_sizes == (300,)
 
@@ -629,10 +633,10 @@ def test_whole_pages_before_the_end_are_of_a_mapping() -> None:
     inode = regular()
     for size in 4096, 8192:
         inode.told_size(size)
-    assert not inode.may_end_at(4096)
-    assert inode.may_end_at(8192)
+    assert not inode.appends(4096, 4096 + 4096)
+    assert inode.appends(8192, 8192 + 4096)
     inode.told_size(100)
-    assert inode.may_end_at(4096)
+    assert inode.appends(4096, 4096 + 4096)
 
 
 def test_only_some_sizes_are_remembered() -> None:
