@@ -15,7 +15,7 @@ from cleanfs import backing as backing_module
 from cleanfs.backing import MAX_OFFSET, Backing, SourceFs
 from cleanfs.pace import SLOW_SECONDS, STREAK, Asking
 from cleanfs.pagecache import Buffer
-from cleanfs.slots import MAX_THREADS
+from cleanfs.slots import MAX_THREADS, Slots
 from cleanfs.stream import NEAR, Stream
 from cleanfs.syscalls import RWF_DONTCACHE
 
@@ -258,9 +258,12 @@ def local() -> SourceFs:
     return fs
 
 
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine is busy with: calls are fast, unless they sleep."""
-    monkeypatch.setattr("cleanfs.pace.FAST_SECONDS", SLOW_SECONDS * 50)
+def at_once(monkeypatch: pytest.MonkeyPatch, *, sleeps: bool = False) -> None:
+    """Whatever this machine is busy with: calls are fast, one after the other, and none sleeps."""
+    monkeypatch.setattr("cleanfs.pace.FAST_SECONDS", 60)
+    monkeypatch.setattr("cleanfs.pace.RECENT_SECONDS", 60)
+    if not sleeps:
+        monkeypatch.setattr("cleanfs.backing._sleeps", lambda: 0)
 
 
 async def test_reads_that_are_fast_in_threads_need_none(
@@ -313,7 +316,7 @@ async def test_on_a_server_nothing_is_ever_inline_that_could_wait(
 async def test_a_wait_on_the_main_thread_is_not_followed_by_another(
     local: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    at_once(monkeypatch)
+    at_once(monkeypatch, sleeps=True)
     backing = Backing()
 
     async def once() -> None:
@@ -349,6 +352,7 @@ async def test_a_durable_write_is_never_inline(
 async def test_a_write_that_would_wait_is_completed_in_a_thread(
     fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    at_once(monkeypatch)
     fs, backing, pwritev, calls = SourceFs(local=True), Backing(), os.pwritev, list[tuple[int, int]]()
 
     def partial(fd: int, data: list[bytes], offset: int, flags: int) -> int:
@@ -373,6 +377,7 @@ async def test_a_write_that_would_wait_is_completed_in_a_thread(
 async def test_writes_ask_once_where_asking_is_not_supported(
     fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    at_once(monkeypatch)
     pwritev, flags_seen = os.pwritev, list[int]()
 
     def picky(fd: int, data: list[bytes], offset: int, flags: int) -> int:
@@ -439,6 +444,7 @@ def test_each_file_system_is_known_by_itself() -> None:
 
 async def test_calls_that_wait_are_bounded() -> None:
     backing, release, running = Backing(), threading.Event(), list[int]()
+    backing.slots = Slots(clock=lambda: 0.0)  # none hangs
 
     def wait() -> None:
         running.append(1)
@@ -498,6 +504,7 @@ async def test_a_full_disk_is_tried_again_when_there_is_room(
     monkeypatch: pytest.MonkeyPatch, fd: int, append: bool, done: int
 ) -> None:
     seen = fail_once_after(monkeypatch, done)
+    monkeypatch.setattr("cleanfs.room.LATELY_SECONDS", 60)
     assert await write_while_there_is_room_to_come(SourceFs(local=True), fd, append=append) == 0
     assert os.pread(fd, 2 * SIZE, 0) == DATA + b"0123456789"
     assert len(seen) == 2

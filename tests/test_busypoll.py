@@ -16,7 +16,7 @@ from cleanfs.busypoll import GROW_START_NS, WAKE_NS, BusyPoll, ReaderLock, Windo
 
 LIMIT_US = 50.0
 LIMIT_NS = 50_000
-LONG_US = 5e6
+LONG_US = 120e6
 """A window that no test outlasts."""
 
 
@@ -100,7 +100,7 @@ async def test_what_comes_late_is_found_and_closes_the_window(
     open_window(poll)
 
     async def send_late() -> None:
-        await trio.sleep(0.02)
+        await wait_all_tasks_blocked()
         ends[1].send(b"x")
 
     nursery.start_soon(send_late)
@@ -142,7 +142,7 @@ async def test_a_thread_that_has_finished_is_not_kept_waiting(
 
     nursery.start_soon(hop)
     await trio.lowlevel.checkpoint()
-    with trio.fail_after(2):
+    with trio.fail_after(30):
         await poll.wait_readable(ends[0].fileno())
     assert poll.stats().polled == 1
 
@@ -162,7 +162,7 @@ async def test_other_tasks_and_deadlines_run_while_it_polls(
         ends[1].send(b"x")
 
     nursery.start_soon(tick)
-    with trio.fail_after(2):
+    with trio.fail_after(30):
         await poll.wait_readable(ends[0].fileno())
     assert ticks == 20
     assert poll.stats().polled == 1
@@ -195,7 +195,7 @@ async def test_a_wait_that_polls_can_be_cancelled(ends: tuple[socket.socket, ...
     with trio.move_on_after(0.05) as scope:
         await poll.wait_readable(ends[0].fileno())
     assert scope.cancelled_caught
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
 
 
 async def test_closing_ends_a_wait_that_polls(
@@ -209,7 +209,7 @@ async def test_closing_ends_a_wait_that_polls(
         poll.notify_closing(ends[0].fileno())
 
     nursery.start_soon(close)
-    with trio.fail_after(2), pytest.raises(trio.ClosedResourceError):
+    with trio.fail_after(30), pytest.raises(trio.ClosedResourceError):
         await poll.wait_readable(ends[0].fileno())
 
 

@@ -86,10 +86,10 @@ def test_a_fingerprint_is_size_and_both_stamps_whether_racy_or_not(tmp_path: Pat
 
 
 def test_a_real_file_that_was_just_made_is_racy_whatever_its_mtime_says(tmp_path: Path) -> None:
-    path = tmp_path / "f"
+    path, now = tmp_path / "f", time.time_ns()
     path.write_bytes(b"")
     os.utime(path, ns=(T, T))
-    assert fingerprint(path.stat(), "nfs", time.time_ns()).racy
+    assert fingerprint(path.stat(), "nfs", now).racy
 
 
 # -- the checker --------------------------------------------------------------------------------

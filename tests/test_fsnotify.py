@@ -190,8 +190,9 @@ async def test_pages_of_a_file_that_the_kernel_has_forgotten_are_flushed(site: S
     assert await site.take() == []
     assert file.size == 0
     (site.source / "f").unlink()
-    await site.take()
-    assert site.services.pagecache.known(file.key) is None
+    with trio.fail_after(10):  # somebody else who watches this file system may hold it for a moment
+        while site.services.pagecache.known(file.key) is not None:
+            await site.take()
 
 
 async def test_an_inode_without_a_mark_is_counted_and_named_once(

@@ -295,10 +295,11 @@ async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
     directory.batch = 100
     await directory.rewind()
     directory.forget_stats()
-    go_on, stat_names = threading.Event(), namespace.stat_names
+    begun, go_on, stat_names = threading.Event(), threading.Event(), namespace.stat_names
 
     def slowly(fd: int, names: list[bytes]) -> list[namespace.EntryStat]:
         stats = stat_names(fd, names)
+        begun.set()
         go_on.wait(10)
         return stats
 
@@ -310,7 +311,7 @@ async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
     async with trio.open_nursery() as nursery:
         monkeypatch.setattr(namespace, "stat_names", slowly)
         nursery.start_soon(list_on)
-        await wait_all_tasks_blocked(0.1)
+        assert await trio.to_thread.run_sync(begun.wait, 10)
         monkeypatch.setattr(namespace, "stat_names", stat_names)
         inos = {entry.name.encode(): entry.inode() for entry in os.scandir(tmp_path)}
         for i in range(5):

@@ -639,6 +639,17 @@ def test_whole_pages_before_the_end_are_of_a_mapping() -> None:
     assert inode.appends(4096, 4096 + 4096)
 
 
+def test_what_ends_neither_with_a_page_nor_with_the_file_is_of_no_mapping() -> None:
+    """An append at the end that the kernel saw before it learned of another append."""
+    inode = regular()
+    for size in 0, 4096, 4101:
+        inode.told_size(size)
+    assert inode.appends(4096, 4102)
+    assert not inode.appends(4096, 4101)
+    assert not inode.appends(4096, 8192)
+    assert not inode.appends(0, 7), "by who has taken O_APPEND away"
+
+
 def test_only_some_sizes_are_remembered() -> None:
     inode = regular()
     for size in range(1, 1000):

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from cleanfs import interrupts as interrupts_module
 from cleanfs import uniques
@@ -88,7 +89,7 @@ def test_all_answers_that_were_written_into_a_lent_message_are_sent(
 
 
 async def look_twice(interrupts: Interrupts, *, hangs: bool) -> None:
-    """Have it look after its requests, while one hangs or is about to."""
+    """Have it look after its requests, while one hangs or is about to. Takes an autojump clock."""
     now = 0.0
     slots = interrupts._backing.slots = Slots(clock=lambda: now)  # noqa: SLF001
     await slots.acquire_on_behalf_of(object())
@@ -114,6 +115,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return len(data)
 
     monkeypatch.setattr(os, "write", to_device)
+    # Other tests kill programs that wait for a source.
+    monkeypatch.setattr(interrupts_module, "dying_threads", set)
     return numbers
 
 
@@ -126,7 +129,9 @@ def watched() -> Interrupts:
     return interrupts
 
 
-async def test_a_signal_is_remembered_for_as_long_as_its_request_lives(asked: list[int]) -> None:
+async def test_a_signal_is_remembered_for_as_long_as_its_request_lives(
+    asked: list[int], autojump_clock: MockClock
+) -> None:
     """It may be an old one: the kernel tells of a signal once, and of a later kill it does not."""
     interrupts = watched()
     interrupts._signalled.update({2: 77, 200: 0})  # noqa: SLF001
@@ -141,7 +146,7 @@ async def test_a_signal_is_remembered_for_as_long_as_its_request_lives(asked: li
 
 @pytest.mark.parametrize("hangs", [False, True])
 async def test_signals_of_requests_that_were_answered_do_not_pile_up(
-    asked: list[int], hangs: bool
+    asked: list[int], autojump_clock: MockClock, hangs: bool
 ) -> None:
     interrupts = watched()
     interrupts._signalled.update(dict.fromkeys(range(2, 2 * MAX_SIGNALLED + 4, 2), 0))  # noqa: SLF001
@@ -151,7 +156,7 @@ async def test_signals_of_requests_that_were_answered_do_not_pile_up(
 
 
 async def test_they_do_not_on_a_kernel_that_can_not_be_asked(
-    asked: list[int], monkeypatch: pytest.MonkeyPatch
+    asked: list[int], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uniques, "kernel_version", lambda: (4, 19))
     interrupts = watched()

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from cleanfs import notify
+from cleanfs.belief import MountedAt
 from cleanfs.notify import Notifier, entry_message, inode_message
 
 
@@ -111,3 +112,36 @@ def test_who_still_writes_when_the_device_is_closed_writes_nowhere(device: tuple
     assert not thread.is_alive()
     assert len(os.listdir("/proc/self/fd")) == before
     trio.run(notifier.attributes_changed, 8)  # too late, and no error
+
+
+async def test_the_kernel_is_asked_once_more_after_a_change_while_it_is_being_asked(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question need not have heard of that."""
+    asked, begun, answered = list[int](), threading.Semaphore(0), threading.Event()
+
+    def ask(_: MountedAt, node: int, generation: int) -> bool:
+        asked.append(node)
+        begun.release()
+        return answered.wait(10)
+
+    monkeypatch.setattr(notify, "have_learned", ask)
+    monkeypatch.setattr(notify, "may_ask", lambda: True)
+    notifier = Notifier()
+    notifier.use_device(device[1])
+    notifier.start()
+    notifier.use_mount(MountedAt("/x", 1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        with trio.fail_after(10):
+            notifier.teach(7, 1)
+            await trio.to_thread.run_sync(begun.acquire, True, 10)
+            for _ in range(3):
+                notifier.teach(7, 1)
+                await notifier.drained()
+            answered.set()
+            await trio.to_thread.run_sync(begun.acquire, True, 10)
+            await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+    notifier.close()
+    assert asked == [7, 7]

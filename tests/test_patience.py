@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -47,3 +49,27 @@ def test_a_child_keeps_nothing_of_its_callers_open() -> None:
         os.close(reader)
         os.close(writer)
     assert len(still_open.split()) == 2  # the way back, and what it lists by
+
+
+INTERRUPTED = """
+import os, signal
+from cleanfs.patience import answer
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass
+os.register_at_fork(after_in_parent=interrupt)
+try:
+    answer(lambda: b"", "/x")
+    print("not heard")
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_an_interrupt_at_the_fork_is_heard() -> None:
+    """An exception in a hook is printed, and forgotten. Python's own logging has one."""
+    ran = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert (ran.stdout, ran.stderr) == ("heard\n", "")

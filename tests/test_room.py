@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 from trio.testing import MockClock
 
 from cleanfs.room import FULL, LATELY_SECONDS, HalfDoneError, Room
@@ -62,6 +63,27 @@ async def test_what_is_given_up_while_it_was_made_counts(autojump_clock: MockClo
 
     assert await room.retrying(call) == "done"
     assert calls[0] == calls[1]
+
+
+async def test_what_is_given_up_when_a_machine_goes_on_that_stood_still_counts(
+    mock_clock: MockClock,
+) -> None:
+    """The deadline passes at the same time."""
+    calls: list[float] = []
+    room = Room()
+    room.removed(A)
+    async with trio.open_nursery() as nursery:
+
+        async def stand_still() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(60)
+            await trio.testing.wait_all_tasks_blocked(0.001)  # a request is read before it is handled
+            room.given_up(A)
+
+        nursery.start_soon(stand_still)
+        with trio.fail_after(61):
+            assert await room.retrying(attempts(calls, errno.ENOSPC, 0)) == "done"
+    assert len(calls) == 2
 
 
 async def test_it_fails_at_once_if_nothing_is_to_come(autojump_clock: MockClock) -> None:

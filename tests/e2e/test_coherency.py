@@ -274,6 +274,26 @@ def test_changes_by_turns_within_one_tick_are_seen(mount: Mounter) -> None:
     assert (fs.source / "f").read_bytes() == (fs.path / "f").read_bytes() == model
 
 
+@pytest.mark.parametrize("first", ["open", "closed"])
+def test_pages_are_kept_when_the_first_open_has_dropped_them_for_sure(
+    source: Path, mount: Mounter, first: str
+) -> None:
+    """While that is open its opener may not have got to run, although half a second went by."""
+    fs = mount(patch="from cleanfs import filesystem; filesystem.DROP_SECONDS = 0")
+    (source / "f").write_bytes(b"1")
+    settle()
+    fd = os.open(fs.path / "f", os.O_RDONLY)
+    assert os.read(fd, 1) == b"1"
+    if first == "closed":
+        os.close(fd)
+    before = fs.stats()["reads"]
+    assert (fs.path / "f").read_bytes() == b"1"
+    asked = fs.stats()["reads"] - before
+    if first == "open":
+        os.close(fd)
+    assert bool(asked) == (first == "open")
+
+
 def test_an_append_goes_to_the_end_that_the_source_has(mount: Mounter) -> None:
     fs = mount("--attr-timeout", "60")
     cached(fs, "f", noise())
