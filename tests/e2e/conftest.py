@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import zygote
+from tests.e2e import mounting, zygote
 from tests.e2e.mounting import MountedFs, mounted
 
 Mounter = Callable[..., MountedFs]
@@ -21,7 +21,8 @@ def _starts(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """How cleanfs is started."""
+    """How cleanfs is started, and until when it must be done."""
+    mounting.another_test_begins()
     monkeypatch.setattr(zygote, "below", f"{tmp_path_factory.getbasetemp().resolve()}/")
     monkeypatch.setattr(zygote, "in_use", "test_smoke" not in request.node.nodeid)
 

@@ -21,7 +21,11 @@ from tests.e2e import zygote
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 20.0
 LIFETIME = 100.0
-"""Seconds that a daemon may live: a test that hangs in a system call on its mount is freed by then."""
+"""Seconds that a daemon may live after a test began: one that hangs in a system call on its mount is
+freed by then."""
+
+watchdogs: list[subprocess.Popen[bytes]] = []
+"""Those of ``killed_after`` that wait."""
 
 
 def cleanfs(*args: str | Path, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
@@ -159,20 +163,31 @@ def settle() -> None:
 def killed_after(seconds: float, pid: int, mountpoint: Path | None = None) -> Iterator[None]:
     """A process is killed by another one if the block, or this whole process, does not end in order.
 
-    And its mount is taken away, and all that waits for it is freed.
+    And its mount is taken away, and all that waits for it is freed. The seconds begin anew with
+    ``another_test_begins``.
     """
     script = f"""
-        read -t {seconds} && exit
+        while read -t {seconds} line; do [ "$line" = ended ] && exit; done
         kill -9 "$0"
         [ -n "$1" ] || exit
         timeout 20 umount -f "$1" || timeout 20 umount -l "$1"
     """
     command = ["bash", "-c", script, str(pid), str(mountpoint or "")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as watchdog:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0) as watchdog:
+        watchdogs.append(watchdog)
         try:
             yield
         finally:
-            watchdog.communicate(b"\n")
+            watchdogs.remove(watchdog)
+            watchdog.communicate(b"ended\n")
+
+
+def another_test_begins() -> None:
+    """It may take as long as the one before, on the same mount."""
+    for watchdog in watchdogs:
+        with suppress(BrokenPipeError):  # whom it watched is gone
+            assert watchdog.stdin is not None
+            watchdog.stdin.write(b"\n")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, cleanfs
+from tests.e2e.mounting import MountedFs, cleanfs, wait_until
 
 
 def read_uncached(path: Path, times: int) -> None:
@@ -45,7 +45,11 @@ def sleeps_of_others(fs: MountedFs) -> int:
     """How often its other threads have gone to sleep."""
     total = 0
     for status in Path(f"/proc/{fs.process.pid}/task").glob("*/status"):
-        for line in status.read_text().splitlines():
+        try:
+            lines = status.read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):  # trio ends those that have nothing to do
+            continue
+        for line in lines:
             if line.startswith("voluntary_ctxt_switches") and status.parent.name != str(fs.process.pid):
                 total += int(line.split()[1])
     return total
@@ -55,10 +59,13 @@ def test_this_pyfuse3_waits_where_we_poll(source: Path, mount: Mounter) -> None:
     """Fails if pyfuse3 has changed so that ``cleanfs.busypoll`` must, too."""
     (source / "f").write_bytes(bytes(4096))
     fs = mount()
-    read_uncached(fs.path / "f", 3000)
-    stats = fs.stats()
-    assert stats["busy_poll_limit_us"] == 50
-    assert stats["busy_poll_polled"] > 100
+    assert fs.stats()["busy_poll_limit_us"] == 50
+
+    def polls() -> bool:  # sooner or later, as others want the processors as well
+        read_uncached(fs.path / "f", 500)
+        return bool(fs.stats()["busy_poll_polled"] > 100)
+
+    wait_until(polls, 20)
     assert "busy polling is off" not in fs.log.read_text()
 
 
@@ -82,7 +89,7 @@ def test_an_idle_mount_sleeps(source: Path, mount: Mounter, tmp_path: Path) -> N
     ticks, sleeps, others = used()
     assert sleeps > 3
     time.sleep(1.5)
-    assert used()[0] == ticks
+    assert used()[0] - ticks <= 2, "one that spins has 150"
     assert used()[1] - sleeps + used()[2] - others <= 3
 
 

@@ -22,7 +22,15 @@ from cleanfs import __version__
 from cleanfs.backends.zcache import engine_name
 from cleanfs.watch import COLUMNS, HEADER
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import cleanfs, is_mounted, mount_line, mounted, settle, wait_until
+from tests.e2e.mounting import (
+    STOP_TIMEOUT,
+    cleanfs,
+    is_mounted,
+    mount_line,
+    mounted,
+    settle,
+    wait_until,
+)
 
 HEADINGS = [heading for heading, _ in COLUMNS]
 
@@ -587,8 +595,8 @@ def test_a_mount_can_lie_on_its_source(source: Path) -> None:
 
 def test_umount_does_not_wait_for_somebody_to_bury_the_daemon(mount: Mounter) -> None:
     fs = mount()
-    assert cleanfs("umount", fs.path, timeout=5).returncode == 0
-    assert fs.process.wait(5) == 0
+    assert cleanfs("umount", fs.path, timeout=9).returncode == 0  # it would wait for 10 s
+    assert fs.process.wait(STOP_TIMEOUT) == 0
 
 
 def test_a_supervisor_is_told_when_the_mount_is_ready(

@@ -339,7 +339,8 @@ def test_nothing_is_made_as_root_and_given_away_after(
         finally:
             st.terminate()
     traced = trace.read_text()
-    assert traced.count("mkdirat") == traced.count("symlinkat") == traced.count("mknodat") == 1
+    for call in ("mkdirat(", "symlinkat(", "mknodat("):
+        assert traced.count(call) == 1
     assert "chown" not in traced
     assert "chmod" not in traced
     modes = {name: stat.S_IMODE((source / name).lstat().st_mode) for name in "dpf"}
@@ -353,7 +354,10 @@ def test_the_daemon_is_itself_again_afterwards(open_fs: MountedFs) -> None:
         assert as_user(path, code, uid=UID, gid=GID) == ""
     effective = set()
     for task in Path(f"/proc/{open_fs.process.pid}/task").iterdir():
-        status = (task / "status").read_text()
+        try:
+            status = (task / "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # trio ends those that have nothing to do
+            continue
         assert re.findall(r"^[UG]id:\s(.*)$", status, re.MULTILINE) == ["0\t0\t0\t0"] * 2
         effective.add(re.findall(r"^CapEff:\s(.*)$", status, re.MULTILINE)[0])
     assert len(effective) == 1
