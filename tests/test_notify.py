@@ -91,6 +91,8 @@ async def test_a_write_is_answered_when_its_pages_are_dropped_but_for_one_that_w
             nursery.start_soon(take_them)
             await notifier.written(9, 0, 4096)
             assert dropped
+    while notifier._writers:  # noqa: SLF001  # of the first; nobody else can tell
+        threading.Event().wait(0.001)
     notifier.close()
 
 

@@ -53,6 +53,7 @@ def test_a_child_keeps_nothing_of_its_callers_open() -> None:
 
 INTERRUPTED = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored from birth
 from cleanfs.patience import answer
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
