@@ -11,7 +11,11 @@ or its data may be in a mapping of another file. So reads are remembered until t
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
+
+from cleanfs.underway import UnderWay
 
 MAX_RANGES: Final = 1024
 """Ranges remembered of a file, 80 bytes each. Beyond, neighbours become one: a write between them has
@@ -21,18 +25,37 @@ the kernel drop pages for nothing."""
 class Answers:
     """Bytes of a file that is open for writing which were read since they were last written."""
 
-    __slots__ = ("_starts", "_stops", "writers")
+    __slots__ = ("_starts", "_stops", "under_way", "writers")
 
     def __init__(self) -> None:
         """Nothing was read yet."""
         self.writers = 0
         """Open handles that can write."""
+        self.under_way: list[UnderWay] = []
+        """Reads that are not answered yet."""
         # Ranges start <= i < stop in order, with bytes between any two.
         self._starts: list[int] = []
         self._stops: list[int] = []
 
+    @contextmanager
+    def reading(self, start: int, stop: int) -> Iterator[None]:
+        """Around a read of these bytes. The kernel keeps the pages locked until it is answered."""
+        self.read(start, stop)
+        read = UnderWay(start, stop)
+        self.under_way.append(read)
+        try:
+            yield
+        finally:
+            self.under_way.remove(read)
+            read.end()
+
+    async def settled(self, start: int, stop: int) -> None:
+        """Return when reads of these bytes that are under way have been answered."""
+        for read in [read for read in self.under_way if read.touches(start, stop - start)]:
+            await read.wait()
+
     def read(self, start: int, stop: int) -> None:
-        """A read of these bytes came; the kernel keeps the pages locked until it is answered."""
+        """A read of these bytes came."""
         starts, stops = self._starts, self._stops
         first, end = bisect_left(stops, start), bisect_right(starts, stop)
         if first < end:  # those that it overlaps or touches

@@ -20,12 +20,16 @@ from cleanfs.latency import Latencies
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
 from cleanfs.notify import Notifier
-from cleanfs.pagecache import Buffer, CachedFile, PageCache, Writing
+from cleanfs.pagecache import Buffer, CachedFile, PageCache
 from cleanfs.room import Room
 from cleanfs.stream import Stream
+from cleanfs.underway import UnderWay
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+READS_SECONDS = 0.5
+"""What reads of the pages of a write get to end before it is answered: they may hang."""
 
 IO_FLAGS = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_NOFOLLOW | os.O_DIRECT | os.O_TRUNC)
 """What of a program's open flags reaches the source. O_DIRECT asks to bypass the kernel's page cache
@@ -160,7 +164,6 @@ class FileHandle:
         self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is not Coherency.NONE
         self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
-        self._direct = bool(flags & os.O_DIRECT)
         file.pins += 1
         if self.writable and not services.writeback:  # else the kernel drops nothing unwritten
             file.answers = file.answers or Answers()
@@ -174,9 +177,12 @@ class FileHandle:
             if self.file.writes:
                 for write in [write for write in self.file.writes if write.touches(offset, size)]:
                     await write.wait()
-            if self.file.answers is not None and not self._direct:
-                self.file.answers.read(offset, offset + size)
-            data = await pagecache.read(self.file, self._read_source, offset, size)
+            answers = self.file.answers
+            if answers is None:
+                data = await pagecache.read(self.file, self._read_source, offset, size)
+            else:  # with O_DIRECT as well: a mapping has pages all the same
+                with answers.reading(offset, offset + size):
+                    data = await pagecache.read(self.file, self._read_source, offset, size)
             self._latencies.read(pagecache.answered_from, perf_counter_ns() - began, len(data))
             return data
 
@@ -198,7 +204,7 @@ class FileHandle:
         append = self._appends and self.inode.appends(offset, offset + len(data))
         end = offset + len(data)
         stop = None if append else end
-        writing = Writing(min(offset, file.size) if append else offset, stop)
+        writing = UnderWay(min(offset, file.size) if append else offset, stop)
         file.writes.append(writing)
         try:
             written, told = await self._write_through(offset, data, append, stop)
@@ -207,6 +213,8 @@ class FileHandle:
             writing.end()
         answers = file.answers
         if answers is not None and answers.written(offset, end, mmap.PAGESIZE):
+            with trio.move_on_after(READS_SECONDS):
+                await answers.settled(offset, end)
             await self._services.notifier.written(self.inode.node, offset, end)
         self._latencies.write(perf_counter_ns() - began, written.count)
         self.told_before = told

@@ -150,7 +150,7 @@ class Inode:
         self.open_fds: tuple[int, ...] = ()
         """Descriptors of its open file handles."""
         self.file_key: FileKey | None = None
-        self.kernel_sizes: tuple[int, ...] = (0,)
+        self.kernel_sizes: tuple[int, ...] = (NOT_TOLD,)
         """Where the kernel may see the end of the file, which is where it appends: the size that it
         was told last, and those from before, as it need not believe what it is told (``doubts``)."""
         self.asked_for: Caller | None = None
@@ -198,7 +198,7 @@ class Inode:
     def told_size(self, size: int) -> None:
         """The kernel is told the size of the file."""
         if size != self.kernel_sizes[0]:
-            older = [other for other in self.kernel_sizes if other != size]
+            older = [other for other in self.kernel_sizes if other not in (size, NOT_TOLD)]
             self.kernel_sizes = (size, *older[: MAX_SIZES - 1])
 
     @property
@@ -214,7 +214,10 @@ class Inode:
         self.doubts += 1
         if before is None:
             return
-        self.kernel_sizes = tuple(dict.fromkeys((*before.kernel_sizes, *self.kernel_sizes)))[:MAX_SIZES]
+        sizes = dict.fromkeys((*before.kernel_sizes, *self.kernel_sizes))
+        if len(sizes) > 1:
+            sizes.pop(NOT_TOLD, None)
+        self.kernel_sizes = tuple(sizes)[:MAX_SIZES]
         if self.access == before.access:
             self.access_ctime = before.access_ctime
         else:

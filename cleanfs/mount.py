@@ -190,6 +190,7 @@ class Mount:
 
     async def _write_back_while_it_goes_on(self) -> None:
         """Give up on a source that hangs, and on programs that never end to write."""
+        self._notifier.hurry()
         most = WRITE_BACK_SECONDS if self.config.writeback else STOP_GRACE_SECONDS
         with trio.move_on_after(most) as limit:
             async with trio.open_nursery() as nursery:

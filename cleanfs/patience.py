@@ -30,12 +30,15 @@ def answer(call: Callable[[], bytes], path: str, seconds: float = ANSWER_SECONDS
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     # An interrupt in one of Python's own hooks at a fork is lost. The child ends when we stop waiting.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with warnings.catch_warnings():  # the child takes no lock that another thread may have
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
-    except OSError:
+    except BaseException:
+        os.close(reader)
+        os.close(writer)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         raise
     if child == 0:

@@ -83,6 +83,6 @@ class Room:
             for _ in range(2):  # if the machine stood still, there is news only after that
                 with trio.move_on_after(max(seconds, 0.0) / 2) as half:
                     await self._news.wait()
-                if not half.cancelled_caught:
+                if self._given_up != seen or not half.cancelled_caught:
                     break
         return self._given_up != seen

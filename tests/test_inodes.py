@@ -650,6 +650,20 @@ def test_what_ends_neither_with_a_page_nor_with_the_file_is_of_no_mapping() -> N
     assert not inode.appends(0, 7), "by who has taken O_APPEND away"
 
 
+def test_a_size_that_was_never_told_is_not_believed() -> None:
+    """What a program that took O_APPEND away wrote to the beginning made a size of it."""
+    inode = regular()
+    inode.told_size(12_000)
+    inode.wrote_to(4096)
+    assert inode.kernel_sizes == (12_000,)
+    assert not inode.appends(4096, 5096)
+    untold = regular()
+    untold.untold(regular().told)
+    untold.told_size(5)
+    untold.untold(regular().told)
+    assert untold.kernel_sizes == (5,)
+
+
 def test_only_some_sizes_are_remembered() -> None:
     inode = regular()
     for size in range(1, 1000):

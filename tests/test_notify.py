@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pyfuse3
 import pytest
 import trio
+import trio.testing
 
 from cleanfs import notify
 from cleanfs.belief import MountedAt
@@ -39,7 +40,7 @@ async def test_notifications_go_by_a_descriptor_of_ours(
     """Libfuse's stands for something else while ``interrupts`` has lent it a message."""
     for name in ("invalidate_inode", "invalidate_entry"):
         monkeypatch.setattr(pyfuse3, name, None)
-    monkeypatch.setattr(notify, "LAST_PAGE_SECONDS", 10)  # on a busy machine nobody waits for it else
+    monkeypatch.setattr(notify, "PAGES_SECONDS", 10)  # on a busy machine nobody waits for it else
     monkeypatch.setattr(notify, "STUCK_SECONDS", 10)  # nor is order kept
     reader, writer = device
     notifier = Notifier()
@@ -54,21 +55,18 @@ async def test_notifications_go_by_a_descriptor_of_ours(
             await notifier.attributes_changed(8)
             await notifier.drop_names([(7, b"c"), (7, b"d")])
             await notifier.written(9, 4096, 12388)
-            await notifier.written(9, 4096, 12288)
         nursery.cancel_scope.cancel()
     expected = [inode_message(7), entry_message(7, b"a"), entry_message(7, b"b", 1)]
     expected.append(inode_message(8, attributes_only=True))
     expected += [entry_message(7, b"c"), entry_message(7, b"d")]
-    expected.append(inode_message(9, offset=4096, length=8192))
-    expected.append(inode_message(9, offset=12288, length=100))  # that page may be locked
-    expected.append(inode_message(9, offset=4096, length=8192))
+    expected.append(inode_message(9, offset=4096, length=8292))
     assert os.read(reader, 4096) == b"".join(expected)
     before = len(os.listdir("/proc/self/fd"))
     notifier.close()
     assert len(os.listdir("/proc/self/fd")) == before - 1
 
 
-async def test_a_write_is_answered_when_its_pages_are_dropped_but_for_one_that_waits_for_the_answer(
+async def test_a_write_is_answered_when_its_pages_are_dropped_or_their_drop_waits_for_that(
     device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notify, "PAGES_SECONDS", 30)
@@ -86,13 +84,18 @@ async def test_a_write_is_answered_when_its_pages_are_dropped_but_for_one_that_w
         os.read(reader, 8192)
 
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        await trio.testing.wait_all_tasks_blocked()
         with trio.fail_after(20):
-            await notifier.written(9, 0, 100)  # its one page may be locked
+            with monkeypatch.context() as patch:  # by no signal: a page
+                patch.setattr(notify._Drop, "waits", lambda drop: drop.thread > 0)  # noqa: SLF001
+                await notifier.written(9, 0, 100)
             nursery.start_soon(take_them)
             await notifier.written(9, 0, 4096)
             assert dropped
-    while notifier._writers:  # noqa: SLF001  # of the first; nobody else can tell
-        threading.Event().wait(0.001)
+            while notifier._writers:  # noqa: ASYNC110, SLF001  # of the first; nobody else can tell
+                await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()
     notifier.close()
 
 
@@ -144,6 +147,36 @@ async def test_the_kernel_is_asked_once_more_after_a_change_while_it_is_being_as
             answered.set()
             await trio.to_thread.run_sync(begun.acquire, True, 10)
             await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+    notifier.close()
+    assert asked == [7, 7]
+
+
+async def test_who_opens_has_the_kernel_asked_also_while_it_is_being_asked_for_long(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, begun, answered = list[int](), threading.Semaphore(0), threading.Event()
+
+    def ask(_: MountedAt, node: int, generation: int) -> bool:
+        asked.append(node)
+        begun.release()
+        return answered.wait(10)
+
+    monkeypatch.setattr(notify, "have_learned", ask)
+    monkeypatch.setattr(notify, "may_ask", lambda: True)
+    monkeypatch.setattr(notify, "LEARN_SECONDS", 0.2)
+    notifier = Notifier()
+    notifier.use_device(device[1])
+    notifier.start()
+    notifier.use_mount(MountedAt("/x", 1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        with trio.fail_after(10):
+            notifier.teach(7, 1)
+            await trio.to_thread.run_sync(begun.acquire, True, 10)
+            await notifier.taught(7, 1)
+            answered.set()
+            assert await trio.to_thread.run_sync(begun.acquire, True, 5)
         nursery.cancel_scope.cancel()
     notifier.close()
     assert asked == [7, 7]

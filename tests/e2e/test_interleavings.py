@@ -193,6 +193,45 @@ mount.CleanFS.read = slow
 """The first read of the third page takes a while."""
 
 
+PATIENT = "from cleanfs import notify; notify.PAGES_SECONDS = 30"
+
+
+def test_a_write_that_waits_for_its_own_answer_is_answered(mount: Mounter) -> None:
+    """Of its pages the kernel drops none before: one that it had only a part of, one of a mapping."""
+    fs = mount("--read-ahead", "0", patch=PATIENT)
+    (fs.source / "f").write_bytes(b"o" * 8 * PAGE)
+    fd = os.open(fs.path / "f", os.O_RDWR)
+    try:
+        began = time.monotonic()
+        for start, stop in (100, PAGE), (PAGE + 100, 3 * PAGE), (4 * PAGE, 4 * PAGE + 100):
+            assert os.pread(fd, 8 * PAGE, 0) == b"o" * 8 * PAGE
+            fs.drop_kernel(fs.path / "f")
+            os.pwrite(fd, b"o" * (stop - start), start)
+        with mmap.mmap(fd, 8 * PAGE) as mapped:
+            for place in range(0, 8 * PAGE, PAGE):
+                mapped[place] = ord("m")
+                mapped.flush(place, PAGE)
+        assert time.monotonic() - began < 15
+    finally:
+        os.close(fd)
+
+
+def test_scattered_pages_of_a_mapping_are_in_the_source_after_sigterm(mount: Mounter) -> None:
+    """As many as there are requests at a time, and more."""
+    fs = mount("--read-ahead", "0", patch=PATIENT)
+    (fs.source / "f").write_bytes(b"o" * 1200 * PAGE)
+    fd = os.open(fs.path / "f", os.O_RDWR)
+    with mmap.mmap(fd, 0) as mapped:
+        for place in range(0, 1200 * PAGE, 2 * PAGE):
+            mapped[place] = ord("m")
+        fs.process.terminate()
+        fs.process.wait(STOP_TIMEOUT)
+    with contextlib.suppress(OSError):  # the mount is gone
+        os.close(fd)
+    data = (fs.source / "f").read_bytes()
+    assert data[:: 2 * PAGE] == b"m" * 600
+
+
 @pytest.mark.parametrize("waits_for", ["a page", "its data"])
 def test_a_page_that_was_read_between_its_filling_and_its_sending_is_not_believed(
     mount: Mounter, waits_for: str
