@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from cleanfs.underway import UnderWay
-
 MAX_RANGES: Final = 1024
 """Ranges remembered of a file, 80 bytes each. Beyond, neighbours become one: a write between them has
 the kernel drop pages for nothing."""
@@ -31,7 +29,7 @@ class Answers:
         """Nothing was read yet."""
         self.writers = 0
         """Open handles that can write."""
-        self.under_way: list[UnderWay] = []
+        self.under_way: list[tuple[int, int]] = []
         """Reads that are not answered yet."""
         # Ranges start <= i < stop in order, with bytes between any two.
         self._starts: list[int] = []
@@ -41,18 +39,16 @@ class Answers:
     def reading(self, start: int, stop: int) -> Iterator[None]:
         """Around a read of these bytes. The kernel keeps the pages locked until it is answered."""
         self.read(start, stop)
-        read = UnderWay(start, stop)
+        read = start, stop
         self.under_way.append(read)
         try:
             yield
         finally:
             self.under_way.remove(read)
-            read.end()
 
-    async def settled(self, start: int, stop: int) -> None:
-        """Return when reads of these bytes that are under way have been answered."""
-        for read in [read for read in self.under_way if read.touches(start, stop - start)]:
-            await read.wait()
+    def being_read(self, start: int, stop: int) -> bool:
+        """Whether a read of these bytes is under way."""
+        return any(first < stop and start < end for first, end in self.under_way)
 
     def read(self, start: int, stop: int) -> None:
         """A read of these bytes came."""

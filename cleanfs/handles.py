@@ -1,6 +1,7 @@
 """What a FUSE file handle stands for: an open file or directory of the source."""
 
 import errno
+import functools
 import mmap
 import os
 import time
@@ -20,16 +21,12 @@ from cleanfs.latency import Latencies
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.namespace import EntryStat
 from cleanfs.notify import Notifier
-from cleanfs.pagecache import Buffer, CachedFile, PageCache
+from cleanfs.pagecache import Buffer, CachedFile, PageCache, Writing
 from cleanfs.room import Room
 from cleanfs.stream import Stream
-from cleanfs.underway import UnderWay
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-READS_SECONDS = 0.5
-"""What reads of the pages of a write get to end before it is answered: they may hang."""
 
 IO_FLAGS = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_NOFOLLOW | os.O_DIRECT | os.O_TRUNC)
 """What of a program's open flags reaches the source. O_DIRECT asks to bypass the kernel's page cache
@@ -204,7 +201,7 @@ class FileHandle:
         append = self._appends and self.inode.appends(offset, offset + len(data))
         end = offset + len(data)
         stop = None if append else end
-        writing = UnderWay(min(offset, file.size) if append else offset, stop)
+        writing = Writing(min(offset, file.size) if append else offset, stop)
         file.writes.append(writing)
         try:
             written, told = await self._write_through(offset, data, append, stop)
@@ -213,9 +210,8 @@ class FileHandle:
             writing.end()
         answers = file.answers
         if answers is not None and answers.written(offset, end, mmap.PAGESIZE):
-            with trio.move_on_after(READS_SECONDS):
-                await answers.settled(offset, end)
-            await self._services.notifier.written(self.inode.node, offset, end)
+            read = functools.partial(answers.being_read, offset, end)
+            await self._services.notifier.written(self.inode.node, offset, end, read)
         self._latencies.write(perf_counter_ns() - began, written.count)
         self.told_before = told
         return written.count

@@ -12,8 +12,9 @@ import os
 import struct
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar, TypeVarTuple
 
 import pyfuse3
 import trio
@@ -22,6 +23,9 @@ from cleanfs.belief import MountedAt, have_learned, may_ask
 from cleanfs.outsiders import Outsiders
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 GONE = (errno.ENOENT, errno.ENOSYS, errno.ENOTCONN, errno.EBADF, errno.ENODEV, errno.ENOTEMPTY)
 """Not failures: the kernel had forgotten by itself, or the mount is going."""
@@ -44,6 +48,9 @@ PAGES_SECONDS = 0.5
 
 PAGES_LOOK_SECONDS = 0.001
 """How often it is looked whether that waits, as it may be for the answer."""
+
+NO_THREAD_SECONDS = 1.0
+"""When a thread is tried for again where none can be started."""
 
 MAX_STUCK = 256
 """Notifications that may be on their way at a time."""
@@ -122,6 +129,7 @@ class _Drop:
     def __init__(self, pages: Pages) -> None:
         self.pages = pages
         self.done = trio.Event()
+        self.scope = trio.CancelScope()
         self.thread = 0
         """Which one sends it, once that runs."""
 
@@ -258,13 +266,14 @@ class Notifier:
         """
         await trio.to_thread.run_sync(self._send_all, deque(places), abandon_on_cancel=True)
 
-    async def written(self, node: int, start: int, stop: int) -> None:
+    async def written(self, node: int, start: int, stop: int, read: Callable[[], bool]) -> None:
         """The pages of a write are out of date; returns when the kernel has dropped them, or soon.
 
         The kernel keeps a page locked until the write is answered if it did not have the rest of it
         (``fuse_fill_write_pages``), and waits for the answer to what it sends of a mapping. So this
-        does not wait where the thread that tells it does; one that only wants a processor is given
-        one.
+        does not wait where the thread that tells it does, unless that can be for a page which is just
+        being ``read``: such a read will end, if the source does not hang. A thread that only wants a
+        processor is waited for.
         """
         if self._nursery is None or self._in_a_hurry:
             self.inode(node)
@@ -272,17 +281,34 @@ class Notifier:
         drop = _Drop(Pages(node, start, stop - start))
         self._nursery.start_soon(self._drop, drop)
         until = trio.current_time() + PAGES_SECONDS
-        while not (drop.done.is_set() or drop.waits() or trio.current_time() > until):
+        looks = 0  # a read that was sent before may come between two
+        while not drop.done.is_set() and looks < 2 and trio.current_time() <= until:
             with trio.move_on_after(PAGES_LOOK_SECONDS):
                 await drop.done.wait()
+            looks = looks + 1 if drop.waits() and not read() else 0
+        if not drop.thread:  # so many others are stuck
+            drop.scope.cancel()
+            self.inode(node)
 
     async def _drop(self, drop: "_Drop") -> None:
         def send() -> None:
             drop.thread = threading.get_native_id()
             self._send_one(drop.pages)
 
-        await trio.to_thread.run_sync(send, abandon_on_cancel=True, limiter=self._limiter)
-        drop.done.set()
+        with drop.scope:
+            await self._in_a_thread(send)
+            drop.done.set()
+
+    async def _in_a_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """As soon as there may be one more."""
+        while True:
+            try:
+                return await trio.to_thread.run_sync(
+                    call, *args, abandon_on_cancel=True, limiter=self._limiter
+                )
+            except RuntimeError as exc:  # a limit on processes, or no memory
+                log.warning("the kernel can not be told now of what is out of date: %s", exc)
+                await trio.sleep(NO_THREAD_SECONDS)
 
     async def attributes_changed(self, node: int) -> None:
         """The attributes of a node are out of date; returns when the kernel knows.
@@ -331,9 +357,7 @@ class Notifier:
                 self._learn(again)
 
     async def _send_some(self, batch: deque[Item], sent: trio.Event) -> None:
-        done = await trio.to_thread.run_sync(
-            self._send_all, batch, abandon_on_cancel=True, limiter=self._limiter
-        )
+        done = await self._in_a_thread(self._send_all, batch)
         for item in done:
             if isinstance(item, Lesson):
                 self._learn(item)

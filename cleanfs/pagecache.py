@@ -27,7 +27,6 @@ from cleanfs.cleancache import CleancacheFs
 from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.ops import FileKey
 from cleanfs.resident import Resident
-from cleanfs.underway import UnderWay
 
 if TYPE_CHECKING:
     from cleanfs.coherency import Fingerprint
@@ -75,6 +74,46 @@ class _Flight:
         return None if len(self.data) == whole else self.first * page_size + len(self.data)
 
 
+class Writing:
+    """A write that is not done yet: bytes ``start <= i < stop``, to the end of the file if None.
+
+    The kernel puts what a program writes into its own pages, and then sends it. If it drops such a page
+    before the source has the bytes (upon a notification of ours, or because memory is short), it reads
+    the page again, and would keep for good what the source had before. So such a read waits. It can: a
+    write of the same page that comes later waits for it in the kernel, and no write waits for it here.
+    """
+
+    __slots__ = ("_done", "_ended", "start", "stop")
+
+    def __init__(self, start: int, stop: int | None) -> None:
+        """It has just been asked for."""
+        self.start = start
+        self.stop = stop
+        self._done: trio.Event | None = None
+        self._ended = False
+
+    def touches(self, offset: int, size: int) -> bool:
+        """Whether a read of that range may find what is about to change."""
+        return self.start < offset + size and (self.stop is None or offset < self.stop)
+
+    async def wait(self) -> None:
+        """Return when the source has it, or refused it.
+
+        It may have by now: who waits for several writes gets to the second after the first.
+        """
+        if self._ended:
+            return
+        if self._done is None:
+            self._done = trio.Event()
+        await self._done.wait()
+
+    def end(self) -> None:
+        """It has, or did."""
+        self._ended = True
+        if self._done is not None:
+            self._done.set()
+
+
 class CachedFile:
     """What is known of one file for as long as pages of it may be cached anywhere."""
 
@@ -96,14 +135,8 @@ class CachedFile:
         a notification to the kernel."""
         self.mutations = 0
         """1 while there is one."""
-        self.writes: list[UnderWay] = []
-        """Writes that programs have asked for and the source does not have yet, in order.
-
-        The kernel puts what a program writes into its own pages, and then sends it. If it drops such a
-        page before the source has the bytes (upon a notification of ours, or because memory is short),
-        it reads the page again, and would keep for good what the source had before. So such a read
-        waits. It can: a write of the same page that comes later waits for it in the kernel, and no
-        write waits for it here."""
+        self.writes: list[Writing] = []
+        """Writes that programs have asked for and the source does not have yet, in order."""
         self.answers: Answers | None = None
         """There while the file is open for writing."""
         self.pins = 0

@@ -57,3 +57,14 @@ def test_many_reads_in_between_are_remembered() -> None:
     for page in range(0, 20_000, 2):
         told.read(page * PAGE, (page + 1) * PAGE)
     assert all(told.written(page * PAGE, page * PAGE + 1, PAGE) for page in range(0, 20_000, 2))
+
+
+def test_what_is_being_read_is_known() -> None:
+    told = Answers()
+    with told.reading(PAGE, 2 * PAGE):
+        assert told.being_read(0, 2 * PAGE)
+        assert told.being_read(2 * PAGE - 1, 2 * PAGE)
+        assert not told.being_read(0, PAGE)
+        assert not told.being_read(2 * PAGE, 3 * PAGE)
+    assert not told.being_read(0, 2 * PAGE)
+    assert told.written(PAGE, PAGE + 1, PAGE)

@@ -38,10 +38,9 @@ from cleanfs.inodes import NOT_TOLD, InodeTable
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes, all_local
 from cleanfs.notify import Notifier
-from cleanfs.pagecache import PageCache
+from cleanfs.pagecache import PageCache, Writing
 from cleanfs.resident import make_resident
 from cleanfs.room import HalfDoneError, Room
-from cleanfs.underway import UnderWay
 
 
 @pytest.fixture
@@ -187,7 +186,7 @@ def test_a_directory_is_local_with_all_that_is_mounted_below(
 
 
 async def test_a_read_that_waits_for_two_writes_is_not_late_for_the_second() -> None:
-    first, second = UnderWay(0, 10), UnderWay(0, 10)
+    first, second = Writing(0, 10), Writing(0, 10)
 
     async def read() -> None:
         for write in (first, second):

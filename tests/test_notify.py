@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pyfuse3
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from cleanfs import notify
@@ -54,7 +55,7 @@ async def test_notifications_go_by_a_descriptor_of_ours(
             await notifier.drained()
             await notifier.attributes_changed(8)
             await notifier.drop_names([(7, b"c"), (7, b"d")])
-            await notifier.written(9, 4096, 12388)
+            await notifier.written(9, 4096, 12388, lambda: False)
         nursery.cancel_scope.cancel()
     expected = [inode_message(7), entry_message(7, b"a"), entry_message(7, b"b", 1)]
     expected.append(inode_message(8, attributes_only=True))
@@ -66,34 +67,39 @@ async def test_notifications_go_by_a_descriptor_of_ours(
     assert len(os.listdir("/proc/self/fd")) == before - 1
 
 
+@pytest.mark.parametrize("why", ["it waits for that", "it waits for a read", "it is slow"])
 async def test_a_write_is_answered_when_its_pages_are_dropped_or_their_drop_waits_for_that(
-    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     monkeypatch.setattr(notify, "PAGES_SECONDS", 30)
     reader, writer = device
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 8192)
-    os.write(writer, bytes(8192))  # the kernel takes nothing more
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, bytes(4096))  # the kernel takes nothing more
+    if why != "it is slow":  # in the state of who waits for a page
+        monkeypatch.setattr(notify._Drop, "waits", lambda drop: drop.thread > 0)  # noqa: SLF001
     notifier = Notifier()
     notifier.use_device(writer)
     dropped = False
 
-    async def take_them() -> None:
+    async def drop_them() -> None:
         nonlocal dropped
-        await trio.sleep(0.1)
+        await trio.sleep(0.2)
         dropped = True
-        os.read(reader, 8192)
+        os.read(reader, 4096)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notifier.run)
-        await trio.testing.wait_all_tasks_blocked()
+        if why != "it waits for that":
+            nursery.start_soon(drop_them)
         with trio.fail_after(20):
-            with monkeypatch.context() as patch:  # by no signal: a page
-                patch.setattr(notify._Drop, "waits", lambda drop: drop.thread > 0)  # noqa: SLF001
-                await notifier.written(9, 0, 100)
-            nursery.start_soon(take_them)
-            await notifier.written(9, 0, 4096)
-            assert dropped
-            while notifier._writers:  # noqa: ASYNC110, SLF001  # of the first; nobody else can tell
+            while notifier._nursery is None:  # noqa: SLF001  # it runs
+                await trio.lowlevel.checkpoint()
+            await notifier.written(9, 0, 100, lambda: why == "it waits for a read" and not dropped)
+            if why == "it waits for that":
+                nursery.start_soon(drop_them)
+            else:
+                assert dropped
+            while notifier._writers or not dropped:  # noqa: ASYNC110, SLF001  # nobody else can tell
                 await trio.sleep(0.001)
         nursery.cancel_scope.cancel()
     notifier.close()
@@ -180,3 +186,61 @@ async def test_who_opens_has_the_kernel_asked_also_while_it_is_being_asked_for_l
         nursery.cancel_scope.cancel()
     notifier.close()
     assert asked == [7, 7]
+
+
+async def test_without_a_thread_to_tell_it_by_the_kernel_is_told_later(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the mount lives."""
+    run_sync, refused = trio.to_thread.run_sync, 0
+
+    async def no_thread(*args: object, **options: object) -> object:
+        nonlocal refused
+        if refused < 2:
+            refused += 1
+            raise RuntimeError("can't start new thread")
+        return await run_sync(*args, **options)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+    monkeypatch.setattr(notify, "NO_THREAD_SECONDS", 0.01)
+    notifier = Notifier()
+    notifier.use_device(device[1])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(10):
+            await notifier.written(9, 0, 100, lambda: False)
+            notifier.inode(7)
+            await notifier.drained()
+        nursery.cancel_scope.cancel()
+    notifier.close()
+    assert refused == 2
+    assert os.read(device[0], 4096) == inode_message(9, offset=0, length=100) + inode_message(7)
+
+
+async def test_a_write_whose_pages_nobody_can_be_sent_for_has_its_file_told_of_later(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that may be on their way are stuck."""
+    monkeypatch.setattr(notify, "PAGES_SECONDS", 0.05)
+    notifier = Notifier()
+    notifier.use_device(device[1])
+    limiter = notifier._limiter  # noqa: SLF001
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        await trio.testing.wait_all_tasks_blocked()
+        limiter.total_tokens, total = 1, limiter.total_tokens
+        await limiter.acquire()
+        tasks = len(nursery.child_tasks)
+        with trio.fail_after(10):
+            for _ in range(3):
+                await notifier.written(9, 0, 100, lambda: False)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == tasks
+            limiter.total_tokens = total
+            limiter.release()
+            await notifier.drained()
+        nursery.cancel_scope.cancel()
+    notifier.close()
+    sent = os.read(device[0], 4096)
+    assert sent in (inode_message(9), 2 * inode_message(9))
