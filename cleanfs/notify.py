@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 
 from cleanfs.belief import MountedAt, have_learned, may_ask
+from cleanfs.deadlines import waited
 from cleanfs.outsiders import Outsiders
 
 log = logging.getLogger(__name__)
@@ -301,12 +302,19 @@ class Notifier:
 
     async def _in_a_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """As soon as there may be one more."""
+        begun = False
+
+        def run() -> T:
+            nonlocal begun
+            begun = True
+            return call(*args)
+
         while True:
             try:
-                return await trio.to_thread.run_sync(
-                    call, *args, abandon_on_cancel=True, limiter=self._limiter
-                )
+                return await trio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._limiter)
             except RuntimeError as exc:  # a limit on processes, or no memory
+                if begun:
+                    raise
                 log.warning("the kernel can not be told now of what is out of date: %s", exc)
                 await trio.sleep(NO_THREAD_SECONDS)
 
@@ -321,16 +329,13 @@ class Notifier:
         """The same; returns when the kernel believes the present size (``belief``), or need not."""
         await self.attributes_changed(node)
         self._learn(Lesson(node, generation))
-        for _ in range(2):  # the first may end because the machine stood still
-            with trio.move_on_after(LEARN_SECONDS / 2) as half:
-                await self._learned(node)  # what was asked before, if something was
-                await self._learned(node)
-            if not half.cancelled_caught:
-                break
 
-    async def _learned(self, node: int) -> None:
-        if (learning := self._learning.get(node)) is not None:
-            await learning.wait()
+        async def learned() -> None:
+            for _ in range(2):  # something may have been asked before
+                if (learning := self._learning.get(node)) is not None:
+                    await learning.wait()
+
+        await waited(LEARN_SECONDS, learned)
 
     def _learn(self, lesson: Lesson) -> None:
         """Have the kernel asked, unless it is being asked, or too many questions hang.

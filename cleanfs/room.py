@@ -13,6 +13,8 @@ from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
+from cleanfs.deadlines import waited
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -80,9 +82,10 @@ class Room:
         if self._given_up == seen and self._since:
             latest = next(reversed(self._since.values()))
             seconds = min(until, latest + LATELY_SECONDS) - trio.current_time()
-            for _ in range(2):  # if the machine stood still, there is news only after that
-                with trio.move_on_after(max(seconds, 0.0) / 2) as half:
+
+            async def news() -> None:
+                while self._given_up == seen:
                     await self._news.wait()
-                if self._given_up != seen or not half.cancelled_caught:
-                    break
+
+            await waited(seconds, news)
         return self._given_up != seen

@@ -4,7 +4,8 @@ import fcntl
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pyfuse3
 import pytest
@@ -125,67 +126,74 @@ def test_who_still_writes_when_the_device_is_closed_writes_nowhere(device: tuple
     trio.run(notifier.attributes_changed, 8)  # too late, and no error
 
 
-async def test_the_kernel_is_asked_once_more_after_a_change_while_it_is_being_asked(
-    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The question need not have heard of that."""
-    asked, begun, answered = list[int](), threading.Semaphore(0), threading.Event()
+class Kernel:
+    """Is asked what it believes, and answers when it may."""
 
-    def ask(_: MountedAt, node: int, generation: int) -> bool:
-        asked.append(node)
-        begun.release()
-        return answered.wait(10)
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.answers = threading.Event()
+        self._begun = threading.Semaphore(0)
 
-    monkeypatch.setattr(notify, "have_learned", ask)
+    def ask(self, _: MountedAt, node: int, generation: int) -> bool:
+        self.asked.append(node)
+        self._begun.release()
+        return self.answers.wait(10)
+
+    async def is_asked(self) -> bool:
+        """Once more than the last time; waits for that."""
+        return await trio.to_thread.run_sync(self._begun.acquire, True, 10)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    kernel = Kernel()
+    monkeypatch.setattr(notify, "have_learned", kernel.ask)
     monkeypatch.setattr(notify, "may_ask", lambda: True)
+    return kernel
+
+
+@asynccontextmanager
+async def asking(device: int) -> AsyncIterator[Notifier]:
+    """A notifier that may ask the kernel, at work, for 20 s at most."""
     notifier = Notifier()
-    notifier.use_device(device[1])
+    notifier.use_device(device)
     notifier.start()
     notifier.use_mount(MountedAt("/x", 1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notifier.run)
-        with trio.fail_after(10):
-            notifier.teach(7, 1)
-            await trio.to_thread.run_sync(begun.acquire, True, 10)
-            for _ in range(3):
-                notifier.teach(7, 1)
-                await notifier.drained()
-            answered.set()
-            await trio.to_thread.run_sync(begun.acquire, True, 10)
-            await trio.sleep(0.05)
+        with trio.fail_after(20):
+            yield notifier
         nursery.cancel_scope.cancel()
     notifier.close()
-    assert asked == [7, 7]
+
+
+async def test_the_kernel_is_asked_once_more_after_a_change_while_it_is_being_asked(
+    device: tuple[int, int], kernel: Kernel
+) -> None:
+    """The question need not have heard of that."""
+    async with asking(device[1]) as notifier:
+        notifier.teach(7, 1)
+        assert await kernel.is_asked()
+        for _ in range(3):
+            notifier.teach(7, 1)
+            await notifier.drained()
+        kernel.answers.set()
+        assert await kernel.is_asked()
+        await trio.sleep(0.05)
+    assert kernel.asked == [7, 7]
 
 
 async def test_who_opens_has_the_kernel_asked_also_while_it_is_being_asked_for_long(
-    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    device: tuple[int, int], kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, begun, answered = list[int](), threading.Semaphore(0), threading.Event()
-
-    def ask(_: MountedAt, node: int, generation: int) -> bool:
-        asked.append(node)
-        begun.release()
-        return answered.wait(10)
-
-    monkeypatch.setattr(notify, "have_learned", ask)
-    monkeypatch.setattr(notify, "may_ask", lambda: True)
     monkeypatch.setattr(notify, "LEARN_SECONDS", 0.2)
-    notifier = Notifier()
-    notifier.use_device(device[1])
-    notifier.start()
-    notifier.use_mount(MountedAt("/x", 1))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(notifier.run)
-        with trio.fail_after(10):
-            notifier.teach(7, 1)
-            await trio.to_thread.run_sync(begun.acquire, True, 10)
-            await notifier.taught(7, 1)
-            answered.set()
-            assert await trio.to_thread.run_sync(begun.acquire, True, 5)
-        nursery.cancel_scope.cancel()
-    notifier.close()
-    assert asked == [7, 7]
+    async with asking(device[1]) as notifier:
+        notifier.teach(7, 1)
+        assert await kernel.is_asked()
+        await notifier.taught(7, 1)
+        kernel.answers.set()
+        assert await kernel.is_asked()
+    assert kernel.asked == [7, 7]
 
 
 async def test_without_a_thread_to_tell_it_by_the_kernel_is_told_later(
@@ -244,3 +252,17 @@ async def test_a_write_whose_pages_nobody_can_be_sent_for_has_its_file_told_of_l
     notifier.close()
     sent = os.read(device[0], 4096)
     assert sent in (inode_message(9), 2 * inode_message(9))
+
+
+async def test_an_error_while_the_kernel_is_told_is_not_taken_for_no_thread() -> None:
+    notifier = Notifier()
+    calls = 0
+
+    def fail() -> None:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("a bug")
+
+    with trio.fail_after(10), pytest.raises(RuntimeError, match="a bug"):
+        await notifier._in_a_thread(fail)  # noqa: SLF001  # no notification has such an error
+    assert calls == 1
