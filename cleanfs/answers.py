@@ -11,8 +11,6 @@ or its data may be in a mapping of another file. So reads are remembered until t
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 MAX_RANGES: Final = 1024
@@ -35,23 +33,21 @@ class Answers:
         self._starts: list[int] = []
         self._stops: list[int] = []
 
-    @contextmanager
-    def reading(self, start: int, stop: int) -> Iterator[None]:
-        """Around a read of these bytes. The kernel keeps the pages locked until it is answered."""
+    def begin(self, start: int, stop: int) -> None:
+        """A read of these bytes came. The kernel keeps the pages locked until it is answered."""
         self.read(start, stop)
-        read = start, stop
-        self.under_way.append(read)
-        try:
-            yield
-        finally:
-            self.under_way.remove(read)
+        self.under_way.append((start, stop))
+
+    def end(self, start: int, stop: int) -> None:
+        """It is about to be answered."""
+        self.under_way.remove((start, stop))
 
     def being_read(self, start: int, stop: int) -> bool:
         """Whether a read of these bytes is under way."""
         return any(first < stop and start < end for first, end in self.under_way)
 
     def read(self, start: int, stop: int) -> None:
-        """A read of these bytes came."""
+        """These bytes are read."""
         starts, stops = self._starts, self._stops
         first, end = bisect_left(stops, start), bisect_right(starts, stop)
         if first < end:  # those that it overlaps or touches

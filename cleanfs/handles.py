@@ -178,8 +178,11 @@ class FileHandle:
             if answers is None:
                 data = await pagecache.read(self.file, self._read_source, offset, size)
             else:  # with O_DIRECT as well: a mapping has pages all the same
-                with answers.reading(offset, offset + size):
+                answers.begin(offset, offset + size)
+                try:
                     data = await pagecache.read(self.file, self._read_source, offset, size)
+                finally:
+                    answers.end(offset, offset + size)
             self._latencies.read(pagecache.answered_from, perf_counter_ns() - began, len(data))
             return data
 
@@ -198,8 +201,8 @@ class FileHandle:
     async def _write(self, offset: int, data: bytes) -> int:
         began = perf_counter_ns()
         file = self.file
-        append = self._appends and self.inode.appends(offset, offset + len(data))
         end = offset + len(data)
+        append = self._appends and self.inode.appends(offset, end)
         stop = None if append else end
         writing = Writing(min(offset, file.size) if append else offset, stop)
         file.writes.append(writing)
@@ -256,7 +259,7 @@ class FileHandle:
 
         A program that was killed in a call which hangs closes its files: it is not to hang there.
         """
-        self._is_in_use()
+        self._opener_ran()
         if not self.writable:
             return
         if self.use and self._services.backing.orphans:
@@ -267,7 +270,7 @@ class FileHandle:
     async def release(self) -> None:
         """Close. The last close of a file without a name discards its pages."""
         services, file = self._services, self.file
-        self._is_in_use()
+        self._opener_ran()
         await self.use.ended()
         file.pins -= 1
         if self.writable and file.answers is not None:
@@ -285,8 +288,8 @@ class FileHandle:
         with self.use:
             await self._services.backing.run(namespace.sync, self.fd, data_only)
 
-    def _is_in_use(self) -> None:
-        """Who opened it got to run, and so the kernel has dropped what it was told to drop then."""
+    def _opener_ran(self) -> None:
+        """So the kernel has dropped what the answer to the open told it to drop."""
         if self.inode.dropped_for is self:
             self.inode.dropped_for, self.inode.pages_dropped_by = None, 0.0
 

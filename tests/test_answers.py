@@ -61,10 +61,13 @@ def test_many_reads_in_between_are_remembered() -> None:
 
 def test_what_is_being_read_is_known() -> None:
     told = Answers()
-    with told.reading(PAGE, 2 * PAGE):
-        assert told.being_read(0, 2 * PAGE)
-        assert told.being_read(2 * PAGE - 1, 2 * PAGE)
-        assert not told.being_read(0, PAGE)
-        assert not told.being_read(2 * PAGE, 3 * PAGE)
+    for _ in range(2):
+        told.begin(PAGE, 2 * PAGE)
+    told.end(PAGE, 2 * PAGE)
+    assert told.being_read(0, 2 * PAGE)
+    assert told.being_read(2 * PAGE - 1, 2 * PAGE)
+    assert not told.being_read(0, PAGE)
+    assert not told.being_read(2 * PAGE, 3 * PAGE)
+    told.end(PAGE, 2 * PAGE)
     assert not told.being_read(0, 2 * PAGE)
     assert told.written(PAGE, PAGE + 1, PAGE)
