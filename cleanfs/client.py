@@ -31,8 +31,9 @@ STRINGS = ("source", "mountpoint", "backend", "watcher")
 NUMBERS = (
     "uptime_seconds", "rss_bytes", "hit_ratio", "compression_ratio", "succ_gets", "failed_gets", "puts",
     "flushes", "pagecache_hits", "pagecache_misses", "pagecache_used", "pagecache_limit",
-    "source_reads", "source_read_bytes", "source_write_bytes", "changes_found", "reads", "read_bytes",
-    "watch_invalidations", "watch_unwatched", "watch_overflows", "memory_withheld_bytes",
+    "source_reads", "source_read_bytes", "source_write_bytes", "changes_found", "doubtful_flushes",
+    "reads", "read_bytes", "watch_invalidations", "watch_unwatched", "watch_overflows",
+    "memory_withheld_bytes",
     *(f"latency_{kind}_{value}" for kind in KINDS for value in ("count", "p50_us", "p99_us")),
 )  # fmt: skip
 """What tables and lines are made of."""

@@ -108,7 +108,10 @@ class CoherencyChecker:
         self._pagecache = pagecache
         self.mode = mode
         self.changes_found = 0
-        """Files flushed because the source had changed or could have."""
+        """Files flushed because the source had another fingerprint, which was not our doing."""
+        self.doubtful_flushes = 0
+        """Files flushed because nothing shows whether the source changed: a racy fingerprint, a stat
+        that was overtaken, a change of ours that failed half-way, lost events."""
 
     def on_open(self, file: CachedFile, now: Fingerprint, as_of: int) -> bool:
         """An open saw ``now``. True if the kernel must drop its pages too."""
@@ -119,7 +122,7 @@ class CoherencyChecker:
             # Nothing of ours is stale, but the kernel may have pages that are older than our record.
             return self.mode is not Coherency.NONE
         if self.mode is not Coherency.NONE and known == now and known.racy:
-            self._flush(file)
+            self._flush_in_doubt(file)
             self._accept(file, now)
             return True
         return self.on_refresh(file, now, as_of)
@@ -137,7 +140,7 @@ class CoherencyChecker:
         if _overtaken(file, as_of):
             self.distrust(file)
         else:
-            self._flush(file)
+            self._flush_changed(file)
             self._accept(file, now)
         return True
 
@@ -161,7 +164,7 @@ class CoherencyChecker:
             or (not data and after.mtime_ns != before.mtime_ns)
         )
         if theirs:
-            self._flush(file)
+            self._flush_changed(file)
         self._accept(file, after if after.racy else replace(after, racy=True))
         return theirs
 
@@ -180,7 +183,7 @@ class CoherencyChecker:
 
     def distrust(self, file: CachedFile) -> None:
         """Nothing is known for sure: flush, and go to the source until the next stat."""
-        self._flush(file)
+        self._flush_in_doubt(file)
         file.fingerprint = None
         file.size = 0
 
@@ -190,8 +193,12 @@ class CoherencyChecker:
         file.fingerprint = now
         file.size = now.size
 
-    def _flush(self, file: CachedFile) -> None:
+    def _flush_changed(self, file: CachedFile) -> None:
         self.changes_found += 1
+        self._pagecache.invalidate(file)
+
+    def _flush_in_doubt(self, file: CachedFile) -> None:
+        self.doubtful_flushes += 1
         self._pagecache.invalidate(file)
 
 

@@ -261,6 +261,7 @@ class Mount:
             source_cache=self.config.source_cache.value,
             requests=self._limits,
             changes_found=self._coherency.changes_found,
+            doubtful_flushes=self._coherency.doubtful_flushes,
             watch=WatchStats() if self._watch is None else self._watch.stats(),
             open_files=self._filesystem.open_files,
             cleancache=self._cleancache.stats(),

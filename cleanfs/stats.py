@@ -70,7 +70,9 @@ class MountStats:
     source_cache: str
     requests: RequestLimits
     changes_found: int
-    """Files flushed because the source had changed behind our back, or could have."""
+    """Files flushed because somebody else had changed them in the source."""
+    doubtful_flushes: int
+    """Files flushed because somebody else could have changed them unseen."""
     watch: WatchStats
     open_files: int
     cleancache: CleancacheStats
@@ -123,6 +125,7 @@ class MountStats:
             **{f"busy_poll_{name}": value for name, value in asdict(self.busy_poll).items()},
             "open_files": self.open_files,
             "changes_found": self.changes_found,
+            "doubtful_flushes": self.doubtful_flushes,
             **asdict(self.watch),
             "reads": self.latencies.reads,
             "read_bytes": self.latencies.read_bytes,

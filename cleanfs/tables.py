@@ -26,6 +26,7 @@ def stats_table(stats: Stats) -> Table:
     table.add_row("read from the source", format_size(stats["source_read_bytes"]))
     table.add_row("written to the source", format_size(stats["source_write_bytes"]))
     table.add_row("changes found in the source", f"{stats['changes_found']:,}")
+    table.add_row("files flushed in doubt", f"{stats['doubtful_flushes']:,}")
     if stats["watcher"] != "none":
         table.add_row("invalidated upon events", f"{stats['watch_invalidations']:,}")
         table.add_row("inodes not watched", f"{stats['watch_unwatched']:,}")

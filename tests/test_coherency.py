@@ -125,6 +125,11 @@ class Rig:
     def has_page(self) -> bool:
         return self.pagecache.stats().resident > 0
 
+    @property
+    def flushed(self) -> tuple[int, int]:
+        """Changes found, and flushes in doubt."""
+        return self.checker.changes_found, self.checker.doubtful_flushes
+
     def assert_distrusted(self) -> None:
         assert (self.file.fingerprint, self.file.size, self.has_page) == (None, 0, False)
 
@@ -139,7 +144,7 @@ def rig() -> Iterator[Rig]:
 def test_the_first_open_learns_the_file_and_has_the_kernel_drop_its_pages(rig: Rig) -> None:
     assert rig.checker.on_open(rig.file, A, rig.clock)
     assert (rig.file.fingerprint, rig.file.size) == (A, 100)
-    assert rig.checker.changes_found == 0
+    assert rig.flushed == (0, 0)
 
 
 def test_an_open_of_an_unchanged_file_keeps_everything(rig: Rig) -> None:
@@ -159,7 +164,7 @@ def test_a_changed_file_is_flushed_and_learned_anew(rig: Rig, now: Fingerprint, 
     assert not rig.has_page
     assert rig.file.fingerprint == now
     assert rig.file.version > as_of
-    assert rig.checker.changes_found == 1
+    assert rig.flushed == (1, 0)
 
 
 def test_an_open_that_finds_a_racy_fingerprint_flushes_once(rig: Rig) -> None:
@@ -169,6 +174,7 @@ def test_an_open_that_finds_a_racy_fingerprint_flushes_once(rig: Rig) -> None:
     rig.cache_a_page()
     assert not rig.checker.on_open(rig.file, A, rig.clock)
     assert rig.has_page
+    assert rig.flushed == (0, 1)
 
 
 def test_an_open_that_is_still_within_the_race_flushes_again(rig: Rig) -> None:
@@ -202,6 +208,7 @@ def test_an_overtaken_stat_that_disagrees_makes_the_file_distrusted(rig: Rig, ho
     rig.cache_a_page()
     assert getattr(rig.checker, how)(rig.file, A, as_of)
     rig.assert_distrusted()
+    assert rig.flushed == (0, 1)
 
 
 def test_an_overtaken_stat_that_agrees_is_fine(rig: Rig) -> None:
@@ -256,7 +263,7 @@ def test_our_own_change_of_a_file_that_nobody_else_touched_keeps_its_pages(rig: 
     assert rig.has_page
     assert (rig.file.fingerprint, rig.file.size) == (B, 200)
     assert rig.file.version > as_of
-    assert rig.checker.changes_found == 0
+    assert rig.flushed == (0, 0)
 
 
 def test_our_own_change_finds_that_somebody_else_was_there_before(rig: Rig) -> None:
@@ -264,6 +271,7 @@ def test_our_own_change_finds_that_somebody_else_was_there_before(rig: Rig) -> N
     assert rig.checker.after_own_change(rig.file, B, C)
     assert not rig.has_page
     assert rig.file.fingerprint == C
+    assert rig.flushed == (1, 0)
 
 
 def test_after_our_own_change_a_distrusted_file_is_known_again(rig: Rig) -> None:
@@ -312,7 +320,7 @@ def test_a_name_change_in_doubt_makes_the_file_distrusted(rig: Rig) -> None:
 def test_a_name_change_teaches_nothing_about_an_unknown_file(rig: Rig) -> None:
     rig.checker.after_name_change(rig.file, A, B)
     assert rig.file.fingerprint is None
-    assert rig.checker.changes_found == 0
+    assert rig.flushed == (0, 0)
 
 
 # -- mode none ------------------------------------------------------------------------------------
@@ -327,7 +335,7 @@ def test_with_mode_none_the_first_fingerprint_holds() -> None:
         assert not rig.checker.on_refresh(rig.file, now, rig.clock)
     assert rig.has_page
     assert rig.file.fingerprint == A
-    assert rig.checker.changes_found == 0
+    assert rig.flushed == (0, 0)
 
 
 def test_with_mode_none_our_own_changes_still_move_the_size() -> None:

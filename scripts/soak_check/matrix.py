@@ -25,7 +25,7 @@ COMBINATIONS: list[list[str]] = [
 COLUMNS = (
     ("reads checked", "counts"), ("bytes checked", "counts"), ("bytes written", "counts"),
     ("pagecache_hits", "stats"), ("succ_gets", "stats"), ("pagecache_evictions", "stats"),
-    ("flushes", "stats"), ("changes_found", "stats"),
+    ("flushes", "stats"), ("changes_found", "stats"), ("doubtful_flushes", "stats"),
 )  # fmt: skip
 
 

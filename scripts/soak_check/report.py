@@ -10,7 +10,7 @@ from .soak import Outcome
 FROM_STATS = (
     "pagecache_hits", "pagecache_misses", "succ_gets", "failed_gets", "puts", "flushes",
     "pagecache_evictions", "pagecache_stale_reads", "pagecache_shared_reads", "source_reads",
-    "source_writes", "changes_found", "rss_bytes",
+    "source_writes", "changes_found", "doubtful_flushes", "rss_bytes",
 )  # fmt: skip
 
 LONG = 20.0
