@@ -11,11 +11,17 @@ MAX_SIZE = 1 << 62
 _SIZE = re.compile(r"[0-9]+|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?[A-Za-z]+")
 """Bytes, or a number and a unit: no signs, no exponents, no digits of other scripts."""
 
+_BITS = re.compile(r"b$|(?i:bits?)$")
+"""How a unit of bits ends. bitmath 2.1.1, when not strict, reads `8Mb` and `8Mib` as bytes."""
+
 
 def parse_size(text: str) -> int:
     """Bytes. Raises ValueError, with a message for the user, for what is not a size."""
+    stripped = text.strip(" \t\r\n")
+    if _SIZE.fullmatch(stripped) and _BITS.search(stripped):
+        raise ValueError(f"{text!r} is a number of bits, not a size: bytes are B (512M, 512MB, 512MiB)")
     try:
-        size = _parse(text.strip(" \t\r\n"))
+        size = _parse(stripped)
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is not a size (examples: 512M, 1.5G, 65536)") from None
     if not 0 <= size <= MAX_SIZE:
@@ -31,10 +37,7 @@ def _parse(text: str) -> int:
 
 
 def _with_unit(text: str) -> int:
-    parsed = bitmath.parse_string(text, strict=False, system=bitmath.NIST)
-    if isinstance(parsed, bitmath.Bit):
-        raise ValueError(text)  # noqa: TRY004 - a user's mistake, not a type error
-    size = parsed.to_Byte()
+    size = bitmath.parse_string(text, strict=False, system=bitmath.NIST).to_Byte()
     if 0 < size < 1:  # which would be no bytes at all, and that has a meaning of its own
         raise ValueError(text)
     return int(size)

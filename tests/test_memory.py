@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,3 +160,30 @@ async def test_who_comes_near_the_limit_wakes_us(group: Group, monkeypatch: pyte
                 process.kill()
     finally:
         watch.close()
+
+
+def test_stalls_wake_us_without_the_privilege_for_short_windows() -> None:
+    if not os.access("/proc/pressure/memory", os.W_OK):
+        pytest.skip("no PSI here")
+    unprivileged = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
+    look = (
+        "from cleanfs.memory import MemoryWatch, PSI_TRIGGERS\n"
+        "import os\n"
+        "try:\n"
+        "    fd = os.open('/proc/pressure/memory', os.O_RDWR | os.O_NONBLOCK)\n"
+        "    print(os.write(fd, PSI_TRIGGERS[0] + b'\\0'))\n"
+        "except OSError as exc:\n    print(exc.strerror)\n"
+        "watch = MemoryWatch(); watch.rooms(); print(watch.watched); watch.close()\n"
+    )
+    done = subprocess.run(
+        [*(unprivileged if os.geteuid() == 0 else ()), sys.executable, "-c", look],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    short, watched = done.stdout.splitlines()
+    if short == "Operation not permitted":
+        pytest.skip("this kernel has triggers only for processes with the privilege")
+    assert short == "Invalid argument"
+    assert "psi:machine" in watched

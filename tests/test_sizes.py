@@ -65,7 +65,10 @@ def test_sizes_are_written_for_people(size: int, text: str) -> None:
     assert format_size(size) == text
 
 
-@pytest.mark.parametrize("text", ["8 bit", "8b", "4b"])
+@pytest.mark.parametrize(
+    "text", ["8 bit", "8b", "4b", "8Mb", "8Mib", "8mb", "1.5 Gb", "8kib", "8 bits", "8 Bit", "8 Mbit"]
+)
 def test_a_number_of_bits_is_not_a_size(text: str) -> None:
-    with pytest.raises(ValueError, match="size"):
+    with pytest.raises(ValueError, match="bits, not a size") as caught:
         parse_size(text)
+    assert repr(text) in str(caught.value)
