@@ -23,8 +23,9 @@ import trio
 from cleanfs.pressure import Room
 
 PSI_TRIGGERS = (b"some 50000 500000", b"some 200000 2000000")
-"""Stalls of so many microseconds in so many. The kernel refuses the first with EINVAL to a process without
-CAP_SYS_RESOURCE, root in many containers included: it takes only multiples of two seconds from those (Linux 6.18)."""
+"""Stalls of so many microseconds in so many. The kernel refuses the first with EINVAL to a process
+without CAP_SYS_RESOURCE, root in many containers included: of those it takes only multiples of two
+seconds (Linux 6.18)."""
 
 THRESHOLDS = (3 / 4, 7 / 8, 15 / 16)
 """Parts of a limit; version 1 tells when the usage crosses them."""
