@@ -21,7 +21,7 @@ from typing import Final
 
 import trio
 
-from cleanfs.fusectl import open_connections
+from cleanfs.fusectl import Connection, open_connections
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +29,16 @@ SCRIPT: Final = """
 trap '' HUP INT TERM PIPE
 killed=
 trap killed=1 USR1
-read -r number || exit
+read -r number inode || exit
 exec 3>"/proc/self/fd/$1/$number/abort" || exit
+while read -r key value; do [ "$key" != ino: ] || opened=$value; done </proc/self/fdinfo/3
+[ "$opened" = "$inode" ] || exit
 trap 'echo 1 >&3; exit' USR1
 [ -n "$killed" ] || { echo; read -r end; }
 echo 1 >&3
 """
-"""What it opens stays this connection's: should another get the number, the file does nothing."""
+"""Until it has opened the file another connection may have got the number: so the file's inode is held
+against ours (fdinfo has it since Linux 5.14). After that the file does nothing once the connection is gone."""
 
 READY_SECONDS: Final = 5.0
 END_SECONDS: Final = 5.0
@@ -80,7 +83,7 @@ class Guardian:
         finally:
             os.close(connections)
 
-    def tell(self, connection: int | None) -> None:
+    def tell(self, connection: Connection | None) -> None:
         """Which connection it is. From here on, or a moment later, it is severed if we are killed."""
         if self._child is None:
             return
@@ -89,7 +92,8 @@ class Guardian:
             self._lacks = "the number of the connection is not known"
         else:
             with contextlib.suppress(OSError):  # EPIPE: it has ended
-                self._child.stdin.write(f"{connection}\n".encode())
+                told = f"{connection.number} {connection.abort_inode}\n"
+                self._child.stdin.write(told.encode())
 
     async def ready(self) -> None:
         """Return when it is, or say why there is none."""
