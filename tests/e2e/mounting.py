@@ -16,13 +16,15 @@ from typing import Any
 
 from cleanfs.fusectl import open_connections
 from cleanfs.mounts import mounted_at
+from tests import machine
 from tests.e2e import zygote
+from tests.machine import Deadline
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 20.0
 LIFETIME = 100.0
-"""Seconds that a daemon may live after a test began: one that hangs in a system call on its mount is
-freed by then."""
+"""Seconds that a daemon may live after a test began, or was given more time: one that hangs in a system
+call on its mount is freed by then."""
 
 watchdogs: list[subprocess.Popen[bytes]] = []
 """Those of ``killed_after`` that wait."""
@@ -105,11 +107,21 @@ def as_user(
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = STOP_TIMEOUT) -> None:
-    """Poll; fails after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
+    """Poll; fails after ``timeout`` seconds of a quiet machine."""
+    deadline = Deadline(timeout)
     while not condition():
-        assert time.monotonic() < deadline, "timed out"
+        assert not deadline.over(), "timed out"
         time.sleep(0.01)
+
+
+def ends(process: subprocess.Popen[bytes] | zygote.Started, timeout: float = STOP_TIMEOUT) -> bool:
+    """Whether a process ends within ``timeout`` seconds of a quiet machine."""
+    deadline = Deadline(timeout)
+    while not deadline.over():
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(deadline.left(), 0.01))
+            return True
+    return False
 
 
 @dataclass
@@ -148,7 +160,7 @@ class MountedFs:
     def kill(self) -> None:
         """SIGKILL the daemon: the mount point is dead afterwards."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(STOP_TIMEOUT)
+        assert ends(self.process)
 
 
 def settle() -> None:
@@ -159,20 +171,30 @@ def settle() -> None:
     time.sleep(0.12)
 
 
+def _started(pid: int) -> str:
+    """When a process began, in ticks, which the next one with its number did not (proc_pid_stat(5))."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:  # it has ended
+        return ""
+    return stat.rpartition(")")[2].split()[19]
+
+
 @contextmanager
 def killed_after(seconds: float, pid: int, mountpoint: Path | None = None) -> Iterator[None]:
     """A process is killed by another one if the block, or this whole process, does not end in order.
 
     And its mount is taken away, and all that waits for it is freed. The seconds begin anew with
-    ``another_test_begins``.
+    ``begin_lifetimes_anew``.
     """
     script = f"""
         while read -t {seconds} line; do [ "$line" = ended ] && exit; done
-        kill -9 "$0"
+        read -r stat <"/proc/$0/stat" && set -- "$1" "$2" ${{stat##*) }}
+        [ "${{22}}" = "$2" ] && kill -9 "$0"
         [ -n "$1" ] || exit
         timeout 20 umount -f "$1" || timeout 20 umount -l "$1"
     """
-    command = ["bash", "-c", script, str(pid), str(mountpoint or "")]
+    command = ["bash", "-c", script, str(pid), str(mountpoint or ""), _started(pid)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0) as watchdog:
         watchdogs.append(watchdog)
         try:
@@ -182,12 +204,15 @@ def killed_after(seconds: float, pid: int, mountpoint: Path | None = None) -> It
             watchdog.communicate(b"ended\n")
 
 
-def another_test_begins() -> None:
-    """It may take as long as the one before, on the same mount."""
+def begin_lifetimes_anew() -> None:
+    """Another test begins, or this one may go on on a slow machine: nothing hangs."""
     for watchdog in watchdogs:
         with suppress(BrokenPipeError):  # whom it watched is gone
             assert watchdog.stdin is not None
             watchdog.stdin.write(b"\n")
+
+
+machine.more_time.append(begin_lifetimes_anew)
 
 
 @contextmanager
@@ -213,7 +238,7 @@ def mounted(
                 stderr=output,
                 stdin=subprocess.DEVNULL,
             )
-    connection = None
+    abort = -1
     try:
         with killed_after(LIFETIME, process.pid, mountpoint):
             wait_until(
@@ -224,11 +249,12 @@ def mounted(
                 START_TIMEOUT,
             )
             assert process.poll() is None, log.read_text()
-            point = mounted_at(str(mountpoint))
-            connection = None if point is None else os.minor(point.device)
+            abort = _open_abort(mountpoint)
             yield MountedFs(source, mountpoint, process, log, options)
     finally:
-        _clean_up(process, mountpoint, connection)
+        _clean_up(process, mountpoint, abort)
+        if abort >= 0:
+            os.close(abort)
     unexpected = [
         line for line in log.read_text().splitlines() if "Traceback" in line or " ERROR " in line
     ]
@@ -250,31 +276,32 @@ def _has_started(log: Path) -> bool:
     return b"cleanfs.mount: mounted " in log.read_bytes()
 
 
-def _clean_up(
-    process: subprocess.Popen[bytes] | zygote.Started, mountpoint: Path, connection: int | None
-) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            unmount_by_force(mountpoint)
-            _sever(connection)
-            process.wait(STOP_TIMEOUT)
-    unmount_by_force(mountpoint)
-
-
-def _sever(connection: int | None) -> None:
-    """End all waits for a daemon that does not end: its mount may be gone, and not who waits in it."""
-    if connection is None or os.geteuid() != 0:
-        return
+def _open_abort(mountpoint: Path) -> int:
+    """What severs a connection (fusectl), for its numbers go round; -1 if it cannot be opened."""
+    point = mounted_at(str(mountpoint))
+    if point is None or os.geteuid() != 0:
+        return -1
     connections = open_connections()
     try:
-        with suppress(OSError):  # it has gone
-            Path(f"/proc/self/fd/{connections}/{connection}/abort").write_text("1")
+        path = f"/proc/self/fd/{connections}/{os.minor(point.device)}/abort"
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # it has gone
+        return -1
     finally:
         os.close(connections)
+
+
+def _clean_up(process: subprocess.Popen[bytes] | zygote.Started, mountpoint: Path, abort: int) -> None:
+    if process.poll() is None:
+        process.terminate()
+        if not ends(process):
+            process.kill()
+            unmount_by_force(mountpoint)
+            if abort >= 0:  # its mount may be gone, and not who waits in it
+                with suppress(OSError):
+                    os.write(abort, b"1")
+            assert ends(process)
+    unmount_by_force(mountpoint)
 
 
 def unmount_by_force(mountpoint: Path) -> None:
