@@ -29,7 +29,7 @@ class Connection:
 
     number: int
     abort_inode: int
-    """Inode number of its ``abort`` file, which the connection that gets the number next does not have."""
+    """Inode number of its ``abort`` file: the connection that gets the number next has another."""
 
 
 def connection_of(device: int, mountpoint: str) -> Connection | None:
@@ -52,7 +52,7 @@ def connection_of(device: int, mountpoint: str) -> Connection | None:
 
 
 def _number(device: int, mountpoint: str) -> int | None:
-    """Before Linux 6.16 the kernel does not tell, and it is that of whatever of ours is mounted there."""
+    """Before Linux 6.16 the kernel does not tell: it is that of whatever of ours is mounted there."""
     with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{device}", encoding="ascii") as file:
         if (found := re.search(r"^fuse_connection:\s*(\d+)$", file.read(), re.MULTILINE)) is not None:
             return int(found[1])

@@ -37,8 +37,8 @@ trap 'echo 1 >&3; exit' USR1
 [ -n "$killed" ] || { echo; read -r end; }
 echo 1 >&3
 """
-"""Until it has opened the file another connection may have got the number: so the file's inode is held
-against ours (fdinfo has it since Linux 5.14). After that the file does nothing once the connection is gone."""
+"""Another connection may have the number when the child opens the file: so it compares the file's inode
+(fdinfo has it since Linux 5.14). Once open, the file does nothing when its connection is gone."""
 
 READY_SECONDS: Final = 5.0
 END_SECONDS: Final = 5.0
