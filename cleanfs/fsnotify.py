@@ -56,6 +56,8 @@ SWEEP_SECONDS: Final = 1.0
 MAX_RESOLVED: Final = 1 << 14
 """File handles of which is remembered what they stand for, 0.5 KiB each."""
 
+UNKNOWN: Final = "a file system of unknown type"
+
 FLUSH_BATCH: Final = 256
 """Files flushed, and inodes told of, before others get to run."""
 
@@ -140,11 +142,13 @@ class SourceWatch:
 
     def _watch_root(self) -> None:
         root = self._inodes.root
-        fs_type = self._services.types[root.device]  # of btrfs none is known
+        fs_type = self._services.types[root.device]
         why = self._mark_whole(root)
         if why is not None:
             if not self._can_mark_inodes(root.device, why):
-                raise UnwatchableError(f"no changes of {fs_type!r} are announced: {why.strerror}")
+                raise UnwatchableError(
+                    f"no changes of {fs_type or UNKNOWN} are announced: {why.strerror}"
+                )
             try:
                 self._mark_inode(root)
             except OSError as exc:
@@ -192,7 +196,7 @@ class SourceWatch:
             except OSError as exc:
                 self._give_up(inode, str(exc.strerror))
         else:
-            self._give_up(inode, f"type {self._services.types[inode.device]!r}")
+            self._give_up(inode, self._services.types[inode.device] or UNKNOWN)
 
     def dropped(self, inode: Inode) -> None:
         """Watch it no more."""
@@ -232,7 +236,7 @@ class SourceWatch:
         return False
 
     def _can_mark_inodes(self, device: int, why: OSError) -> bool:
-        """Whether that is worth a try: not where it asks a server. A btrfs subvolume has no type."""
+        """Whether that is worth a try: not where it asks a server. EXDEV says btrfs."""
         return self._is_local(device) or why.errno == errno.EXDEV
 
     def _mark_whole(self, directory: Inode) -> OSError | None:

@@ -119,6 +119,7 @@ class Mount:
         )
         root_fd = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            services.types.learn(os.fstat(root_fd).st_dev, syscalls.file_system_magic(root_fd))
             self._inodes = InodeTable(root_fd, raise_fd_limit(), MAX_INODES, services.room)
         finally:
             os.close(root_fd)

@@ -4,6 +4,8 @@ import os
 import re
 from dataclasses import dataclass
 
+from cleanfs import syscalls
+
 FS_TYPE = "fuse.cleanfs"
 
 MOUNTINFO = "/proc/self/mountinfo"
@@ -12,6 +14,24 @@ LOCAL_FILE_SYSTEMS = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "bcachefs", "overlay"}
 )
 """Types whose inodes, once held, are in this machine's memory, and whose stamps are of its clock."""
+
+MAGIC = {
+    0xEF53: "ext4",  # and ext2, ext3
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0x01021994: "tmpfs",
+    0xF2F52010: "f2fs",
+    0x2FC12FC1: "zfs",
+    0xCA451A4E: "bcachefs",
+    0x794C7630: "overlay",
+    0x65735546: "fuse",
+    0x6969: "nfs",
+    0xFF534D42: "cifs",
+    0xFE534D42: "cifs",  # SMB 2 and later
+    0x00C36400: "ceph",
+    0x01021997: "9p",
+}
+"""Types by ``f_type`` of statfs(2), which lists them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +75,23 @@ def mounted_at(path: str) -> MountPoint | None:
 def all_local(directory: str) -> bool:
     """Whether a directory (absolute, resolved) and all that is mounted below it is local."""
     below = directory.rstrip("/") + "/"
-    types = {point.fs_type for point in mount_points() if point.path.startswith(below)}
-    types.add(FileSystemTypes()[os.stat(directory).st_dev])
-    return types <= LOCAL_FILE_SYSTEMS
+    names = {point.fs_type for point in mount_points() if point.path.startswith(below)}
+    types = FileSystemTypes()
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        device = os.fstat(fd).st_dev
+        types.learn(device, syscalls.file_system_magic(fd))
+        names.add(types[device])
+    finally:
+        os.close(fd)
+    return names <= LOCAL_FILE_SYSTEMS
 
 
 class FileSystemTypes:
-    """File system type by ``st_dev``; empty where mountinfo has none (a btrfs subvolume).
+    """File system type by ``st_dev``; empty where neither mountinfo nor ``learn`` has one.
+
+    mountinfo lacks the subvolumes of btrfs, each of which is a device of its own, and whatever is
+    mounted outside of a chroot: also the file system of its root, if that is no mount point.
 
     Ask for file systems that are held, and remembered are only those that were asked for: of one that
     is unmounted the next may get the number.
@@ -78,6 +108,11 @@ class FileSystemTypes:
             found = [point.fs_type for point in mount_points() if point.device == device]
             fs_type = self._types[device] = found[-1] if found else ""
         return fs_type
+
+    def learn(self, device: int, magic: int) -> None:
+        """Take what a file system says itself (``file_system_magic``) where mountinfo says nothing."""
+        if not self[device]:
+            self._types[device] = MAGIC.get(magic, "")
 
 
 def _unescape(field: str) -> str:

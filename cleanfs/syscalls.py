@@ -23,6 +23,9 @@ STATX_SIZE: Final = 0x200
 STATX: Final = struct.Struct("=40xQ88xII112x")
 """``struct statx``, 256 bytes: stx_size, stx_dev_major, stx_dev_minor."""
 
+STATFS_BYTES: Final = 256
+"""More than ``struct statfs`` takes on any architecture; ``f_type`` is its first member."""
+
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
@@ -160,6 +163,14 @@ def known_size(fd: int) -> tuple[int, int]:
         _raise()
     size, major, minor = STATX.unpack(buffer.raw)
     return os.makedev(major, minor), size
+
+
+def file_system_magic(fd: int) -> int:
+    """``f_type`` of ``fstatfs(2)``, of an open file (O_PATH too). Raises OSError."""
+    buffer = ctypes.create_string_buffer(STATFS_BYTES)
+    if _libc.fstatfs(fd, buffer):
+        _raise()
+    return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF  # a long; the numbers have 32 bits
 
 
 def openat_cached(dir_fd: int, name: bytes, flags: int) -> int:

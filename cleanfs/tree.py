@@ -15,7 +15,7 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from cleanfs import namespace
+from cleanfs import namespace, syscalls
 from cleanfs.caller import Caller
 from cleanfs.coherency import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.handles import IO_FLAGS, Before, Services
@@ -115,6 +115,9 @@ class Tree:
             with self.inodes.using(inode), contextlib.suppress(OSError):  # it may not be readable
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
                 fd = await self.near(inode, os.open, inode.path(), flags)
+                if not self.services.types[inode.device]:
+                    magic = await self.run(syscalls.file_system_magic, fd)
+                    self.services.types.learn(inode.device, magic)
         finally:
             self.inodes.add_mount_fd(inode.device, fd)
 
