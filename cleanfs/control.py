@@ -1,7 +1,13 @@
 """The control directory: ``MOUNT/.cleancache``, reachable by name, not listed in the root.
 
-Like files in sysfs: a read gives the state at that moment, a write is one command. The kernel caches
-nothing of it (direct I/O, no attribute timeout). Sizes are 0, as in /proc.
+An open gives the state at that moment, a further read from the start gives it anew, a write is one
+command. The kernel keeps no attributes of it, and never answers read(2) from its cache (direct I/O).
+
+Sizes are right, unlike those in /proc. sendfile and splice, and with them ``shutil.copyfile``, go
+through the kernel's page cache even where a file is opened for direct I/O, and end at the size that the
+kernel knows (Linux 6.18; with a size of 0 they copy nothing, without an error). So a lookup makes a
+file's text, and the open that follows reads that text. The size is the inode's, not the handle's, and a
+write moves it: while one thread has looked a file up or has it open, others find another inode there.
 """
 
 import errno
@@ -30,6 +36,14 @@ DROP_CLEANCACHE = 2
 
 MAX_COMMAND = 4096
 """Bytes of a write. As in sysfs; the kernel would hand on in pieces what is much longer."""
+
+LOOK_NS = 1_000_000_000
+"""Nanoseconds that a thread has from its lookup to its open, for text and inode to be its own. An open
+of what was looked up before that (O_PATH) makes the text anew."""
+
+PASS_NS = 100_000_000
+"""Nanoseconds that a reader has for one pass over a text. One that begins anew after that, or after an
+empty read, gets a new text. tail(1) reads the last block of a file, and then all of it."""
 
 NO_BACKEND = "none"
 
@@ -78,9 +92,42 @@ class Node:
         """``number`` is its node id, ``mode`` has type and permission bits."""
         self.number = number
         self.mode = mode
-        self.read = read
         self.write = write
+        self.twins: list[Node] = []
+        """Nodes of the same name, for those who open it while others have it open."""
+        self.users = 0
+        """Handles of it that are open. While there are several, ``text`` does not change."""
+        self.text = b""
+        """What the kernel was told the size of."""
+        self.made_ns = time.time_ns()
+        """When that was made."""
+        self.seen_by = 0
+        """The thread that looked it up then."""
+        self._read = read
         self._list_children = list_children
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is anything to read."""
+        return self._read is not None
+
+    def is_free(self, thread: int, since_ns: int) -> bool:
+        """Whether nobody has it open, and no other thread has looked it up since then."""
+        return not self.users and (self.seen_by in (0, thread) or self.made_ns < since_ns)
+
+    def make_text(self) -> bytes:
+        """The state at this moment."""
+        return b"" if self._read is None else os.fsencode(self._read())
+
+    def renew(self) -> None:
+        """From now on ``text`` is the state at this moment."""
+        if self.readable:
+            self.text, self.made_ns = self.make_text(), time.time_ns()
+
+    def twin(self, number: int) -> "Node":
+        """One more node of this name."""
+        self.twins.append(made := Node(number, self.mode, self._read, self.write))
+        return made
 
     @property
     def is_dir(self) -> bool:
@@ -101,7 +148,6 @@ class Control:
     def __init__(self, operator: Operator) -> None:
         """Files read from and write to ``operator``."""
         self._operator = operator
-        self.since_ns = time.time_ns()
         self._nodes: dict[int, Node] = {}
         self._counters: dict[str, Node] = {}
         stats = operator.stats
@@ -133,19 +179,34 @@ class Control:
             return None
         return self._nodes[number]
 
-    def lookup(self, directory: Node, name: bytes) -> Node:
-        """A child by name. Raises FileNotFoundError."""
+    def lookup(self, directory: Node, name: bytes, thread: int) -> Node:
+        """A child by name, to be shown to the kernel. Raises FileNotFoundError."""
         for child_name, child in directory.children:
             if child_name == name:
-                return child
+                found = self.show(child, thread)
+                found.seen_by = thread
+                return found
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def show(self, node: Node, thread: int = 0) -> Node:
+        """The node of a name to show to the kernel now, with a new text: one that is nobody else's."""
+        if node.is_dir:
+            return node
+        since_ns = time.time_ns() - LOOK_NS
+        shown = next((twin for twin in (node, *node.twins) if twin.is_free(thread, since_ns)), None)
+        if shown is None:
+            shown = self._add(node.twin(self._next()))
+        shown.renew()
+        return shown
 
     def open(self, node: Node, flags: int) -> Handle:
         """Open a file. Permissions are the kernel's to check, by mode and owner."""
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         reads = flags & os.O_ACCMODE != os.O_WRONLY
-        if (writes and node.write is None) or (reads and node.read is None):
+        if (writes and node.write is None) or (reads and not node.readable):
             raise FUSEError(errno.EACCES)
+        if not node.users and time.time_ns() - node.made_ns > LOOK_NS:
+            node.renew()
         return _ControlHandle(node)
 
     def truncate_only(self, node: Node, fields: SetattrFields) -> None:
@@ -190,24 +251,41 @@ class Control:
 
 
 class _ControlHandle:
-    """An open control file. Its text is made at each read from the start, so it is never torn."""
+    """An open control file. A reader that begins anew gets a new text, which is never torn."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._text: bytes | None = None
+        self._text = node.text
+        self._made_ns = node.made_ns
+        self._begun = self._outdated = False
+        node.users += 1
 
     async def read(self, offset: int, size: int) -> Buffer:
-        if self._node.read is None:
+        node = self._node
+        if not node.readable:
             raise FUSEError(errno.EBADF)
-        if offset == 0 or self._text is None:  # a first read may begin anywhere
-            self._text = os.fsencode(self._node.read())
-        return self._text[offset : offset + size]
+        if offset == 0:
+            if self._outdated or (self._begun and time.time_ns() - self._made_ns > PASS_NS):
+                self._renew()
+            self._begun = True
+        data = self._text[offset : offset + size]
+        self._outdated = self._outdated or not data
+        return data
+
+    def _renew(self) -> None:
+        """Take a new text. The inode's size follows it, unless there are other handles of the inode."""
+        node = self._node
+        if node.users == 1:
+            node.renew()
+        self._text = node.text if node.users == 1 else node.make_text()
+        self._made_ns, self._outdated = time.time_ns(), False
 
     async def write(self, offset: int, data: bytes) -> int:
         if self._node.write is None:
             raise FUSEError(errno.EBADF)
         if len(data) > MAX_COMMAND:
             raise FUSEError(errno.EINVAL)
+        self._outdated = True
         try:
             self._node.write(data.strip().decode())
         except BackendBusyError as exc:
@@ -220,7 +298,10 @@ class _ControlHandle:
         pass
 
     async def release(self) -> None:
-        pass
+        node = self._node
+        node.users -= 1
+        if not node.users:
+            node.text, node.made_ns, node.seen_by = b"", 0, 0
 
     async def sync(self, data_only: bool) -> None:
         pass

@@ -187,7 +187,7 @@ class CleanFS(pyfuse3.Operations):
         if parent_inode == ROOT and name == CONTROL_NAME:
             return self._control_entry(self._control.root)
         if (directory := self._control.node(parent_inode)) is not None:
-            return self._control_entry(self._control.lookup(directory, name))
+            return self._control_entry(self._control.lookup(directory, name, ctx.pid))
         namespace.forbid_slash(name)
         async with self._tree.using(parent_inode) as parent:
             try:
@@ -209,6 +209,8 @@ class CleanFS(pyfuse3.Operations):
         """Attributes, and with them a look at whether the source changed."""
         if (node := self._control.node(inode)) is not None:
             self.given.hold(None)
+            if not node.users:
+                node.renew()
             return self._control_entry(node)
         if inode == ROOT and self._root is not None:
             st, fresh = await self._root.stat(self._tree.run)
@@ -391,6 +393,7 @@ class CleanFS(pyfuse3.Operations):
         self.given.hold(None)
         if (node := self._control.node(inode)) is not None:
             fh = self._add(self._control.open(node, flags))
+            self.given.hold(functools.partial(self._not_opened, fh))
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)
         self._inodes.check_may_open()
         async with self._tree.using(inode) as held:
@@ -504,7 +507,7 @@ class CleanFS(pyfuse3.Operations):
         self.given.hold(None)
         if (node := self._control_dirs.get(fh)) is not None:
             for position, (child_name, child) in enumerate(node.children[start_id:], start_id + 1):
-                entry = self._control_entry(child)
+                entry = self._control_entry(self._control.show(child))
                 if not pyfuse3.readdir_reply(token, FileNameT(child_name), entry, position):
                     break
             return
@@ -933,7 +936,9 @@ class CleanFS(pyfuse3.Operations):
         entry.st_mode = ModeT(node.mode)
         entry.st_nlink = 1
         entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
-        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._control.since_ns
+        entry.st_size = len(node.text)
+        entry.st_blocks = -(-len(node.text) // 512)  # none at all would be a file that is one hole
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.made_ns
         entry.attr_timeout = entry.entry_timeout = 0
         return entry
 
