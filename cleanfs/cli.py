@@ -26,8 +26,9 @@ from cleanfs.checks import check
 from cleanfs.client import read_json, read_pid, read_stats, write_control
 from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.config import MIN_POOL_LIMIT, MountConfig, MountError, check_sizes
-from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE
+from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND
 from cleanfs.daemon import daemonise
+from cleanfs.keeper import too_large
 from cleanfs.mount import serve
 from cleanfs.mountpoint import is_dead, resolved, unmount
 from cleanfs.mounts import FS_TYPE, mount_points, mounted_at
@@ -40,6 +41,7 @@ from cleanfs.params import (
     Seconds,
     SizeType,
 )
+from cleanfs.pressure import Sizes
 from cleanfs.printable import printable
 from cleanfs.tables import plain, stats_table
 from cleanfs.watch import Stats, watch_lines
@@ -360,6 +362,11 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
     # A log that can not be written is found out now.
     log_file = None if params["log_file"] is None else _open_log(params["log_file"])
     check(config)
+    if log_file is not None or not params["foreground"]:  # else the log is where this would go
+        pool = 0 if config.backend == NO_BACKEND else config.pool_limit
+        promised = Sizes(pool, config.page_cache)
+        if complaint := too_large(promised, yields=config.memory_pressure):
+            _complain(f"warning: {complaint}")
     if params["foreground"]:
         _log_to(log_file, level, daemon=False)
         serve(config, lambda: None)

@@ -14,7 +14,7 @@ import trio
 from cleanfs import syscalls
 from cleanfs.cleancache import Cleancache
 from cleanfs.config import check_sizes, least_sizes
-from cleanfs.memory import MemoryWatch
+from cleanfs.memory import MemoryWatch, least_limit
 from cleanfs.pagecache import PageCache, max_files
 from cleanfs.pressure import MIB, Policy, Room, Sizes, split, tightest
 from cleanfs.sizes import format_size
@@ -57,6 +57,25 @@ class KeeperStats:
     """The one in force."""
 
 
+def too_large(promised: Sizes, *, yields: bool) -> str:
+    """What is to be said of limits that memory can not hold; empty if there is nothing.
+
+    That is no error: the caches take what they use and no more, and ``yields`` says that they give it
+    up while memory is short.
+    """
+    limit = least_limit()
+    if limit is None or promised.total <= limit.size:
+        return ""
+    parts = {"pool limit": promised.pool, "page cache": promised.page_cache}
+    what = " and ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
+    follows = (
+        "the caches will get less while memory is short"
+        if yields
+        else "without --memory-pressure the kernel may end the daemon for want of memory"
+    )
+    return f"{what} are more than the {format_size(limit.size)} of {limit.of}: {follows}"
+
+
 class Keeper:
     """Owns the limits of both caches."""
 
@@ -77,6 +96,7 @@ class Keeper:
         self._policy = Policy()
         self._room: Room | None = None
         self._page_size = pagecache.page_size
+        self._warn_of_too_much()
 
     @property
     def promised(self) -> Sizes:
@@ -104,6 +124,7 @@ class Keeper:
         self._now = Sizes(pool, self._now.page_cache)
         self._pagecache.max_files = max_files(pool)
         self._settle_at_once()
+        self._warn_of_too_much()
 
     def set_page_cache(self, limit: int) -> None:
         """The same of the page cache."""
@@ -111,6 +132,7 @@ class Keeper:
         self._promised = Sizes(self._promised.pool, limit)
         self.look(time.monotonic())
         self._settle_at_once()
+        self._warn_of_too_much()
 
     def backend_changed(self) -> None:
         """There is another one, with all that was promised and nothing in it yet, or none."""
@@ -163,6 +185,10 @@ class Keeper:
         elif was_short and not self._policy.short:
             log.info("memory is not short any more, the caches get what they were promised")
 
+    def _warn_of_too_much(self) -> None:
+        if complaint := too_large(self._managed(), yields=self._watch is not None):
+            log.warning("%s", complaint)
+
     def _settle_at_once(self) -> None:
         """For the user, who finds in force what was asked for."""
         while self._slice():
@@ -184,14 +210,15 @@ class Keeper:
             syscalls.trim_malloc()
 
     def _slice(self) -> bool:
-        """A slice on the way; whether there is more to do."""
+        """A slice on the way; whether there is more to do. What nobody uses costs no slices."""
         wanted, now = self._wanted(), self._now
         if now.pool != wanted.pool:
-            pool = max(wanted.pool, now.pool - POOL_SLICE)
+            pool = max(wanted.pool, min(now.pool, self._pool_used()) - POOL_SLICE)
             self._resize_pool(pool)
             self._now = Sizes(pool, now.page_cache)
         elif now.page_cache != wanted.page_cache:
-            page_cache = max(wanted.page_cache, now.page_cache - PAGE_CACHE_SLICE)
+            used = min(now.page_cache, self._pagecache.used)
+            page_cache = max(wanted.page_cache, used - PAGE_CACHE_SLICE)
             self._pagecache.resize(page_cache)
             self._now = Sizes(now.pool, page_cache)
         return self._now != wanted
@@ -229,11 +256,14 @@ class Keeper:
         )
 
     def _used(self) -> int:
-        """Bytes that the caches have. A backend that does not say has all that it may have."""
-        pool = 0
+        """Bytes that the caches have."""
+        return self._pool_used() + self._pagecache.used
+
+    def _pool_used(self) -> int:
+        """Bytes that the backend has. One that does not say has all that it may have."""
         backend = self._cleancache.backend
-        if backend is not None:
-            nothing: Mapping[str, int] = {}
-            counters = self._cleancache.call(lambda ops: ops.counters(), nothing)
-            pool = counters.get("pool_used", backend.pool_limit)
-        return pool + self._pagecache.used
+        if backend is None:
+            return 0
+        nothing: Mapping[str, int] = {}
+        counters = self._cleancache.call(lambda ops: ops.counters(), nothing)
+        return counters.get("pool_used", backend.pool_limit)

@@ -114,6 +114,27 @@ def groups(membership: str, mountinfo: str) -> list[Group]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Memory that this process can have at most."""
+
+    size: int
+    """Bytes."""
+    of: str
+    """What has the limit, for the user."""
+
+
+def least_limit() -> Limit | None:
+    """The lowest limit that counts this process; None if none can be read."""
+    limits = []
+    if (room := machine()) is not None:
+        limits.append(Limit(room.limit, "this machine"))
+    for group in groups(_text("/proc/self/cgroup"), _text("/proc/self/mountinfo")):
+        if (size := group.limit()) is not None:
+            limits.append(Limit(size, f"the control group {group.path}"))
+    return min(limits, key=lambda limit: limit.size, default=None)
+
+
 class MemoryWatch:
     """Looks, and waits for a reason to look again."""
 

@@ -7,11 +7,12 @@ import pytest
 import trio
 import trio.lowlevel
 
+from cleanfs import keeper
 from cleanfs.backends.options import BackendOptions
 from cleanfs.backends.reference import ReferenceZcache
 from cleanfs.cleancache import Cleancache
-from cleanfs.keeper import FLOOR, POOL_SLICE, Keeper
-from cleanfs.memory import MemoryWatch
+from cleanfs.keeper import FLOOR, POOL_SLICE, Keeper, too_large
+from cleanfs.memory import Limit, MemoryWatch
 from cleanfs.ops import FileKey
 from cleanfs.pagecache import PageCache, max_files
 from cleanfs.pressure import MIB, Room, Sizes
@@ -102,11 +103,39 @@ async def test_the_page_cache_yields_when_the_pool_has_nothing_left() -> None:
     assert parts.backend.pool_limit == FLOOR.pool
 
 
+async def test_to_take_back_what_nobody_uses_takes_no_time() -> None:
+    parts = Parts()
+    parts.keeper.set_pool_limit(1 << 62)
+    parts.keeper.set_page_cache(1 << 62)
+    resized = []
+    resize = parts.backend.resize
+    parts.backend.resize = lambda limit: resized.append(limit) or resize(limit)  # type: ignore[method-assign, func-returns-value]  # to count
+    parts.memory.spare = lambda: 100 * MIB
+    await parts.settle()
+    assert parts.keeper.now.total <= 100 * MIB
+    assert len(resized) < 4
+
+
+@pytest.mark.parametrize(("yields", "follows"), [(True, "get less"), (False, "end the daemon")])
+def test_limits_that_memory_can_not_hold_are_spoken_of(
+    monkeypatch: pytest.MonkeyPatch, yields: bool, follows: str
+) -> None:
+    monkeypatch.setattr(keeper, "least_limit", lambda: Limit(64 * MIB, "this machine"))
+    assert too_large(Sizes(60 * MIB, 4 * MIB), yields=yields) == ""
+    complaint = too_large(Sizes(60 * MIB, 4 * MIB + 1), yields=yields)
+    assert "pool limit 60.0 MiB and page cache 4.0 MiB are more than the 64.0 MiB" in complaint
+    assert follows in complaint
+    assert "page cache" not in too_large(Sizes(65 * MIB, 0), yields=yields)
+    monkeypatch.setattr(keeper, "least_limit", lambda: None)
+    assert too_large(Sizes(1 << 62, 1 << 62), yields=yields) == ""
+
+
 async def test_requests_are_answered_between_the_slices() -> None:
     parts = Parts()
-    parts.fill(16)
-    parts.memory.spare = lambda: -8 * MIB
-    limits = set()
+    parts.fill(48)
+    used = parts.backend.counters()["pool_used"]
+    parts.memory.spare = lambda: -24 * MIB
+    limits = {used}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(parts.keeper.run)
         with trio.fail_after(30):
@@ -115,8 +144,9 @@ async def test_requests_are_answered_between_the_slices() -> None:
                 await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
     assert len(limits) > 4
-    ordered = sorted(limits)
-    assert all(b - a <= 2 * POOL_SLICE for a, b in pairwise(ordered))
+    ordered = sorted(limit for limit in limits if limit <= used)
+    slack = 2 * PAGE_SIZE  # evicting down to a limit ends somewhat below it
+    assert all(b - a <= 2 * (POOL_SLICE + slack) for a, b in pairwise(ordered))
 
 
 async def test_the_users_limits_are_the_ceiling_and_never_more_than_there_is() -> None:

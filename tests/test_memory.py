@@ -187,3 +187,17 @@ def test_stalls_wake_us_without_the_privilege_for_short_windows() -> None:
         pytest.skip("this kernel has triggers only for processes with the privilege")
     assert short == "Invalid argument"
     assert "psi:machine" in watched
+
+
+def test_the_least_limit_is_that_of_the_machine_or_of_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine_limit = Path("/proc/meminfo").read_text().split()[1]
+    monkeypatch.setattr(memory, "groups", lambda *_: [])
+    least = memory.least_limit()
+    assert least == memory.Limit(int(machine_limit) << 10, "this machine")
+    (tmp_path / "memory.max").write_text("1048576\n")
+    monkeypatch.setattr(memory, "groups", lambda *_: [Group(tmp_path, 2)])
+    assert memory.least_limit() == memory.Limit(1 << 20, f"the control group {tmp_path}")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.least_limit() == least

@@ -1,5 +1,6 @@
 """A daemon in a memory control group that is smaller than what its pool was promised."""
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mounting import mounted, wait_until
+from tests.e2e.mounting import cleanfs, mounted, wait_until
 
 MIB = 1 << 20
 LIMIT = 112 * MIB
@@ -112,3 +113,46 @@ def test_more_than_the_machine_has_is_not_given(source: Path, mountpoint: Path) 
         fs.control("pool_limit").write_text("2M")
         assert fs.stats()["pool_limit_now"] == 2 * MIB
         assert fs.stats()["memory_withheld_bytes"] == 0
+
+
+def test_limits_beyond_the_machine_are_warned_of_and_work(source: Path, mountpoint: Path) -> None:
+    """Nothing of a limit is taken before there are pages to keep, so none up to 4 EiB is an error."""
+    (source / "f").write_bytes(os.urandom(MIB))
+    log = mountpoint.with_name("log")
+    done = cleanfs("mount", "--pool-limit", "100T", "--log-file", log, source, mountpoint)
+    try:
+        assert done.returncode == 0
+        assert done.stderr.startswith(
+            "cleanfs: warning: pool limit 100.0 TiB and page cache 64.0 MiB are"
+        )
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.removeprefix("cleanfs: warning: ") in log.read_text()
+        control = mountpoint / ".cleancache"
+
+        def stats() -> dict[str, int]:
+            parsed: dict[str, int] = json.loads((control / "stats.json").read_text())
+            return parsed
+
+        assert len((mountpoint / "f").read_bytes()) == MIB
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        wait_until(lambda: stats()["pool_limit_now"] < machine)  # by slices it took hours
+        for name, size in (
+            ("pool_limit", "4194304T"),
+            ("page_cache", "4194304T"),
+            ("page_cache", "2M"),
+        ):
+            (control / name).write_text(size)
+        assert stats()["pool_limit"] == 1 << 62
+        assert log.read_text().count("are more than the") == 4
+        with pytest.raises(OSError, match="Invalid"):
+            (control / "pool_limit").write_text("4194305T")
+        assert stats()["pool_limit"] == 1 << 62
+        assert len((mountpoint / "f").read_bytes()) == MIB
+    finally:
+        assert cleanfs("umount", mountpoint).returncode == 0
+
+
+def test_without_a_backend_its_limit_is_none_to_warn_of(source: Path, mountpoint: Path) -> None:
+    done = cleanfs("mount", "--pool-limit", "100T", "--backend", "none", source, mountpoint)
+    assert cleanfs("umount", mountpoint).returncode == 0
+    assert (done.returncode, done.stderr) == (0, "")
