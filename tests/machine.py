@@ -20,6 +20,9 @@ MOST = 40.0
 ran_out: list[float] = []
 """How slow the machine was, each time that it was given more time."""
 
+disturbed: list[str] = []
+"""Tests that failed while somebody dropped the kernel's caches, and ran again."""
+
 more_time: list[Callable[[], None]] = []
 """Called when a test may go on, so that what watches it from outside knows."""
 
@@ -60,6 +63,13 @@ class Deadline:
             ran_out.append(factor)
         self._granted = self._seconds * factor
         return not self.left()
+
+
+def cache_drops() -> tuple[int, int]:
+    """How often the kernel's pages, and its inodes and names, were dropped (``drop_caches``) so far."""
+    with open("/proc/vmstat", encoding="ascii") as file:
+        counters = dict(line.split() for line in file)
+    return int(counters.get("drop_pagecache", 0)), int(counters.get("drop_slab", 0))
 
 
 def _work() -> int:
