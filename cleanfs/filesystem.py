@@ -60,6 +60,8 @@ from cleanfs.inodes import (
 from cleanfs.namespace import ACCESS_ACL, Actor, NewAttributes, OpenedFile
 from cleanfs.room import HalfDoneError
 from cleanfs.root import ACL_NAMES, Root
+from cleanfs.self_copy import forbid_self_copy, open_to_read
+from cleanfs.stale_names import StaleNames
 from cleanfs.tree import Tree, Using
 from cleanfs.untold import tell
 
@@ -139,6 +141,7 @@ class CleanFS(pyfuse3.Operations):
         self._services = services
         self._inodes = inodes
         self._tree = Tree(services, inodes)
+        self._stale_names = StaleNames(self._tree)
         self._root = None if services.is_local(inodes.root) else Root(inodes.root)
         self._control = control
         self.given = given
@@ -184,6 +187,7 @@ class CleanFS(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Find a name; the kernel gets a reference to what it finds."""
         self.given.hold(None)
+        self._stale_names.looking_up(ctx)
         if parent_inode == ROOT and name == CONTROL_NAME:
             return self._control_entry(self._control.root)
         if (directory := self._control.node(parent_inode)) is not None:
@@ -221,6 +225,8 @@ class CleanFS(pyfuse3.Operations):
             return entry
         async with self._tree.using(inode) as held:
             st = await self._tree.stat(held)
+            if not st.st_nlink:
+                await self._recheck_removed(held, ctx)
             self.given.hold(functools.partial(held.untold, held.told))
             return self._attributes(held, st)
 
@@ -257,6 +263,8 @@ class CleanFS(pyfuse3.Operations):
     ) -> EntryAttributes:
         """``io_fd`` is the descriptor that the caller has the file open for writing with, or -1."""
         async with self._tree.using(node) as inode:
+            if io_fd < 0 and _may_be_by_name(inode, new):
+                await self._stale_names.check(inode, ctx)
             if new == NewAttributes():
                 st = await self._recheck_owner(inode, ctx)
                 lost_capability, inode.lost_capability = inode.lost_capability, False
@@ -382,6 +390,7 @@ class CleanFS(pyfuse3.Operations):
             self._changing_names(new_parent_inode, new_name),
         )
         async with using as held, using_parent as parent:
+            await self._stale_names.check(held, ctx)
             self._tree.name_changed(await self._tree.run(namespace.link, held.fd, parent.fd, new_name))
             return self._new_entry(*await self._tree.look_up(parent, new_name), made=True)
 
@@ -399,7 +408,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._tree.using(inode) as held:
             before = self._services.before()
             opened = await self._tree.open(held, flags)
-            await self._recheck_access(held, opened.fd, opened.stat, ctx)
+            await self._recheck_opened(held, opened.fd, opened.stat, ctx, truncates=flags & os.O_TRUNC)
             info = await self._opened(held, opened, flags & ~os.O_TRUNC, before)
             told = held.told
             if flags & os.O_TRUNC:
@@ -495,7 +504,7 @@ class CleanFS(pyfuse3.Operations):
             except BaseException:
                 await self._tree.close(held, fd)
                 raise
-            await self._recheck_access(held, fd, st, ctx)
+            await self._recheck_opened(held, fd, st, ctx)
             self._dirs[fh] = DirHandle(self._services, held, fd)
             self._inodes.opened(held, fd)
             self.given.hold(functools.partial(self._not_opened, FileHandleT(fh)))
@@ -593,6 +602,8 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(errno.EPERM)
         async with self._tree.using(inode) as held:
+            if not held.open_fds:  # else it may be by a descriptor
+                await self._stale_names.check(held, ctx)
             await self._may_change_xattr(held, name, ctx)
             caller = Caller.of(ctx) if name == ACCESS_ACL else None
             await self._tree.change_xattr(held, name, value, caller)
@@ -660,6 +671,8 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(errno.EPERM)
         async with self._tree.using(inode) as held:
+            if not held.open_fds:  # else it may be by a descriptor
+                await self._stale_names.check(held, ctx)
             await self._may_change_xattr(held, name, ctx)
             await self._tree.change_xattr(held, name, None)
             held.lost_capability = name == CAPABILITY
@@ -744,30 +757,60 @@ class CleanFS(pyfuse3.Operations):
         drops = drops or services.notifier.is_pending(inode.node)
         return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not drops)
 
+    async def _recheck_opened(
+        self,
+        inode: Inode,
+        fd: int,
+        st: os.stat_result,
+        ctx: RequestContext,
+        *,
+        truncates: int = 0,
+    ) -> None:
+        """Whether what was opened is what the caller named, and may have; if not, closes ``fd``.
+
+        Raises StaleError, OSError.
+        """
+        try:
+            await self._stale_names.check(inode, ctx)
+            await self._recheck_access(inode, fd, st, ctx)
+            if truncates and st.st_size and (readers := open_to_read(ctx.pid, st.st_ino)):
+                await self._tree.run(forbid_self_copy, readers, st)
+        except BaseException:
+            await self._tree.close(inode, fd)
+            raise
+
     async def _recheck_access(
         self, inode: Inode, fd: int, st: os.stat_result, ctx: RequestContext
     ) -> None:
         """The caller was let in by mode, owners and ACL that the kernel was told some time ago.
 
-        If they are others now, the kernel is to ask for them and to check again: closes ``fd`` and
-        raises StaleError. ctime moves with each of them. Root is let in anyway, and should not fail
-        because somebody changes them all the time: the kernel asks again only once.
+        If they are others now, the kernel is to ask for them and to check again: raises StaleError.
+        ctime moves with each of them. Root is let in anyway, and should not fail because somebody
+        changes them all the time: the kernel asks again only once.
         """
         if ctx.uid == 0:
             return
-        try:
-            same = inode.access in (NOT_TOLD, access_of(st))
-            if same and inode.access != NOT_TOLD and inode.access_ctime != st.st_ctime_ns:
-                same = await self._services.run_near(inode, namespace.access_acl, fd) == inode.acl
-            if not same:
-                await self._services.notifier.attributes_changed(inode.node)
-        except BaseException:
-            await self._tree.close(inode, fd)
-            raise
+        same = inode.access in (NOT_TOLD, access_of(st))
+        if same and inode.access != NOT_TOLD and inode.access_ctime != st.st_ctime_ns:
+            same = await self._services.run_near(inode, namespace.access_acl, fd) == inode.acl
         if not same:
-            await self._tree.close(inode, fd)
+            await self._services.notifier.attributes_changed(inode.node)
             raise StaleError
         inode.access_ctime = st.st_ctime_ns
+
+    async def _recheck_removed(self, inode: Inode, ctx: RequestContext) -> None:
+        """Whether to give attributes of an inode without a link. Raises StaleError.
+
+        fstat and stat ask alike. Where a descriptor may be meant (a file that is open here, or that
+        was removed here, upon which the kernel forgot the name), there is an answer; the kernel is
+        then made to look up the name that it may still have.
+        """
+        if self._services.room.is_removed(inode.node):
+            return
+        if not inode.open_fds:
+            await self._stale_names.check(inode, ctx)
+        elif inode.parent is not None:
+            self._services.notifier.expire(inode.parent.node, inode.name)
 
     async def _recheck_owner(self, inode: Inode, ctx: RequestContext) -> os.stat_result:
         """The same for a change of attributes, which their owner may make: the inode's, now.
@@ -946,6 +989,17 @@ class CleanFS(pyfuse3.Operations):
 async def _quietly(call: Callable[[], Awaitable[None]]) -> None:
     with contextlib.suppress(FUSEError):
         await call()
+
+
+def _may_be_by_name(inode: Inode, new: NewAttributes) -> bool:
+    """Whether a setattr that names no open file is by a path, so that the kernel can begin it again.
+
+    ftruncate names its file. fchmod and its like do not, so they can only be told apart where no file
+    is open. Times alone may be the kernel's own, which sets them late (``--writeback``).
+    """
+    if new.size is not None:
+        return True
+    return not inode.open_fds and (new.mode, new.uid, new.gid) != (None, None, None)
 
 
 def _is_before_a_write(st: os.stat_result, caller: Caller, lost_capability: bool) -> bool:

@@ -73,6 +73,12 @@ def lookup(parent_fd: int, name: bytes) -> Opened:
         raise
 
 
+def identify(parent_fd: int, name: bytes) -> tuple[int, int]:
+    """Device and inode number of what a name leads to."""
+    st = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+    return st.st_dev, st.st_ino
+
+
 def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
     """``lookup`` without waiting; None if that takes more than the dentry cache and a descriptor.
 

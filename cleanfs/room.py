@@ -47,6 +47,10 @@ class Room:
         self._since.pop(node, None)
         self._since[node] = trio.current_time()
 
+    def is_removed(self, node: int) -> bool:
+        """Whether the last name of an inode was removed by us, and something of it is held."""
+        return node in self._since
+
     def closing(self, node: int) -> None:
         """An open file of an inode is being closed; the kernel may forget it next."""
         if node in self._since:

@@ -19,9 +19,10 @@ AT_EMPTY_PATH: Final = 0x1000
 AT_HANDLE_FID: Final = 0x200
 AT_STATX_DONT_SYNC: Final = 0x4000
 
+STATX_INO: Final = 0x100
 STATX_SIZE: Final = 0x200
-STATX: Final = struct.Struct("=40xQ88xII112x")
-"""``struct statx``, 256 bytes: stx_size, stx_dev_major, stx_dev_minor."""
+STATX: Final = struct.Struct("=32xQQ88xII112x")
+"""``struct statx``, 256 bytes: stx_ino, stx_size, stx_dev_major, stx_dev_minor."""
 
 STATFS_BYTES: Final = 256
 """More than ``struct statfs`` takes on any architecture; ``f_type`` is its first member."""
@@ -158,11 +159,23 @@ def known_size(fd: int) -> tuple[int, int]:
 
     Raises OSError.
     """
+    device, _, size = _known(fd, b"", AT_EMPTY_PATH, STATX_SIZE)
+    return device, size
+
+
+def known_id(path: str) -> tuple[int, int]:
+    """Device and inode number of what a path leads to, as the kernel has them. Raises OSError."""
+    device, ino, _ = _known(AT_FDCWD, os.fsencode(path), 0, STATX_INO)
+    return device, ino
+
+
+def _known(dir_fd: int, path: bytes, flags: int, mask: int) -> tuple[int, int, int]:
+    """``statx(2)`` without asking the file system: device, and inode number and size if in ``mask``."""
     buffer = ctypes.create_string_buffer(STATX.size)
-    if _libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_SIZE, buffer):
-        _raise()
-    size, major, minor = STATX.unpack(buffer.raw)
-    return os.makedev(major, minor), size
+    if _libc.statx(dir_fd, path, flags | AT_STATX_DONT_SYNC, mask, buffer):
+        _raise(path)
+    ino, size, major, minor = STATX.unpack(buffer.raw)
+    return os.makedev(major, minor), ino, size
 
 
 def file_system_magic(fd: int) -> int:

@@ -175,6 +175,21 @@ class Tree:
         self.observe(inode, st, before)
         return st
 
+    async def is_named(self, inode: Inode) -> bool:
+        """Whether the name by which the kernel last found an inode leads to it. Raises OSError."""
+        parent = inode.parent
+        if inode is self.inodes.root:
+            return True
+        if parent is None or parent.nlookup <= 0:
+            st = await self.near(inode, os.fstat, inode.fd)
+            return st.st_nlink > 0
+        try:
+            async with Using(self, parent):
+                found = await self.near(parent, namespace.identify, parent.fd, inode.name)
+        except (FileNotFoundError, StaleError):
+            return False
+        return found == inode.id
+
     def observe(self, inode: Inode, st: os.stat_result, before: Before) -> None:
         """A stat taken since ``before``: if the source changed, flush, and tell the kernel."""
         if inode.file_key is not None:

@@ -66,7 +66,7 @@ async def opened(
     """A file system with a file that is open for writing."""
     control = Control(cast(Operator, NoOperator()))
     fs = CleanFS(services, inodes, control, Given(), attr_timeout=1)
-    ctx = cast(RequestContext, SimpleNamespace(uid=0))
+    ctx = cast(RequestContext, SimpleNamespace(uid=0, pid=1))
     entry = await fs.lookup(inodes.root.node, b"f", ctx)  # type: ignore[arg-type]
     info = await fs.open(entry.st_ino, FlagT(flags), ctx)
     return fs, FileHandleT(info.fh)
