@@ -58,6 +58,7 @@ from cleanfs.inodes import (
     stamps_of,
 )
 from cleanfs.namespace import ACCESS_ACL, Actor, NewAttributes, OpenedFile
+from cleanfs.openfiles import LOOK_SECONDS, OpenFiles
 from cleanfs.room import HalfDoneError
 from cleanfs.root import ACL_NAMES, Root
 from cleanfs.self_copy import forbid_self_copy, open_to_read
@@ -150,6 +151,8 @@ class CleanFS(pyfuse3.Operations):
         # Who asked for more than this, with changes announced, gets it where they are.
         self._patient = watch if attr_timeout > UNANNOUNCED_SECONDS else None
         self.enable_writeback_cache = services.writeback
+        changes_are_told = services.coherency.mode is Coherency.WATCH
+        self._open_files = OpenFiles(services, LOOK_SECONDS if changes_are_told else attr_timeout)
         self._caches_absence = services.coherency.mode is Coherency.NONE
         self._handles: dict[int, Handle] = {}
         self.writes_begun = self.writes_ended = 0
@@ -172,8 +175,9 @@ class CleanFS(pyfuse3.Operations):
         return {handle.inode.node for handle in handles if handle.writable}
 
     async def keep_bounded(self) -> None:
-        """The background tasks of the inode table and of the root."""
+        """The background tasks of the inode table, of open files and of the root."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._open_files.run)
             nursery.start_soon(self._tree.keep_bounded)
             nursery.start_soon(self._release_abandoned)
             if self._root is not None:
@@ -741,6 +745,7 @@ class CleanFS(pyfuse3.Operations):
                 inode.sent = now
                 inode.doubts += 1
             if services.coherency.mode is not Coherency.NONE:  # else the kernel knows all changes
+                self._open_files.opened(inode)
                 await self._settle_doubts(inode)
         except BaseException:
             if inode.dropped_for is handle:

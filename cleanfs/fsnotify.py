@@ -11,7 +11,7 @@ held* is marked. The kernel forgets such a mark with its inode, so it is there w
 descriptor. Without either an inode has what ``open`` gives it, and is counted.
 
 Some changes have no event: those by io_submit(2), by a loop device, by a store into a mapping (see
-``docs/coherency.md``). They move mtime, so open files are looked at once a second as well.
+``docs/coherency.md``). They move mtime, and open files are looked at once a second (``openfiles``).
 
 Order: an event comes after its change. The flush moves the file's version on before the kernel is
 told, so a read that the change overtook inserts nothing here, and what it brings to the kernel is
@@ -32,11 +32,11 @@ from typing import Final
 import trio
 
 from cleanfs import fanotify, syscalls
-from cleanfs.coherency import fingerprint
 from cleanfs.fanotify import Event, Place
 from cleanfs.handles import Services
 from cleanfs.inodes import Inode, InodeTable
 from cleanfs.mounts import LOCAL_FILE_SYSTEMS
+from cleanfs.openfiles import drop_in_kernel, look
 from cleanfs.ops import FileKey
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,6 @@ COALESCE_SECONDS: Final = 0.1
 
 DRAIN_SECONDS: Final = 0.02
 """How often they are fetched meanwhile, as the kernel's queue is bounded."""
-
-SWEEP_SECONDS: Final = 1.0
-"""How often open files are looked at, for changes that have no event."""
 
 MAX_RESOLVED: Final = 1 << 14
 """File handles of which is remembered what they stand for, 0.5 KiB each."""
@@ -294,22 +291,7 @@ class SourceWatch:
     # -- events -------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Take events, and look at open files, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_events)
-            nursery.start_soon(self._sweep)
-
-    async def _sweep(self) -> None:
-        """Find what has no event, in open files."""
-        while True:
-            await trio.sleep(SWEEP_SECONDS)
-            for number, inode in enumerate(self._inodes.all()):
-                if inode.open_fds:
-                    self._look_again(inode, unannounced=True)
-                if number % FLUSH_BATCH == 0:
-                    await trio.lowlevel.checkpoint()
-
-    async def _take_events(self) -> None:
+        """Take events, and do what follows, until cancelled."""
         batch, due = Batch(), 0.0
         while True:
             if batch.is_empty:
@@ -400,39 +382,8 @@ class SourceWatch:
                 if mask & fanotify.FAN_DELETE_SELF:
                     services.pagecache.forget(file)
             if inode is not None:
-                self._tell(inode)
-                self._look_again(inode)
-
-    def _tell(self, inode: Inode) -> None:
-        """The kernel is to drop what it has. Of an open file it is to know the size at once: while
-        changes follow each other, so do notifications, which may overtake the answers to a reader.
-        """
-        self._services.notifier.inode(inode.node)
-        if inode.open_fds:
-            self._services.notifier.teach(inode.node, inode.generation)
-
-    def _look_again(self, inode: Inode, *, unannounced: bool = False) -> None:
-        """Hold an open file against what is known: flush what changed, know what was flushed again.
-
-        Of a flushed file nothing is known, and all reads go to the source, until it is looked at.
-
-        ``unannounced`` says that it is for what has no event, which moves mtime. A change of ours that
-        is under way must not be taken for that: to the data, it holds what it finds against what is
-        known itself; to the names, it moves ctime alone.
-        """
-        services = self._services
-        if inode.file_key is None or not inode.open_fds or not services.is_local(inode):
-            return
-        file = services.pagecache.known(inode.file_key)
-        if file is None or (unannounced and file.mutations):
-            return
-        before = services.before()
-        st = os.fstat(inode.open_fds[-1])
-        now = fingerprint(st, services.types[st.st_dev], before.now_ns)
-        if unannounced and file.fingerprint is not None and file.fingerprint.same_data(now):
-            return
-        if services.coherency.on_refresh(file, now, before.clock):
-            self._tell(inode)
+                drop_in_kernel(self._services, inode)
+                look(self._services, inode)
 
     def _name_changed(self, place: Place, name: bytes, mask: int) -> None:
         notifier = self._services.notifier
@@ -466,10 +417,10 @@ class SourceWatch:
             if number % FLUSH_BATCH == 0:
                 await trio.lowlevel.checkpoint()
         for number, inode in enumerate(self._inodes.all()):
-            self._tell(inode)
+            drop_in_kernel(self._services, inode)
             if inode.parent is not None:
                 services.notifier.expire(inode.parent.node, inode.name)
-            self._look_again(inode)
+            look(self._services, inode)
             if number % FLUSH_BATCH == 0:
                 await trio.lowlevel.checkpoint()
 

@@ -18,6 +18,7 @@ from cleanfs.inodes import Inode, InodeTable
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes
 from cleanfs.notify import Expiry, Notifier
+from cleanfs.openfiles import OpenFiles, look
 from cleanfs.ops import FileKey
 from cleanfs.pagecache import CachedFile, PageCache
 from cleanfs.resident import make_resident
@@ -253,11 +254,13 @@ async def test_open_files_are_looked_at_for_what_has_no_event(
     try:
         site.inodes.opened(inode, fd)
         file = site.cached(inode)
-        site.watch._look_again(inode)  # noqa: SLF001
+        look(site.services, inode)
         assert file.size == 5
         os.ftruncate(fd, 3)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(site.watch._sweep)  # noqa: SLF001
+            files = OpenFiles(site.services, 0)
+            nursery.start_soon(files.run)
+            files.opened(inode)
             await trio.sleep(1.5)
             nursery.cancel_scope.cancel()
         assert file.size == 3

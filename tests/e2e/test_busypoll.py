@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, cleanfs, wait_until
+from tests.e2e.mounting import MountedFs, cleanfs, cpu_ticks, wait_until
 
 
 def read_uncached(path: Path, times: int) -> None:
@@ -17,12 +17,6 @@ def read_uncached(path: Path, times: int) -> None:
             os.pread(fd, 4096, 0)
     finally:
         os.close(fd)
-
-
-def cpu_ticks(fs: MountedFs) -> int:
-    """User and system time that the daemon has used, in 10 ms."""
-    fields = Path(f"/proc/{fs.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
 
 
 COUNTING = """

@@ -4,17 +4,18 @@ import mmap
 import os
 import random
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, mounted, settle, wait_until
+from tests.e2e.mounting import MountedFs, cpu_ticks, mounted, settle, wait_until
 
 ATTR_TIMEOUT = 0.2
 SIZE = 2_000_123
@@ -441,3 +442,59 @@ def test_two_mounts_of_one_source_see_each_other(source: Path, mount: Mounter, t
             with held(writer.path / "f", os.O_WRONLY) as fd:
                 os.pwrite(fd, b"%d" % i * 300, i * 1000)
             same(reader, "f")
+
+
+def sent(fd: int, size: int) -> bytes:
+    """What sendfile gives of an open file; it asks for no attributes."""
+    with tempfile.TemporaryFile() as target:
+        os.sendfile(target.fileno(), fd, 0, size)
+        return os.pread(target.fileno(), size, 0)
+
+
+def spliced(fd: int, size: int) -> bytes:
+    reader, writer = os.pipe()
+    try:
+        return os.read(reader, os.splice(fd, writer, size, offset_src=0))
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("way", [sent, spliced, None], ids=["sendfile", "splice", "mapping"])
+def test_a_change_of_an_open_file_is_seen_without_a_question_for_attributes(
+    mount: Mounter, way: Callable[[int, int], bytes] | None
+) -> None:
+    fs = mount()
+    size = 16384
+    (fs.source / "f").write_bytes(b"a" * size)
+    settle()
+    with held(fs.path / "f") as fd, mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as mapping:
+
+        def seen() -> bytes:
+            return mapping[:] if way is None else way(fd, size)
+
+        for data in (b"b", b"c"):
+            assert len(set(seen())) == 1
+            settle()
+            with held(fs.source / "f", os.O_WRONLY) as changed:
+                os.pwrite(changed, data * size, 0)
+            wait_until(lambda: seen() == data * size, 10)  # noqa: B023 - called at once
+        assert fs.stats()["changes_found"] == 2
+
+
+def test_open_files_that_nobody_changes_are_looked_at_for_little(mount: Mounter) -> None:
+    fs = mount()
+    for number in range(3000):
+        (fs.source / f"{number}").write_bytes(b"x")
+    with ExitStack() as stack:
+        for number in range(3000):
+            stack.enter_context(held(fs.path / f"{number}"))
+        before = fs.stats()
+        ticks = cpu_ticks(fs)
+        time.sleep(3)
+        assert cpu_ticks(fs) - ticks < 30, "a tenth of the time"
+        after = fs.stats()
+        assert after["changes_found"] == before["changes_found"]
+        with held(fs.source / "2999", os.O_WRONLY) as changed:  # its turn comes as well
+            os.pwrite(changed, b"y", 0)
+        wait_until(lambda: fs.stats()["changes_found"] > before["changes_found"], 10)

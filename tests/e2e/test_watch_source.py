@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from cleanfs import syscalls
-from cleanfs.fsnotify import SWEEP_SECONDS
+from cleanfs.openfiles import LOOK_SECONDS
 from tests.e2e.conftest import SMALL_CACHES, Mounter
 from tests.e2e.mounting import MountedFs, cleanfs, mounted, wait_until
 from tests.e2e.source_calls import CONTENTS, SIZE, held
@@ -217,7 +217,7 @@ def test_what_is_just_being_changed_by_us_is_not_taken_for_a_change_without_an_e
     with held(path, os.O_RDWR | os.O_DSYNC) as fd:
         os.pread(fd, SIZE, 0)
         before = quiet(spot.fs)
-        looks_at_open_files = time.monotonic() + 4 * SWEEP_SECONDS
+        looks_at_open_files = time.monotonic() + 4 * LOOK_SECONDS
         while time.monotonic() < looks_at_open_files:
             if change == "write":
                 os.pwrite(fd, b"ours", 0)
