@@ -2,8 +2,9 @@
 
 A read first asks inline, without waiting, for what the source's page cache has (RWF_NOWAIT). The
 rest is read in a worker thread. What was read does not stay in the source's page cache where something
-here keeps it, as one copy of a page is enough: lone reads leave nothing (RWF_DONTCACHE, before Linux
-6.14 POSIX_FADV_DONTNEED), and what streams have read is dropped behind them (``stream``).
+here keeps it, as one copy of a page is enough: lone reads in the middle of a file leave nothing
+(RWF_DONTCACHE, before Linux 6.14 POSIX_FADV_DONTNEED); what streams and reads of a beginning bring is
+dropped behind them, and with what was read ahead when the file is closed (``stream``).
 
 On local file systems that prove as fast as memory (tmpfs, writes into the page cache), calls that can
 not be told not to wait are made inline altogether, for as long as none of them waits (``pace``).

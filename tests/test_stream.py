@@ -2,7 +2,7 @@
 
 from random import Random
 
-from cleanfs.stream import FOLIO, NEAR, WINDOW, Span, Stream
+from cleanfs.stream import AHEAD, FOLIO, NEAR, WINDOW, Span, Stream
 
 REQUEST = 128 << 10
 LARGE = 1 << 30
@@ -35,9 +35,9 @@ def test_a_stream_is_dropped_behind_all_of_it_once() -> None:
     position = 0
     for start, length in [*dropped, rest]:
         assert start == max(position - FOLIO, 0)
-        assert length <= WINDOW + REQUEST + FOLIO
+        assert length <= WINDOW + REQUEST + FOLIO + AHEAD
         position = start + length
-    assert position == 64 << 20
+    assert position == (64 << 20) + AHEAD
 
 
 def test_requests_that_overtake_each_other_are_one_stream() -> None:
@@ -50,7 +50,7 @@ def test_requests_that_overtake_each_other_are_one_stream() -> None:
             read(stream, offset)
     rest = stream.rest()
     assert rest is not None
-    assert sum(rest) == 32 << 20
+    assert sum(rest) == (32 << 20) + AHEAD
 
 
 def test_lone_reads_do_not_linger() -> None:
@@ -64,7 +64,7 @@ def test_two_reads_in_a_row_are_a_stream() -> None:
     stream = Stream()
     assert not stream.lingers(500 * NEAR, 4096, LARGE)
     assert read(stream, 500 * NEAR + 4096) is None
-    assert stream.rest() == (500 * NEAR + 4096 - FOLIO, REQUEST + FOLIO)
+    assert stream.rest() == (500 * NEAR + 4096 - FOLIO, REQUEST + FOLIO + AHEAD)
 
 
 def test_a_lone_read_does_not_end_a_stream() -> None:
@@ -72,7 +72,7 @@ def test_a_lone_read_does_not_end_a_stream() -> None:
     read(stream, 0)
     assert not stream.lingers(500 * NEAR, 4096, LARGE)
     assert read(stream, REQUEST) is None
-    assert stream.rest() == (0, 2 * REQUEST)
+    assert stream.rest() == (0, 2 * REQUEST + AHEAD)
 
 
 def test_a_new_stream_drops_the_old_one() -> None:
@@ -80,4 +80,4 @@ def test_a_new_stream_drops_the_old_one() -> None:
     read(stream, 0)
     assert not stream.lingers(500 * NEAR, 4096, LARGE)
     assert read(stream, 500 * NEAR + 4096) == (0, REQUEST)
-    assert stream.rest() == (500 * NEAR + 4096 - FOLIO, REQUEST + FOLIO)
+    assert stream.rest() == (500 * NEAR + 4096 - FOLIO, REQUEST + FOLIO + AHEAD)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,29 @@ def test_a_stream_leaves_a_bounded_part_while_it_lasts(cold: Path, mount: Mounte
     with (mount().path / "f").open("rb", buffering=0) as file:
         while file.read(1 << 20):
             assert resident(cold) <= 3 * WINDOW  # with what its read-ahead brought
+    wait_until(lambda: resident(cold) == 0)
+
+
+@pytest.mark.parametrize("read_ahead", ["0", "1M"])
+@pytest.mark.parametrize(
+    ("offset", "size", "count"), [(0, 65536, 1), (1 << 20, 65536, 8), (1 << 20, 1 << 20, 3)]
+)
+def test_what_was_read_ahead_goes_when_the_file_is_closed(
+    cold: Path, mount: Mounter, read_ahead: str, offset: int, size: int, count: int
+) -> None:
+    with cold.open("ab") as file:
+        for _ in range(12):
+            file.write(os.urandom(1 << 20))
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    fs = mount("--read-ahead", read_ahead)
+    with (fs.path / "f").open("rb", buffering=0) as file:
+        for number in range(count):
+            os.pread(file.fileno(), size, offset + number * size)
+        assert resident(cold)
+        still = 0
+        while still != (still := resident(cold)):  # what is being read ahead can not be dropped
+            time.sleep(0.2)
     wait_until(lambda: resident(cold) == 0)
 
 
