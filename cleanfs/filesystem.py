@@ -91,6 +91,11 @@ DROP_SECONDS = 0.5
 """What the kernel gets to drop a file's pages after an open is answered that may not keep them. Until
 then, or until what was opened is closed, no other open may; after that the kernel is told again."""
 
+FLAGS_FOR_AN_IOCTL = os.O_RDONLY
+"""With these alone, and no O_LARGEFILE, the kernel opens what is open for FS_IOC_GETFLAGS and its like
+(``fuse_priv_ioctl_prepare``), once more for each call. It drops no pages then, whatever it is told
+(Linux 6.18). A 32-bit program may open a file so, too."""
+
 UNANNOUNCED_SECONDS = ATTR_TIMEOUTS[Coherency.WATCH]
 """With ``--coherency watch``, what the kernel may believe of what has no watch, at most."""
 
@@ -737,6 +742,9 @@ class CleanFS(pyfuse3.Operations):
         try:
             st = opened.stat
             changed = services.coherency.on_open(file, self._tree.fingerprint(st, before), before.clock)
+            if changed and flags == FLAGS_FOR_AN_IOCTL:
+                services.notifier.inode(inode.node)
+                changed = False
             if changed:
                 inode.dropped_for = handle
                 inode.pages_dropped_by = math.inf  # by no other open before this one is answered

@@ -1,5 +1,6 @@
 """Changes through the mount and behind its back: the next open and read gives the source's bytes."""
 
+import fcntl
 import mmap
 import os
 import random
@@ -19,6 +20,7 @@ from tests.e2e.mounting import MountedFs, cpu_ticks, mounted, settle, wait_until
 
 ATTR_TIMEOUT = 0.2
 SIZE = 2_000_123
+FS_IOC_GETFLAGS = 0x80086601
 QUICK = ("--attr-timeout", str(ATTR_TIMEOUT))
 
 
@@ -498,3 +500,21 @@ def test_open_files_that_nobody_changes_are_looked_at_for_little(mount: Mounter)
         with held(fs.source / "2999", os.O_WRONLY) as changed:  # its turn comes as well
             os.pwrite(changed, b"y", 0)
         wait_until(lambda: fs.stats()["changes_found"] > before["changes_found"], 10)
+
+
+def test_a_change_that_the_open_of_an_ioctl_finds_reaches_the_kernel(mount: Mounter) -> None:
+    fs = mount("--attr-timeout", "3600")
+    (fs.source / "f").write_bytes(b"a" * 8192)
+    settle()
+    with held(fs.path / "f") as fd:
+        assert os.pread(fd, 8192, 0) == b"a" * 8192
+        with held(fs.source / "f", os.O_WRONLY) as changed:
+            before = os.fstat(changed)
+            os.pwrite(changed, b"b" * 8192, 0)
+            os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))  # only ctime tells
+        settle()
+        with pytest.raises(OSError, match="Inappropriate ioctl"):
+            fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytearray(8))
+        wait_until(lambda: os.pread(fd, 8192, 0) == b"b" * 8192, 5)
+        assert (fs.path / "f").read_bytes() == b"b" * 8192
+    wait_until(lambda: fs.stats()["open_files"] == 1, 5)  # the one that is being read
