@@ -20,6 +20,8 @@ DEFAULT_LEVEL = {"none": 0, "lz4": 1, "lz4hc": 9, "zstd": 3}
 
 CHOICES = "lz4[:ACCELERATION], lz4hc[:LEVEL], zstd[:LEVEL][+dict] or none"
 
+NEEDS_NATIVE = "needs the native engine (scripts/setup builds it; CLEANFS_PUREPYTHON=1 switches it off)"
+
 CorruptError = lz4.block.LZ4BlockError
 """What a decompressor raises when the bytes are not what a compressor made."""
 
@@ -61,7 +63,7 @@ def lz4_compressor(codec: Codec) -> Callable[[bytes], bytes]:
         return partial(compress, mode="fast", acceleration=codec.level)
     if codec.method == "lz4hc":
         return partial(compress, mode="high_compression", compression=codec.level)
-    raise ValueError(f"compression {codec.spec!r} needs the native engine")
+    raise ValueError(f"--compression {codec.spec} {NEEDS_NATIVE}")
 
 
 def lz4_decompressor(page_size: int) -> Callable[[bytes], bytes]:

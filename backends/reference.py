@@ -105,7 +105,8 @@ class ReferenceZcache:
             ("checksum", options.checksum, False),
         ):
             if value != ours:
-                raise ValueError(f"{option} {value!r} needs the native engine")
+                given = f"--{option}" if value is True else f"--{option} {value}"
+                raise ValueError(f"{given} {codec.NEEDS_NATIVE}")
         self._compress = codec.lz4_compressor(codec.parse(options.compression))
         self._pools: dict[int, _Pool] = {}
         self._pool_ids = count()

@@ -1,5 +1,6 @@
 """What can be known to fail before a mount is tried, and why one failed that was."""
 
+import errno
 import os
 import stat as stat_module
 
@@ -7,6 +8,22 @@ from cleanfs.config import MountConfig, MountError
 from cleanfs.control import CONTROL_NAME
 from cleanfs.mountpoint import reuse_dead_mountpoint
 from cleanfs.mounts import FS_TYPE, mounted_at
+
+DEVICE = "/dev/fuse"
+
+NO_MODULE = "load the kernel's module (modprobe fuse), or give it to the container (--device /dev/fuse)"
+
+DEVICE_REMEDIES = {
+    errno.ENOENT: NO_MODULE,
+    errno.ENODEV: NO_MODULE,
+    errno.ENXIO: NO_MODULE,
+    errno.EACCES: "its mode keeps you out: mount as root, or have root run chmod 666 /dev/fuse",
+    errno.EPERM: "a container must be given it (--device /dev/fuse --cap-add SYS_ADMIN)",
+}
+"""What to do when the device cannot be opened, by errno."""
+
+CAP_SYS_ADMIN = 21
+"""Bit in the sets of capabilities(7)."""
 
 
 def check(config: MountConfig) -> None:
@@ -26,21 +43,46 @@ def check(config: MountConfig) -> None:
     _check_directory("mount point", mountpoint)  # what is mounted there may not answer
     if mountpoint.startswith(source.rstrip("/") + "/"):
         raise MountError(f"mount point {mountpoint} is inside the source {source}: it would recurse")
-    if not os.path.exists("/dev/fuse"):
-        raise MountError("/dev/fuse is missing: is the fuse kernel module loaded?")
     if os.geteuid() != 0 and config.allow_other and not user_allow_other():
-        raise MountError("allow_other is not permitted: set user_allow_other in /etc/fuse.conf")
+        raise MountError(
+            "only root may use allow_other here: have root put user_allow_other into /etc/fuse.conf"
+        )
+    check_device()
 
 
-def why_no_mount(config: MountConfig) -> str:
-    """The likeliest reason why fuse_session_mount failed; libfuse has printed its own to stderr."""
+def why_no_mount(complaint: str) -> str:
+    """Why libfuse could not mount, and what to do; ``complaint`` is the last line that it printed."""
+    if os.geteuid() == 0:
+        if not _capabilities() >> CAP_SYS_ADMIN & 1:
+            return "root lacks CAP_SYS_ADMIN here (for a container: --cap-add SYS_ADMIN)"
+    elif "exec" in complaint:
+        return f"{complaint}: users other than root need fusermount3 (package fuse3)"
+    elif "not permitted" in complaint:
+        if _status_line("NoNewPrivs") == "1":
+            return "fusermount3 gets no rights of root where no_new_privs is set: mount as root"
+        return f"{complaint}: is fusermount3 set-uid root (package fuse3)? Else mount as root"
+    return complaint or "the kernel or fusermount3 refused"
+
+
+def _capabilities() -> int:
+    """This process's effective capabilities, as a set of bits."""
+    return int(_status_line("CapEff"), 16)
+
+
+def _status_line(name: str) -> str:
+    """What ``/proc/self/status`` says of this process."""
+    with open("/proc/self/status", encoding="utf-8", errors="surrogateescape") as lines:
+        return next(line.split()[1] for line in lines if line.startswith(f"{name}:"))
+
+
+def check_device() -> None:
+    """Raise MountError, with what to do about it, if /dev/fuse cannot be opened."""
     try:
-        os.close(os.open("/dev/fuse", os.O_RDWR))
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
-        return f"/dev/fuse: {exc.strerror}"
-    if os.geteuid() and not os.access(config.mountpoint, os.W_OK):
-        return "the mount point is not writable for you"
-    return "the kernel or fusermount3 refused"
+        remedy = DEVICE_REMEDIES.get(exc.errno or 0)
+        why = f"{DEVICE}: {exc.strerror}"
+        raise MountError(f"{why}: {remedy}" if remedy else why) from exc
 
 
 def user_allow_other() -> bool:
@@ -56,7 +98,7 @@ def _check_directory(what: str, path: str) -> None:
     try:
         st = os.stat(path)
     except FileNotFoundError:
-        raise MountError(f"{what} {path} does not exist") from None
+        raise MountError(f"{what} {path} does not exist: make the directory first") from None
     except OSError as exc:
         raise MountError(f"{what} {path} is not readable: {exc.strerror}") from None
     if not stat_module.S_ISDIR(st.st_mode):

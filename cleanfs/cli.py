@@ -15,7 +15,6 @@ from typing import NoReturn, TextIO, get_args
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from cleanfs import __version__
 from cleanfs.backends import codec
@@ -25,10 +24,11 @@ from cleanfs.backing import SourceCache
 from cleanfs.checks import check
 from cleanfs.client import read_json, read_pid, read_stats, write_control
 from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
-from cleanfs.config import MIN_POOL_LIMIT, MountConfig, MountError, check_sizes
+from cleanfs.config import MIN_POOL_LIMIT, MountConfig, MountError, OptionError, check_sizes
 from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND
 from cleanfs.daemon import daemonise
 from cleanfs.keeper import too_large
+from cleanfs.listing import as_table, mount_state
 from cleanfs.mount import serve
 from cleanfs.mountpoint import is_dead, resolved, unmount
 from cleanfs.mounts import FS_TYPE, mount_points, mounted_at
@@ -43,7 +43,7 @@ from cleanfs.params import (
 )
 from cleanfs.pressure import Sizes
 from cleanfs.printable import printable
-from cleanfs.tables import plain, stats_table
+from cleanfs.tables import stats_table
 from cleanfs.watch import Stats, watch_lines
 
 MIN_PAGE_SIZE = 4096
@@ -95,7 +95,7 @@ def main() -> NoReturn:
         _say(exc.format_message())
         sys.exit(2)
     except click.UsageError as exc:
-        _complain(exc.format_message())
+        _complain(exc.format_message().removesuffix(".") + _usage_hint(exc))
         sys.exit(2)
     except click.ClickException as exc:
         _complain(exc.format_message())
@@ -105,10 +105,29 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nothing to report
         sys.exit(1)
-    except (MountError, OSError) as exc:
+    except OptionError as exc:
+        _complain(str(exc))
+        sys.exit(2)
+    except MountError as exc:
         _complain(str(exc))
         sys.exit(1)
+    except OSError as exc:
+        _complain(f"{exc.filename}: {exc.strerror}" if exc.filename and exc.strerror else str(exc))
+        sys.exit(1)
     sys.exit(0)
+
+
+def _usage_hint(exc: click.UsageError) -> str:
+    """How the command is called, or where to read what it takes, if the message does not say it."""
+    message = exc.format_message()
+    if exc.ctx is None or "Did you mean" in message:
+        return ""
+    path = exc.ctx.command_path
+    if message.startswith("No such"):
+        return f" ({path} --help lists them)"
+    if isinstance(exc, click.MissingParameter) or message.startswith("Got unexpected"):
+        return f"; usage: {' '.join([path, *exc.ctx.command.collect_usage_pieces(exc.ctx)])}"
+    return ""
 
 
 def mount_helper() -> NoReturn:
@@ -356,6 +375,7 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
     )
     try:
         check_sizes(config.pool_limit, config.page_cache, config.page_size)
+        config.backend_options(config.pool_limit)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     level = params["log_level"].upper()
@@ -407,9 +427,18 @@ def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> 
 
 
 def _open_log(path: str) -> TextIO:
-    """Append to a log. Where it is a fifo, nobody waits: neither for its reader nor for room in it."""
+    """Append to a log. Where it is a fifo, nobody waits: neither for its reader nor for room in it.
+
+    Raises MountError.
+    """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)  # it names what is in the source
+    try:
+        fd = os.open(path, flags, 0o600)  # it names what is in the source
+    except OSError as exc:
+        directory = os.path.dirname(path) or "."
+        missing = isinstance(exc, FileNotFoundError) and not os.path.isdir(directory)
+        why = f"there is no directory {directory}" if missing else exc.strerror
+        raise MountError(f"cannot write the log file {path}: {why}") from exc
     return os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace")
 
 
@@ -482,9 +511,13 @@ def stats(mountpoint: str, as_json: bool, watch: float | None) -> None:
     """Show the statistics of a mount."""
     path = _cleanfs_mount(mountpoint)
     if as_json and watch is None:
-        click.echo(json.dumps(read_json(path), indent=2))
+        with _asking(path):
+            now = read_json(path)
+        click.echo(json.dumps(now, indent=2))
     elif watch is None:
-        _console().print(stats_table(read_stats(path)))
+        with _asking(path):
+            now = read_stats(path)
+        _console().print(stats_table(now))
     else:
         snapshots = _snapshots(path, watch)
         for line in map(json.dumps, snapshots) if as_json else watch_lines(snapshots):
@@ -500,7 +533,9 @@ def _console() -> Console:
 def _snapshots(path: str, seconds: float) -> Iterator[Stats]:
     """The statistics now, and again after each interval, without end."""
     while True:
-        yield read_stats(path)
+        with _asking(path):
+            now = read_stats(path)
+        yield now
         time.sleep(seconds)
 
 
@@ -514,37 +549,42 @@ def drop(mountpoint: str, page_cache: bool, cleancache: bool) -> None:
     """Drop cached pages of a mount: page cache, cleancache, or (by default) both."""
     what = page_cache * DROP_PAGE_CACHE | cleancache * DROP_CLEANCACHE
     what = what or DROP_PAGE_CACHE | DROP_CLEANCACHE
-    write_control(_cleanfs_mount(mountpoint), b"drop", f"{what}\n")
+    path = _cleanfs_mount(mountpoint)
+    with _asking(path):
+        write_control(path, b"drop", f"{what}\n")
 
 
 @cli.command(name="list")
-def list_mounts() -> None:
+@click.option("--json", "as_json", is_flag=True, help="A JSON array, with an object for each mount.")
+def list_mounts(as_json: bool) -> None:
     """List the cleanfs mounts on this machine."""
-    table = Table()
-    for heading in ("source", "mount point", "backend", "hit ratio", "pid"):
-        table.add_column(heading, overflow="fold")
-    for point in mount_points():
-        if point.fs_type != FS_TYPE:
-            continue
-        try:
-            now = read_stats(point.path)
-        except MountError:
-            table.add_row(plain(point.source), plain(point.path), "unknown", "-", "-")
-        except OSError as exc:
-            state = "dead" if exc.errno == errno.ENOTCONN else exc.strerror
-            table.add_row(plain(point.source), plain(point.path), state, "-", "-")
-        else:
-            source, backend = plain(now["source"]), plain(now["backend"])
-            table.add_row(
-                source, plain(point.path), backend, f"{now['hit_ratio']:.1%}", str(now["pid"])
-            )
-    _console().print(table)
+    mounts = [mount_state(point) for point in mount_points() if point.fs_type == FS_TYPE]
+    if as_json:
+        click.echo(json.dumps([mount.as_json() for mount in mounts], indent=2))
+    else:
+        _console().print(as_table(mounts))
 
 
 def _cleanfs_mount(path: str) -> str:
-    """The absolute path of a cleanfs mount point. Raises ClickException for anything else."""
+    """The absolute path of a cleanfs mount point. Raises MountError for anything else."""
     absolute = resolved(path)
     point = mounted_at(absolute)
     if point is None or point.fs_type != FS_TYPE:
-        raise click.ClickException(f"{path} is not a cleanfs mount point")
+        raise MountError(f"{path} is not a cleanfs mount point (cleanfs list shows those there are)")
     return absolute
+
+
+@contextlib.contextmanager
+def _asking(path: str) -> Iterator[None]:
+    """What it means when the control files of a mount cannot be read. Raises MountError."""
+    try:
+        yield
+    except OSError as exc:
+        advice = {
+            errno.ENOTCONN: "its daemon has ended, and cleanfs umount takes the mount away",
+            errno.ETIMEDOUT: "its daemon is stopped or busy, and cleanfs umount --lazy detaches it",
+            errno.EACCES: "only who mounted it may look, unless it was mounted with --allow-other",
+        }.get(exc.errno or 0)
+        if advice is None:
+            raise
+        raise MountError(f"{path}: {exc.strerror}: {advice}") from exc

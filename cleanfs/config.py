@@ -7,6 +7,7 @@ from cleanfs.backends.options import Admission, Allocator, BackendOptions, Poor
 from cleanfs.backing import SourceCache
 from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.resident import PythonResident
+from cleanfs.sizes import format_size
 
 MIN_POOL_LIMIT = 1 << 20
 """Bytes; less is not worth a pool, whatever the backend."""
@@ -14,6 +15,10 @@ MIN_POOL_LIMIT = 1 << 20
 
 class MountError(Exception):
     """The mount can not be made; the message is for the user."""
+
+
+class OptionError(MountError):
+    """It was asked for by options that contradict each other, or that the backend cannot follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,12 @@ def check_sizes(pool_limit: int, page_cache: int, page_size: int) -> None:
     """Raises ValueError, with a message for the user, for limits that nothing would fit into."""
     least_pool, least_page_cache = least_sizes(page_size)
     if pool_limit < least_pool:
-        raise ValueError(f"pool limit {pool_limit} is below {least_pool} bytes")
+        raise ValueError(
+            f"--pool-limit {format_size(pool_limit)} is below {format_size(least_pool)}, "
+            f"the least with pages of {format_size(page_size)}"
+        )
     if 0 < page_cache < least_page_cache:
-        raise ValueError(f"page cache {page_cache} is neither 0 nor at least {least_page_cache} bytes")
+        raise ValueError(
+            f"--page-cache {page_cache} is neither 0 nor at least {least_page_cache} bytes, "
+            f"the least with pages of {format_size(page_size)}"
+        )

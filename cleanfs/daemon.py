@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from cleanfs.config import MountConfig, MountError
+from cleanfs.config import MountConfig, MountError, OptionError
 from cleanfs.mount import serve
 from cleanfs.mountpoint import reuse_dead_mountpoint
 
@@ -13,6 +13,9 @@ log = logging.getLogger(__name__)
 
 READY = "ready"
 """What the daemon tells the process that waits for it."""
+
+WRONG_OPTION = "wrong option: "
+"""What precedes the message of an OptionError on its way to that process."""
 
 
 def daemonise(config: MountConfig, setup_logging: Callable[[], None], *keep: int) -> None:
@@ -29,6 +32,8 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None], *keep: int
         if message != READY:
             with contextlib.suppress(MountError):  # if it was killed, its mount is still there
                 reuse_dead_mountpoint(config.mountpoint)
+            if message.startswith(WRONG_OPTION):
+                raise OptionError(message.removeprefix(WRONG_OPTION))
             raise MountError(message or "the daemon died before the mount was ready")
         return
     os.close(reader)
@@ -59,7 +64,7 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None], *keep: int
         serve(config, ready)
         status = 0
     except (MountError, OSError) as exc:
-        _report(writer, str(exc))
+        _report(writer, str(exc), WRONG_OPTION if isinstance(exc, OptionError) else "")
     except BaseException as exc:
         log.exception("the daemon failed")
         _report(writer, f"internal error: {exc!r}")
@@ -68,7 +73,7 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None], *keep: int
         os._exit(status)
 
 
-def _report(writer: int, message: str) -> None:
+def _report(writer: int, message: str, prefix: str = "") -> None:
     log.error("%s", message)
     if writer >= 0:
-        os.write(writer, message.encode(errors="surrogateescape"))
+        os.write(writer, (prefix + message).encode(errors="surrogateescape"))

@@ -20,7 +20,7 @@ from cleanfs.busypoll import BusyPoll
 from cleanfs.checks import why_no_mount
 from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import Coherency, CoherencyChecker
-from cleanfs.config import MountConfig, MountError
+from cleanfs.config import MountConfig, MountError, OptionError
 from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.filesystem import CleanFS
 from cleanfs.fsnotify import SourceWatch, UnwatchableError, WatchStats
@@ -233,7 +233,7 @@ class Mount:
             try:
                 pyfuse3.init(self._filesystem, self.config.mountpoint, self._fuse_options())
             except RuntimeError as exc:
-                why = _last_line(complaints) or why_no_mount(self.config)
+                why = why_no_mount(_last_line(complaints))
                 raise MountError(f"can not mount on {self.config.mountpoint}: {why}") from exc
         handshake.begin()
         self._notifier.use_device(handshake.device)
@@ -333,7 +333,7 @@ class Mount:
         try:
             return backends.load(name)(self.config.backend_options(pool_limit))
         except (ValueError, backends.UnknownBackendError) as exc:
-            raise MountError(str(exc)) from exc
+            raise OptionError(str(exc)) from exc
 
     def _fuse_options(self) -> set[str]:
         config = self.config

@@ -3,10 +3,12 @@
 import errno
 import logging
 import os
+import pwd
 import subprocess
 
 from cleanfs.config import MountError
 from cleanfs.control import CONTROL_NAME
+from cleanfs.holders import in_use_by
 from cleanfs.mounts import FS_TYPE, mounted_at
 from cleanfs.patience import ANSWER_SECONDS, answer
 
@@ -55,14 +57,36 @@ def reuse_dead_mountpoint(mountpoint: str) -> None:
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     """Unmount what is at a ``resolved`` path, as root or as the user who mounted. Raises MountError."""
     root = os.geteuid() == 0
+    point = mounted_at(mountpoint)
+    if point is not None and not root and point.owner != os.getuid():
+        owner = _user_name(point.owner)
+        raise MountError(f"{mountpoint} was mounted by {owner}: only {_and_root(owner)} can unmount it")
     # Without -c it asks what is mounted there, which may hang, whether it is a link.
     command = ["umount", "-c"] if root else ["fusermount3", "-u"]
     if lazy:
         command.append("-l" if root else "-z")
-    done = subprocess.run([*command, "--", mountpoint], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--", mountpoint],
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        check=False,
+        env={**os.environ, "LC_ALL": "C"},
+    )
     if done.returncode:
-        raise MountError(
-            done.stderr.strip().splitlines()[-1]
-            if done.stderr.strip()
-            else f"can not unmount {mountpoint}"
-        )
+        # umount's second line, where there is one, recommends dmesg.
+        complaint = done.stderr.strip().partition("\n")[0].removesuffix(".")
+        if point is not None and complaint.endswith("busy"):
+            complaint = f"it is busy, in use by {in_use_by(point)}; --lazy detaches it"
+        raise MountError(f"cannot unmount {mountpoint}: {complaint or 'the kernel refused'}")
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _and_root(owner: str) -> str:
+    return owner if owner == "root" else f"{owner} and root"

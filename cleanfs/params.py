@@ -1,7 +1,6 @@
 """Types of command line options: what is wrong is refused with a line that says so."""
 
 import math
-from typing import cast
 
 import click
 
@@ -61,16 +60,23 @@ class PageSizeType(SizeType):
         return size
 
 
-class Duration(click.FloatRange):
-    """A number of the unit that ``name`` says; unlike FloatRange's, it is a number."""
+class Duration(click.ParamType[float]):
+    """A number of the unit that ``name`` says, from ``least`` to ``most``."""
 
-    def convert(
-        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
+    def __init__(self, least: float, most: float) -> None:
+        """See the class."""
+        self._least = least
+        self._most = most
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """In that unit."""
-        duration = float(super().convert(cast(float, value), param, ctx))
-        if math.isnan(duration):
-            self.fail(f"{value!r} is not a number of {self.name}", param, ctx)
+        try:
+            duration = float(str(value))
+        except ValueError:
+            duration = math.nan
+        if not self._least <= duration <= self._most:
+            limits = f"{self._least:g} to {self._most:g}"
+            self.fail(f"{value!r} is not a number of {self.name} from {limits}", param, ctx)
         return duration
 
 

@@ -169,6 +169,7 @@ LINES = st.lists(
         st.from_regex(rb"[a-z0-9]+(\.[a-z0-9]+)?", fullmatch=True),
         WORDS,
         st.sampled_from((b"", b"shared:1 ", b"master:2 propagate_from:3 ")),
+        st.integers(0, (1 << 32) - 2),
     ),
     max_size=4,
 )
@@ -176,19 +177,21 @@ LINES = st.lists(
 
 @given(LINES)
 @examples(100)
-@example([(0, 40, b"/a\rb", b"tmpfs", b"none", b"")])
-@example([(0, 40, b"/\x85\xe2\x80\xa8\x1c", b"tmpfs", b"", b"")])
+@example([(0, 40, b"/a\rb", b"tmpfs", b"none", b"", 0)])
+@example([(0, 40, b"/\x85\xe2\x80\xa8\x1c", b"tmpfs", b"", b"", 1000)])
 def test_mountinfo_is_read_as_the_kernel_writes_it(
-    lines: list[tuple[int, int, bytes, bytes, bytes, bytes]],
+    lines: list[tuple[int, int, bytes, bytes, bytes, bytes, int]],
 ) -> None:
     content = b"".join(
-        b"36 35 %d:%d / %s rw,noatime %s- %s %s rw,errors=continue\n"
-        % (major, minor, mangled(path), tags, fs_type, mangled(source))
-        for major, minor, path, fs_type, source, tags in lines
+        b"36 35 %d:%d / %s rw,noatime %s- %s %s rw,user_id=%d,group_id=7\n"
+        % (major, minor, mangled(path), tags, fs_type, mangled(source), owner)
+        for major, minor, path, fs_type, source, tags, owner in lines
     )
     assert parse_mountinfo(content) == [
-        MountPoint(os.makedev(major, minor), os.fsdecode(path), fs_type.decode(), os.fsdecode(source))
-        for major, minor, path, fs_type, source, _ in lines
+        MountPoint(
+            os.makedev(major, minor), os.fsdecode(path), fs_type.decode(), os.fsdecode(source), owner
+        )
+        for major, minor, path, fs_type, source, _, owner in lines
     ]
 
 

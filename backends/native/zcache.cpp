@@ -121,7 +121,7 @@ void Zcache::check_options(std::size_t pool_limit) const {
     std::size_t least = least_limit(options_.codec);
     if (pool_limit < least) {
         throw std::invalid_argument("pool limit " + std::to_string(pool_limit) + " is below " +
-                                    std::to_string(least) + " bytes");
+                                    std::to_string(least) + " bytes, the least with this compression");
     }
 }
 

@@ -31,6 +31,7 @@ from tests.e2e.mounting import (
     settle,
     wait_until,
 )
+from tests.e2e.unprivileged import as_nobody, open_to_all
 
 HEADINGS = [heading for heading, _ in COLUMNS]
 
@@ -175,38 +176,22 @@ def test_a_mount_point_in_use_is_refused(source: Path, mountpoint: Path, backgro
     assert os.listdir(mountpoint) == []
 
 
-def as_nobody(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command line as an unprivileged user; the interpreter may be where only root gets at it."""
-    script = (
-        "import os, sys\n"
-        "import cleanfs.cli, cleanfs.backends.zcache, encodings.idna, rich.console, difflib\n"
-        "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
-        "cleanfs.cli.main()\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", script, *args],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        cwd="/",
-    )
+def run_as_nobody(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command line as a user without privileges."""
+    return subprocess.run(as_nobody(*args), capture_output=True, text=True, timeout=30, check=False)
 
 
 @pytest.fixture
 def open_path(tmp_path: Path) -> Path:
-    """A directory that everybody gets at (pytest's own is root's alone)."""
-    for parent in (tmp_path, *tmp_path.parents):
-        if not parent.stat().st_mode & 0o005:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    return tmp_path
+    """A directory that everybody gets at."""
+    return open_to_all(tmp_path)
 
 
 def test_a_source_that_is_not_readable_is_refused(
     source: Path, mountpoint: Path, open_path: Path
 ) -> None:
     source.chmod(0o700)
-    complains(as_nobody("mount", "--backend", "none", source, mountpoint), 1, "not readable")
+    complains(run_as_nobody("mount", "--backend", "none", source, mountpoint), 1, "not readable")
 
 
 def test_allow_other_must_be_permitted(source: Path, mountpoint: Path, open_path: Path) -> None:
@@ -214,7 +199,7 @@ def test_allow_other_must_be_permitted(source: Path, mountpoint: Path, open_path
         pytest.skip("/etc/fuse.conf permits it")
     os.chown(mountpoint, 65534, 65534)
     complains(
-        as_nobody("mount", "--backend", "none", "--allow-other", source, mountpoint), 1, "fuse.conf"
+        run_as_nobody("mount", "--backend", "none", "--allow-other", source, mountpoint), 1, "fuse.conf"
     )
 
 
@@ -226,7 +211,7 @@ def test_a_dev_fuse_that_is_not_permitted_is_named(
         pytest.skip("everybody may open /dev/fuse here")
     os.chown(mountpoint, 65534, 65534)
     options = ["-f"] if foreground else []
-    complains(as_nobody("mount", "--backend", "none", *options, source, mountpoint), 1, "/dev/fuse")
+    complains(run_as_nobody("mount", "--backend", "none", *options, source, mountpoint), 1, "/dev/fuse")
 
 
 def test_a_missing_dev_fuse_is_named(source: Path, mountpoint: Path) -> None:

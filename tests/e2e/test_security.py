@@ -32,12 +32,11 @@ from tests.e2e.mounting import (
     mounted,
     wait_until,
 )
+from tests.e2e.unprivileged import NOBODY, as_nobody, make_fuse_device, open_to_all
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="acting as other users takes root")
 
 UID, GID, EXTRA = 12345, 23456, 34567
-
-NOBODY = 65534
 """Somebody with a name, which fusermount3 asks for."""
 
 REFUSED = ("EACCES", "EPERM")
@@ -465,26 +464,13 @@ def test_root_may_ask_for_set_uid_programs_and_devices(source: Path, mount: Moun
 def mounted_by_user(source: Path, mountpoint: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A mount of somebody without privileges, in a mount namespace in which /dev/fuse is for everybody.
 
-    Seen below /proc/PID/root. The interpreter imports all that it needs before it may be out of reach.
+    Seen below /proc/PID/root.
     """
-    device = mountpoint.with_name("fuse")
-    os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(10, 229))
-    device.chmod(0o666)
-    script = (
-        "import ctypes, os, sys\n"
-        "import cleanfs.cli, cleanfs.backends.zcache, encodings.idna, rich.console, difflib\n"
-        "libc = ctypes.CDLL(None)\n"
-        "def must(failed):\n    assert not failed\n"
-        "must(libc.unshare(0x20000))\n"  # CLONE_NEWNS
-        "must(libc.mount(b'none', b'/', None, 0x44000, None))\n"  # MS_REC | MS_PRIVATE
-        f"must(libc.mount({os.fsencode(device)!r}, b'/dev/fuse', None, 0x1000, None))\n"  # MS_BIND
-        f"os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3)\n"
-        "cleanfs.cli.main()\n"
-    )
+    device = make_fuse_device(mountpoint.with_name("fuse"), 0o666)
+    command = as_nobody("mount", "-f", *options, "--", source, mountpoint, device=device)
     log = mountpoint.with_name("log")
-    command = [sys.executable, "-c", script, "mount", "-f", *options, "--", source, mountpoint]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, cwd="/")
+        process = subprocess.Popen(command, stdout=output, stderr=output)
     with killed_after(60, process.pid):
         try:
             wait_until(lambda: "mounted" in log.read_text() or process.poll() is not None)
@@ -498,8 +484,7 @@ def mounted_by_user(source: Path, mountpoint: Path, *options: str) -> Iterator[s
 def test_a_users_mount_is_the_users_alone(tmp_path: Path) -> None:
     if not shutil.which("fusermount3"):
         pytest.skip("fusermount3 is not installed")
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o011)
+    open_to_all(tmp_path)
     source, mountpoint = tmp_path / "s,allow_other,user_id=0\\,suid", tmp_path / "mnt"
     for path in (source, mountpoint):
         path.mkdir()
