@@ -173,6 +173,11 @@ class Control:
         }
         self._backend_dir = self._dir(self._backend_counters)
 
+    @property
+    def open_files(self) -> int:
+        """Handles of its files that are open."""
+        return sum(node.users for node in self._nodes.values())
+
     def node(self, number: int) -> Node | None:
         """The node of a node id; None if the id is not of the control directory."""
         if not CONTROL_BASE <= number < CONTROL_END:

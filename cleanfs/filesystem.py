@@ -171,8 +171,8 @@ class CleanFS(pyfuse3.Operations):
 
     @property
     def open_files(self) -> int:
-        """Open files and directories of the source and of the control directory."""
-        return len(self._handles) + len(self._dirs) + len(self._control_dirs)
+        """Open files and directories of the source."""
+        return len(self._handles) - self._control.open_files + len(self._dirs)
 
     def open_for_writing(self) -> set[int]:
         """Nodes of the files that are open for writing."""

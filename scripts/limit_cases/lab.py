@@ -182,9 +182,9 @@ class Daemon:
             return {}
 
     def open_files(self, wanted: int = 0) -> int:
-        """Files that it has open, but for the one that tells; closing comes some time after close."""
+        """Files that it has open; closing comes some time after close."""
         deadline = time.monotonic() + 30
-        while (found := self.fs.stats()["open_files"] - 1) > wanted and time.monotonic() < deadline:
+        while (found := self.fs.stats()["open_files"]) > wanted and time.monotonic() < deadline:
             time.sleep(0.1)
         return int(found)
 

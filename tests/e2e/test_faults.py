@@ -82,9 +82,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def served(site: Site) -> Iterator[Faulty]:
     """Its source: nothing fails yet, and the files are new."""
     fill(site.source.real)
-    wait_until(
-        lambda: site.fs.stats()["open_files"] == 1
-    )  # the statistics: no other is yet to be closed
+    wait_until(lambda: site.fs.stats()["open_files"] == 0)
     try:
         yield site.source
     finally:
@@ -304,7 +302,7 @@ def test_a_program_that_is_killed_while_the_source_hangs_ends(
     served.heal()
     wait_until(lambda: served.hanging() == 0)
     assert (fs.path / "f").read_bytes()[1:] == DATA[1:]
-    wait_until(lambda: fs.stats()["open_files"] == 1)  # the one of the statistics
+    wait_until(lambda: fs.stats()["open_files"] == 0)
 
 
 def test_a_program_that_had_a_signal_before_ends_when_it_is_killed(
