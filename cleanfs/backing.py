@@ -12,14 +12,15 @@ not be told not to wait are made inline altogether, for as long as none of them 
 
 import contextlib
 import errno
+import functools
 import os
 import resource
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, TypeVar, TypeVarTuple, cast
+from typing import Final, NoReturn, TypeVar, TypeVarTuple, cast
 
 import trio
 
@@ -79,7 +80,8 @@ class SourceFs:
     """One file system of the source: what it can do, and how fast it was lately."""
 
     __slots__ = (
-        "asking", "asking_to_write", "dontcache", "local", "nowait", "reads", "write_nowait", "writes",
+        "asking", "asking_to_write", "dontcache", "local", "names", "nowait", "reads", "write_nowait",
+        "writes",
     )  # fmt: skip
 
     def __init__(self, local: bool) -> None:
@@ -89,6 +91,7 @@ class SourceFs:
         self.nowait = self.write_nowait = self.dontcache = True
         self.reads = Pace()
         self.writes = Pace()
+        self.names = Pace(steps=4)  # a rename is two lookups and more
         self.asking = Asking()
         self.asking_to_write = Asking()
 
@@ -119,6 +122,16 @@ class Backing:
         """Run a call that may wait for the source in a worker thread."""
         limiter = cast(trio.CapacityLimiter, self.slots)  # trio asks for no more than its two calls
         return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
+
+    async def run_on_names(self, fs: SourceFs, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run a call on names of a local file system: at once, if those before it did not wait."""
+        pace = fs.names
+        if pace.inline and pace.recent:
+            with _watched(pace):
+                return call(*args)
+        seconds, outcome = await self.run(_timed, call, *args)
+        pace.took(seconds, 0)
+        return outcome()
 
     async def read(
         self, fs: SourceFs, stream: Stream, fd: int, offset: int, size: int, file_size: int
@@ -244,12 +257,8 @@ class Backing:
 
     def _read_inline(self, fs: SourceFs, fd: int, buffer: bytearray, offset: int, drop: bool) -> int:
         """Read here and now; how long that took decides where the next read is made."""
-        sleeps, start = _sleeps(), time.perf_counter()
-        got, fs.dontcache = _read_waiting(fd, buffer, offset, 0, fs.dontcache, drop)
-        seconds = time.perf_counter() - start
-        fs.reads.returned()
-        if seconds > SLOW_SECONDS and _sleeps() > sleeps:
-            fs.reads.waited(seconds)
+        with _watched(fs.reads):
+            got, fs.dontcache = _read_waiting(fd, buffer, offset, 0, fs.dontcache, drop)
         self._reads_inline += 1
         return got
 
@@ -281,14 +290,8 @@ class Backing:
         before: os.stat_result,
     ) -> Written:
         """Write here and now; how long that took decides where the next write is made."""
-        sleeps, start = _sleeps(), time.perf_counter()
-        try:
+        with _watched(fs.writes):
             written = _write(fd, offset, data, append, count, before)
-        finally:
-            seconds = time.perf_counter() - start
-            fs.writes.returned()
-            if seconds > SLOW_SECONDS and _sleeps() > sleeps:
-                fs.writes.waited(seconds)
         self._writes_inline += 1
         return written
 
@@ -325,6 +328,33 @@ def _clear_set_id(fd: int, written: Written, writer: Caller) -> Written:
 def _sleeps() -> int:
     """How often this thread has slept. One that was only preempted did not wait for anything."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
+@contextlib.contextmanager
+def _watched(pace: Pace) -> Iterator[None]:
+    """A block on the main thread: if it waits, the next call of its kind is made in a thread."""
+    sleeps, start = _sleeps(), time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - start
+        pace.returned()
+        if seconds > SLOW_SECONDS and _sleeps() > sleeps:
+            pace.waited(seconds)
+
+
+def _timed(call: Callable[[*Ts], T], *args: *Ts) -> tuple[float, Callable[[], T]]:
+    """In a thread: a call, the seconds that it took, and what gives its result or raises its error."""
+    start = time.perf_counter()
+    try:
+        result = call(*args)
+    except OSError as exc:
+        return time.perf_counter() - start, functools.partial(_raise, exc)
+    return time.perf_counter() - start, lambda: result
+
+
+def _raise(exc: OSError) -> NoReturn:
+    raise exc
 
 
 def _read_timed(

@@ -341,7 +341,7 @@ class CleanFS(pyfuse3.Operations):
         """Remove a name; the last one takes the file's pages with it."""
         async with self._changing_names(parent_inode, name) as parent:
             actor = self._actor(parent, ctx)
-            changed = await self._tree.run(namespace.unlink, parent.fd, name, actor)
+            changed = await self._tree.change_names(parent, actor, namespace.unlink, parent.fd, name)
             self._tree.name_changed(changed)
             inode = self._inodes.find(changed.before)
             self.given.hold(functools.partial(self._tell, inode, gone=[(parent, name)]))
@@ -351,7 +351,8 @@ class CleanFS(pyfuse3.Operations):
         """Remove a directory."""
         async with self._changing_names(parent_inode, name) as parent:
             actor = self._actor(parent, ctx)
-            self._tree.name_changed(await self._tree.run(namespace.rmdir, parent.fd, name, actor))
+            changed = await self._tree.change_names(parent, actor, namespace.rmdir, parent.fd, name)
+            self._tree.name_changed(changed)
             self.given.hold(functools.partial(self._tell, gone=[(parent, name)]))
 
     @handler
@@ -370,8 +371,9 @@ class CleanFS(pyfuse3.Operations):
         using_new = self._changing_names(parent_inode_new, name_new)
         async with using_old as old, using_new as new:
             actor = self._actor(old, ctx)
-            done = await self._tree.run(
-                namespace.rename, old.fd, name_old, new.fd, name_new, flags, actor
+            where = new if self._services.is_local(old) else old
+            done = await self._tree.change_names(
+                where, actor, namespace.rename, old.fd, name_old, new.fd, name_new, flags
             )
             self._tree.name_changed(done.moved)
             if (inode := self._inodes.find(done.moved.before)) is not None:
@@ -400,7 +402,9 @@ class CleanFS(pyfuse3.Operations):
         )
         async with using as held, using_parent as parent:
             await self._stale_names.check(held, ctx)
-            self._tree.name_changed(await self._tree.run(namespace.link, held.fd, parent.fd, new_name))
+            where = parent if self._services.is_local(held) else held
+            linked = self._tree.run_on_names(where, namespace.link, held.fd, parent.fd, new_name)
+            self._tree.name_changed(await linked)
             return self._new_entry(*await self._tree.look_up(parent, new_name), made=True)
 
     # -- files ------------------------------------------------------------------------------

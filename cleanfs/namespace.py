@@ -79,6 +79,18 @@ def identify(parent_fd: int, name: bytes) -> tuple[int, int]:
     return st.st_dev, st.st_ino
 
 
+def lookup_here(parent_fd: int, name: bytes) -> Opened:
+    """``lookup`` that never asks another file system. Raises OSError: EXDEV if one is mounted there."""
+    if not syscalls.can_open_here():
+        return lookup(parent_fd, name)
+    fd = syscalls.openat_here(parent_fd, name, PATH_FLAGS)
+    try:
+        return Opened(fd, os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
 def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
     """``lookup`` without waiting; None if that takes more than the dentry cache and a descriptor.
 
@@ -152,6 +164,10 @@ class Actor:
     def acts(self) -> bool:
         """Whether changes can be made as the actor."""
         return self.local and credentials.can_act()
+
+    def is_daemon(self) -> bool:
+        """Whether it has the daemon's own ids: acting as it changes nothing of a thread."""
+        return (self.uid, self.gid) == (os.geteuid(), os.getegid())
 
     def acting(self) -> AbstractContextManager[None]:
         """A block as the caller, or if that can not be, as the daemon."""
@@ -300,10 +316,15 @@ def _take_whiteout(directory: int, name: bytes, actor: Actor) -> None:
 
 
 class _Holding:
-    """Holds on to what a name refers to, to see what becomes of it."""
+    """Holds on to what a name refers to, to see what becomes of it. A mount point stays: EBUSY."""
 
     def __init__(self, parent_fd: int, name: bytes) -> None:
-        opened = lookup(parent_fd, name)
+        try:
+            opened = lookup_here(parent_fd, name)
+        except OSError as exc:
+            if exc.errno == errno.EXDEV:
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY)) from exc
+            raise
         self._fd, self._before = opened.fd, opened.stat
 
     def __enter__(self) -> Self:

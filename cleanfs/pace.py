@@ -39,13 +39,14 @@ whose disk does not answer any more, is met in a thread."""
 
 
 class Pace:
-    """Calls of one kind (reads, writes) to one file system."""
+    """Calls of one kind (reads, writes, calls on names) to one file system."""
 
-    __slots__ = ("_clock", "_hold", "_not_before", "_returned", "_score", "inline")
+    __slots__ = ("_clock", "_hold", "_not_before", "_returned", "_score", "_steps", "inline")
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing is known yet: in threads. ``clock`` in seconds."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic, steps: int = 1) -> None:
+        """Nothing is known yet: in threads. ``clock`` in seconds; a call is so many ``steps``."""
         self._clock = clock
+        self._steps = steps
         self._hold = FIRST_HOLD_SECONDS / 2
         self._not_before = 0.0
         self._returned = -math.inf
@@ -65,7 +66,7 @@ class Pace:
     def took(self, seconds: float, size: int) -> None:
         """A call for ``size`` bytes took so long in a thread, the hop not counted."""
         self.returned()
-        if seconds > FAST_SECONDS + size * SECONDS_PER_BYTE:
+        if seconds > self._steps * FAST_SECONDS + size * SECONDS_PER_BYTE:
             self._score = max(self._score - 2, 0)
             return
         self._score = min(self._score + 1, STREAK)

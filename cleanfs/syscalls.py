@@ -6,6 +6,7 @@ Each is a thin function over libc that takes descriptors and bytes and raises OS
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import struct
 from typing import Final
@@ -192,11 +193,37 @@ def openat_cached(dir_fd: int, name: bytes, flags: int) -> int:
     Raises OSError: EAGAIN if it would have to wait, or if the kernel does not know the call (Linux
     5.12), EXDEV if something is mounted on the name.
     """
-    how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=0, resolve=RESOLVE_CACHED | RESOLVE_NO_XDEV)
+    try:
+        return _openat2(dir_fd, name, flags, RESOLVE_CACHED | RESOLVE_NO_XDEV)
+    except OSError as exc:
+        if exc.errno in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+        raise
+
+
+def openat_here(dir_fd: int, name: bytes, flags: int) -> int:
+    """``openat2(2)`` that stays on the file system. Raises OSError: EXDEV at a mount point."""
+    return _openat2(dir_fd, name, flags, RESOLVE_NO_XDEV)
+
+
+@functools.cache
+def can_open_here() -> bool:
+    """Whether ``openat_here`` works: not before Linux 5.6, nor where a sandbox does not know it."""
+    try:
+        root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        try:
+            os.close(openat_here(root, b".", os.O_PATH))
+        finally:
+            os.close(root)
+    except OSError:
+        return False
+    return True
+
+
+def _openat2(dir_fd: int, name: bytes, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=0, resolve=resolve)
     fd: int = _libc.syscall(SYS_OPENAT2, dir_fd, name, ctypes.byref(how), ctypes.sizeof(how))
     if fd < 0:
-        if ctypes.get_errno() in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         _raise(name)
     return fd
 

@@ -66,6 +66,29 @@ class Tree:
             self._retry_emfile, self.services.backing.run, call, *args
         )
 
+    async def run_on_names(self, directory: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """The same for a call on names in a directory; without a thread where it does not wait.
+
+        It must not ask a file system that is mounted on a name: one of a server may never answer.
+        """
+        services = self.services
+        if not (services.is_local(directory) and syscalls.can_open_here()):
+            return await self.run(call, *args)
+        fs = services.source_fs(directory)
+
+        async def run(call: Callable[[*Ts], T], *args: *Ts) -> T:
+            return await services.backing.run_on_names(fs, call, *args)
+
+        return await services.room.retrying(self._retry_emfile, run, call, *args)
+
+    async def change_names(
+        self, directory: Inode, actor: Actor, call: Callable[[*Ts, Actor], T], *args: *Ts
+    ) -> T:
+        """The same for a change by an actor. The main thread acts as nobody but the daemon."""
+        if actor.is_daemon():
+            return await self.run_on_names(directory, call, *args, actor)
+        return await self.run(call, *args, actor)
+
     async def unpark(self, inode: Inode, depth: int = 0) -> None:
         """Give a parked inode a descriptor again. Raises StaleError, OSError."""
         parent = inode.parent
@@ -127,7 +150,12 @@ class Tree:
         local = self.services.is_local(parent)
         opened = namespace.lookup_cached(parent.fd, name) if local else None
         if opened is None:
-            opened = await self.run(namespace.lookup, parent.fd, name)
+            try:
+                opened = await self.run_on_names(parent, namespace.lookup_here, parent.fd, name)
+            except OSError as exc:
+                if exc.errno != errno.EXDEV:
+                    raise
+                opened = await self.run(namespace.lookup, parent.fd, name)
         inode = self.inodes.looked_up(opened.fd, opened.stat, parent, name)
         self.observe(inode, opened.stat, before)
         self.ask_to_forget()
@@ -138,7 +166,9 @@ class Tree:
         self, parent: Inode, name: bytes, mode: int, rdev: int, target: bytes, actor: Actor
     ) -> tuple[Inode, os.stat_result]:
         """Make a directory, symbolic link or special file: its inode, with a kernel reference."""
-        made = await self.run(namespace.make_node, parent.fd, name, mode, rdev, target, actor)
+        made = await self.change_names(
+            parent, actor, namespace.make_node, parent.fd, name, mode, rdev, target
+        )
         return self.inodes.looked_up(made.fd, made.stat, parent, name), made.stat
 
     async def create(
@@ -151,7 +181,9 @@ class Tree:
         """
         if self.services.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR  # as in open_for_writeback
-        opened = await self.run(namespace.create_file, parent.fd, name, mode, flags, actor)
+        opened = await self.change_names(
+            parent, actor, namespace.create_file, parent.fd, name, mode, flags
+        )
         try:
             inode, st = await self.look_up(parent, name)
         except BaseException:

@@ -1,37 +1,19 @@
 """The guardian severs one connection and no other, whichever has that one's number by then."""
 
-import contextlib
 import os
 import select
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cleanfs.fusectl import Connection, connection_of
 from cleanfs.guardian import Guardian
+from tests.unserved import fuse_mount
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="this takes root")
 
 ATTEMPTS = 50
 """Other mounts of this machine may get the number first."""
-
-
-@contextlib.contextmanager
-def fuse_mount(path: Path) -> Iterator[int]:
-    """A FUSE mount that nobody serves: its device."""
-    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
-        command = ["mount", "-i", "-t", "fuse.nobody", "-o", options, "nobody", str(path)]
-        subprocess.run(command, check=True, timeout=30, pass_fds=(device,))
-        try:
-            yield device
-        finally:
-            subprocess.run(["umount", "-l", str(path)], check=False, timeout=30, capture_output=True)
-    finally:
-        os.close(device)
 
 
 def is_severed(device: int) -> bool:

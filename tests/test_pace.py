@@ -50,6 +50,14 @@ def test_nothing_is_inline_before_a_streak_of_fast_calls(pace: Pace) -> None:
     assert pace.inline
 
 
+def test_a_call_of_several_steps_may_take_the_time_of_several(clock: Clock) -> None:
+    pace, patient = Pace(clock), Pace(clock, steps=4)
+    for _ in range(STREAK):
+        for each in (pace, patient):
+            each.took(3 * FAST_SECONDS, 0)
+    assert (pace.inline, patient.inline) == (False, True)
+
+
 def test_what_was_fast_some_time_ago_may_wait_now(pace: Pace, clock: Clock) -> None:
     assert not pace.recent
     fast_calls(pace)

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes
 from cleanfs.namespace import NewAttributes
 from cleanfs.notify import Notifier
+from cleanfs.pace import SLOW_SECONDS
 from cleanfs.pagecache import PageCache
 from cleanfs.resident import make_resident
 from cleanfs.tree import Tree
+from tests.unserved import fuse_mount
 
 
 @pytest.fixture
@@ -161,3 +164,91 @@ async def test_a_name_that_the_kernel_does_not_know_keeps_no_other(
     monkeypatch.setattr(pyfuse3, "invalidate_entry", drop)
     await Notifier().drop_names([(1, b"a"), (1, b"gone"), (1, b"b")])
     assert dropped == [b"a", b"b"]
+
+
+@pytest.fixture
+def threads(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The calls that were made in threads, of a tree whose names were fast so far."""
+    run_sync, calls = trio.to_thread.run_sync, list[object]()
+
+    async def counted(call: Callable[..., object], *args: object, **options: object) -> object:
+        calls.append(args[0] if callable(args[0]) else call)
+        return await run_sync(call, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", counted)
+    monkeypatch.setattr("cleanfs.pace.RECENT_SECONDS", 60)
+    monkeypatch.setattr("cleanfs.pace.FAST_SECONDS", 0)
+    pace = tree.services.source_fs(tree.inodes.root).names
+    pace.inline = True
+    pace.returned()
+    return calls
+
+
+OURSELVES = namespace.Actor(os.geteuid(), os.getegid(), local=True)
+
+
+async def test_calls_on_names_need_no_thread_where_they_do_not_wait(
+    tree: Tree, tmp_path: Path, threads: list[object]
+) -> None:
+    root = tree.inodes.root
+    await tree.make(root, b"d", stat.S_IFDIR | 0o700, 0, b"", OURSELVES)
+    with pytest.raises(FileNotFoundError):
+        await tree.look_up(root, b"absent")
+    opened, _, _ = await tree.create(root, b"f", 0o600, os.O_RDWR, OURSELVES)
+    os.close(opened.fd)
+    fd = root.fd
+    await tree.change_names(root, OURSELVES, namespace.rename, fd, b"f", fd, b"g", 0)
+    await tree.change_names(root, OURSELVES, namespace.rmdir, fd, b"d")
+    assert os.listdir(tmp_path) == ["g"]
+    assert threads == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="this takes root")
+async def test_the_main_thread_acts_as_nobody_else(
+    tree: Tree, tmp_path: Path, threads: list[object]
+) -> None:
+    somebody = namespace.Actor(12345, 23456, local=True)
+    os.chmod(tmp_path, 0o777)
+    await tree.make(tree.inodes.root, b"d", stat.S_IFDIR | 0o700, 0, b"", somebody)
+    assert os.stat(tmp_path / "d").st_uid == 12345
+    assert threads == [namespace.make_node]
+
+
+async def test_a_wait_for_names_is_not_followed_by_another_on_the_main_thread(
+    tree: Tree, threads: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree.inodes.root
+    here = namespace.lookup_here
+
+    def slow(parent_fd: int, name: bytes) -> namespace.Opened:
+        time.sleep(2 * SLOW_SECONDS)
+        return here(parent_fd, name)
+
+    monkeypatch.setattr(namespace, "lookup_here", slow)
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            await tree.run_on_names(root, slow, root.fd, b"absent")
+    assert threads == [slow, slow]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="this takes root")
+async def test_what_is_mounted_on_a_name_is_never_asked_by_the_main_thread(
+    tree: Tree, tmp_path: Path, threads: list[object]
+) -> None:
+    root = tree.inodes.root
+    for name in ("mounted", "other"):
+        (tmp_path / name).mkdir()
+    with fuse_mount(tmp_path / "mounted"):
+        fd = root.fd
+        for change in (
+            tree.change_names(root, OURSELVES, namespace.rmdir, fd, b"mounted"),
+            tree.change_names(root, OURSELVES, namespace.rename, fd, b"mounted", fd, b"new", 0),
+            tree.change_names(root, OURSELVES, namespace.rename, fd, b"other", fd, b"mounted", 0),
+        ):
+            with pytest.raises(OSError, match="busy"):
+                await change
+        assert threads == []
+        with trio.move_on_after(0.1) as limit:
+            await tree.look_up(root, b"mounted")
+        assert limit.cancelled_caught, "nobody serves it"
+        assert threads == [namespace.lookup]
