@@ -114,7 +114,7 @@ def wait_until(condition: Callable[[], bool], timeout: float = STOP_TIMEOUT) -> 
         time.sleep(0.01)
 
 
-def ends(process: subprocess.Popen[bytes] | zygote.Started, timeout: float = STOP_TIMEOUT) -> bool:
+def ends(process: subprocess.Popen[Any] | zygote.Started, timeout: float = STOP_TIMEOUT) -> bool:
     """Whether a process ends within ``timeout`` seconds of a quiet machine."""
     deadline = Deadline(timeout)
     while not deadline.over():
