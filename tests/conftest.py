@@ -30,6 +30,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # A directory of this run's own: pytest closes the one that all runs of a user share to other users,
     # whenever one of them starts, and some tests let others in.
     os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.mkdtemp(prefix="cleanfs-tests-")
+    os.chmod(os.environ["PYTEST_DEBUG_TEMPROOT"], 0o711)  # pytest keeps its own below closed
 
 CHECK_SECONDS = 30.0
 """How often a test that takes long is looked at."""

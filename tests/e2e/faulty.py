@@ -27,7 +27,7 @@ from typing import Any
 import pyfuse3
 import trio
 
-from tests.e2e.mounting import is_mounted, killed_after, wait_until
+from tests.e2e.mounting import end_of, is_mounted, killed_after, wait_until
 
 LIFETIME = 110.0
 """Seconds that a server may live."""
@@ -112,7 +112,7 @@ class Faulty:
     def kill(self) -> None:
         """The server is gone: ENOTCONN."""
         self.process.kill()
-        self.process.wait(20)
+        end_of(self.process, 20)
 
     def _command(self, **command: Any) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
@@ -153,7 +153,7 @@ def faulty(
             yield Faulty(path, real, process, address)
     finally:
         process.kill()
-        process.wait(20)
+        end_of(process, 20)
         if is_mounted(path):
             subprocess.run(["umount", "-l", path], check=False, timeout=20)
     assert "Traceback" not in log.read_text(), log.read_text()

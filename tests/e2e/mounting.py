@@ -44,6 +44,12 @@ def cleanfs(*args: str | Path, timeout: float = 30.0) -> subprocess.CompletedPro
     )
 
 
+def end_of(process: subprocess.Popen[Any] | zygote.Started, timeout: float = STOP_TIMEOUT) -> int:
+    """The status of a process, which must end within ``timeout`` seconds of a quiet machine."""
+    assert ends(process, timeout), "it does not end"
+    return process.wait(0)
+
+
 def changed_by(patch: str) -> list[str]:
     """How to start a ``cleanfs`` that runs some code first."""
     code = f"import os, signal, sys\nimport trio\nfrom cleanfs import cli, mount\n{patch}\ncli.main()\n"

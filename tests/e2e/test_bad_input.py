@@ -16,7 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.e2e.conftest import Mounter
 from tests.e2e.control_machine import ControlMachine
-from tests.e2e.mounting import MountedFs, cleanfs, command_line, is_mounted, mounted
+from tests.e2e.mounting import MountedFs, cleanfs, command_line, end_of, is_mounted, mounted
 from tests.e2e.test_cli import clean_up, complains
 from tests.fuzzing import examples
 
@@ -281,7 +281,7 @@ def test_a_mount_without_streams_in_the_foreground_writes_into_no_file(
                 assert os.readlink(f"/proc/{process.pid}/fd/{fd}") == "/dev/null"
         finally:
             process.terminate()
-            process.wait(20)
+            end_of(process, 20)
     assert {path.read_text() for path in source.iterdir()} == {"x"}
     assert not is_mounted(mountpoint)
 
@@ -337,7 +337,7 @@ def on_terminal(*args: str | Path) -> subprocess.CompletedProcess[str]:
             pass  # EIO: nobody has the other side any more
         finally:
             os.close(ours)
-        status = process.wait(20)
+        status = end_of(process, 20)
     return subprocess.CompletedProcess(args, status, shown.decode(errors="replace"), "")
 
 

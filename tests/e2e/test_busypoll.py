@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, cleanfs, cpu_ticks, wait_until
+from tests.e2e.mounting import MountedFs, cleanfs, cpu_ticks, end_of, wait_until
 
 
 def read_uncached(path: Path, times: int) -> None:
@@ -92,7 +92,7 @@ def test_it_is_unmounted_while_requests_are_polled_for(source: Path, mount: Moun
     fs = mount("--busy-poll", "10000")
     read_uncached(fs.path / "f", 500)
     assert cleanfs("umount", fs.path).returncode == 0
-    fs.process.wait(10)
+    end_of(fs.process, 10)
     assert fs.process.returncode == 0
 
 
@@ -101,7 +101,7 @@ def test_a_signal_ends_it_while_it_polls(source: Path, mount: Mounter) -> None:
     fs = mount("--busy-poll", "10000")
     read_uncached(fs.path / "f", 500)
     fs.process.terminate()
-    fs.process.wait(10)
+    end_of(fs.process, 10)
     assert fs.process.returncode == 0
 
 

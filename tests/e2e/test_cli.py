@@ -25,6 +25,7 @@ from tests.e2e.conftest import Mounter
 from tests.e2e.mounting import (
     STOP_TIMEOUT,
     cleanfs,
+    end_of,
     is_mounted,
     mount_line,
     mounted,
@@ -32,6 +33,7 @@ from tests.e2e.mounting import (
     wait_until,
 )
 from tests.e2e.unprivileged import as_nobody, open_to_all
+from tests.machine import Deadline
 
 HEADINGS = [heading for heading, _ in COLUMNS]
 
@@ -305,7 +307,7 @@ def test_stats_watch_goes_on_until_interrupted(background: Path) -> None:
             uptimes = [json.loads(process.stdout.readline())["uptime_seconds"] for _ in range(3)]
         finally:
             process.send_signal(signal.SIGINT)
-        assert process.wait(10) in (0, 130)
+        assert end_of(process, 10) in (0, 130)
         assert b"Traceback" not in process.stderr.read()
     assert uptimes == sorted(set(uptimes))
 
@@ -326,7 +328,7 @@ def test_stats_watch_shows_plain_lines_on_a_terminal(background: Path) -> None:
         try:
             wait_until(three_lines, 10)
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 130
+            assert end_of(process, 10) == 130
         finally:
             process.kill()
             os.close(ours)
@@ -449,7 +451,7 @@ def test_the_daemon_ends_in_order(source: Path, mount: Mounter, how: str) -> Non
     (fs.path / "f").read_bytes()
     script = ENDINGS[how].replace("PID", str(fs.process.pid)).replace("MNT", f"'{fs.path}'")
     subprocess.run(["sh", "-ec", script], check=True, timeout=20)
-    assert fs.process.wait(10) == 0
+    assert end_of(fs.process, 10) == 0
     assert not is_mounted(fs.path)
     assert "unmounted" in fs.log.read_text()
     assert os.listdir(fs.path) == []
@@ -458,10 +460,10 @@ def test_the_daemon_ends_in_order(source: Path, mount: Mounter, how: str) -> Non
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_impatient_signals_do_not_leave_a_dead_mount(mount: Mounter, number: int) -> None:
     fs = mount()
-    deadline = time.monotonic() + 10
+    deadline = Deadline(10)
     while fs.process.poll() is None:
         fs.process.send_signal(number)
-        assert time.monotonic() < deadline
+        assert not deadline.over()
         time.sleep(0.001)  # the daemon shall get to run in between
     assert not is_mounted(fs.path)
     assert fs.process.returncode == 0
@@ -475,7 +477,7 @@ def test_a_signal_ends_a_mount_that_is_in_use(source: Path, mount: Mounter, numb
     fd = os.open(fs.path / "f", os.O_RDONLY)
     try:
         fs.process.send_signal(number)
-        assert fs.process.wait(10) == 0
+        assert end_of(fs.process, 10) == 0
         wait_until(lambda: not is_mounted(fs.path), 5)
     finally:
         with suppress(OSError):  # there is nobody left to close it
@@ -581,7 +583,7 @@ def test_a_mount_can_lie_on_its_source(source: Path) -> None:
 def test_umount_does_not_wait_for_somebody_to_bury_the_daemon(mount: Mounter) -> None:
     fs = mount()
     assert cleanfs("umount", fs.path, timeout=9).returncode == 0  # it would wait for 10 s
-    assert fs.process.wait(STOP_TIMEOUT) == 0
+    assert end_of(fs.process, STOP_TIMEOUT) == 0
 
 
 def test_a_supervisor_is_told_when_the_mount_is_ready(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mounting import MountedFs, cleanfs, is_mounted, mounted, wait_until
+from tests.e2e.mounting import MountedFs, cleanfs, end_of, is_mounted, mounted, wait_until
 
 CLIENTS = 3
 ROUNDS = 3
@@ -81,7 +81,7 @@ def clients(directory: Path, outputs: Path) -> Iterator[list[subprocess.Popen[by
         for process in running:
             process.kill()
         for process in running:
-            process.wait(LOAD_TIMEOUT)
+            end_of(process, LOAD_TIMEOUT)
 
 
 def confirmed(outputs: Path, number: int) -> int:
@@ -104,7 +104,7 @@ def loaded(source: Path, mountpoint: Path, outputs: Path, fs: MountedFs) -> Iter
         wait_until(going, LOAD_TIMEOUT)
         fs.kill()
         for process in running:
-            assert process.wait(LOAD_TIMEOUT) == 0
+            assert end_of(process, LOAD_TIMEOUT) == 0
     yield
 
 

@@ -24,6 +24,7 @@ from tests.e2e.mounting import (
     MountedFs,
     changed_by,
     cleanfs,
+    end_of,
     is_mounted,
     mounted,
     unmount_by_force,
@@ -55,7 +56,7 @@ def clients(fs: MountedFs, said: Path) -> Iterator[dict[str, subprocess.Popen[by
         for process in running.values():
             process.kill()
         for process in running.values():
-            process.wait(LOAD_TIMEOUT)
+            end_of(process, LOAD_TIMEOUT)
 
 
 @pytest.mark.parametrize("writeback", [False, True], ids=["through", "writeback"])
@@ -104,7 +105,7 @@ def test_a_lie_of_the_source_would_be_found(tmp_path: Path) -> None:
 def test_a_signal_unmounts(source: Path, mountpoint: Path, number: int) -> None:
     with mounted(source, mountpoint) as fs:
         fs.process.send_signal(number)
-        assert fs.process.wait(20) == 0
+        assert end_of(fs.process, 20) == 0
         assert not is_mounted(mountpoint)
 
 
@@ -166,7 +167,7 @@ def test_a_daemon_that_is_killed_while_it_asks_its_own_mount_leaves_no_mount_tha
             assert process.stderr is not None
             assert process.stderr.readline() == "asked\n"
             process.kill()
-            process.wait(10)
+            end_of(process, 10)
             with pytest.raises(OSError, match="not connected"):
                 (mountpoint / "x").lstat()
         finally:
@@ -186,7 +187,7 @@ def test_a_mount_that_is_severed_is_cleaned_up(source: Path, mountpoint: Path, t
             (fusectl / str(os.minor(point.device)) / "abort").write_text("1")
         finally:
             subprocess.run(["umount", "-l", str(fusectl)], check=True, timeout=10)
-        assert fs.process.wait(20) == 0
+        assert end_of(fs.process, 20) == 0
         assert not is_mounted(mountpoint)
 
 
@@ -196,7 +197,7 @@ def test_a_forced_unmount_of_a_busy_mount_ends_it(source: Path, mountpoint: Path
     with mounted(source, mountpoint) as fs, (mountpoint / "f").open("rb"):
         command = ["umount", "-f", str(mountpoint)]
         subprocess.run(command, check=False, timeout=20, capture_output=True)
-        assert fs.process.wait(20) == 0
+        assert end_of(fs.process, 20) == 0
         assert not is_mounted(mountpoint)
 
 
@@ -232,7 +233,7 @@ def test_commands_do_not_wait_for_a_daemon_that_is_stopped(source: Path, mountpo
             assert not is_mounted(mountpoint)
         finally:
             fs.process.send_signal(signal.SIGCONT)
-        fs.process.wait(20)
+        end_of(fs.process, 20)
 
 
 async def test_however_the_kernel_says_that_the_mount_has_gone_it_is_the_end(

@@ -24,7 +24,16 @@ from cleanfs.notify import LEARN_SECONDS
 from cleanfs.pace import RECENT_SECONDS
 from tests.e2e.conftest import SMALL_CACHES
 from tests.e2e.faulty import Faulty, faulty
-from tests.e2e.mounting import MountedFs, as_user, cleanfs, is_mounted, mounted, settle, wait_until
+from tests.e2e.mounting import (
+    MountedFs,
+    as_user,
+    cleanfs,
+    end_of,
+    is_mounted,
+    mounted,
+    settle,
+    wait_until,
+)
 
 PAGE = 4096
 DATA = bytes(range(256)) * 4096
@@ -265,7 +274,7 @@ def program(code: str, *args: Path) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):  # the end of its mount will end it
-                process.wait(10)
+                end_of(process, 10)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +306,7 @@ def test_a_program_that_is_killed_while_the_source_hangs_ends(
         served.wait_hanging(1)
         time.sleep(after)
         process.send_signal(number)
-        assert process.wait(10) == -number
+        assert end_of(process, 10) == -number
         check_alive(fs)
     served.heal()
     wait_until(lambda: served.hanging() == 0)
@@ -322,7 +331,7 @@ def test_a_program_that_had_a_signal_before_ends_when_it_is_killed(
         time.sleep(3)
         assert process.poll() is None
         process.kill()
-        assert process.wait(10) == -signal.SIGKILL
+        assert end_of(process, 10) == -signal.SIGKILL
     check_alive(fs)
 
 
@@ -342,12 +351,12 @@ def test_a_program_goes_on_that_has_a_signal_while_another_is_killed(
             served.wait_hanging(3)
             going_on.send_signal(signal.SIGUSR1)
             killed.kill()
-            assert killed.wait(10) == -signal.SIGKILL
+            assert end_of(killed, 10) == -signal.SIGKILL
             time.sleep(0.5)
             assert going_on.poll() is None
             assert first.poll() is None
             served.heal()
-            assert going_on.wait(10) == 0
+            assert end_of(going_on, 10) == 0
 
 
 def test_a_program_among_many_requests_ends_when_it_is_killed(served: Faulty, fs: MountedFs) -> None:
@@ -357,7 +366,7 @@ def test_a_program_among_many_requests_ends_when_it_is_killed(served: Faulty, fs
     with program(busy, fs.path), program(busy, fs.path), program(reading, fs.path) as process:
         served.wait_hanging(1)
         process.kill()
-        assert process.wait(10) == -signal.SIGKILL
+        assert end_of(process, 10) == -signal.SIGKILL
     check_alive(fs)
 
 
@@ -369,7 +378,7 @@ def killed_in(fs: MountedFs, code: str, until: Callable[[], object]) -> Iterator
     with program(code, fs.path) as process:
         until()
         process.kill()
-        assert process.wait(10) == -signal.SIGKILL
+        assert end_of(process, 10) == -signal.SIGKILL
     time.sleep(0.5)  # the kernel tells of the close, and libfuse may be reading what came before
     fds = [os.open(fs.path / "other", os.O_RDWR) for _ in range(8)]
     try:
@@ -462,7 +471,7 @@ def test_a_change_by_who_is_gone_is_seen_when_it_is_done(
     with program(f"f = sys.argv[1] + '/f'\n{code}", fs.path) as process:
         served.wait_hanging(1)
         process.kill()
-        assert process.wait(10) == -signal.SIGKILL
+        assert end_of(process, 10) == -signal.SIGKILL
     before = look(fs.path)
     served.heal()
     wait_until(lambda: served.hanging() == 0)
@@ -480,7 +489,7 @@ def test_what_is_appended_after_an_append_by_who_is_gone_is_behind_it(
         with program(code, fs.path) as process:
             served.wait_hanging(1)
             process.kill()
-            assert process.wait(10) == -signal.SIGKILL
+            assert end_of(process, 10) == -signal.SIGKILL
         served.heal()
         wait_until(lambda: (served.real / "f").stat().st_size > len(DATA))
         os.write(fd, b"second")
@@ -504,7 +513,7 @@ def test_what_an_open_by_who_is_gone_has_found_is_not_lost(
     with program("os.open(sys.argv[1] + '/f', os.O_RDONLY)", fs.path) as process:
         served.wait_hanging(1)
         process.kill()
-        assert process.wait(10) == -signal.SIGKILL
+        assert end_of(process, 10) == -signal.SIGKILL
     served.heal()
     wait_until(lambda: served.hanging() == 0)
     time.sleep(DROP_SECONDS + 2 * LEARN_SECONDS)
@@ -552,9 +561,9 @@ def test_a_bad_place_in_a_mapping_is_sigbus_for_who_touches_it(served: Faulty, f
     served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
     code = "import mmap; f = open(sys.argv[1] + '/f', 'rb'); m = mmap.mmap(f.fileno(), 0, prot=1)\n"
     with program(code + "assert m[0] == 0 and m[200_000] == 200_000 % 256; m[100_000]", fs.path) as p:
-        assert p.wait(10) == -signal.SIGBUS
+        assert end_of(p, 10) == -signal.SIGBUS
     with program(code + "assert m[0] == 0 and m[200_000] == 200_000 % 256", fs.path) as p:
-        assert p.wait(10) == 0
+        assert end_of(p, 10) == 0
 
 
 def test_read_ahead_meets_an_error_that_nobody_sees(tmp_path: Path) -> None:
@@ -780,7 +789,7 @@ def test_a_source_whose_server_was_killed_does_not_make_the_mount_look_dead(
         done = cleanfs("umount", fs.path)
         assert done.returncode == 0, done.stderr
         assert not is_mounted(fs.path)
-        assert fs.process.wait(20) == 0
+        assert end_of(fs.process, 20) == 0
 
 
 @pytest.mark.parametrize("how", ["umount", "lazy", "SIGTERM"])
@@ -802,10 +811,10 @@ def test_a_mount_whose_source_hangs_can_be_unmounted(tmp_path: Path, how: str) -
                     fs.process.terminate()
                     wait_until(lambda: not is_mounted(fs.path), 30)
                 process.kill()
-                process.wait(10)
+                end_of(process, 10)
         assert not is_mounted(fs.path)
         served.heal()  # until then a thread of the daemon may wait in the kernel
-        fs.process.wait(20)
+        end_of(fs.process, 20)
 
 
 def test_a_notification_that_waits_for_the_source_keeps_nobody_when_the_daemon_ends(
@@ -822,11 +831,11 @@ def test_a_notification_that_waits_for_the_source_keeps_nobody_when_the_daemon_e
             with program(look, fs.path) as looking:  # which finds that out
                 wait_until(lambda: "fuse_reverse_inval_inode" in stacks(fs))
                 fs.process.terminate()
-                assert reading.wait(30) == 1
-                looking.wait(10)
+                assert end_of(reading, 30) == 1
+                end_of(looking, 10)
         assert not is_mounted(fs.path)
         served.heal()
-        fs.process.wait(20)
+        end_of(fs.process, 20)
 
 
 def stacks(fs: MountedFs) -> str:
@@ -846,7 +855,7 @@ def test_a_daemon_that_is_killed_and_can_not_end_leaves_a_dead_mount(tmp_path: P
         with program("print(open(sys.argv[1] + '/f').read())", fs.path) as process:
             served.wait_hanging(1)
             fs.process.kill()
-            assert process.wait(10) == 1
+            assert end_of(process, 10) == 1
 
         def look() -> None:
             with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
@@ -857,7 +866,7 @@ def test_a_daemon_that_is_killed_and_can_not_end_leaves_a_dead_mount(tmp_path: P
         done = cleanfs("umount", fs.path)
         assert done.returncode == 0, done.stderr
         served.heal()
-        fs.process.wait(20)
+        end_of(fs.process, 20)
 
 
 def test_a_source_that_was_detached_is_still_there(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
+from tests.e2e.mounting import end_of
 
 FIO = {
     "buffered": ("--ioengine=psync", "--fallocate=none"),
@@ -85,11 +86,11 @@ def test_two_sqlite_processes_do_not_lose_an_update(mount: Mounter) -> None:
             assert process.stdin is not None
             process.stdin.write(script.encode())
             process.stdin.close()
-        assert [process.wait(50) for process in processes] == [0, 0]
+        assert [end_of(process, 50) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
-            process.wait(10)
+            end_of(process, 10)
     assert run("sqlite3", "db", "SELECT n FROM t", cwd=fs.path) == "80\n"
 
 
@@ -212,10 +213,10 @@ def test_processes_that_append_to_one_log_lose_no_line(mount: Mounter) -> None:
     script = 'i=0; while [ $i -lt 150 ]; do echo "$0 $i" >> log; i=$((i+1)); done'
     processes = [subprocess.Popen(["sh", "-c", script, who], cwd=fs.path) for who in "abc"]
     try:
-        assert [process.wait(30) for process in processes] == [0, 0, 0]
+        assert [end_of(process, 30) for process in processes] == [0, 0, 0]
     finally:
         for process in processes:
             process.kill()
-            process.wait(10)
+            end_of(process, 10)
     lines = (fs.path / "log").read_text().splitlines()
     assert sorted(lines) == sorted(f"{who} {i}" for who in "abc" for i in range(150))

@@ -26,6 +26,7 @@ from tests.e2e.mounting import (
     MountedFs,
     as_user,
     cleanfs,
+    end_of,
     is_mounted,
     killed_after,
     mount_line,
@@ -478,7 +479,7 @@ def mounted_by_user(source: Path, mountpoint: Path, *options: str) -> Iterator[s
             yield process
         finally:
             process.terminate()
-            process.wait(20)
+            end_of(process, 20)
 
 
 def test_a_users_mount_is_the_users_alone(tmp_path: Path) -> None:
@@ -717,7 +718,7 @@ def test_no_file_data_is_in_a_core_dump(
     with (proc / "maps").open() as maps:
         assert maps.read(1)  # root may look; there is something to dump
     fs.process.send_signal(signal.SIGABRT)
-    assert fs.process.wait(20) == -signal.SIGABRT
+    assert end_of(fs.process, 20) == -signal.SIGABRT
     for core in tmp_path.glob("core*"):
         assert MARKER not in core.read_bytes()
 

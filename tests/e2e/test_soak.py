@@ -6,7 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.e2e.mounting import wait_until
+from tests.e2e.mounting import end_of, wait_until
 
 SOAK = Path(__file__).resolve().parents[2] / "scripts" / "soak"
 
@@ -45,7 +45,7 @@ def test_a_mount_that_dies_is_found_and_its_evidence_kept(tmp_path: Path) -> Non
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(20)
+            end_of(process, 20)
     assert process.returncode == 1
     assert "--seed 2" in errors
     evidence = next(tmp_path.glob("soak-*/evidence"))

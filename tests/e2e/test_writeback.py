@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, as_user, cleanfs, is_mounted, settle, wait_until
+from tests.e2e.mounting import MountedFs, as_user, cleanfs, end_of, is_mounted, settle, wait_until
 
 WRITEBACK = ("--coherency", "none", "--writeback")
 
@@ -189,10 +189,10 @@ def test_what_was_written_survives_the_end_of_the_mount(fs: MountedFs, how: str)
         os.write(other, b"held")
         if how == "SIGTERM":  # with both of them open, so that no close writes back
             fs.process.send_signal(signal.SIGTERM)
-            fs.process.wait(30)
+            end_of(fs.process, 30)
     if how == "umount":
         assert cleanfs("umount", fs.path).returncode == 0
-        fs.process.wait(30)
+        end_of(fs.process, 30)
     assert not is_mounted(fs.path)
     assert (fs.source / "f").read_bytes() == data
     assert (fs.source / "g").read_bytes() == b"held"
@@ -216,7 +216,7 @@ def test_a_source_that_is_full_says_so_at_fsync(source: Path, mount: Mounter) ->
         (fs.path / "f").unlink()
         (fs.path / "g").write_bytes(b"fits")
         fs.process.send_signal(signal.SIGTERM)
-        fs.process.wait(30)
+        end_of(fs.process, 30)
         assert (source / "g").read_bytes() == b"fits"
     finally:
         subprocess.run(["umount", "-l", source], check=True, timeout=10)

@@ -16,13 +16,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cleanfs import cli
 from cleanfs.mounts import mount_points
+from tests.machine import Deadline
 
 MAX_MESSAGE = 1 << 16
 
@@ -158,19 +158,16 @@ def run(arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str
         for _, writer in ends:
             os.close(writer)
     texts = {reader: b"" for reader, _ in ends}
-    deadline = time.monotonic() + timeout
+    deadline = Deadline(timeout)
     try:
         open_ends = set(texts)
-        while open_ends:
-            left = max(deadline - time.monotonic(), 0)
-            for reader in select.select(list(open_ends), [], [], left)[0]:
+        while open_ends and not deadline.over():
+            for reader in select.select(list(open_ends), [], [], deadline.left())[0]:
                 piece = os.read(reader, MAX_MESSAGE)
                 texts[reader] += piece
                 if not piece:
                     open_ends.remove(reader)
-            if not left:
-                break  # and so does the wait
-        status = process.wait(max(deadline - time.monotonic(), 0))
+        status = process.wait(deadline.left())
     except BaseException:
         process.kill()
         raise
