@@ -11,7 +11,7 @@ backend fails to *discard*: what it still holds can not be trusted any more.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -153,6 +153,11 @@ class CleancacheFs:
         else:
             for index, _ in pages:
                 self._discard(partial(_flush_page, self.pool_id, key, index))
+
+    def kept_pages(self) -> int:
+        """Pages in the backend, for what it says of them: a counter that not every backend has."""
+        counters: Mapping[str, int] = self._cleancache.call(lambda ops: ops.counters(), {})
+        return counters.get("eph_pagebytes", 0) // self.page_size
 
     def flush_page(self, key: FileKey, index: int) -> None:
         """Discard one page."""

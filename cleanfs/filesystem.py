@@ -342,8 +342,8 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             actor = self._actor(parent, ctx)
             changed = await self._tree.change_names(parent, actor, namespace.unlink, parent.fd, name)
-            self._tree.name_changed(changed)
-            inode = self._inodes.find(changed.before)
+            inode = self._tree.name_changed(changed, parent, name)
+            self._inodes.name_gone(changed.key.device, parent, name)
             self.given.hold(functools.partial(self._tell, inode, gone=[(parent, name)]))
 
     @handler
@@ -352,7 +352,8 @@ class CleanFS(pyfuse3.Operations):
         async with self._changing_names(parent_inode, name) as parent:
             actor = self._actor(parent, ctx)
             changed = await self._tree.change_names(parent, actor, namespace.rmdir, parent.fd, name)
-            self._tree.name_changed(changed)
+            self._tree.name_changed(changed, parent, name)
+            self._inodes.name_gone(changed.key.device, parent, name)
             self.given.hold(functools.partial(self._tell, gone=[(parent, name)]))
 
     @handler
@@ -375,18 +376,19 @@ class CleanFS(pyfuse3.Operations):
             done = await self._tree.change_names(
                 where, actor, namespace.rename, old.fd, name_old, new.fd, name_new, flags
             )
-            self._tree.name_changed(done.moved)
-            if (inode := self._inodes.find(done.moved.before)) is not None:
-                self._inodes.moved(inode, new, name_new)
+            inode = self._tree.name_changed(done.moved, old, name_old)
             there, gone, replaced = [(new, name_new)], [(old, name_old)], None
             moved_directory = stat_module.S_ISDIR(done.moved.before.st_mode)
             if moved_directory or flags & (pyfuse3.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT):
                 there, gone = there + gone, []  # for the kernel a directory is still there, in use
             if done.replaced is not None:
-                self._tree.name_changed(done.replaced)
-                replaced = self._inodes.find(done.replaced.before)
-                if replaced is not None and flags & pyfuse3.RENAME_EXCHANGE:
-                    self._inodes.moved(replaced, old, name_old)
+                replaced = self._tree.name_changed(done.replaced, new, name_new)
+            self._inodes.name_gone(done.moved.key.device, old, name_old)
+            self._inodes.name_gone(done.moved.key.device, new, name_new)
+            if inode is not None:
+                self._inodes.moved(inode, new, name_new)
+            if replaced is not None and flags & pyfuse3.RENAME_EXCHANGE:
+                self._inodes.moved(replaced, old, name_old)
             self.given.hold(functools.partial(self._tell, inode, replaced, there=there, gone=gone))
 
     @handler
@@ -404,7 +406,8 @@ class CleanFS(pyfuse3.Operations):
             await self._stale_names.check(held, ctx)
             where = parent if self._services.is_local(held) else held
             linked = self._tree.run_on_names(where, namespace.link, held.fd, parent.fd, new_name)
-            self._tree.name_changed(await linked)
+            self._tree.name_changed(await linked, parent, new_name)
+            self._inodes.name_gone(parent.device, parent, new_name)
             return self._new_entry(*await self._tree.look_up(parent, new_name), made=True)
 
     # -- files ------------------------------------------------------------------------------
@@ -738,8 +741,9 @@ class CleanFS(pyfuse3.Operations):
         """Make a handle of an opened file, with what coherency has to say."""
         services = self._services
         inode.file_key = opened.key
-        inode.handle = opened.key.generation
-        file = services.pagecache.file(opened.key)
+        if inode.dentry is None:
+            inode.handle = opened.key.generation
+        file = services.pagecache.file(opened.key, inode.dentry)
         handle = FileHandle(services, inode, file, opened.fd, flags)
         self._inodes.opened(inode, opened.fd)
         fh = self._add(handle)
@@ -964,6 +968,8 @@ class CleanFS(pyfuse3.Operations):
             return _entry(directory.dot(b"."))  # what is above is not ours to show
         entry = _entry(directory.dot(name))
         known = self._inodes.find(directory.dot(name))
+        if directory.inode.dentry is not None:
+            known = directory.inode if name == b"." else directory.inode.parent
         if known is not None and known is not self._inodes.root:
             entry.st_ino = InodeT(known.node)
         return entry

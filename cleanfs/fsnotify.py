@@ -368,7 +368,8 @@ class SourceWatch:
         if marked is not None:
             return [(inode, inode.file_key) for inode in marked]
         keys = self._resolved.get(place, ())
-        return [(self._inodes.by_id(key.device, key.inode), key) for key in keys]
+        found = [(self._inodes.known_as(key), key) for key in keys]
+        return [(inode, inode.file_key if inode and inode.dentry else key) for inode, key in found]
 
     def _object_changed(self, place: Place, mask: int) -> None:
         services = self._services

@@ -2,7 +2,8 @@
 
 An inode is a (device, inode number) pair below the source, held by an O_PATH descriptor: it is
 followed through renames and links, inside and outside the mount, and its number can not be given to
-another file while we hold it.
+another file while we hold it. Where numbers do not last, or say nothing (``identity``), the pair is
+(device, file handle), and only while it is held; then the inode is found again by its dentry.
 
 Descriptors are scarce (20,000 by default), inodes are not. The table keeps at most ``fd_budget`` of
 them, and fewer when more than that many files are open. Beyond, the least recently used inode that no
@@ -22,7 +23,7 @@ import mmap
 import os
 import stat as stat_module
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
@@ -32,6 +33,7 @@ import trio
 
 from cleanfs import syscalls
 from cleanfs.caller import Caller
+from cleanfs.identity import Dentries, Dentry, Place, Rule, Rules
 from cleanfs.ops import FileKey
 from cleanfs.room import Room
 
@@ -102,7 +104,7 @@ class Inode:
     """One file, directory or other object of the source that the kernel knows."""
 
     __slots__ = (
-        "access", "access_ctime", "acl", "asked_for", "device",
+        "access", "access_ctime", "acl", "asked_for", "dentry", "device",
         "doubts",
         "doubts_settled",
         "dropped_for",
@@ -141,6 +143,8 @@ class Inode:
         """O_PATH descriptor, or -1 if parked."""
         self.handle: bytes | None = None
         """File handle; None if never asked for, empty if the file system has none."""
+        self.dentry: Dentry | None = None
+        """Where it was seen last, if that is what it is known by."""
         self.parent: Inode | None = None
         self.name = b""
         self.nlookup = 0
@@ -273,8 +277,19 @@ class Watcher(Protocol):
 class InodeTable:
     """See the module."""
 
-    def __init__(self, root_fd: int, fd_budget: int, max_inodes: int, room: Room) -> None:
-        """``root_fd`` is an O_PATH descriptor of the source and stays the caller's."""
+    def __init__(
+        self,
+        root_fd: int,
+        fd_budget: int,
+        max_inodes: int,
+        room: Room,
+        rules: Rules,
+        lost: Callable[[FileKey], None] = lambda _: None,
+    ) -> None:
+        """``root_fd`` is an O_PATH descriptor of the source and stays the caller's.
+
+        ``lost`` is told of files that nothing leads to any more, though they may be there.
+        """
         st = os.fstat(root_fd)
         self.fd_budget = fd_budget
         self.max_inodes = max_inodes
@@ -283,7 +298,7 @@ class InodeTable:
         self._devices: dict[int, int] = {st.st_dev: 0}  # st_dev -> order of appearance
         self._mount_fds: dict[int, int] = {st.st_dev: os.open(".", os.O_RDONLY, dir_fd=root_fd)}
         self._nodes: OrderedDict[int, Inode] = OrderedDict()  # least recently used first
-        self._by_id: dict[int | tuple[int, int], Inode] = {}  # by _key
+        self._by_id: dict[int | tuple[int, int | bytes], Inode] = {}  # by _id
         self._held: OrderedDict[int, Inode] = OrderedDict()  # by node, least recently used first
         self._open_fds = 0
         self._parked_total = 0
@@ -291,18 +306,26 @@ class InodeTable:
         """Inodes that left the table."""
         self._watcher: Watcher | None = None
         self._room = room
+        self._rules = rules
+        self._dentries = Dentries()
+        self._lost = lost
         self.root = Inode(st.st_dev, st.st_ino, stat_module.S_IFDIR, ROOT, next(self._generations))
         self.root.fd = os.dup(root_fd)
         self.root.nlookup = 1
         self.root.pins = 1
-        self._nodes[ROOT] = self._by_id[self._key(st.st_dev, st.st_ino)] = self.root
+        self._nodes[ROOT] = self.root
+        if rules[st.st_dev] is Rule.PATH:
+            self._settle(self.root, self._dentries.make(st.st_dev, None, (st.st_dev, b"")))
+            self.root.handle = syscalls.event_handle(root_fd)
+        self._know(self.root)
 
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` of every inode that is held from now on."""
         self._watcher = watcher
 
     # Invariant: _by_id holds the inode that the source has now under that pair; _nodes also holds
-    # inodes that the kernel still refers to although their number was given to another file.
+    # inodes that the kernel still refers to although their number was given to another file. Where
+    # numbers do not last it holds only inodes with a descriptor.
 
     def __getitem__(self, node: int) -> Inode:
         """The inode of a node id that the kernel has not forgotten. Raises StaleError."""
@@ -336,19 +359,16 @@ class InodeTable:
 
         Takes over ``fd``.
         """
-        inode = self._by_id.get(self._key(st.st_dev, st.st_ino))
-        if inode is not None and inode.fd < 0 and not is_parked(inode, fd, st):
-            inode = None  # the number was given to another file while this one was parked
-        if inode is None:
-            inode = self._new(st)
+        inode = self._find_opened(fd, st, parent, name) or self._new(st, parent, name)
         if inode.fd < 0:
-            self._hold(inode, fd)
+            self._hold(inode, fd, st.st_ino)
         else:
             if inode.suspect and stat_module.S_IFMT(st.st_mode) == inode.kind:
                 # In place: whoever is using the number goes on with what is there now.
                 os.dup2(fd, inode.fd, inheritable=False)
                 inode.suspect = False
-                inode.handle = inode.file_key = None
+                if inode.dentry is None:
+                    inode.handle = inode.file_key = None
             os.close(fd)
             self._touch(inode)
         self.referenced(inode, parent, name)
@@ -359,18 +379,16 @@ class InodeTable:
 
         Call ``referenced`` once the entry is in the reply, ``unreferenced`` if it did not fit.
         """
-        inode = self._by_id.get(self._key(st.st_dev, st.st_ino))
-        if inode is not None and inode.fd < 0 and stat_module.S_IFMT(st.st_mode) != inode.kind:
-            inode = None
+        inode = self._find_listed(st, parent, name)
         if inode is None:
-            inode = self._new(st)
+            inode = self._new(st, parent, name)
             inode.parent, inode.name = parent, name
         return inode
 
     def referenced(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """The kernel got one more reference, by this name."""
         inode.nlookup += 1
-        inode.parent, inode.name = parent, name
+        self.moved(inode, parent, name)
 
     def unreferenced(self, inode: Inode) -> None:
         """The kernel did not get the inode after all."""
@@ -385,8 +403,13 @@ class InodeTable:
         self._drop_unused(inode)
 
     def moved(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """The inode has a new place."""
+        """The inode has a new place, or is seen at its old one."""
         inode.parent, inode.name = parent, name
+        if inode.dentry is not None:
+            place = self._place(inode.device, parent, name)
+            if inode.dentry.place != place:
+                self._clear(place)
+                self._dentries.move(inode.dentry, parent.dentry, place)
 
     def check_may_open(self) -> None:
         """Raises OSError (EMFILE) if another open file would leave no descriptors for anything else."""
@@ -430,10 +453,10 @@ class InodeTable:
         inode.pins -= 1
         self._drop_unused(inode)
 
-    def unpark(self, inode: Inode, fd: int) -> None:
-        """``open_parked`` gave ``fd``; somebody else may have been faster."""
+    def unpark(self, inode: Inode, fd: int, ino: int) -> None:
+        """``open_parked`` gave ``fd`` and ``ino``; somebody else may have been faster."""
         if inode.fd < 0:
-            self._hold(inode, fd)
+            self._hold(inode, fd, ino)
         else:
             os.close(fd)
 
@@ -471,6 +494,8 @@ class InodeTable:
                     inode.handle = syscalls.name_to_handle(inode.fd)
                 except OSError:
                     inode.handle = b""  # the source fails: it has its place
+            if inode.dentry is not None:
+                self._know_no_more(inode)
             os.close(inode.fd)
             inode.fd = -1
             self._parked_total += 1
@@ -510,11 +535,15 @@ class InodeTable:
         self._held.clear()
         self._mount_fds.clear()
 
-    def _new(self, st: os.stat_result) -> Inode:
+    def _new(self, st: os.stat_result, parent: Inode, name: bytes) -> Inode:
         node = self._node_id(st)
         kind = stat_module.S_IFMT(st.st_mode)
         inode = Inode(st.st_dev, st.st_ino, kind, node, next(self._generations))
-        self._nodes[node] = self._by_id[self._key(st.st_dev, st.st_ino)] = inode
+        self._nodes[node] = inode
+        if self._rules[st.st_dev] is Rule.PATH:
+            self._settle(inode, self._vacant_dentry(st.st_dev, parent, name))
+        else:
+            self._know(inode)
         return inode
 
     def _key(self, device: int, ino: int) -> int | tuple[int, int]:
@@ -530,8 +559,11 @@ class InodeTable:
             return node
         return self.next_dynamic()
 
-    def _hold(self, inode: Inode, fd: int) -> None:
+    def _hold(self, inode: Inode, fd: int, ino: int) -> None:
         inode.fd = fd
+        if inode.dentry is not None:
+            inode.ino, inode.handle = ino, syscalls.event_handle(fd)
+            self._know(inode)
         self._held[inode.node] = inode
         # The first directory of a file system comes again, once there is a descriptor for handles.
         awaited = EXPECTED if inode.is_dir else -1
@@ -559,9 +591,7 @@ class InodeTable:
         # The tables may have a successor of it by now.
         if self._nodes.get(inode.node) is inode:
             del self._nodes[inode.node]
-        key = self._key(inode.device, inode.ino)
-        if self._by_id.get(key) is inode:
-            del self._by_id[key]
+        self._know_no_more(inode)
         if self._held.get(inode.node) is inode:
             del self._held[inode.node]
         if self._watcher is not None:
@@ -570,33 +600,167 @@ class InodeTable:
             os.close(inode.fd)
             inode.fd = -1
         self._room.given_up(inode.node)
+        if inode.dentry is not None:
+            inode.dentry.occupant = None
+            if inode.dentry.place is None:
+                self._lost(inode.dentry.key)
+
+    # -- which inode it is ----------------------------------------------------------------------
+
+    def _find_opened(self, fd: int, st: os.stat_result, parent: Inode, name: bytes) -> Inode | None:
+        """The inode of what a lookup opened."""
+        if self._rules[st.st_dev] is Rule.INODE:
+            inode = self._by_id.get(self._key(st.st_dev, st.st_ino))
+            if inode is not None and inode.fd < 0 and not is_parked(inode, fd, st):
+                return None  # the number was given to another file while this one was parked
+            return inode
+        held = self._by_id.get((st.st_dev, syscalls.event_handle(fd) or st.st_ino))
+        if held is not None:
+            return held
+        inode = self._at(st.st_dev, parent, name)
+        return inode if inode is not None and inode.fd < 0 and is_parked(inode, fd, st) else None
+
+    def _find_listed(self, st: os.stat_result, parent: Inode, name: bytes) -> Inode | None:
+        """The inode of what a listing saw."""
+        kind = stat_module.S_IFMT(st.st_mode)
+        if self._rules[st.st_dev] is Rule.INODE:
+            inode = self._by_id.get(self._key(st.st_dev, st.st_ino))
+            return None if inode is not None and inode.fd < 0 and kind != inode.kind else inode
+        inode = self._at(st.st_dev, parent, name)
+        if inode is None:
+            return None
+        same = looks_like(inode, st) if inode.fd < 0 else st.st_ino == inode.ino
+        return inode if same and kind == inode.kind else None
+
+    def known_as(self, key: FileKey) -> Inode | None:
+        """The inode that the source has now under a key (``namespace.file_key``), if in the table."""
+        if self._rules[key.device] is Rule.INODE:
+            return self.by_id(key.device, key.inode)
+        return self._by_id.get((key.device, key.generation or key.inode))
+
+    def subject(self, key: FileKey, parent: Inode, name: bytes) -> tuple[Inode | None, FileKey]:
+        """What a change of names was about: its inode, if in the table, and what its pages hang on.
+
+        ``key`` is what the source called it (``namespace.file_key``); it had that name right before.
+        """
+        inode = self.known_as(key)
+        if self._rules[key.device] is Rule.INODE:
+            return inode, key
+        if inode is None:
+            dentry = self.dentry(key.device, parent, name)
+            if dentry is None:
+                return None, key
+            if dentry.occupant is None:
+                return None, dentry.key
+            assert isinstance(dentry.occupant, Inode)
+            if dentry.occupant.fd >= 0:  # it is another
+                return None, key
+            inode = dentry.occupant
+        return inode, inode.file_key or key
+
+    def is_inode_of(self, inode: Inode, key: FileKey) -> bool:
+        """Whether an inode with a descriptor is what the source calls ``key``."""
+        same_handle = inode.dentry is None or not key.generation or inode.handle == key.generation
+        return inode.id == (key.device, key.inode) and same_handle
+
+    def _know(self, inode: Inode) -> None:
+        self._by_id[self._id(inode)] = inode
+
+    def _know_no_more(self, inode: Inode) -> None:
+        if self._by_id.get(self._id(inode)) is inode:
+            del self._by_id[self._id(inode)]
+
+    def _id(self, inode: Inode) -> int | tuple[int, int | bytes]:
+        if inode.dentry is not None:
+            return inode.device, inode.handle or inode.ino
+        return self._key(inode.device, inode.ino)
+
+    # -- dentries ---------------------------------------------------------------------------------
+
+    def dentry(self, device: int, parent: Inode, name: bytes) -> Dentry | None:
+        """The dentry of a name, if there is one. Where files are known by inode there never is."""
+        return self._dentries.at(self._place(device, parent, name))
+
+    def name_gone(self, device: int, parent: Inode, name: bytes) -> None:
+        """A name no longer leads to what it did."""
+        self._clear(self._place(device, parent, name))
+
+    def _at(self, device: int, parent: Inode, name: bytes) -> Inode | None:
+        dentry = self.dentry(device, parent, name)
+        if dentry is None or dentry.occupant is None:
+            return None
+        assert isinstance(dentry.occupant, Inode)
+        return dentry.occupant
+
+    def _place(self, device: int, parent: Inode, name: bytes) -> Place:
+        if parent.dentry is None:
+            return (device, *parent.id), name
+        key = parent.dentry.key
+        return (key if parent.device == device else (device, key)), name
+
+    def _vacant_dentry(self, device: int, parent: Inode, name: bytes) -> Dentry:
+        """The one of that name, with what is kept of the file; a new one if it is another inode's."""
+        place = self._place(device, parent, name)
+        dentry = self._dentries.at(place)
+        if dentry is not None and dentry.occupant is not None:
+            self._clear(place)
+            dentry = None
+        return dentry or self._dentries.make(device, parent.dentry, place)
+
+    def _settle(self, inode: Inode, dentry: Dentry) -> None:
+        inode.dentry, dentry.occupant = dentry, inode
+        inode.file_key = dentry.key
+
+    def _clear(self, place: Place) -> None:
+        dentry = self._dentries.at(place)
+        if dentry is not None:
+            self._dentries.remove(dentry)
+            if dentry.occupant is None:
+                self._lost(dentry.key)
 
 
 def is_parked(parked: Inode, fd: int, st: os.stat_result) -> bool:
     """Whether ``fd`` refers to the very file that a parked inode stands for."""
-    if (st.st_dev, st.st_ino, stat_module.S_IFMT(st.st_mode)) != (*parked.id, parked.kind):
+    if (st.st_dev, stat_module.S_IFMT(st.st_mode)) != (parked.device, parked.kind):
+        return False
+    if parked.dentry is not None and looks_like(parked, st):
+        return True
+    if st.st_ino != parked.ino:
         return False
     return not parked.handle or syscalls.name_to_handle(fd) == parked.handle
 
 
-def open_parked(inode: Inode, mount_fd: int, parent_fd: int) -> int:
-    """A new O_PATH descriptor of a parked inode. Waits for the source: call it in a thread.
+def looks_like(inode: Inode, st: os.stat_result) -> bool:
+    """Whether what was found where a parked inode was may pass for it.
+
+    Its pages are held against the fingerprint apart from this. Of a directory nothing is kept.
+    """
+    return inode.is_dir or inode.sent in (None, stamps_of(st))
+
+
+def open_parked(inode: Inode, mount_fd: int, parent_fd: int) -> tuple[int, int]:
+    """A new O_PATH descriptor of a parked inode, and the number that the source gives it now.
+
+    Waits for the source: call it in a thread.
 
     Tries an open file of it, its file handle below ``mount_fd``, its name below ``parent_fd``; -1
     for what there is not. Raises StaleError if it is not where it was, OSError if the source fails.
     """
     fd = _open_somehow(inode, mount_fd, parent_fd)
+    st = os.fstat(fd)
     # An open file may have been closed and its number used again while we looked.
-    if not is_parked(inode, fd, os.fstat(fd)):
+    if not is_parked(inode, fd, st):
         os.close(fd)
         raise StaleError
-    return fd
+    return fd, st.st_ino
 
 
 def _open_somehow(inode: Inode, mount_fd: int, parent_fd: int) -> int:
     for open_fd in inode.open_fds[-1:]:
         return os.open(f"/proc/self/fd/{open_fd}", os.O_PATH | os.O_CLOEXEC)
-    if inode.handle and mount_fd >= 0:
+    if inode.dentry is not None and inode.dentry.place is None:
+        raise StaleError  # its name leads to another
+    if inode.handle and mount_fd >= 0 and inode.dentry is None:
         try:
             return syscalls.open_by_handle(mount_fd, inode.handle, os.O_PATH | os.O_NOFOLLOW)
         except PermissionError:

@@ -29,6 +29,7 @@ from cleanfs.given import Given
 from cleanfs.guardian import Guardian
 from cleanfs.handles import Services
 from cleanfs.handshake import Handshake
+from cleanfs.identity import Rules
 from cleanfs.inodes import InodeTable
 from cleanfs.interrupts import Interrupts
 from cleanfs.keeper import Keeper
@@ -120,7 +121,15 @@ class Mount:
         root_fd = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             services.types.learn(os.fstat(root_fd).st_dev, syscalls.file_system_magic(root_fd))
-            self._inodes = InodeTable(root_fd, raise_fd_limit(), MAX_INODES, services.room)
+            self._rules = Rules(services.types)
+            self._inodes = InodeTable(
+                root_fd,
+                raise_fd_limit(),
+                MAX_INODES,
+                services.room,
+                self._rules,
+                self._pagecache.lost,
+            )
         finally:
             os.close(root_fd)
         self._copies_changed()
@@ -260,6 +269,7 @@ class Mount:
             pool_id=self._fs.pool_id,
             coherency=self.config.coherency.value,
             source_cache=self.config.source_cache.value,
+            identity=self._rules[self._inodes.root.device].value,
             requests=self._limits,
             changes_found=self._coherency.changes_found,
             doubtful_flushes=self._coherency.doubtful_flushes,

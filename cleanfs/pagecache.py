@@ -24,6 +24,7 @@ import trio
 
 from cleanfs.answers import Answers
 from cleanfs.cleancache import CleancacheFs
+from cleanfs.identity import Dentry
 from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.ops import FileKey
 from cleanfs.resident import Resident
@@ -118,13 +119,15 @@ class CachedFile:
     """What is known of one file for as long as pages of it may be cached anywhere."""
 
     __slots__ = (
-        "answers", "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial", "size",
-        "version", "writes",
+        "answers", "dentry", "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial",
+        "size", "version", "writes",
     )  # fmt: skip
 
     def __init__(self, key: FileKey, serial: int) -> None:
         """A file of which nothing is cached yet."""
         self.key = key
+        self.dentry: Dentry | None = None
+        """What the file is found again by, if not by its inode: kept as long as the record is."""
         self.serial = serial
         """Its name among the resident pages; never used again."""
         self.flights: list[_Flight] = []
@@ -165,6 +168,10 @@ class PageCacheStats:
     """Misses that waited for somebody else's read of the source."""
     stale_reads: int
     """Source reads whose pages were not inserted: the file had changed meanwhile."""
+    lost_files: int
+    """Files given up because nothing led to them any more: the name stands for another, or for none."""
+    lost_pages: int
+    """Their pages, here and in cleancache."""
 
 
 class PageCache:
@@ -194,15 +201,17 @@ class PageCache:
         """Where the read that has just returned found its pages (``latency``): its caller's to look at
         before the next await."""
         self._hits = self._misses = self._evictions = self._shared_reads = self._stale_reads = 0
+        self._lost_files = self._lost_pages = 0
 
     # -- files ------------------------------------------------------------------------------
 
-    def file(self, key: FileKey) -> CachedFile:
+    def file(self, key: FileKey, dentry: Dentry | None = None) -> CachedFile:
         """The record of a file, made if need be."""
         file = self._files.get(key)
         if file is None:
             serial = next(self._serials)
             file = CachedFile(key, serial)
+            file.dentry = dentry
             self._files[key] = self._by_serial[serial] = file
             if len(self._files) > self.max_files:
                 self._forget_oldest()
@@ -224,6 +233,16 @@ class PageCache:
         if self._files.get(file.key) is file and not file.pins:
             del self._files[file.key]
             del self._by_serial[file.serial]
+
+    def lost(self, key: FileKey) -> None:
+        """Nothing leads to a file any more, though it may be there. Its pages would wait in vain."""
+        file = self._files.get(key)
+        if file is None:
+            return
+        before = len(self._resident) + self._cleancache.kept_pages()
+        self.forget(file)
+        self._lost_files += 1
+        self._lost_pages += before - len(self._resident) - self._cleancache.kept_pages()
 
     def _forget_oldest(self) -> None:
         # All but the newest, which is being made; some at a time, as many may be pinned.
@@ -501,6 +520,8 @@ class PageCache:
             evictions=self._evictions,
             shared_reads=self._shared_reads,
             stale_reads=self._stale_reads,
+            lost_files=self._lost_files,
+            lost_pages=self._lost_pages,
         )
 
 

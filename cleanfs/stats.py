@@ -68,6 +68,8 @@ class MountStats:
     """Negative: the mount has no pool."""
     coherency: str
     source_cache: str
+    identity: str
+    """By what files of the source are known (``identity.Rule``)."""
     requests: RequestLimits
     changes_found: int
     """Files flushed because somebody else had changed them in the source."""
@@ -112,6 +114,7 @@ class MountStats:
             "pool_id": self.pool_id,
             "coherency": self.coherency,
             "source_cache": self.source_cache,
+            "identity": self.identity,
             **asdict(self.requests),
             **asdict(self.keeper),
             "hit_ratio": round(self.hit_ratio, 4),

@@ -11,6 +11,7 @@ import functools
 import os
 import stat as stat_module
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -98,7 +99,7 @@ class Tree:
         with self.inodes.using(parent):
             if parent.fd >= 0 and self._unpark_at_place(inode, parent):
                 return
-            if inode.open_fds or inode.handle:
+            if inode.open_fds or (inode.handle and inode.dentry is None):
                 with contextlib.suppress(StaleError):
                     await self._open_parked(inode, -1)
                     return
@@ -119,13 +120,12 @@ class Tree:
         if not is_parked(inode, found.fd, found.stat):
             os.close(found.fd)
             return False
-        self.inodes.unpark(inode, found.fd)
+        self.inodes.unpark(inode, found.fd, found.stat.st_ino)
         return True
 
     async def _open_parked(self, inode: Inode, parent_fd: int) -> None:
         mount_fd = self.inodes.mount_fd(inode.device)
-        fd = await self.run(open_parked, inode, mount_fd, parent_fd)
-        self.inodes.unpark(inode, fd)
+        self.inodes.unpark(inode, *await self.run(open_parked, inode, mount_fd, parent_fd))
         await self._have_mount_fd(inode)
 
     async def _have_mount_fd(self, inode: Inode) -> None:
@@ -152,6 +152,9 @@ class Tree:
         if opened is None:
             try:
                 opened = await self.run_on_names(parent, namespace.lookup_here, parent.fd, name)
+            except FileNotFoundError:
+                self.inodes.name_gone(parent.device, parent, name)
+                raise
             except OSError as exc:
                 if exc.errno != errno.EXDEV:
                     raise
@@ -169,6 +172,7 @@ class Tree:
         made = await self.change_names(
             parent, actor, namespace.make_node, parent.fd, name, mode, rdev, target
         )
+        self.inodes.name_gone(parent.device, parent, name)
         return self.inodes.looked_up(made.fd, made.stat, parent, name), made.stat
 
     async def create(
@@ -184,16 +188,17 @@ class Tree:
         opened = await self.change_names(
             parent, actor, namespace.create_file, parent.fd, name, mode, flags
         )
+        self.inodes.name_gone(parent.device, parent, name)
         try:
             inode, st = await self.look_up(parent, name)
         except BaseException:
             await self.close(parent, opened.fd)
             raise
-        if inode.id != (opened.stat.st_dev, opened.stat.st_ino):
+        if not self.inodes.is_inode_of(inode, opened.key):
             self.inodes.forget(inode.node, 1)
             await self.close(parent, opened.fd)
             raise StaleError
-        return opened, inode, st
+        return replace(opened, key=inode.file_key or opened.key), inode, st
 
     async def close(self, inode: Inode, fd: int) -> None:
         """Close a file on the same file system, which a server may have to be told."""
@@ -242,7 +247,7 @@ class Tree:
         if inode.file_key is None:
             inode.file_key = await self.near(inode, _key_of, inode.fd)
         pagecache = self.services.pagecache
-        return pagecache.file(inode.file_key) if make else pagecache.known(inode.file_key)
+        return pagecache.file(inode.file_key, inode.dentry) if make else pagecache.known(inode.file_key)
 
     async def set_attributes(self, inode: Inode, io_fd: int, new: NewAttributes) -> os.stat_result:
         """Set attributes (``namespace.set_attributes``), flushing what a new size makes wrong."""
@@ -288,13 +293,17 @@ class Tree:
             self.services.notifier.inode(inode.node)
         return new
 
-    def name_changed(self, changed: Changed) -> None:
-        """A file lost or gained a name by our hand: its ctime moved; without a name it is gone."""
-        if changed.gone and (inode := self.inodes.find(changed.before)) is not None:
+    def name_changed(self, changed: Changed, parent: Inode, name: bytes) -> Inode | None:
+        """What had that name lost or gained one by our hand: its ctime moved; without one it is gone.
+
+        Returns its inode, if that is in the table.
+        """
+        inode, key = self.inodes.subject(changed.key, parent, name)
+        if changed.gone and inode is not None:
             self.services.room.removed(inode.node)
-        file = self.services.pagecache.known(changed.key)
+        file = self.services.pagecache.known(key)
         if file is None:
-            return
+            return inode
         if changed.gone:
             self.services.pagecache.forget(file)
         else:
@@ -305,9 +314,9 @@ class Tree:
             else:
                 before, after = own_fingerprint(changed.before), own_fingerprint(changed.after)
                 distrusted = coherency.after_name_change(file, before, after)
-            inode = self.inodes.find(changed.before)
             if distrusted and inode is not None:
                 self.services.notifier.inode(inode.node)
+        return inode
 
     async def open(self, inode: Inode, flags: int) -> OpenedFile:
         """Open a file for I/O, with those of a program's flags that are for the source."""

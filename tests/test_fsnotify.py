@@ -14,6 +14,7 @@ from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import Coherency, CoherencyChecker
 from cleanfs.fsnotify import Batch, SourceWatch, UnwatchableError
 from cleanfs.handles import Services
+from cleanfs.identity import Rules
 from cleanfs.inodes import Inode, InodeTable
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes
@@ -53,7 +54,7 @@ class Site:
             Latencies(),
         )
         root_fd = os.open(source, os.O_PATH)
-        self.inodes = InodeTable(root_fd, 100, 1000, self.services.room)
+        self.inodes = InodeTable(root_fd, 100, 1000, self.services.room, Rules(self.services.types))
         os.close(root_fd)
         self.source = source
         self.watch = SourceWatch(self.services, self.inodes)

@@ -34,6 +34,7 @@ from cleanfs.control import Control, Operator
 from cleanfs.filesystem import CleanFS
 from cleanfs.given import Given
 from cleanfs.handles import DirHandle, Services
+from cleanfs.identity import Rules
 from cleanfs.inodes import NOT_TOLD, InodeTable
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes, all_local
@@ -54,7 +55,7 @@ def services() -> Services:
 def inodes(tmp_path: Path) -> Iterator[InodeTable]:
     (tmp_path / "f").write_bytes(b"text")
     fd = os.open(tmp_path, os.O_PATH)
-    table = InodeTable(fd, 64, 64, Room())
+    table = InodeTable(fd, 64, 64, Room(), Rules(FileSystemTypes()))
     os.close(fd)
     yield table
     table.close()

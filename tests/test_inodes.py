@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cleanfs import syscalls
+from cleanfs.identity import Rules
 from cleanfs.inodes import (
     CONTROL_BASE,
     CONTROL_END,
@@ -29,6 +30,7 @@ from cleanfs.inodes import (
     is_parked,
     open_parked,
 )
+from cleanfs.mounts import FileSystemTypes
 from cleanfs.room import Room
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -52,7 +54,7 @@ class Rig:
     def __init__(self, path: Path, fd_budget: int = 100, max_inodes: int = 1000) -> None:
         self.path = path
         root_fd = os.open(path, PATH_FLAGS)
-        self.table = InodeTable(root_fd, fd_budget, max_inodes, Room())
+        self.table = InodeTable(root_fd, fd_budget, max_inodes, Room(), Rules(FileSystemTypes()))
         os.close(root_fd)
 
     def lookup(self, name: str, parent: Inode | None = None) -> Inode:
@@ -74,7 +76,7 @@ class Rig:
         """What the file system does with a parked inode."""
         mount_fd = -1 if by_place else self.table.mount_fd(inode.device)
         parent_fd = self.table.root.fd if by_place else -1
-        self.table.unpark(inode, open_parked(inode, mount_fd, parent_fd))
+        self.table.unpark(inode, *open_parked(inode, mount_fd, parent_fd))
         return inode
 
     def refers_to(self, inode: Inode, name: str) -> bool:
@@ -342,9 +344,9 @@ def test_an_open_file_finds_it_without_a_name(rig: Rig) -> None:
     rig.table.opened(a, fd)
     rig.park(a)
     (rig.path / "a").unlink()
-    opened = open_parked(a, -1, -1)
+    opened, ino = open_parked(a, -1, -1)
     assert os.path.samestat(os.fstat(opened), st)
-    rig.table.unpark(a, opened)
+    rig.table.unpark(a, opened, ino)
     with rig.table.closing(a, fd):
         pass
     os.close(fd)
@@ -357,7 +359,7 @@ def test_an_open_descriptor_that_became_another_files_is_not_taken_for_it(rig: R
     a.open_fds = (fd,)
     rig.park(a)
     try:
-        opened = open_parked(a, rig.table.mount_fd(a.device), rig.table.root.fd)
+        opened, _ = open_parked(a, rig.table.mount_fd(a.device), rig.table.root.fd)
     except StaleError:
         pass
     else:
@@ -433,7 +435,7 @@ def test_without_the_privilege_for_handles_the_place_is_tried(
         raise PermissionError(errno.EPERM, "no")
 
     monkeypatch.setattr(syscalls, "open_by_handle", refused)
-    rig.table.unpark(a, open_parked(a, rig.table.mount_fd(a.device), rig.table.root.fd))
+    rig.table.unpark(a, *open_parked(a, rig.table.mount_fd(a.device), rig.table.root.fd))
     assert rig.refers_to(a, "a")
 
 
@@ -455,15 +457,15 @@ def test_whoever_unparks_second_closes_its_descriptor(rig: Rig) -> None:
     a = rig.lookup("a")
     rig.park(a)
     first, second = (
-        (open_parked(a, -1, rig.table.root.fd) for _ in range(2))
+        (open_parked(a, -1, rig.table.root.fd)[0] for _ in range(2))
         if not a.handle
         else (
             os.open(rig.path / "a", PATH_FLAGS),
             os.open(rig.path / "a", PATH_FLAGS),
         )
     )
-    rig.table.unpark(a, first)
-    rig.table.unpark(a, second)
+    rig.table.unpark(a, first, a.ino)
+    rig.table.unpark(a, second, a.ino)
     assert a.fd == first
     assert second not in open_fds()
 

@@ -47,6 +47,7 @@ STATS = MountStats(
     pool_id=0,
     coherency="open",
     source_cache="auto",
+    identity="inode",
     requests=RequestLimits(read_ahead_kb=1024, max_background=64),
     changes_found=9,
     doubtful_flushes=10,
@@ -63,6 +64,8 @@ STATS = MountStats(
         evictions=7,
         shared_reads=8,
         stale_reads=9,
+        lost_files=10,
+        lost_pages=11,
     ),
     backing=BackingStats(1, 2, 3, 4, 5, 6, 7),
     inodes=InodeStats(inodes=100, held=50, parked_total=7),
@@ -161,6 +164,8 @@ def test_every_part_of_the_snapshot_is_in_the_values() -> None:
         7,
         8,
         9,
+        10,
+        11,
     ]
     assert [values[name] for name in BackingStats.__slots__] == [1, 2, 3, 4, 5, 6, 7]
 

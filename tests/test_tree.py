@@ -17,6 +17,7 @@ from cleanfs.backing import Backing
 from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import Coherency, CoherencyChecker
 from cleanfs.handles import Services
+from cleanfs.identity import Rules
 from cleanfs.inodes import InodeTable
 from cleanfs.latency import Latencies
 from cleanfs.mounts import FileSystemTypes
@@ -36,7 +37,7 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
     checker = CoherencyChecker(pagecache, Coherency.NONE)
     services = Services(Backing(), pagecache, checker, FileSystemTypes(), Notifier(), Latencies())
     fd = os.open(tmp_path, os.O_PATH)
-    inodes = InodeTable(fd, 64, 64, services.room)
+    inodes = InodeTable(fd, 64, 64, services.room, Rules(services.types))
     os.close(fd)
     yield Tree(services, inodes)
     inodes.close()
