@@ -1,7 +1,7 @@
-"""Cleancache backends, found by name through the entry-point group ``cleanfs.backends``.
+"""Find cleancache backends by name, through the entry-point group ``cleanfs.backends``.
 
-An entry point is a callable ``(options: BackendOptions) -> Backend`` that raises ValueError, with a
-message for the user, for options that it can not follow.
+An entry point is a callable ``(options: BackendOptions) -> Backend``. It raises ValueError, with a
+message for the user, for options that the backend does not support.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ BackendFactory = Callable[[BackendOptions], Backend]
 
 
 class UnknownBackendError(LookupError):
-    """No installed package offers a backend of that name."""
+    """No installed package provides a backend of that name."""
 
 
 def names() -> list[str]:
-    """The names of all installed backends, sorted."""
+    """Return the names of all installed backends, sorted."""
     return sorted(entry_points(group=GROUP).names)
 
 
 def load(name: str) -> BackendFactory:
-    """The factory of the backend called ``name``. Raises UnknownBackendError."""
+    """Return the factory of the backend called ``name``. Raises UnknownBackendError."""
     for entry in entry_points(group=GROUP, name=name):
         factory: BackendFactory = entry.load()
         return factory

@@ -1,10 +1,10 @@
-"""Page codecs by name: what ``--compression`` accepts.
+"""Parse the names of page codecs, which ``--compression`` accepts.
 
-* ``lz4`` or ``lz4:N``: the fast compressor with acceleration N (1 to 65537; more is faster and looser).
-* ``lz4hc`` or ``lz4hc:N``: the slow one at level N (1 to 12). It decompresses as fast.
-* ``zstd`` or ``zstd:N``: denser and slower, at level N (1 to 19); with ``+dict`` at the end it trains
-  a dictionary from the pages that it is given.
-* ``none``: pages are kept as they are.
+* ``lz4`` or ``lz4:N``: the fast compressor with acceleration N (1 to 65537; faster and less dense).
+* ``lz4hc`` or ``lz4hc:N``: the slow compressor at level N (1 to 12). It decompresses as fast as lz4.
+* ``zstd`` or ``zstd:N``: denser and slower, at level N (1 to 19). With ``+dict`` at the end, zstd
+  trains a dictionary from the pages that it compresses.
+* ``none``: pages are stored uncompressed.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from functools import partial
 import lz4.block
 
 LEVELS = {"none": range(1), "lz4": range(1, 65538), "lz4hc": range(1, 13), "zstd": range(1, 20)}
-"""Methods, and what the number after the colon may be."""
+"""The range of the number after the colon, by method."""
 
 DEFAULT_LEVEL = {"none": 0, "lz4": 1, "lz4hc": 9, "zstd": 3}
 
@@ -23,28 +23,28 @@ CHOICES = "lz4[:ACCELERATION], lz4hc[:LEVEL], zstd[:LEVEL][+dict] or none"
 NEEDS_NATIVE = "needs the native engine (scripts/setup builds it; CLEANFS_PUREPYTHON=1 switches it off)"
 
 CorruptError = lz4.block.LZ4BlockError
-"""What a decompressor raises when the bytes are not what a compressor made."""
+"""Raised by a decompressor for bytes that no compressor made."""
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How pages are compressed."""
+    """Describes how pages are compressed."""
 
     spec: str
     method: str
     level: int
-    """Acceleration in the case of lz4."""
+    """The acceleration, for lz4."""
     dictionary: bool = False
 
 
 def parse(spec: str) -> Codec:
-    """The codec that ``spec`` names. Raises ValueError with a message for the user."""
+    """Parse the name of a codec. Raises ValueError with a message for the user."""
     base, plus, extra = spec.partition("+")
     method, colon, number = base.partition(":")
     if method not in LEVELS:
         raise ValueError(f"unknown compression {spec!r} ({CHOICES})")
     if plus and (method != "zstd" or extra != "dict"):
-        raise ValueError(f"compression {spec!r}: only zstd[:LEVEL]+dict has something after a +")
+        raise ValueError(f"compression {spec!r}: only zstd takes a suffix, +dict")
     if not colon:
         return Codec(spec, method, DEFAULT_LEVEL[method], bool(plus))
     if not (number.isascii() and number.isdecimal()):
@@ -57,7 +57,7 @@ def parse(spec: str) -> Codec:
 
 
 def lz4_compressor(codec: Codec) -> Callable[[bytes], bytes]:
-    """The codec over whole pages, in Python. Raises ValueError if it is neither lz4 nor lz4hc."""
+    """Return a function that compresses a page. Raises ValueError for any codec but lz4 and lz4hc."""
     compress = partial(lz4.block.compress, store_size=False)
     if codec.method == "lz4":
         return partial(compress, mode="fast", acceleration=codec.level)
@@ -67,5 +67,5 @@ def lz4_compressor(codec: Codec) -> Callable[[bytes], bytes]:
 
 
 def lz4_decompressor(page_size: int) -> Callable[[bytes], bytes]:
-    """The inverse of both, for pages of ``page_size`` bytes; raises CorruptError."""
+    """Return the inverse of both, for pages of ``page_size`` bytes; it raises CorruptError."""
     return partial(lz4.block.decompress, uncompressed_size=page_size)

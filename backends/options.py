@@ -1,32 +1,32 @@
-"""What a backend is asked to be."""
+"""The options that a backend is made with."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Allocator = Literal["log", "zbud"]
-"""How compressed pages lie in memory: ``backends/native/log.hpp`` and ``zbud.hpp`` explain each."""
+"""How compressed pages are laid out in memory; see ``backends/native/log.hpp`` and ``zbud.hpp``."""
 
 Poor = Literal["keep", "refuse"]
-"""What becomes of a page that compresses poorly: kept as it is while there is room to spare, or not."""
+"""Whether a page that compresses poorly is kept raw, while there is room to spare, or refused."""
 
 Admission = Literal["all", "was-active"]
-"""Who gets into a full pool: every page, or only one that was here, or was offered, before."""
+"""Which pages a full pool admits: all, or only those that were kept or offered before."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackendOptions:
-    """Options that a backend is made with. One that can not follow them raises ValueError."""
+    """Holds the options of a backend. A backend raises ValueError for those it does not support."""
 
     pool_limit: int
     """Bytes of RAM, metadata included."""
     compression: str = "lz4"
-    """What ``codec.parse`` accepts."""
+    """The name of a codec, as ``codec.parse`` accepts it."""
     allocator: Allocator = "log"
     poor: Poor | None = None
-    """None is ``keep`` where the allocator can, else ``refuse``."""
+    """None means ``keep`` if the allocator can, else ``refuse``."""
     admission: Admission = "all"
     checksum: bool = False
-    """Whether memory corruption is to be found out, and made a miss. Costs a get 0.1 us of 1.1."""
+    """Whether to detect memory corruption and turn it into a miss. Costs 0.1 us of a get's 1.1."""
 
     def __post_init__(self) -> None:
         """Raise ValueError, with a message for the user, for options that contradict each other."""

@@ -1,22 +1,23 @@
-"""zcache's engine in Python: the readable reference, and what runs where the native one was not built.
+"""Implements zcache in Python: the readable reference, used where the native engine was not built.
 
-After ``drivers/staging/zcache`` and its rewrite (zcache2). What it keeps:
+It follows ``drivers/staging/zcache`` and its rewrite (zcache2). It stores:
 
 * *zpages*: compressed pages, in one queue over all pools, oldest put first. A hit on a private
-  pool takes the page out and the next put brings it back at the young end, so the queue is LRU
-  order. When the limit is passed, the oldest go until it holds again: a put never fails for want
-  of room (zcache2's "ouroboros", the cache that eats its own tail).
-* *same-filled pages*: one repeated 8-byte word is kept as that word.
-* *raw pages*: what compresses to more than ``POOR`` of its size is kept as it is while there is
-  room to spare, in a queue of its own that is eaten first: a page that costs twice the RAM must
-  not displace two that could be kept. ``docs/poor-pages.md`` has the measurement.
+  pool takes the page out and the next put brings it back at the young end, so the queue is in LRU
+  order. When the limit is exceeded, the oldest pages are evicted until it holds again: a put of a
+  compressible page never fails for lack of room (zcache2's "ouroboros", the cache that eats its own
+  tail).
+* *same-filled pages*: a page that repeats one 8-byte word is stored as that word.
+* *raw pages*: a page that compresses to more than ``POOR`` of its size is stored uncompressed while
+  there is room to spare, in a queue of its own that is evicted first. A page that costs twice the RAM
+  must not displace two that could be kept. ``docs/poor-pages.md`` has the measurement.
 * *loans*: a page that an exclusive get handed out is gone for every get. But most come back
   unchanged, when the page cache evicts them again, and compressing is five times the work of
-  decompressing. So the compressed form waits, with a reference to the very object handed out; a
-  put of that same object (identity, not equality: no doubt and no comparing) revives it. Loans
-  count against the limit, with the page that they hold on to, and are bounded.
+  decompressing. So the compressed form waits, with a reference to the very object handed out. A
+  put of that same object (by identity, not equality: no doubt and no comparing) revives it. Loans
+  count against the limit, together with the page that they keep alive, and are bounded.
 
-The limit counts what Python really uses: each object with its allocator's overhead, and the
+The limit counts the memory that Python really uses: each object with its allocator's overhead, and the
 entries in the tables (``ENTRY_BYTES``, measured by ``scripts/bench-zcache``).
 """
 
@@ -33,13 +34,13 @@ POOR = 7 / 8
 """Compressed size over page size above which a page is poor (zcache's ``zv_max_zsize``)."""
 
 ENTRY_BYTES = 240
-"""RAM per kept page beyond its bytes: id, queue entry, member of its object's set."""
+"""RAM per stored page beyond its bytes: id, queue entry, member of its object's set."""
 
 OBJECT_BYTES = 900
 """RAM per object: itself, its key, its empty set, its entries in two tables."""
 
 LOAN_SHARE = 1 / 8
-"""Part of the limit that loans may take."""
+"""The part of the limit that loans may take."""
 
 MIN_POOL_LIMIT = 1 << 20
 """The smallest limit, in bytes, that is more than bookkeeping."""
@@ -48,25 +49,25 @@ MIN_PAGE_SIZE = 4096
 MAX_PAGE_SIZE = 1 << 20
 
 INDEX_BITS = 52
-"""A page id is ``serial of the object << INDEX_BITS | page index``: one int names a page, and a
-range of pages is a range of ints. 2**63 bytes of file in 4 KiB pages need 51 bits."""
+"""Bits of the index in a page id, ``serial of the object << INDEX_BITS | page index``: one int names a
+page, and a range of pages is a range of ints. 2**63 bytes of file in 4 KiB pages need 51 bits."""
 
 WORD = 8
 """Bytes in the unit of a same-filled page, as in the kernel's zswap."""
 
 Zpage = bytes | int
-"""A kept page: compressed or raw bytes, or the word of a same-filled page."""
+"""A stored page: compressed or raw bytes, or the word of a same-filled page."""
 
 
 def _cost(zpage: Zpage) -> int:
-    """Bytes of RAM that a kept page takes: its entry, and its malloc chunk (33 is bytes' header)."""
+    """Return the RAM that a stored page takes: its entry and its malloc chunk (33 is bytes' header)."""
     if isinstance(zpage, int):
         return ENTRY_BYTES
     return ENTRY_BYTES + (len(zpage) + 33 + 8 + 15 & ~15)
 
 
 class _Object:
-    """A file with kept pages: tmem's object."""
+    """Represents a file with stored pages: tmem's object."""
 
     __slots__ = ("base", "ids", "key", "pool")
 
@@ -74,11 +75,11 @@ class _Object:
         self.pool = pool
         self.key = key
         self.base = base
-        self.ids: set[int] = set()  # kept or on loan
+        self.ids: set[int] = set()  # stored or on loan
 
 
 class _Pool:
-    """What a mount, or the sharers of a UUID, hold an id of."""
+    """Represents the pool of one mount, or of all that share a UUID."""
 
     __slots__ = ("decompress", "objects", "page_size", "sharers", "uuid")
 
@@ -91,15 +92,15 @@ class _Pool:
 
 
 class ReferenceZcache:
-    """The backend (see the module). Satisfies ``cleanfs.ops.Backend``."""
+    """Implements ``cleanfs.ops.Backend`` (see the module)."""
 
     name = "zcache"
     engine = "python"
 
     def __init__(self, options: BackendOptions) -> None:
-        """Raises ValueError for a limit that is too small and for options of the native engine."""
+        """Raise ValueError for a limit that is too small and for options of the native engine."""
         for option, value, ours in (
-            ("allocator", options.allocator, "log"),  # there is none; nothing was asked for
+            ("allocator", options.allocator, "log"),  # the default: Python has no allocator
             ("poor", options.poor or "keep", "keep"),
             ("admission", options.admission, "all"),
             ("checksum", options.checksum, False),
@@ -142,18 +143,18 @@ class ReferenceZcache:
         self.resize(options.pool_limit)
 
     # Invariant: an id is in at most one of _zpages, _raw and _loans, and is in its object's ids
-    # exactly if it is in one of them. self._used is the sum of the _cost of what the three keep,
-    # of the pages that are lent, and of OBJECT_BYTES for each object. An object is in the tables
+    # exactly if it is in one of them. self._used is the sum of the _cost of all stored pages,
+    # the size of all lent pages, and OBJECT_BYTES for each object. An object is in the tables
     # exactly while it has ids.
 
     # -- pools ------------------------------------------------------------------------------
 
     def init_fs(self, page_size: int) -> int:
-        """A new private pool; refuses a page size that it can not work with."""
+        """Open a private pool; refuse a page size that is no power of two in range."""
         return self._new_pool(page_size, None)
 
     def init_shared_fs(self, uuid: UUID, page_size: int) -> int:
-        """The pool of that UUID; refuses a page size other than the one it has."""
+        """Open or join the pool of that UUID; refuse a page size other than its own."""
         for pool_id, pool in self._pools.items():
             if pool.uuid == uuid:
                 if pool.page_size != page_size:
@@ -163,7 +164,7 @@ class ReferenceZcache:
         return self._new_pool(page_size, uuid)
 
     def flush_fs(self, pool_id: int) -> None:
-        """Surrender; the pages go with the last sharer."""
+        """Close a pool, or one sharer's use; the last one's close discards the pages."""
         pool = self._pools[pool_id]
         pool.sharers -= 1
         if pool.sharers == 0:
@@ -181,11 +182,11 @@ class ReferenceZcache:
     # -- get --------------------------------------------------------------------------------
 
     def get_page(self, pool_id: int, key: FileKey, index: int) -> bytes | None:
-        """One page, or None."""
+        """Get one page, or None."""
         return self.get_pages(pool_id, key, index, 1)[0]
 
     def get_pages(self, pool_id: int, key: FileKey, first: int, count: int) -> list[bytes | None]:
-        """``count`` pages from ``first`` on; exclusive on a private pool."""
+        """Get ``count`` pages from ``first`` on; exclusive on a private pool."""
         pool = self._pools[pool_id]
         obj = pool.objects.get(key)
         if obj is None:
@@ -214,7 +215,7 @@ class ReferenceZcache:
         return pages
 
     def borrow_pages(self, pool_id: int, key: FileKey, first: int, count: int) -> bytes | None:
-        """All pages of a range, which stay (``ops.BorrowOps``)."""
+        """Get all pages of a range, which stay (``ops.BorrowOps``)."""
         pool = self._pools[pool_id]
         obj = pool.objects.get(key)
         if obj is None:
@@ -258,11 +259,11 @@ class ReferenceZcache:
     # -- put --------------------------------------------------------------------------------
 
     def put_page(self, pool_id: int, key: FileKey, index: int, page: bytes) -> None:
-        """Keep one page."""
+        """Store one page."""
         self.put_pages(pool_id, key, ((index, page),))
 
     def put_pages(self, pool_id: int, key: FileKey, pages: Sequence[tuple[int, bytes]]) -> None:
-        """Keep pages, at the expense of the oldest. Raises ValueError for one of the wrong size."""
+        """Store pages, evicting the oldest if needed. Raises ValueError for one of the wrong size."""
         pool = self._pools[pool_id]
         if any(len(page) != pool.page_size or index < 0 for index, page in pages):
             raise ValueError(f"a page of this pool is {pool.page_size} bytes at an index >= 0")
@@ -303,7 +304,7 @@ class ReferenceZcache:
             self._zpages[zid] = zpage
 
     def _encode(self, page: bytes) -> Zpage:
-        """The word of a same-filled page, else LZ4, else (poor) the page itself."""
+        """Encode a page: the word of a same-filled one, else LZ4, else (poor) the page itself."""
         word = page[:WORD]
         if page[WORD : 2 * WORD] == word and page == word * (len(page) // WORD):
             return int.from_bytes(word, "little")
@@ -320,7 +321,7 @@ class ReferenceZcache:
         self.flush_pages(pool_id, key, index, index + 1)
 
     def flush_pages(self, pool_id: int, key: FileKey, start: int, stop: int | None) -> None:
-        """Discard a range, at the cost of the smaller of the range and what the file has here."""
+        """Discard a range, in time proportional to the range or the file's pages, the fewer."""
         self._stats["flush_total"] += 1
         obj = self._pools[pool_id].objects.get(key)
         if obj is None:
@@ -337,7 +338,7 @@ class ReferenceZcache:
             self._evict(zid)
 
     def flush_inode(self, pool_id: int, key: FileKey) -> None:
-        """Discard a file."""
+        """Discard all pages of a file."""
         self._stats["flobj_total"] += 1
         obj = self._pools[pool_id].objects.get(key)
         if obj is not None:
@@ -348,11 +349,11 @@ class ReferenceZcache:
 
     @property
     def pool_limit(self) -> int:
-        """Bytes of RAM that may be used."""
+        """Return the limit in bytes of RAM."""
         return self._limit
 
     def resize(self, pool_limit: int) -> None:
-        """Set the limit, evicting down to it. Raises ValueError below MIN_POOL_LIMIT."""
+        """Set the limit and evict down to it. Raises ValueError below MIN_POOL_LIMIT."""
         if pool_limit < MIN_POOL_LIMIT:
             raise ValueError(f"pool limit {pool_limit} is below {MIN_POOL_LIMIT} bytes")
         self._limit = pool_limit
@@ -360,14 +361,14 @@ class ReferenceZcache:
         self._shrink_to(pool_limit)
 
     def counters(self) -> Mapping[str, int]:
-        """Gauges first, then what only grows. Names are the kernel's where it has one."""
+        """Return gauges, then counters that only grow. Names are the kernel's where it has one."""
         return {
             "pool_limit": self._limit,
             "pool_used": self._used,  # bytes that count against the limit
-            "obj_count": len(self._objects),  # files with pages here
+            "obj_count": len(self._objects),  # files with stored pages
             "eph_zpages": self._eph_zpages,  # pages that a get would find
-            "eph_zbytes": self._eph_zbytes,  # bytes of all pages as kept, on loan or not
-            "eph_pagebytes": self._eph_pagebytes,  # bytes of the same as pages
+            "eph_zbytes": self._eph_zbytes,  # bytes of all stored forms, on loan or not
+            "eph_pagebytes": self._eph_pagebytes,  # bytes of the same pages, uncompressed
             "raw_pages": len(self._raw),
             "same_filled_pages": self._same_filled_pages,
             "zero_filled_pages": self._zero_filled_pages,
@@ -379,10 +380,10 @@ class ReferenceZcache:
     def _eph_zpages(self) -> int:
         return len(self._zpages) + len(self._raw)
 
-    # -- books --------------------------------------------------------------------------------
+    # -- accounting -----------------------------------------------------------------------------
 
     def _account(self, obj: _Object, zpage: Zpage, sign: int) -> None:
-        """A page comes to be kept (+1) or ceases to be (-1), on loan or not."""
+        """Account for a page that comes to be stored (+1) or ceases to be (-1), on loan or not."""
         self._used += sign * _cost(zpage)
         self._eph_pagebytes += sign * obj.pool.page_size
         if isinstance(zpage, int):
@@ -392,7 +393,7 @@ class ReferenceZcache:
             self._eph_zbytes += sign * len(zpage)
 
     def _end_loan(self, obj: _Object, zid: int) -> Zpage | None:
-        """The zpage that was on loan, if it was; the page that was lent is let go of."""
+        """End the loan of a page, if there is one, and return its stored form."""
         loan = self._loans.pop(zid, None)
         if loan is None:
             return None
@@ -425,7 +426,7 @@ class ReferenceZcache:
             self._forget(obj)
 
     def _drop(self, obj: _Object, zid: int) -> None:
-        """Discard a page wherever it is."""
+        """Discard a page, stored or on loan."""
         obj.ids.remove(zid)
         zpage = self._end_loan(obj, zid)
         if zpage is None:
@@ -440,11 +441,11 @@ class ReferenceZcache:
         self._forget(obj)
 
     def _remember(self, obj: _Object) -> None:
-        """An object is about to get its first page."""
+        """Enter an object that is about to get its first page."""
         obj.pool.objects[obj.key] = self._objects[obj.base >> INDEX_BITS] = obj
         self._used += OBJECT_BYTES
 
     def _forget(self, obj: _Object) -> None:
-        """An object has lost its last page."""
+        """Remove an object that has lost its last page."""
         del obj.pool.objects[obj.key], self._objects[obj.base >> INDEX_BITS]
         self._used -= OBJECT_BYTES

@@ -1,7 +1,7 @@
-"""zcache: ephemeral pages, compressed, in RAM, under one limit. Which of its two engines is in use.
+"""Make a zcache: ephemeral pages, compressed, in RAM, under one limit.
 
-The native engine (``backends/native``) where it was built, else the Python one
-(``backends/reference.py``), which keeps the same contract with fewer choices.
+The engine is the native one (``backends/native``) where it was built, else the Python one
+(``backends/reference.py``), which keeps the same contract with fewer options.
 """
 
 from types import ModuleType
@@ -14,17 +14,17 @@ from cleanfs.ops import Backend
 
 
 def native_module() -> ModuleType | None:
-    """The native engine's module, if it is to be used (``engines.native_module``)."""
+    """Return the native engine's module if it should be used (see ``engines.native_module``)."""
     return engines.native_module("cleanfs.backends._zcache")
 
 
 def engine_name() -> str:
-    """``native`` or ``python``."""
+    """Return the engine in use: ``native`` or ``python``."""
     return "python" if native_module() is None else "native"
 
 
 def make(options: BackendOptions) -> Backend:
-    """The backend. Raises ValueError, with a message for the user, for what it can not do."""
+    """Make the backend. Raises ValueError, with a message for the user, for unsupported options."""
     native = native_module()
     if native is None:
         return ReferenceZcache(options)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from cleanfs.backends._zcache import Engine
-from tests.backends.machine import KEYS, MAKERS, MIB, UUIDS, Twin
+from tests.backends.machine import KEYS, MAKERS, UUIDS, Twin
+from tests.backends.pages import MIB
 
 PAGE_SIZES = (4096, 4096, 4096, 8192, 65536, MIB)
 ZBUD = {"allocator": "zbud", "keep_poor": False}

@@ -17,7 +17,7 @@ from cleanfs.ops import FileKey
 from cleanfs.pagecache import PageCache, max_files
 from cleanfs.pressure import MIB, Room, Sizes
 from cleanfs.resident import make_resident
-from tests.backends.conformance import noise
+from tests.backends.pages import noise
 
 PAGE_SIZE = 4096
 KEY = FileKey(1, 2, b"")

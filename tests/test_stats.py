@@ -20,7 +20,7 @@ from cleanfs.latency import HistogramSnapshot, Latencies, LatencyStats
 from cleanfs.pagecache import PageCacheStats
 from cleanfs.requests import RequestLimits
 from cleanfs.stats import GAUGES, MountStats
-from tests.backends.conformance import KEY, noise, text
+from tests.backends.pages import KEY, noise, text
 
 
 def some_latencies() -> LatencyStats:

@@ -1,7 +1,7 @@
-// What an allocator of stored pages must do, and what it asks of the index above it.
+// The interface of an allocator of stored pages, and of the index above it.
 //
-// Pages are ephemeral, so an allocator may give any of them up; it says so, and the index forgets them.
-// Each entry carries its owner, so that the allocator can move and evict without anybody's list.
+// Pages are ephemeral: an allocator may evict any of them. It tells the index, which forgets them. Each
+// entry carries its owner, so that an allocator can move and evict entries without a list of the index's.
 #pragma once
 
 #include <cstdint>
@@ -16,23 +16,23 @@ namespace zcache {
 
 class Allocator;
 
-// How the index above follows what an allocator does on its own.
+// How the index learns what an allocator does of its own accord.
 class IndexLink {
 public:
     // Whether the page was used since it was stored or last asked about; asking clears that.
     virtual bool take_referenced(Owner owner) = 0;
     // The entry has moved.
     virtual void moved(Owner owner, Location to) = 0;
-    // The entry is about to go.
+    // The entry is about to be evicted.
     virtual void evicted(Owner owner, std::size_t bytes, bool poor) = 0;
-    // Make an allocator that has more than the asking one give something up. False if there is none.
+    // Make an allocator larger than the asking one give something up. False if there is none.
     virtual bool reclaim_elsewhere(const Allocator& asking) = 0;
 
 protected:
     ~IndexLink() = default;
 };
 
-// A stored page as its allocator keeps it.
+// A stored page, in its allocator's memory.
 struct Stored {
     Owner owner;
     std::uint32_t checksum = 0;
@@ -44,7 +44,7 @@ struct Entry {
     Owner owner;
     std::uint32_t checksum = 0;
     Bytes bytes;
-    bool poor = false;  // kept raw: must not displace an entry that is not
+    bool poor = false;  // stored raw: must not displace an entry that is not poor
 };
 
 using Counts = std::map<std::string, std::uint64_t>;
@@ -53,21 +53,21 @@ class Allocator {
 public:
     virtual ~Allocator() = default;
 
-    // Keep the bytes, at the expense of the oldest entries. None if there is no room for them even so.
+    // Store an entry, evicting the oldest if needed. nullopt if there is no room even so.
     // Throws std::bad_alloc.
     virtual std::optional<Location> store(const Entry& entry) = 0;
     virtual Stored load(Location at) const = 0;
-    // Forget an entry. What load() gave stays readable until the next call.
+    // Forget an entry. The result of load() stays readable until the next call.
     virtual void release(Location at) = 0;
-    // Give up something: the least useful first. False if there is nothing left.
+    // Give something up, the least useful first. False if there is nothing left.
     virtual bool reclaim() = 0;
-    // Bytes that it has from the system.
+    // Bytes obtained from the system.
     virtual std::size_t bytes() const = 0;
-    // Follow a new limit, short of evicting.
+    // Adapt to a new limit, without evicting.
     virtual void resized() = 0;
-    // Give up room in tables that is not needed. Throws std::bad_alloc, and they stay as large.
+    // Release unused table space. Throws std::bad_alloc, and the tables stay as large.
     virtual void shrink_tables() = 0;
-    // Add its gauges and counters to those that are there.
+    // Add this allocator's gauges and counters to `counts`.
     virtual void count(Counts& counts) const = 0;
 };
 

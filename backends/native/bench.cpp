@@ -1,9 +1,9 @@
-// What the engine costs beside the bare compressor, without Python. For scripts/bench-zcache.
+// Measure the engine beside the bare compressor, without Python. For scripts/bench-zcache.
 //
-// bench pages CORPUS METHOD LEVEL DICT ALLOCATOR LIMIT CHECKSUM: pages of 4 KiB from a file
-// bench curve ALLOCATOR PAGES...: what an operation costs with so many pages held
+// bench pages CORPUS METHOD LEVEL DICT ALLOCATOR LIMIT CHECKSUM: 4 KiB pages from a file
+// bench curve ALLOCATOR PAGES...: the cost of operations while that many pages are stored
 // Each prints one JSON object.
-// Times are nanoseconds a page; the worker's are CPU time, which somebody else on its core does not change.
+// Times are nanoseconds a page; the worker's are CPU time, which other load on its core does not change.
 #include <lz4.h>
 #include <time.h>
 
@@ -36,7 +36,7 @@ double cpu(clockid_t clock) {
     return static_cast<double>(time.tv_sec) * 1e9 + static_cast<double>(time.tv_nsec);
 }
 
-// CPU time of all threads but this one.
+// CPU time of all threads except this one.
 double others() { return cpu(CLOCK_PROCESS_CPUTIME_ID) - cpu(CLOCK_THREAD_CPUTIME_ID); }
 
 std::vector<std::byte> read_file(const char* path) {
@@ -58,7 +58,7 @@ struct Bare {
     double compress = 0, decompress = 0, bytes = 0;
 };
 
-// LZ4 itself over the same pages, into memory laid out alike; pages that it makes larger than 7/8 are copied.
+// LZ4 itself over the same pages, with the same memory layout; pages that stay larger than 7/8 are copied.
 Bare measure_bare(const std::vector<std::byte>& data, int acceleration) {
     std::size_t pages = data.size() / page_size;
     std::vector<char> state(static_cast<std::size_t>(LZ4_sizeofState()));
@@ -96,7 +96,7 @@ Measured measure(const std::vector<std::byte>& data, const Options& options) {
     Zcache engine(options);
     int pool = engine.init_fs(page_size);
     FileKey key{1, 2, "generation"};
-    // Less than wakes the worker, so that the caller's side is measured alone.
+    // Batches too small to wake the worker, so that the caller's side is measured alone.
     std::size_t batch = std::clamp(options.pool_limit / 32, std::size_t{64} << 10, std::size_t{1} << 20) / 8 / page_size;
     Measured measured;
     std::vector<Put> puts;
@@ -175,7 +175,7 @@ int measure_pages(char** argv) {
     return 0;
 }
 
-// A page that compresses to some 100 bytes and is like no other.
+// A unique page that compresses to some 100 bytes.
 void make_page(std::vector<std::byte>& page, std::uint64_t number) {
     for (std::size_t at = 0; at < page.size(); at += sizeof number) {
         std::uint64_t word = at < 64 ? (number + at) * 0x9E3779B97F4A7C15ULL : at % 512;
@@ -183,7 +183,7 @@ void make_page(std::vector<std::byte>& page, std::uint64_t number) {
     }
 }
 
-// Files of 1,000 pages; operations on pages drawn at random from all that are held.
+// Files of 1,000 pages; operations on random stored pages.
 int measure_curve(AllocatorKind allocator, const std::vector<std::size_t>& sizes) {
     constexpr std::size_t file_pages = 1000;
     constexpr std::size_t operations = 20000;

@@ -15,14 +15,14 @@ namespace zcache {
 
 namespace {
 
-// Of a dictionary. 64 KiB from 1 MiB of samples is within 3 % of the density that 112 KiB from 8 MiB has
+// Bytes of a dictionary. 64 KiB from 1 MiB of samples is within 3 % of the density of 112 KiB from 8 MiB
 // (Python source, 4 KiB pages; docs/zcache.md).
 constexpr std::size_t dictionary_capacity = std::size_t{64} << 10;
 
-// A dictionary is used if the pages that judge it take at most this part of what they take without.
+// A dictionary is used if it shrinks the validation samples to at most this percentage.
 constexpr std::size_t worthwhile_percent = 97;
 
-// Every so many pages one is a sample, so that they come from many files.
+// One page in so many is a sample, so that samples come from many files.
 constexpr std::uint64_t sample_every = 8;
 
 const char* chars(const std::byte* bytes) { return reinterpret_cast<const char*>(bytes); }
@@ -76,7 +76,7 @@ void Scratch::reset(const Codec& codec) {
         fresh->compress.reset(must(ZSTD_createCCtx()));
         ZSTD_CCtx* context = fresh->compress.get();
         ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, options.level);
-        // Each of these would be some bytes of every page that we know anyway.
+        // Each of these would store some bytes in every page that are known anyway.
         ZSTD_CCtx_setParameter(context, ZSTD_c_contentSizeFlag, 0);
         ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 0);
         ZSTD_CCtx_setParameter(context, ZSTD_c_dictIDFlag, 0);
@@ -118,7 +118,7 @@ Codec::~Codec() = default;
 
 std::optional<Codec::Compressed> Codec::compress(Scratch& scratch, Bytes page, std::size_t most) const {
     if (options_.method == Method::none) return std::nullopt;
-    // zstd is some percent faster if it need not check for the end of its output.
+    // zstd is some percent faster if it does not have to check for the end of its output.
     std::size_t room = options_.method == Method::zstd ? ZSTD_compressBound(page.size()) : most;
     if (scratch.out_.size() < room) scratch.out_.resize(room);
     std::byte* out = scratch.out_.data();
@@ -190,7 +190,7 @@ void Codec::sample(Bytes page) {
     if (samples_.size() >= sample_bytes_) train();
 }
 
-// Bytes of the samples from `first` on, compressed one by one.
+// Total size of the samples from `first` on, compressed one by one.
 std::size_t Codec::compressed_samples(std::size_t first, const ZSTD_CDict_s* dictionary) const {
     Scratch scratch(*this, Scratch::Use::compress);
     ZSTD_CCtx* context = scratch.contexts_->compress.get();
@@ -205,13 +205,13 @@ std::size_t Codec::compressed_samples(std::size_t first, const ZSTD_CDict_s* dic
 }
 
 void Codec::train() {
-    std::size_t train_on = sample_sizes_.size() - sample_sizes_.size() / 8;  // the others judge
+    std::size_t train_on = sample_sizes_.size() - sample_sizes_.size() / 8;  // the others are for validation
     std::vector<std::byte> content(std::min(dictionary_capacity, samples_.size() / 16));
     std::size_t size = ZDICT_trainFromBuffer(content.data(), content.size(), samples_.data(),
                                              sample_sizes_.data(),
                                              static_cast<unsigned>(train_on));
     std::size_t bytes = 0;
-    if (ZDICT_isError(size) == 0) {  // else there is none to be had from such pages
+    if (ZDICT_isError(size) == 0) {  // else such pages yield no dictionary
         auto made = std::make_unique<Dictionary>();
         made->compress.reset(must(ZSTD_createCDict(content.data(), size, options_.level)));
         made->decompress.reset(must(ZSTD_createDDict(content.data(), size)));

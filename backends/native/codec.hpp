@@ -1,6 +1,6 @@
-// Page codecs: lz4, lz4hc, zstd and none, and the dictionary that zstd can learn from the pages.
+// Page codecs: lz4, lz4hc, zstd and none, and the dictionary that zstd can train from the pages.
 //
-// A codec is shared by the threads; what compressing needs beside it is a Scratch, one for each thread.
+// Threads share a codec. The buffers and contexts that compressing needs are a Scratch, one per thread.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,7 @@ enum class Method : std::uint8_t { none, lz4, lz4hc, zstd };
 struct CodecOptions {
     Method method = Method::lz4;
     int level = 1;            // lz4: acceleration
-    bool dictionary = false;  // zstd: train one
+    bool dictionary = false;  // zstd: train a dictionary
 };
 
 class Codec;
@@ -34,10 +34,10 @@ public:
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
 
-    // Bytes that it takes.
+    // Bytes of buffers and contexts.
     std::size_t bytes() const;
-    // As new: contexts grow with the largest page that they have seen. Throws std::bad_alloc, and nothing
-    // has changed.
+    // Start afresh: contexts grow with the largest page that they have seen. Throws std::bad_alloc, and
+    // nothing has changed.
     void reset(const Codec& codec);
 
 private:
@@ -63,18 +63,18 @@ public:
         Bytes bytes;  // in the scratch; valid until its next use
         bool with_dictionary = false;
     };
-    // The page compressed to `most` bytes or fewer; none if it does not compress as far.
+    // The page compressed to at most `most` bytes; nullopt if it does not compress that far.
     std::optional<Compressed> compress(Scratch& scratch, Bytes page, std::size_t most) const;
     // Bytes of a Scratch that has compressed a page of that size. Throws std::bad_alloc.
     std::size_t context_bytes(std::size_t page_size) const;
-    // Whether `in` decompressed to exactly `out`. Whatever `in` is, nothing beyond `out` is written.
+    // Decompress `in`. Whether it filled exactly `out`; nothing is written beyond `out`, whatever `in` is.
     bool decompress(Scratch& scratch, Bytes in, bool with_dictionary, MutableBytes out) const;
 
-    // -- the dictionary: only the thread that compresses in the background calls these --------------
+    // -- the dictionary: only the worker calls these -------------------------------------------------
 
     bool wants_samples() const { return options_.dictionary && !trained_.load(std::memory_order_relaxed); }
-    // A page for training. The dictionary is trained, which takes some 40 milliseconds, and used
-    // from then on, when there are enough.
+    // Offer a page for training. Once there are enough samples, the dictionary is trained, which takes some
+    // 40 milliseconds, and used from then on.
     void sample(Bytes page);
     // Bytes of the dictionary in its three forms and of the samples.
     std::size_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
@@ -94,7 +94,7 @@ private:
     std::vector<std::size_t> sample_sizes_;
     std::uint64_t offered_ = 0;
     std::unique_ptr<Dictionary> dictionary_;
-    std::atomic<bool> trained_ = false;  // set last: dictionary_ does not change once it is
+    std::atomic<bool> trained_ = false;  // set last: dictionary_ does not change afterwards
     std::atomic<std::size_t> bytes_ = 0;
     std::atomic<std::size_t> dictionary_bytes_ = 0;
 };

@@ -14,10 +14,10 @@ namespace zcache {
 
 class Ghosts {
 public:
-    // For a history of about that many names; what was remembered is forgotten.
+    // Make room for about that many names, and forget all.
     void resize(std::size_t names);
     void remember(std::uint64_t name_hash);
-    // Whether it was remembered; it is forgotten then.
+    // Whether the name was remembered. It is forgotten.
     bool take(std::uint64_t name_hash);
     std::size_t capacity() const { return sets_.size() * ways; }
     std::size_t bytes() const { return sets_.capacity() * sizeof(Set); }

@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::size_t first_buckets = 16;
 
-// What malloc takes for a block of its own: the block and its size word.
+// Bytes that malloc uses for a file: the block and its size word.
 std::size_t malloc_bytes(const File* file) {
     return malloc_usable_size(const_cast<File*>(file)) + sizeof(std::size_t);
 }
@@ -90,7 +90,7 @@ File& Index::find_or_add(Pool& pool, const FileKey& key) {
     if (pool.files >= pool.buckets.size()) rehash(pool, 2 * pool.buckets.size());
     if (free_ids_.empty()) {
         files_.push_back(nullptr);
-        free_ids_.reserve(files_.capacity());  // remove() must not fail
+        free_ids_.reserve(files_.capacity());  // so that remove() cannot fail
         free_ids_.push_back(static_cast<FileId>(files_.size() - 1));
     }
 
@@ -169,7 +169,7 @@ void Index::shrink_tables() {
     while (files_.size() > 1 && files_.back() == nullptr) files_.pop_back();
     std::erase_if(free_ids_, [&](FileId id) { return id >= files_.size(); });
     files_.shrink_to_fit();
-    // A vector of its own, not shrink_to_fit: remove() relies on the room whatever fails here.
+    // A new vector instead of shrink_to_fit: remove() relies on the capacity even if this throws.
     std::vector<FileId> free_ids;
     free_ids.reserve(files_.capacity());
     free_ids.assign(free_ids_.begin(), free_ids_.end());

@@ -1,7 +1,7 @@
-// Pool -> file -> sparse page table: what is kept, and where.
+// The index, pool -> file -> sparse page table: which pages are stored, and where.
 //
-// tmem's pools and objects. A file is in the index exactly while it has pages here. Flushing a file or
-// a pool walks what it has, so it costs what it discards.
+// These are tmem's pools and objects. A file is in the index exactly while it has pages there. Flushing
+// a file or a pool walks its own pages only, so the cost is proportional to what is discarded.
 #pragma once
 
 #include <array>
@@ -18,7 +18,7 @@ namespace zcache {
 
 class Allocator;
 
-// What names a file for as long as it exists: cleanfs/ops.py's FileKey. Does not own its generation.
+// Names a file for as long as the file exists (FileKey of cleanfs/ops.py). It does not own `generation`.
 struct FileKey {
     std::uint64_t device = 0;
     std::uint64_t inode = 0;
@@ -31,7 +31,7 @@ using Uuid = std::array<std::uint8_t, 16>;
 
 struct Pool;
 
-// A file with kept pages: tmem's object. The bytes of its key's generation follow it in memory.
+// A file with pages in the index: tmem's object. Its key's generation follows it in memory.
 struct File {
     File* next = nullptr;  // in its bucket of the pool's hash table
     Pool* pool = nullptr;
@@ -47,13 +47,13 @@ struct File {
     FileKey key() const { return {device, inode, {generation(), generation_size}}; }
 };
 
-// What a mount, or the sharers of a UUID, hold an id of.
+// The files of one mount, or of all mounts that share a UUID.
 struct Pool {
     std::uint32_t page_size = 0;
     std::uint32_t sharers = 1;
     std::optional<Uuid> uuid;
     Allocator* allocator = nullptr;
-    std::vector<File*> buckets;  // a power of two of them
+    std::vector<File*> buckets;  // their number is a power of two
     std::size_t files = 0;
 
     bool is_private() const { return !uuid; }
@@ -70,7 +70,7 @@ public:
     std::optional<int> find_shared(const Uuid& uuid) const;
     // Throws UnknownPool.
     Pool& pool(int id);
-    // A pool without files.
+    // Remove a pool that has no files.
     void remove_pool(int id);
     template <class Seen>
     void for_each_pool(Seen&& seen) {
@@ -80,24 +80,24 @@ public:
     File* find(const Pool& pool, const FileKey& key) const;
     // Throws std::bad_alloc, and nothing has changed.
     File& find_or_add(Pool& pool, const FileKey& key);
-    // The file of that number, which has pages.
+    // The file with that id, which must be in the index.
     File& file(FileId id) { return *files_[id]; }
     std::size_t files() const { return file_count_; }
-    // Bytes of all files, nodes and tables: the metadata, but for the headers that allocators need.
+    // Bytes of metadata: files, nodes and tables, without the allocators' entry headers.
     std::size_t bytes() const { return slabs_.bytes() + file_bytes_ + table_bytes_; }
 
     // The item of a page (a Slot's), or null. Valid until the next insert or erase.
     static PageTable::Item* find(const File& file, PageIndex index) { return file.table.find(index); }
-    // A page that is not in the index enters it. Throws std::bad_alloc, and nothing has changed.
+    // Add a page that is not in the index. Throws std::bad_alloc, and nothing has changed.
     void insert(File& file, PageIndex index, Slot slot);
-    // A page leaves the index, and the file with its last one.
+    // Remove a page, and its file with the last page.
     void erase(FileId id, PageIndex index);
-    // The same for a range; `gone(index, slot)` is called for each page, and must not use the index.
+    // Remove a range of pages; `gone(index, slot)` is called for each, and must not use the index.
     template <class Gone>
     void erase_range(FileId id, PageIndex first, PageIndex stop, Gone&& gone);
-    // Give up room in tables that is not needed. Throws std::bad_alloc, and they stay as large.
+    // Release unused table space. Throws std::bad_alloc, and the tables stay as large.
     void shrink_tables();
-    // Drop a file that find_or_add made and that got no page.
+    // Remove a file that find_or_add made, if no page was added to it.
     void drop_if_empty(FileId id);
 
 private:
@@ -116,7 +116,7 @@ private:
     std::size_t file_count_ = 0;
     std::size_t bucket_count_ = 0;
     std::size_t file_bytes_ = 0;
-    std::size_t table_bytes_ = 0;  // of the vectors, as the budget was told
+    std::size_t table_bytes_ = 0;  // of the vectors, as last counted in the budget
 };
 
 template <class Gone>

@@ -3,7 +3,7 @@
 // A page that was got is gone for every get. But most come back unchanged, when the page cache evicts
 // them again, and compressing is five times the work of decompressing. So the stored form waits, with a
 // token for the very page handed out. A put of the page with that token revives it: no compressing, no
-// comparing, no doubt. Who gives a token must not use it for another page until it was given back.
+// comparing, no doubt. A caller must not use a token for another page until it was given back.
 #pragma once
 
 #include <cstdint>
@@ -22,18 +22,18 @@ public:
 
     struct Loan {
         Token token = no_token;
-        Slot slot = Slot::stored(0, Kind::raw);  // as it was: stored or staged
+        Slot slot = Slot::stored(0, Kind::raw);  // before the loan: stored or staged
         Owner owner;
         std::uint32_t page_size = 0;
         Number older = none, younger = none;
     };
 
-    // Whether there is memory for one more loan, and for its token's return.
+    // Set memory aside for one more loan and its token's return. False if there is none.
     bool reserve();
     // Only after reserve().
     Number add(Token token, Slot slot, Owner owner, std::uint32_t page_size);
     Loan& at(Number number) { return loans_[number]; }
-    // The loan's end; its token is given back.
+    // End a loan and give its token back.
     Loan end(Number number);
 
     bool empty() const { return oldest_ == none; }
@@ -44,10 +44,10 @@ public:
     // Bytes of the records.
     std::size_t bytes() const { return loans_.capacity() * sizeof(Loan) + free_.capacity() * sizeof(Number); }
 
-    // Give up room that is not needed. Only when there are none.
+    // Release the tables. There must be no loans.
     void shrink_tables();
 
-    // Tokens that were given back and that nobody has collected yet. There is room for all that are out.
+    // Tokens given back and not yet collected. Its capacity suffices for all outstanding loans.
     std::vector<Token>& returned() { return returned_; }
 
 private:

@@ -16,23 +16,23 @@ constexpr std::size_t min_segment = 64 << 10;
 constexpr std::size_t max_segment = 2 << 20;
 
 // Segments that the limit has room for: many, so that a reserve of one and an eviction of one are small
-// steps; few, so that their number stays below the kernel's limit of mappings.
+// steps; not too many, so that they stay below the kernel's limit of mappings.
 constexpr std::size_t segments_per_limit = 512;
 
-// Segments that a log has at least when it is not small: the one that is being filled is mostly empty.
+// The least number of segments of a log that is not small: the segment being filled is mostly empty.
 constexpr std::size_t segments_per_log = 64;
 
-// Entries of at least that many pages have room in a segment, so that the unused end of it is small.
+// A segment has room for at least this many uncompressed pages, so that its unused end is small.
 constexpr std::size_t pages_per_segment = 8;
 
 // Part of the limit that freed segments may take, so that pages that come and go need no system calls.
 constexpr std::size_t spare_divisor = 16;
 
-// How many those are at most; the table of them is made in advance.
+// The most freed segments that are kept; their table is allocated in advance.
 constexpr std::size_t max_spares = std::size_t{1} << 20;
 
 // A closed segment is worth compacting from this bucket on: an eighth of it is holes. To gain an eighth,
-// seven are copied: seven short copies for a page that is put, beside compressing it.
+// seven eighths are copied: seven short copies for each page put, beside compressing it.
 constexpr unsigned worth_compacting = 2;
 
 // A location is the number of a segment and an offset in it.
@@ -86,7 +86,7 @@ void LogAllocator::resized() {
     while (drop_spare()) {
     }
     std::size_t spare_bytes = std::max(budget_.limit / spare_divisor, segment_bytes_);
-    try {  // free_segment must not fail: it keeps no more than there is a place for
+    try {  // free_segment must not fail: it keeps no more spares than this capacity
         spares_.reserve(std::min(spare_bytes / min_segment_bytes_, max_spares));
     } catch (const std::bad_alloc&) {
     }
@@ -146,7 +146,7 @@ Stored LogAllocator::load(Location at) const {
     return {entry.owner, entry.checksum, entry.bytes};
 }
 
-// Of what is in the segment, `bytes` are no longer an entry that is live there.
+// An entry of `bytes` is no longer live in the segment.
 void LogAllocator::forget(Segment& segment, std::size_t bytes) {
     segment.live_bytes -= static_cast<std::uint32_t>(bytes);
     --segment.live;
@@ -180,7 +180,7 @@ std::optional<Location> LogAllocator::store(const Entry& entry) {
     if (!fits(open_[log], need)) {
         close(open_[log]);
         if (!make_room(log)) return std::nullopt;
-        // Making room may have opened one already, to copy forward what was used.
+        // Making room may have opened one already, to copy used entries forward.
         if (!fits(open_[log], need)) reopen(open_[log], log, need, none, segment_bytes_);
     }
     return append(open_[log], entry);
@@ -188,13 +188,13 @@ std::optional<Location> LogAllocator::store(const Entry& entry) {
 
 // -- room -----------------------------------------------------------------------------------------
 
-// Room for one more segment beside the reserve, at the expense of what is there. Spares are room.
+// Make room for one more segment beside the reserve, evicting if needed. Spares count as room.
 bool LogAllocator::make_room(Log log) {
     auto room = [this](std::size_t segments) {
         return budget_.used - spare_bytes_ + segments * segment_bytes_ <= budget_.limit;
     };
     while (!room(2)) {
-        if (log == raw_pages) {  // at the expense of its like only
+        if (log == raw_pages) {  // raw pages displace only raw pages
             if (!compact_one(raw_pages) && !evict_oldest(raw_pages)) return false;
             continue;
         }
@@ -240,12 +240,12 @@ void LogAllocator::compact(SegmentId id) {
     free_segment(id);
 }
 
-// The open segment for what is copied out of segments of about that age.
+// The open segment for entries copied from segments of about that age.
 LogAllocator::SegmentId& LogAllocator::survivor_of_age(SegmentId id) {
     const Segment& segment = segments_[id];
     std::uint64_t first = segments_[oldest_[segment.log]].age;
     std::uint64_t age = std::max(segment.age, first) - first;
-    // A few segments need no order among their survivors, and can not afford the room.
+    // With few segments, the survivors need no order, and there is no room for several open segments.
     std::uint64_t classes =
         std::clamp<std::uint64_t>((segments_.size() - free_ids_.size()) / 32, 1, max_survivors);
     return survivors_[segment.log][std::min(age * classes / (next_age_ - first), classes - 1)];
@@ -254,7 +254,7 @@ LogAllocator::SegmentId& LogAllocator::survivor_of_age(SegmentId id) {
 bool LogAllocator::evict_oldest(Log log) {
     SegmentId id = oldest_[log];
     if (id == none) return false;
-    if (segments_[id].open) {  // whoever filled it opens another
+    if (segments_[id].open) {  // the next store opens another
         if (open_[log] == id) open_[log] = none;
         std::replace(survivors_[log].begin(), survivors_[log].end(), id, none);
         segments_[id].open = false;
@@ -280,7 +280,7 @@ bool LogAllocator::evict_oldest(Log log) {
     return true;
 }
 
-// Calls `each` for every live entry; it must move the entry or give it up, or throw before it did.
+// Call `each` for every live entry. It must move or evict the entry, or throw before it has done so.
 template <class Each>
 void LogAllocator::for_each_live(SegmentId id, Each&& each) {
     for (std::uint32_t offset = 0; offset < segments_[id].filled;) {
@@ -288,14 +288,14 @@ void LogAllocator::for_each_live(SegmentId id, Each&& each) {
         offset += static_cast<std::uint32_t>(entry_bytes(entry.bytes.size()));
         if (entry.owner.file == no_file) continue;
         each(entry);
-        mark_hole(entry);  // at once: should the next one fail, the segment stays
+        mark_hole(entry);  // at once: if the next call throws, the segment stays
     }
 }
 
 // -- segments -------------------------------------------------------------------------------------
 
-// An open segment with room for an entry, in the order right before `before`, or at the young end. What
-// frees a segment by copying opens none that is larger.
+// Open a segment with room for an entry, just older than `before`, or at the young end. A caller that
+// frees a segment by copying opens none that is larger than it (`at_most`).
 LogAllocator::SegmentId LogAllocator::new_segment(Log log, std::size_t bytes, SegmentId before,
                                                   std::size_t at_most) {
     std::size_t share = std::min(std::bit_floor(log_bytes_[log] / segments_per_log), at_most);
@@ -319,7 +319,7 @@ LogAllocator::SegmentId LogAllocator::new_segment(Log log, std::size_t bytes, Se
     return id;
 }
 
-// A spare of that size, or new memory, for which other spares go if there is no room beside them.
+// A spare of that size, or new memory; other spares are dropped if there is no room beside them.
 Mapping LogAllocator::memory_for_segment(std::size_t size) {
     auto spare = std::find_if(spares_.rbegin(), spares_.rend(), [size](const Mapping& m) { return m.size() == size; });
     if (spare != spares_.rend()) {
@@ -382,7 +382,7 @@ void LogAllocator::unlink_age(SegmentId id) {
     (segment.younger == none ? youngest_[log] : segments_[segment.younger].older) = segment.older;
 }
 
-// By sixteenths of the segment that are holes. The unused end is none: compaction can not gain it.
+// By sixteenths of the segment that are holes. The unused end is no hole: compaction cannot gain it.
 unsigned LogAllocator::bucket_of(const Segment& segment) const {
     std::uint64_t holes = segment.filled - segment.live_bytes;
     return static_cast<unsigned>(std::min<std::uint64_t>(holes * buckets / segment.memory.size(), buckets - 1));

@@ -8,10 +8,10 @@
 //  * and an eighth or more of some closed segment is holes, its live entries are copied together with
 //    those of other such segments of about its age (*compaction*), which frees it and keeps their place
 //    in the order;
-//  * else the oldest segment goes. What was used since it was stored is copied forward to the young
+//  * else the oldest segment goes. Entries used since they were stored are copied forward to the young
 //    end, up to half a segment, so that each such step frees something; the rest is evicted.
 //
-// Poor entries (raw pages) have a log of their own, which is eaten first.
+// Poor entries (raw pages) have a log of their own, which is evicted first.
 //
 // One segment is kept in reserve: compaction needs somewhere to copy to before it can free anything.
 #pragma once
@@ -25,7 +25,7 @@ namespace zcache {
 
 class LogAllocator final : public Allocator {
 public:
-    // For pages of `page_size` bytes. Without `checksums` no entry keeps its own.
+    // For pages of `page_size` bytes. Without `checksums`, entry headers have no checksum.
     LogAllocator(Budget& budget, IndexLink& index, std::uint32_t page_size, bool checksums);
     ~LogAllocator() override;
 
@@ -96,10 +96,10 @@ private:
     const std::uint32_t page_size_;
     const std::size_t header_bytes_;  // before each entry
     const unsigned size_bits_;  // of an entry's size, which is 1 to page_size
-    std::size_t segment_bytes_ = 0;  // at most; a small log has smaller ones
+    std::size_t segment_bytes_ = 0;  // at most; a small log has smaller segments
     std::size_t min_segment_bytes_ = 0;
     std::array<std::size_t, logs> log_bytes_{};
-    std::vector<Mapping> spares_;  // freed segments, for the next that are needed
+    std::vector<Mapping> spares_;  // freed segments, for reuse
     std::size_t spare_bytes_ = 0;
     std::size_t max_spare_bytes_ = 0;
 
@@ -110,7 +110,7 @@ private:
     std::uint64_t next_age_ = 0;
     std::array<SegmentId, logs> oldest_{none, none}, youngest_{none, none};
     std::array<SegmentId, logs> open_{none, none};
-    std::array<std::array<SegmentId, max_survivors>, logs> survivors_;  // open, too, by age
+    std::array<std::array<SegmentId, max_survivors>, logs> survivors_;  // also open, by age
     std::array<std::array<SegmentId, buckets>, logs> bucket_heads_;
 
     std::uint64_t compacted_segments_ = 0;

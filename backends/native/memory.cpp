@@ -22,7 +22,7 @@ Mapping::Mapping(Budget& budget, std::size_t size, std::size_t alignment)
     if (alignment <= 4096) {
         data_ = map(size);
     } else {
-        // The neighbourhood of the last mapping is often aligned already; else trim a larger one.
+        // The kernel's choice is often aligned already; else map more and trim it.
         data_ = map(size);
         if (reinterpret_cast<std::uintptr_t>(data_) % alignment != 0) {
             munmap(data_, size);
@@ -41,7 +41,7 @@ Mapping Mapping::populated(Budget& budget, std::size_t size) {
     constexpr std::size_t huge_page = std::size_t{2} << 20;
     Mapping made(budget, size, size % huge_page == 0 ? huge_page : 4096);
     if (size % huge_page == 0) madvise(made.data_, size, MADV_HUGEPAGE);
-    madvise(made.data_, size, MADV_POPULATE_WRITE);  // since Linux 5.14; else the faults do it
+    madvise(made.data_, size, MADV_POPULATE_WRITE);  // since Linux 5.14; before, page faults do it
     return made;
 }
 

@@ -1,7 +1,7 @@
 // Anonymous memory straight from the kernel, counted against the budget and left out of core dumps.
 //
-// Not from malloc: a mapping goes back to the system at once when it is dropped, whatever lies
-// around it, and what is counted is what the process has.
+// Not malloc: an unmapped region returns to the system at once, whatever lies around it, and the bytes
+// counted are the bytes that the process has.
 #pragma once
 
 #include "types.hpp"
@@ -13,8 +13,8 @@ public:
     Mapping() = default;
     // `size` bytes, a multiple of 4096, aligned to `alignment` (a power of two). Throws std::bad_alloc.
     Mapping(Budget& budget, std::size_t size, std::size_t alignment = 4096);
-    // The same, and all of it is in RAM at once, in huge pages where they fit: for memory that is going
-    // to be filled from end to end, a fault for each 4 KiB costs more than what is done with them.
+    // The same, populated at once, in huge pages where they fit. For memory that will be filled from end
+    // to end, a page fault for each 4 KiB costs more than the filling.
     static Mapping populated(Budget& budget, std::size_t size);
     Mapping(Mapping&& other) noexcept;
     Mapping& operator=(Mapping&& other) noexcept;
@@ -30,7 +30,7 @@ private:
     std::size_t size_ = 0;
 };
 
-// `bytes` up to the next multiple of `unit`, a power of two.
+// `bytes` rounded up to a multiple of `unit`, a power of two.
 constexpr std::size_t round_up(std::size_t bytes, std::size_t unit) {
     return (bytes + unit - 1) & ~(unit - 1);
 }

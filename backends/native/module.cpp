@@ -21,9 +21,9 @@ using zcache::FileKey;
 using zcache::PageIndex;
 using zcache::Token;
 
-// A get into a caller's buffer releases the GIL from this many bytes on. Giving it up and taking it back
-// costs nothing when nobody wants it, and sys.getswitchinterval(), 5 ms, when somebody computes: it pays
-// for a get that takes longer (docs/zcache.md).
+// A get into a caller's buffer releases the GIL from this many bytes on. Releasing and retaking it costs
+// nothing if no other thread wants it, but sys.getswitchinterval(), 5 ms, if one computes: so it pays only for
+// a get that takes longer (docs/zcache.md).
 constexpr std::size_t release_gil_bytes = std::size_t{16} << 20;
 
 constexpr std::size_t max_borrowed = 65536;
@@ -32,7 +32,7 @@ constexpr std::size_t max_count = std::size_t{1} << 52;
 
 Token token_of(PyObject* page) { return reinterpret_cast<Token>(page); }
 
-// cleanfs.ops.FileKey, borrowed from the tuple. A device or inode number that is none raises.
+// cleanfs.ops.FileKey, borrowed from the tuple. Raises if it is anything else.
 FileKey parse_key(nb::handle key) {
     PyObject* tuple = key.ptr();
     if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 3 || !PyBytes_Check(PyTuple_GET_ITEM(tuple, 2))) {
@@ -55,7 +55,7 @@ zcache::Uuid parse_uuid(nb::handle uuid) {
     return parsed;
 }
 
-// Fills a list of bytes and None.
+// Fills a list with bytes objects, and None for each page not found.
 class ListSink final : public zcache::Sink {
 public:
     ListSink(std::size_t count, std::size_t page_size)
@@ -94,7 +94,7 @@ private:
     const std::size_t page_size_;
 };
 
-// Fills a buffer, and a map of it with 1 for each page that was found.
+// Fills a buffer, and a map with one byte per page: 1 if the page was found.
 class BufferSink final : public zcache::Sink {
 public:
     BufferSink(std::byte* buffer, std::byte* found, std::size_t page_size)
@@ -142,7 +142,7 @@ public:
     }
 
     nb::list get_pages(int pool, nb::handle key, PageIndex first, std::size_t count) {
-        if (count > max_count) throw nb::value_error("a count of pages is below 2**52");
+        if (count > max_count) throw nb::value_error("the count of pages must be at most 2**52");
         ListSink sink(count, engine_.page_size(pool));
         engine_.get(pool, parse_key(key), first, count, sink);
         collect();
@@ -158,7 +158,7 @@ public:
         WritableBuffer into(buffer);
         auto size = static_cast<std::size_t>(into.view.len);
         if (size % page_size != 0) {
-            throw nb::value_error(("the buffer is not a number of pages of " + std::to_string(page_size) + " bytes").c_str());
+            throw nb::value_error(("the buffer is not a whole number of pages of " + std::to_string(page_size) + " bytes").c_str());
         }
         std::string found(size / page_size, '\0');
         BufferSink sink(static_cast<std::byte*>(into.view.buf), reinterpret_cast<std::byte*>(found.data()), page_size);
@@ -174,7 +174,7 @@ public:
     }
 
     nb::object borrow_pages(int pool, nb::handle key, PageIndex first, std::size_t count) {
-        if (count > max_borrowed) throw nb::value_error("a range that is borrowed has at most 65536 pages");
+        if (count > max_borrowed) throw nb::value_error("at most 65536 pages can be borrowed at once");
         std::size_t size = count * engine_.page_size(pool);
         nb::object pages = nb::steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
         if (!pages.is_valid()) throw nb::python_error();
@@ -197,7 +197,7 @@ public:
         puts.reserve(count);
         for (std::size_t at = 0; at < count; ++at) {
             PyObject* pair = PySequence_Fast_GET_ITEM(fast.ptr(), static_cast<Py_ssize_t>(at));
-            if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) throw nb::type_error("a page is put as (index, page)");
+            if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) throw nb::type_error("pages are put as tuples (index, page)");
             PageIndex index = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(pair, 0));
             if (PyErr_Occurred() != nullptr) throw_bad_index();
             puts.push_back(parse_put(index, PyTuple_GET_ITEM(pair, 1), page_size));
@@ -227,10 +227,10 @@ public:
         }
         collect();
         nb::gil_scoped_release released;
-        malloc_trim(0);  // what it kept of pages that were on loan
+        malloc_trim(0);  // the pages that were on loan may leave malloc much free memory
     }
 
-    // 0, which nobody accepts, for what is negative or has more than 64 bits.
+    // The number, or 0, which is refused everywhere, if it is negative or has more than 64 bits.
     static std::size_t size_or_0(nb::int_ number) {
         std::size_t size = 0;
         return nb::try_cast(number, size) ? size : 0;
@@ -274,7 +274,7 @@ private:
         collect();
     }
 
-    // Let go of the pages that loans held.
+    // Drop the references that ended loans held.
     void collect() {
         engine_.take_returned(returned_);
         for (Token token : returned_) Py_DECREF(reinterpret_cast<PyObject*>(token));
@@ -315,7 +315,7 @@ NB_MODULE(_zcache, module) {
         } catch (const zcache::UnknownPool& error) {
             PyErr_SetString(PyExc_KeyError, error.what());
         } catch (const std::logic_error& error) {
-            // std::out_of_range and std::invalid_argument: a wrong argument either way.
+            // std::out_of_range or std::invalid_argument: a wrong argument either way.
             PyErr_SetString(PyExc_ValueError, error.what());
         }
     });

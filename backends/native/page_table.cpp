@@ -7,7 +7,7 @@ namespace zcache {
 
 namespace {
 
-// Items that a node of each size class has room for.
+// Capacity of a node in items, by size class.
 constexpr std::array<unsigned, 12> capacities{1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
 
 std::size_t class_for(unsigned count) {
@@ -36,7 +36,7 @@ PageTable::Item* PageTable::find(PageIndex index) const {
     }
 }
 
-// The node with an item added; another node if it was full.
+// Add an item to a node. Returns the node, or a larger copy if it was full.
 PageTable::Node* PageTable::add(SlabCache& slabs, Node* node, unsigned bit, std::uint64_t value) {
     unsigned count = node->count();
     unsigned at = node->rank(bit);
@@ -53,7 +53,7 @@ PageTable::Node* PageTable::add(SlabCache& slabs, Node* node, unsigned bit, std:
     return node;
 }
 
-// The node without an item: null if it was the last, a smaller one if it has become much too large.
+// Remove an item from a node. Returns the node, a smaller copy if at most a third is used, null if none is left.
 PageTable::Node* PageTable::remove(SlabCache& slabs, Node* node, unsigned bit) {
     unsigned at = node->rank(bit);
     node->bitmap &= ~(std::uint64_t{1} << bit);
@@ -70,7 +70,7 @@ PageTable::Node* PageTable::remove(SlabCache& slabs, Node* node, unsigned bit) {
             slabs.free(node);
             return smaller;
         } catch (const std::bad_alloc&) {
-            // It stays as large as it is.
+            // The node stays as large as it is.
         }
     }
     return node;
@@ -94,7 +94,7 @@ PageTable::Item& PageTable::insert(SlabCache& slabs, PageIndex index) {
         ++height_;
     }
 
-    // Where the path leaves the tree, hang a chain down to the leaf: whole, or not at all.
+    // Where the path leaves the tree, attach a chain of nodes down to the leaf: all of it or none.
     unsigned level = height_;
     Node** link = &root_;
     while (*link != nullptr && (*link)->has(digit(index, level)) && level > 0) {

@@ -1,9 +1,9 @@
 // The sparse table of a file's pages: tmem's object with its tree.
 //
-// A radix tree with 64-fold nodes, as the kernel's xarray, but each node stores only the items that it
-// has, packed, beside a bitmap that says which (as in a HAMT). A dense file takes 520 bytes for 64 pages,
-// a lone page 16 for each level above it. Everything that a flush does costs what it finds, and
-// the depth of the tree (9 at most), never what else is there.
+// It is a radix tree with 64-fold nodes, like the kernel's xarray, but a node stores only the items that it
+// has, packed, beside a bitmap of their positions (as in a HAMT). A dense file takes 520 bytes for 64 pages,
+// a lone page 16 for each level above it. A flush costs the items that it finds and the depth of the tree
+// (9 at most), however many other items there are.
 #pragma once
 
 #include <bit>
@@ -22,7 +22,7 @@ public:
     PageTable() = default;
     PageTable(const PageTable&) = delete;
     PageTable& operator=(const PageTable&) = delete;
-    // Whoever owns it has called clear().
+    // The owner has erased all items.
     ~PageTable() = default;
 
     // A slab cache for the nodes of page tables.
@@ -30,11 +30,11 @@ public:
 
     // The item at `index`, or null. Valid until the next insert or erase.
     Item* find(PageIndex index) const;
-    // The item at `index`, made (as 0) if there was none. Throws std::bad_alloc, and nothing has changed.
+    // The item at `index`, created as 0 if there was none. Throws std::bad_alloc, and nothing has changed.
     Item& insert(SlabCache& slabs, PageIndex index);
-    // Whether there was one.
+    // Remove the item at `index`. Whether there was one.
     bool erase(SlabCache& slabs, PageIndex index);
-    // Remove what is at first <= index < stop, after calling `gone(index, item)` for each in order.
+    // Remove the items at first <= index < stop, after calling `gone(index, item)` for each in order.
     template <class Gone>
     void erase_range(SlabCache& slabs, PageIndex first, PageIndex stop, Gone&& gone);
     // Call `seen(index, item)` for each item in order.
@@ -48,7 +48,7 @@ private:
 
     struct Node {
         std::uint64_t bitmap;
-        std::uint64_t items[1];  // as many as the size class has room for: items, or nodes below
+        std::uint64_t items[1];  // as many as the size class has room for: items, or child nodes
 
         unsigned count() const { return static_cast<unsigned>(std::popcount(bitmap)); }
         bool has(unsigned bit) const { return bitmap >> bit & 1; }

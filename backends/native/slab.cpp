@@ -6,8 +6,8 @@
 
 namespace zcache {
 
-// Lives at the start of its slab. Free objects are chained through their first word; the part of the
-// slab that was never used has no chain, so a new slab touches only what it hands out.
+// The header at the start of a slab. Free objects are chained through their first word. Objects that were
+// never handed out are not in the chain, so a new slab touches only the memory that it hands out.
 struct SlabCache::Slab {
     Mapping memory;
     Slab* prev = nullptr;
@@ -19,7 +19,7 @@ struct SlabCache::Slab {
 };
 
 SlabCache::SlabCache(Budget& budget, std::vector<std::uint32_t> sizes) : budget_(budget) {
-    empty_.reserve(max_empty);  // free() must not fail
+    empty_.reserve(max_empty);  // so that free() cannot fail
     for (std::uint32_t size : sizes) {
         auto per_slab = static_cast<std::uint32_t>((slab_bytes - sizeof(Slab)) / size);
         classes_.push_back({size, per_slab, nullptr});

@@ -1,8 +1,8 @@
 // Small objects of a few sizes, in slabs: the kernel's kmem_cache, for the nodes of page tables.
 //
 // A slab is 16 KiB, aligned to its size, and holds objects of one size; a pointer's slab is found by
-// masking. Objects have no header. A slab that loses its last object goes back to the system, but for a
-// few that wait for the next object of any size: a node that grows passes through all sizes.
+// masking. Objects have no header. An empty slab goes back to the system, except for a few that are kept
+// for the next object of any size: a growing node passes through all sizes.
 #pragma once
 
 #include <array>

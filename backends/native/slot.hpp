@@ -1,4 +1,4 @@
-// The 8 bytes that the index keeps of a page: where it is, and in which state.
+// A slot: the 8 bytes that the index holds for a page, its state and its place.
 #pragma once
 
 #include <cassert>
@@ -11,8 +11,8 @@ class Slot {
 public:
     enum class State : std::uint8_t {
         stored,  // compressed, in the allocator; place() is a Location
-        staged,  // as it was put, waiting for the worker; place() is a staging sequence number
-        lent,    // handed out by an exclusive get: for a get it is gone; place() is a loan number
+        staged,  // uncompressed, waiting for the worker; place() is a staging sequence number
+        lent,    // handed out by an exclusive get, so no get finds it; place() is a loan number
     };
 
     static constexpr Slot stored(Location at, Kind kind, bool referenced = false) {

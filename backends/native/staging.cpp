@@ -10,7 +10,7 @@ Staging::Staging(Budget& budget, std::size_t bytes)
 std::optional<Staging::Sequence> Staging::push(Owner owner, Bytes page) {
     if (back_ - front_ == pages_.size()) return std::nullopt;
     std::size_t at = head_ % ring_.size();
-    // A page lies in one piece: what is left of the ring before its end may have to be passed over.
+    // A page is contiguous: the rest of the ring before its end may have to be skipped.
     std::size_t skip = at + page.size() <= ring_.size() ? 0 : ring_.size() - at;
     if (page.size() > ring_.size() || head_ + skip + page.size() - tail_ > ring_.size()) return std::nullopt;
     head_ += skip;

@@ -2,8 +2,8 @@
 //
 // A ring of bytes and a ring of records, first in, first out. A put copies its page in and returns. A
 // staged page is as good as a stored one: a get copies it out. A page that is flushed, or put again,
-// is only marked dead here; the worker passes over it. Room is given back in order, by the worker alone,
-// so what it reads without the lock stays where it is.
+// is only marked dead; the worker skips it. Only the worker frees space, in order, so a page stays in place
+// while the worker reads it without the mutex.
 #pragma once
 
 #include <optional>
@@ -30,7 +30,7 @@ public:
     // Throws std::bad_alloc.
     Staging(Budget& budget, std::size_t bytes);
 
-    // Copy a page in; none if there is no room.
+    // Copy a page in; nullopt if there is no room.
     std::optional<Sequence> push(Owner owner, Bytes page);
     Page& at(Sequence sequence) { return pages_[sequence % pages_.size()]; }
     void kill(Sequence sequence) { at(sequence).owner.file = no_file; }
@@ -39,7 +39,7 @@ public:
     Sequence back() const { return back_; }  // one after the last
     bool empty() const { return front_ == back_; }
     void pop_front();
-    // Bytes of pages that wait, dead ones included.
+    // Bytes in use, dead pages included.
     std::size_t used() const { return head_ - tail_; }
     std::size_t capacity() const { return ring_.size(); }
     // Bytes of the records beside the ring.

@@ -17,14 +17,14 @@ constexpr std::size_t region_bytes = std::size_t{1} << 20;
 // Part of the limit that free frames may take, so that pages that come and go need no system calls.
 constexpr std::size_t resident_free_divisor = 16;
 
-// Old frames that may be spared, one after the other, because they were used.
+// The most old frames that are spared in a row because they were used.
 constexpr unsigned max_spared = 8;
 
 Location location(std::uint32_t frame, unsigned buddy) { return static_cast<Location>(frame) << 1 | buddy; }
 std::uint32_t frame_of(Location at) { return static_cast<std::uint32_t>(at >> 1); }
 unsigned buddy_of(Location at) { return at & 1; }
 
-// Make room for more items, by half as much again at least.
+// Reserve room for more items, growing by at least half.
 template <class T>
 void grow(std::vector<T>& items, std::size_t more) {
     std::size_t need = items.size() + more;
@@ -58,7 +58,8 @@ void ZbudAllocator::release_regions(std::size_t keep) {
     regions_.resize(keep);
 }
 
-// Tables are as large as there were ever frames. Frames in the last regions move to free ones before.
+// Tables have an entry for every frame there ever was: move the frames of the last regions to free ones,
+// then release those regions.
 void ZbudAllocator::shrink_tables() {
     drop_free_frames();
     std::size_t keep = (frames_used_ + frames_per_region_ - 1) / frames_per_region_;
@@ -74,7 +75,7 @@ void ZbudAllocator::shrink_tables() {
     frames_.resize(end);
     regions_.shrink_to_fit();
     frames_.shrink_to_fit();
-    // A vector of its own, not shrink_to_fit: free_frame() relies on the room whatever fails here.
+    // A new vector instead of shrink_to_fit: free_frame() relies on the capacity even if this throws.
     std::vector<FrameId> free;
     free.reserve(frames_.capacity());
     free.assign(free_.begin(), free_.end());
@@ -82,7 +83,7 @@ void ZbudAllocator::shrink_tables() {
     account_tables();
 }
 
-// A frame with entries goes to a place that is free and not resident.
+// Move a frame with entries to a free frame that is not resident.
 void ZbudAllocator::move_frame(FrameId from, FrameId to) {
     std::memcpy(memory(to), memory(from), frame_bytes_);
     Frame& frame = frames_[to] = frames_[from];
@@ -175,7 +176,7 @@ bool ZbudAllocator::reclaim() {
     return true;
 }
 
-// Give the memory of frames without entries back to the system.
+// Return the memory of frames without entries to the system.
 void ZbudAllocator::drop_free_frames() {
     while (resident_free_ > 0) {
         FrameId id = free_[free_.size() - resident_free_];
@@ -189,7 +190,7 @@ void ZbudAllocator::drop_free_frames() {
 
 // -- frames -------------------------------------------------------------------------------------------
 
-// The unbuddied frame that an entry fits best.
+// The unbuddied frame that an entry fits best, or none.
 ZbudAllocator::FrameId ZbudAllocator::find_unbuddied(unsigned need) const {
     for (unsigned free = need; free < chunks; ++free) {
         if (unbuddied_[free] != none) return unbuddied_[free];
@@ -197,7 +198,7 @@ ZbudAllocator::FrameId ZbudAllocator::find_unbuddied(unsigned need) const {
     return none;
 }
 
-// A frame without entries: a free one, a new one, or the oldest one.
+// A frame without entries: a free one, a new one, or the oldest after eviction.
 ZbudAllocator::FrameId ZbudAllocator::get_frame() {
     if (resident_free_ == 0) {
         while (!budget_.room(frame_bytes_) && index_.reclaim_elsewhere(*this)) {
@@ -221,7 +222,7 @@ ZbudAllocator::FrameId ZbudAllocator::get_frame() {
     return id;
 }
 
-// Evict both entries of the oldest frame that was not used lately. It is in no list then.
+// Evict the entries of the oldest frame that was not used lately. The frame is then in no list.
 ZbudAllocator::FrameId ZbudAllocator::evict_oldest() {
     for (unsigned spared = 0; lru_oldest_ != none; ++spared) {
         FrameId id = lru_oldest_;
@@ -265,7 +266,7 @@ void ZbudAllocator::free_frame(FrameId id) {
     ++resident_free_;
 }
 
-// Address space for more frames, when none is free. It costs nothing until it is touched.
+// Map a region of frames when none is free. It takes no memory until it is touched.
 void ZbudAllocator::add_region() {
     grow(regions_, 1);
     grow(frames_, frames_per_region_);
@@ -273,7 +274,7 @@ void ZbudAllocator::add_region() {
     std::size_t size = frames_per_region_ * frame_bytes_;
     void* at = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED) throw std::bad_alloc();
-    // A huge page would be resident for all of its frames at the first touch of one.
+    // With huge pages, the first touch of one frame would make all of them resident.
     madvise(at, size, MADV_NOHUGEPAGE);
     madvise(at, size, MADV_DONTDUMP);
     regions_.push_back(static_cast<std::byte*>(at));

@@ -3,10 +3,10 @@
 // A frame is as large as a page, in 64 chunks; the first chunk is its header. One entry lies at the
 // front, its buddy ends at the back. Frames with one entry are *unbuddied* and listed by their free
 // chunks, so that a new entry takes the frame that it fits best. All frames are in one LRU list. When no
-// frame can be had, the oldest is evicted with both its entries and used again at once: *ouroboros*.
+// frame is available, the oldest is evicted with both its entries and reused at once: *ouroboros*.
 //
-// It can hold at most two pages in the room of one, whatever they compress to, and wastes what the two
-// leave. But evicting a frame always frees a whole frame, with no copying: simple and deterministic.
+// It holds at most two pages in the room of one, however well they compress, and wastes the rest of the
+// frame. But evicting a frame always frees a whole frame, with no copying: simple and deterministic.
 #pragma once
 
 #include <array>
@@ -47,7 +47,7 @@ private:
         std::array<Buddy, 2> buddies;  // at the front, at the back
     };
 
-    // Beside the frame, so that lists are walked without touching frames.
+    // Kept apart from the frame, so that lists are walked without touching frames.
     struct Frame {
         FrameId lru_prev = none, lru_next = none;
         FrameId list_prev = none, list_next = none;

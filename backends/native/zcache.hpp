@@ -8,9 +8,9 @@
 // put the compressed page into place; it compresses without it. The worker never takes Python's GIL, so a
 // caller may wait for the mutex while it holds the GIL.
 //
-// The contract holds across the staging area because the index decides: its slot says where a page is.
-// Whoever changes a slot, under the mutex, also discards what the slot referred to. When the worker comes
-// back with a compressed page, it stores the page only if the slot still refers to it.
+// The contract holds across the staging area because the index decides: a page is where its slot says.
+// A call that changes a slot, under the mutex, also discards what the slot referred to. When the worker has
+// compressed a page, it stores the page only if the slot still refers to it.
 //
 // The class is implemented in four files:
 //

@@ -1,9 +1,9 @@
 // The memory limit: checking and changing it, reclaiming down to it, and accounting.
 //
 // The budget counts every byte of real memory: mappings count themselves, the index counts its nodes and
-// tables, loans count their pages, and account_overhead() counts the rest. So pool_used is what the
-// process takes, and the limit is a promise to the user. The price: a bound so tight that tables which grew under a
-// higher limit must be released when it is lowered (shrink_tables).
+// tables, loans count their pages, and account_overhead() counts the rest. So pool_used is what the engine
+// really takes. The price: tables that grew under a higher limit must be released when the limit is lowered
+// (shrink_tables), because they may exceed it alone.
 #include "zcache.hpp"
 
 #include <algorithm>

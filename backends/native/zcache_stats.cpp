@@ -58,7 +58,7 @@ void Zcache::check() const {
                 ++pool_files;
                 std::uint64_t pages = 0;
                 must(file->pages > 0, "a file without pages");
-                must(&self->index_.file(file->id) == file, "a file's number leads elsewhere");
+                must(&self->index_.file(file->id) == file, "a file's id leads to another file");
                 file->table.for_each([&](PageIndex index, PageTable::Item item) {
                     ++pages;
                     Slot slot = Slot::of_item(item);
@@ -75,18 +75,18 @@ void Zcache::check() const {
                         ++seen.staged;
                         const Staging::Page& page = self->staging_->at(slot.place());
                         must(slot.place() >= staging_->front() && slot.place() < staging_->back(),
-                             "a staged page that left the staging area");
-                        must(page.owner.file == file->id && page.owner.index == index, "a staged page of another");
+                             "a staged page outside the staging area");
+                        must(page.owner.file == file->id && page.owner.index == index, "a staged page of another owner");
                         return;
                     }
                     Stored stored = pool.allocator->load(slot.place());
-                    must(stored.owner.file == file->id && stored.owner.index == index, "a stored page of another");
+                    must(stored.owner.file == file->id && stored.owner.index == index, "a stored page of another owner");
                     seen.account(stored, slot.kind(), pool.page_size, 1);
                 });
-                must(pages == file->pages, "a file's count of pages is wrong");
+                must(pages == file->pages, "a file's page count is wrong");
             }
         }
-        must(pool_files == pool.files, "a pool's count of files is wrong");
+        must(pool_files == pool.files, "a pool's file count is wrong");
         files += pool_files;
     });
     must(files == index_.files(), "the count of files is wrong");

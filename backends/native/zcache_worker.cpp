@@ -4,8 +4,8 @@
 // one without the mutex, a flush or another put may discard that page; then it drops the result. The
 // staging area never moves a page, so the worker may read it without the mutex.
 //
-// Waking the worker is a system call, too much for each put. So the worker wakes when part of the staging area is used;
-// pages below that mark stay uncompressed, and count against the limit, until more arrive.
+// Waking the worker is a system call, too much for each put. So the worker wakes when a part of the staging
+// area is used. Pages below that mark stay uncompressed, and count against the limit, until more arrive.
 #include "zcache.hpp"
 
 #include <pthread.h>

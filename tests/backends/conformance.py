@@ -1,53 +1,39 @@
-"""The contract of ``cleanfs/ops.py``, one test per clause, for every backend.
+"""Test the contract of ``cleanfs/ops.py`` clause by clause, for any backend.
 
-A backend's test module makes a subclass of ``BackendConformance`` whose name starts with Test.
+A backend's test module derives a class from ``BackendConformance`` whose name starts with Test.
 """
 
 from abc import ABC, abstractmethod
-from random import Random
-from uuid import UUID
 
 import pytest
 
 from cleanfs.ops import Backend, BorrowOps, CleancacheOps, FileKey
-
-PAGE_SIZE = 4096
-PAGE_SIZES = [1 << bits for bits in range(12, 21)]
-KEY = FileKey(64, 1001, b"generation")
-OTHER_KEYS = [
-    FileKey(65, 1001, b"generation"),
-    FileKey(64, 1002, b"generation"),
-    FileKey(64, 1001, b"another"),
-]
-UUID_A, UUID_B = UUID(int=1), UUID(int=2)
-LAST_INDEX = (1 << 51) - 1
-"""Page index of the last byte that a file can have, in pages of 4096."""
-
-
-def text(tag: object, page_size: int = PAGE_SIZE) -> bytes:
-    """A page that compresses and is like no other tag's."""
-    line = f"page of {tag}; ".encode()
-    return (line * (page_size // len(line) + 1))[:page_size]
-
-
-def noise(seed: int, page_size: int = PAGE_SIZE) -> bytes:
-    """A page that does not compress."""
-    return Random(seed).randbytes(page_size)
+from tests.backends.pages import (
+    KEY,
+    LAST_INDEX,
+    OTHER_KEYS,
+    PAGE_SIZE,
+    PAGE_SIZES,
+    UUID_A,
+    UUID_B,
+    noise,
+    text,
+)
 
 
 class BackendConformance(ABC):
-    """Every clause of the contract. A subclass supplies the two abstract methods."""
+    """Tests every clause of the contract. A subclass supplies the two abstract methods."""
 
     @abstractmethod
     def make(self) -> Backend:
-        """A new backend with room for 4 MiB of pages that do not compress."""
+        """Make a backend with room for 4 MiB of pages that do not compress."""
 
     @abstractmethod
     def fill(self, backend: Backend, pool_id: int) -> None:
-        """Use the room up (not with pages of ``KEY``), so that ``noise`` is refused or dropped."""
+        """Use up the room, not with pages of ``KEY``, so that ``noise`` is refused or dropped."""
 
     def answers(self, page: bytes) -> tuple[bytes | None, ...]:
-        """What a get right after the put may give: also None where such a page may be refused."""
+        """The possible results of a get right after the put: also None if a put may be refused."""
         return (page,)
 
     @pytest.fixture
@@ -60,7 +46,7 @@ class BackendConformance(ABC):
 
     @pytest.fixture(params=["private", "shared"])
     def any_pool(self, request: pytest.FixtureRequest, backend: Backend) -> int:
-        """Clauses that hold for both kinds of pools."""
+        """A pool of either kind, for the clauses that hold for both."""
         if request.param == "private":
             return backend.init_fs(PAGE_SIZE)
         return backend.init_shared_fs(UUID_A, PAGE_SIZE)
@@ -110,7 +96,7 @@ class BackendConformance(ABC):
         pool = backend.init_shared_fs(UUID_A, PAGE_SIZE)
         backend.put_page(pool, KEY, 0, text("a"))
         assert backend.init_shared_fs(UUID_A, 2 * PAGE_SIZE) < 0
-        backend.flush_fs(pool)  # the one sharer's: the refused one never joined
+        backend.flush_fs(pool)  # the only sharer's: the refused call did not join
         again = backend.init_shared_fs(UUID_A, 2 * PAGE_SIZE)
         assert again >= 0
         assert backend.get_page(again, KEY, 0) is None
@@ -290,9 +276,7 @@ class BackendConformance(ABC):
         backend.put_page(any_pool, KEY, 0, text(3))
         assert backend.get_page(any_pool, KEY, 0) == text(3)
 
-    def test_flush_fs_leaves_nothing_for_whoever_gets_a_pool_next(
-        self, backend: Backend, pool: int
-    ) -> None:
+    def test_flush_fs_leaves_nothing_for_the_next_pool(self, backend: Backend, pool: int) -> None:
         other = backend.init_fs(PAGE_SIZE)
         self._put_ten(backend, pool)
         kept = self._put_ten(backend, other)
@@ -332,12 +316,12 @@ class BackendConformance(ABC):
     # -- beyond the contract: borrowing ------------------------------------------------------------
 
     def borrower(self, backend: Backend) -> BorrowOps:
-        """The backend, if it lends ranges."""
+        """The backend, if it can lend ranges; else the test is skipped."""
         if not isinstance(backend, BorrowOps):
-            pytest.skip("it need not")
+            pytest.skip("borrowing is optional")
         return backend
 
-    def test_pages_that_are_borrowed_stay(self, backend: Backend, any_pool: int) -> None:
+    def test_borrowed_pages_stay(self, backend: Backend, any_pool: int) -> None:
         pages = [text(f"page {i}") for i in range(9)]
         backend.put_pages(any_pool, KEY, list(enumerate(pages, 5)))
         for _ in range(3):
@@ -346,7 +330,7 @@ class BackendConformance(ABC):
         assert backend.get_pages(any_pool, KEY, 5, 9) == pages
 
     @pytest.mark.parametrize("missing", [0, 4, 8])
-    def test_one_page_too_few_and_none_is_borrowed(
+    def test_if_one_page_is_missing_none_is_borrowed(
         self, backend: Backend, any_pool: int, missing: int
     ) -> None:
         pages: list[bytes | None] = [None if i == missing else text(f"{i}") for i in range(9)]
@@ -357,7 +341,7 @@ class BackendConformance(ABC):
     def test_nothing_is_borrowed_of_a_file_without_pages(self, backend: Backend, any_pool: int) -> None:
         assert self.borrower(backend).borrow_pages(any_pool, KEY, 0, 9) is None
 
-    def test_what_was_got_can_not_be_borrowed_until_it_is_put_back(
+    def test_a_page_that_was_got_cannot_be_borrowed_until_it_is_put_back(
         self, backend: Backend, pool: int
     ) -> None:
         backend.put_pages(pool, KEY, [(0, text("a")), (1, text("b"))])
@@ -367,9 +351,7 @@ class BackendConformance(ABC):
         backend.put_page(pool, KEY, 1, page)
         assert self.borrower(backend).borrow_pages(pool, KEY, 0, 2) == text("a") + text("b")
 
-    def test_what_was_borrowed_is_overtaken_by_a_put_and_by_a_flush(
-        self, backend: Backend, any_pool: int
-    ) -> None:
+    def test_a_put_and_a_flush_replace_borrowed_pages(self, backend: Backend, any_pool: int) -> None:
         backend.put_pages(any_pool, KEY, [(0, text("a")), (1, text("b"))])
         assert self.borrower(backend).borrow_pages(any_pool, KEY, 0, 2) == text("a") + text("b")
         backend.put_page(any_pool, KEY, 1, text("c"))

@@ -1,7 +1,7 @@
-"""A zcache against a dict of what was put last: every get gives that or a miss, never more.
+"""Compare a zcache with a dict of the pages put last: a get returns that page or a miss, never another.
 
-``Twin`` takes the steps, for whoever chooses them: ``ZcacheMachine`` lets hypothesis do so, and
-``scripts/stress-zcache`` a random generator.
+``Twin`` performs the steps. ``ZcacheMachine`` lets hypothesis choose them, ``scripts/stress-zcache`` a
+random generator.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,32 +13,35 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cleanfs.ops import FileKey
-from tests.backends.conformance import KEY, OTHER_KEYS, PAGE_SIZE, UUID_A, UUID_B, noise, text
+from tests.backends.pages import (
+    FILLER,
+    FILLER_PAGES,
+    KEY,
+    MIB,
+    OTHER_KEYS,
+    PAGE_SIZE,
+    UUID_A,
+    UUID_B,
+    noise,
+    same,
+    text,
+)
 
-MIB = 1 << 20
 KEYS = [KEY, *OTHER_KEYS]
 UUIDS = [UUID_A, UUID_B]
-FILLER = FileKey(1, 2, b"filler")
-"""A file whose pages are put for the room that they take; nobody asks for them."""
-FILLER_PAGES = [noise(i)[: 1000 + 27 * i % 2000].ljust(PAGE_SIZE, b"\0") for i in range(300)]
 INDICES = st.integers(0, 60)
 WHICH = st.integers(0, 1 << 16)
 
 Handle = tuple[int, FileKey, int]
 
 
-def same(word: int, page_size: int = PAGE_SIZE) -> bytes:
-    """A same-filled page."""
-    return word.to_bytes(8, "little") * (page_size // 8)
-
-
 MAKERS: dict[str, Callable[[int, int], bytes]] = {"same": same, "text": text, "noise": noise}
 
 
 class Twin:
-    """A backend, and what it may answer."""
+    """Holds a backend, and a model of the pages that it may return."""
 
-    def __init__(self, z: Any) -> None:  # noqa: ANN401  a Backend, and what some have beyond that
+    def __init__(self, z: Any) -> None:  # noqa: ANN401  a Backend, and methods that only some have
         self.z = z
         self.private: dict[int, int] = {}  # page size by pool id
         self.shared: dict[int, int] = {}
@@ -49,19 +52,19 @@ class Twin:
         self.tags = count(1)
         self.fillers = count()
         self.excess = 0
-        """Bytes above the limit, at most, right after a sync or a resize."""
+        """The most bytes above the limit, right after a sync or a resize."""
 
     @property
     def pools(self) -> list[int]:
-        """All that there are."""
+        """The ids of all pools."""
         return sorted({*self.private, *self.shared})
 
     def page_size(self, pool: int) -> int:
-        """Of a pool."""
+        """Return the page size of a pool."""
         return (self.private if pool in self.private else self.shared)[pool]
 
     def open(self, page_size: int) -> None:
-        """One more private pool, or a refusal if the limit is small for such pages."""
+        """Open a private pool; it may be refused if the limit is small for such pages."""
         pool = self.z.init_fs(page_size)
         if pool < 0:
             return
@@ -69,7 +72,7 @@ class Twin:
         self.private[pool] = page_size
 
     def join(self, uuid: UUID, page_size: int) -> None:
-        """One more sharer, or a refusal, always if the page size is another."""
+        """Join a shared pool; it must be refused if the pool has another page size."""
         pool = self.z.init_shared_fs(uuid, page_size)
         there = self.uuids.get(uuid)
         if there is not None and self.shared[there] != page_size:
@@ -84,7 +87,7 @@ class Twin:
         self.sharers[pool] = self.sharers.get(pool, 0) + 1
 
     def close(self, pool: int) -> None:
-        """One sharer less, or a pool less."""
+        """Close a pool, or one sharer's use of it."""
         self.z.flush_fs(pool)
         if self.sharers.get(pool, 0) > 1:
             self.sharers[pool] -= 1
@@ -105,7 +108,7 @@ class Twin:
             self.model[pool, key, index] = page
 
     def put_back(self, handles: Iterable[Handle]) -> None:
-        """Put the very pages that gets gave, file by file."""
+        """Put back the very page objects that gets returned, file by file."""
         by_file: dict[tuple[int, FileKey], list[tuple[int, bytes]]] = {}
         for handle in handles:
             pool, key, index = handle
@@ -124,7 +127,7 @@ class Twin:
                 self.got[pool, key, index] = page
 
     def get_into(self, pool: int, key: FileKey, first: int, n: int) -> None:
-        """Get pages into a buffer; where there was none it stays as it is."""
+        """Get pages into a buffer, which stays as it was where no page was found."""
         size = self.page_size(pool)
         before = b"\xa5" * size
         buffer = bytearray(before * (n + 1))
@@ -137,7 +140,7 @@ class Twin:
         self._saw(pool, key, first, hits)
 
     def borrow(self, pool: int, key: FileKey, first: int, n: int) -> None:
-        """Get pages that stay; all or none."""
+        """Borrow pages, which stay: all or none."""
         pages = self.z.borrow_pages(pool, key, first, n)
         if pages is not None:
             expected = [self.model[pool, key, first + i] for i in range(n)]
@@ -151,7 +154,7 @@ class Twin:
                 self.model.pop((pool, key, index), None)  # get-get, exclusive
 
     def flush(self, pool: int, key: FileKey, start: int, n: int | None) -> None:
-        """Discard ``n`` pages, or all from ``start`` on; in the form that is made for it."""
+        """Discard ``n`` pages, or all from ``start`` on, by the call that fits."""
         stop = None if n is None else start + n
         if n == 1:
             self.z.flush_page(pool, key, start)
@@ -164,7 +167,7 @@ class Twin:
                 del self.model[handle]
 
     def fill(self, pool: int, n: int) -> None:
-        """Use room up."""
+        """Put pages that only use up room."""
         pages = FILLER_PAGES
         if (size := self.page_size(pool)) != PAGE_SIZE:
             pages = [page * (size // PAGE_SIZE) for page in pages[:20]]
@@ -173,12 +176,12 @@ class Twin:
         self.z.put_pages(pool, FILLER, [(i, pages[i % len(pages)]) for i in indices])
 
     def sync(self) -> None:
-        """Have all pages compressed."""
+        """Wait until all pages are compressed."""
         self.z.sync()
         self._note_excess()
 
     def resize(self, limit: int) -> None:
-        """Change the limit, which holds at once, but for what can not be given back."""
+        """Change the limit and note how far it is exceeded."""
         self.z.resize(limit)
         self._note_excess()
 
@@ -188,18 +191,18 @@ class Twin:
 
 
 class ZcacheMachine(RuleBasedStateMachine):
-    """The steps, chosen by hypothesis. A subclass says what is made, and what must hold always."""
+    """Lets hypothesis choose the steps. A subclass makes the engine and checks its invariants."""
 
     PAGE_SIZES = (PAGE_SIZE, 4 * PAGE_SIZE, 16 * PAGE_SIZE)
     LIMITS = (MIB, MIB + 100_000, 2 * MIB)
     NATIVE = False
 
     def make(self) -> Any:  # noqa: ANN401
-        """A new backend with the first of the limits."""
+        """Make a backend with the first of the limits."""
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise unless the books balance."""
+        """Fail unless the counters agree with the data structures."""
         raise NotImplementedError
 
     def __init__(self) -> None:
@@ -210,12 +213,12 @@ class ZcacheMachine(RuleBasedStateMachine):
         self.twin.join(UUID_A, PAGE_SIZE)
         assert len(self.twin.pools) == 2
 
-    # What hypothesis draws must not depend on what is kept: the native engine's worker decides that
-    # with its own timing, and a test case could not be run again. So a step draws numbers, and does
-    # nothing where there is nothing to choose from.
+    # The values that hypothesis draws must not depend on which pages are stored: that depends on the
+    # timing of the native engine's worker, and a test case could not be replayed. So a step draws
+    # numbers, and does nothing where there is nothing to choose from.
 
     def pool(self, which: int) -> int | None:
-        """One of them, if there are any."""
+        """Choose a pool, if there are any."""
         return self.twin.pools[which % len(self.twin.pools)] if self.twin.pools else None
 
     @rule(
@@ -226,14 +229,14 @@ class ZcacheMachine(RuleBasedStateMachine):
         kind=st.sampled_from(sorted(MAKERS)),
     )
     def put(self, which: int, key: FileKey, first: int, n: int, kind: str) -> None:
-        """New pages."""
+        """Put new pages."""
         pool = self.pool(which)
         if pool is not None:
             self.twin.put(pool, key, first, n, kind)
 
     @rule(which=WHICH, whole_file=st.booleans())
     def put_back(self, which: int, whole_file: bool) -> None:
-        """The very objects that were got."""
+        """Put back the very objects that gets returned."""
         if not self.twin.got:
             return
         handle = sorted(self.twin.got)[which % len(self.twin.got)]
@@ -242,7 +245,7 @@ class ZcacheMachine(RuleBasedStateMachine):
 
     @rule(which=WHICH, key=st.sampled_from(KEYS), first=INDICES, n=st.sampled_from([1, 5, 40]))
     def get(self, which: int, key: FileKey, first: int, n: int) -> None:
-        """As a list."""
+        """Get pages as a list."""
         pool = self.pool(which)
         if pool is not None:
             self.twin.get(pool, key, first, n)
@@ -250,61 +253,61 @@ class ZcacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.NATIVE)
     @rule(which=WHICH, key=st.sampled_from(KEYS), first=INDICES, n=st.sampled_from([0, 1, 5, 40]))
     def get_into(self, which: int, key: FileKey, first: int, n: int) -> None:
-        """Into a buffer."""
+        """Get pages into a buffer."""
         pool = self.pool(which)
         if pool is not None:
             self.twin.get_into(pool, key, first, n)
 
     @rule(which=WHICH, key=st.sampled_from(KEYS), first=INDICES, n=st.sampled_from([0, 1, 2, 20]))
     def borrow(self, which: int, key: FileKey, first: int, n: int) -> None:
-        """All pages of a range, which stay."""
+        """Borrow all pages of a range."""
         pool = self.pool(which)
         if pool is not None:
             self.twin.borrow(pool, key, first, n)
 
     @rule(which=WHICH, key=st.sampled_from(KEYS), start=INDICES, n=st.none() | st.integers(0, 99))
     def flush(self, which: int, key: FileKey, start: int, n: int | None) -> None:
-        """A page, a range, a file."""
+        """Discard a page, a range or a file."""
         pool = self.pool(which)
         if pool is not None:
             self.twin.flush(pool, key, start, n)
 
     @rule(which=WHICH, n=st.sampled_from([50, 400]))
     def fill(self, which: int, n: int) -> None:
-        """So that there are evictions."""
+        """Force evictions."""
         pool = self.pool(which)
         if pool is not None:
             self.twin.fill(pool, n)
 
     @rule(which=WHICH)
     def open(self, which: int) -> None:
-        """A private pool."""
+        """Open a private pool."""
         self.twin.open(self.PAGE_SIZES[which % len(self.PAGE_SIZES)])
 
     @rule(which=WHICH, uuid=st.sampled_from(UUIDS))
     def join(self, which: int, uuid: UUID) -> None:
-        """A shared pool."""
+        """Join a shared pool."""
         self.twin.join(uuid, self.PAGE_SIZES[which % len(self.PAGE_SIZES)])
 
     @rule(which=WHICH)
     def close(self, which: int) -> None:
-        """A pool, or one sharer's use."""
+        """Close a pool, or one sharer's use."""
         pool = self.pool(which)
         if pool is not None:
             self.twin.close(pool)
 
     @rule(which=WHICH)
     def resize(self, which: int) -> None:
-        """Up or down."""
+        """Change the limit."""
         self.twin.resize(self.LIMITS[which % len(self.LIMITS)])
 
     @precondition(lambda self: self.NATIVE)
     @rule()
     def sync(self) -> None:
-        """Staged pages become compressed ones."""
+        """Wait until all pages are compressed."""
         self.twin.sync()
 
     @invariant()
-    def books_balance(self) -> None:
-        """After each step."""
+    def counters_agree(self) -> None:
+        """Check the invariants after each step."""
         self.check()

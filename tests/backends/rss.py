@@ -1,7 +1,7 @@
-"""What a process really takes for a zcache: run with JSON options in a process of its own, prints JSON.
+"""Measure the memory of a process with a zcache; a program that takes JSON options and prints JSON.
 
-Everything at once is put through it, several times the limit: text, noise and same-filled pages, large
-files and many small ones, exclusive gets in both forms, pages put back, files flushed.
+It puts several times the limit in mixed pages: text, noise and same-filled pages, in large files and
+many small ones. Between puts there are exclusive gets in both forms, pages put back, and files flushed.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from cleanfs.backends._zcache import Engine
 from cleanfs.ops import FileKey
-from tests.backends.conformance import PAGE_SIZE, noise, text
+from tests.backends.pages import PAGE_SIZE, noise, text
 
 BATCH = 32
 RANDOM = [noise(i)[: 400 + 9 * i].ljust(PAGE_SIZE, b"\0") for i in range(256)]
@@ -25,17 +25,17 @@ BASES = [
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that is not a file's."""
+    """Return the resident anonymous memory of this process in bytes."""
     status = Path("/proc/self/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("RssAnon:")]
     return int(line.split()[1]) * 1024
 
 
 class Workload:
-    """Steps of a batch each; 1 in 16 batches is small files."""
+    """Performs steps of one batch of pages each; one batch in 16 consists of small files."""
 
     def __init__(self, z: Engine, seed: int, lends: bool) -> None:
-        """``lends``: whether gets are in the form that makes loans, too."""
+        """Start at a seed. ``lends``: whether some gets make loans."""
         self.z, self.choose, self.lends = z, Random(seed), lends
         self.pool = z.init_fs(PAGE_SIZE)
         self.number = 0
@@ -43,7 +43,7 @@ class Workload:
         self.files: deque[tuple[FileKey, int]] = deque(maxlen=4000)
 
     def pages(self) -> list[bytes]:
-        """A batch that was never seen before, of every kind."""
+        """Return a batch of new pages of every kind."""
         at = self.choose.randrange(len(BASES) - BATCH)
         self.number += BATCH
         stamps = range(self.number, self.number + BATCH)
@@ -56,7 +56,7 @@ class Workload:
         ]
 
     def step(self) -> None:
-        """One batch in; sometimes something out."""
+        """Put one batch; sometimes get or flush some pages."""
         z, pool, choose = self.z, self.pool, self.choose
         kind = choose.randrange(16)
         if kind == 0:
@@ -86,7 +86,7 @@ class Workload:
 def main(
     engine: dict[str, Any], rounds: int, seed: int = 1, lends: bool = True, then: int | None = None
 ) -> dict[str, Any]:
-    """Limits' worths of pages are put; then, perhaps, there is another limit."""
+    """Put ``rounds`` times the limit in pages, then resize to ``then``. Return the measurements."""
     before = anonymous_bytes()
     z = Engine(**engine)
     workload = Workload(z, seed, lends)

@@ -1,11 +1,11 @@
-"""Page codecs: every one gives back what it was given, and bad names are refused politely."""
+"""Every page codec restores the page that it compressed, and wrong names are refused with a message."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cleanfs.backends.codec import Codec, CorruptError, lz4_compressor, lz4_decompressor, parse
-from tests.backends.conformance import noise, text
+from tests.backends.pages import noise, text
 
 GOOD = ["lz4", "lz4:1", "lz4:17", "lz4:65537", "lz4hc", "lz4hc:1", "lz4hc:12"]
 
@@ -43,7 +43,7 @@ def test_zpages_carry_no_size_header() -> None:
 
 
 @pytest.mark.parametrize("zpage", [b"", b"\xff" * 10, lz4_compressor(parse("lz4"))(bytes(8192))])
-def test_what_no_compressor_made_is_corrupt(zpage: bytes) -> None:
+def test_bytes_that_no_compressor_made_are_corrupt(zpage: bytes) -> None:
     with pytest.raises(CorruptError):
         lz4_decompressor(4096)(zpage)
 
@@ -108,6 +108,6 @@ def test_a_name_says_method_level_and_dictionary(
 
 
 @pytest.mark.parametrize("spec", ["zstd", "zstd:3+dict", "none"])
-def test_what_only_the_native_engine_does_is_refused_in_python(spec: str) -> None:
+def test_codecs_of_the_native_engine_are_refused_in_python(spec: str) -> None:
     with pytest.raises(ValueError, match="native"):
         lz4_compressor(parse(spec))

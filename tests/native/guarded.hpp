@@ -1,4 +1,4 @@
-// Memory between two pages that can not be touched: the compressors are no part of what a sanitizer sees.
+// Memory between two inaccessible pages, because sanitizers do not instrument the compressors.
 #pragma once
 
 #include <sys/mman.h>

@@ -1,8 +1,8 @@
-// A machine that does one operation after the other on an engine, and knows what each must give.
+// A state machine that performs operations on an engine and checks every result against a model.
 //
-// What was put is in a std::map. A get may miss, but what it finds is the last page put there. And pages
-// get lost only as the counters say: there are no more misses than evicted and refused pages. Who chooses
-// the operations, a random generator or a fuzzer, is for the caller.
+// The model is a std::map of the pages put. A get may miss, but a page that it finds is the last one put
+// there. Pages are lost only as the counters say: there are no more misses than evicted and refused pages.
+// A random generator or a fuzzer chooses the operations (choices.hpp).
 #pragma once
 
 #include <map>
@@ -13,84 +13,16 @@
 #include <typeinfo>
 #include <utility>
 
+#include "choices.hpp"
 #include "pages.hpp"
 #include "zcache.hpp"
 
-// Where the decisions come from.
-class Choices {
-public:
-    virtual ~Choices() = default;
-    virtual std::uint64_t below(std::uint64_t end) = 0;
-    bool one_in(std::uint64_t n) { return below(n) == 0; }
-};
-
-class RandomChoices final : public Choices {
-public:
-    explicit RandomChoices(std::uint64_t seed) : random_(seed) {}
-    std::uint64_t below(std::uint64_t end) override { return random_.below(end); }
-
-private:
-    Random random_;
-};
-
-// Called around whatever the engine does: faults.cpp makes memory scarce there.
+// Called around each call of the engine: faults.cpp makes memory scarce there.
 struct Scarcity {
     virtual ~Scarcity() = default;
     virtual void begin() {}
     virtual void end() {}
 };
-
-// The least limit that the engine takes for these options.
-inline std::size_t least_limit(zcache::Options options) {
-    for (options.pool_limit = std::size_t{1} << 20;; options.pool_limit *= 2) {
-        try {
-            zcache::Zcache engine(options);
-            return options.pool_limit;
-        } catch (const std::invalid_argument&) {
-            EXPECT(options.pool_limit < std::size_t{1} << 30);
-        }
-    }
-}
-
-inline zcache::Options choose_options(Choices& choices, bool small) {
-    using zcache::Method;
-    zcache::Options options;
-    switch (choices.below(5)) {
-        case 0:
-            options.codec = {Method::none, 1, false};
-            break;
-        case 1:
-            options.codec = {Method::lz4, 1 + static_cast<int>(choices.below(9)), false};
-            break;
-        case 2:
-            options.codec = {Method::lz4hc, 1 + static_cast<int>(choices.below(9)), false};
-            break;
-        case 3:
-            options.codec = {Method::zstd, static_cast<int>(choices.below(6)) - 2, false};
-            break;
-        default:
-            options.codec = {Method::zstd, 1, !small};
-    }
-    options.was_active = choices.one_in(3);
-    options.checksum = !choices.one_in(3);
-    options.keep_poor = !choices.one_in(3);
-    if (options.codec.method != Method::none && choices.one_in(2)) {
-        options.allocator = zcache::AllocatorKind::zbud;
-        options.keep_poor = false;
-    }
-    options.pool_limit = least_limit(options) + choices.below(small ? 256 : 4096) * (small ? 4096 : 2048);
-    return options;
-}
-
-inline std::string describe(const zcache::Options& options) {
-    const char* methods[] = {"none", "lz4", "lz4hc", "zstd"};
-    return std::string(methods[static_cast<int>(options.codec.method)]) +
-           (options.codec.dictionary ? " with a dictionary" : "") + ", level " +
-           std::to_string(options.codec.level) +
-           (options.allocator == zcache::AllocatorKind::log ? ", log" : ", zbud") +
-           (options.keep_poor ? ", keeps poor" : "") + (options.was_active ? ", was active" : "") +
-           (options.checksum ? ", checksums" : "") + ", limit " + std::to_string(options.pool_limit);
-}
 
 class Machine {
 public:
@@ -134,7 +66,7 @@ public:
         EXPECT(counts["pool_limit"] == options_.pool_limit);
     }
 
-    // All is given back at the end.
+    // Close all pools: nothing may be left.
     void finish() {
         check();
         counts_ = engine_.counters();
@@ -150,7 +82,7 @@ public:
 
     std::uint64_t hits() const { return hits_; }
     std::uint64_t misses() const { return misses_; }
-    // Before the end.
+    // The counters as of finish(), before the pools were closed.
     const zcache::Counts& counts() const { return counts_; }
 
 private:
@@ -163,8 +95,8 @@ private:
         std::map<Handle, Content> pages;
     };
 
-    // What a token was given for.
-    struct Given {
+    // The loan that a token stands for.
+    struct Loan {
         int pool = 0;
         Handle handle;
         Content content;
@@ -203,7 +135,7 @@ private:
         std::vector<zcache::Token> tokens;
     };
 
-    // Run a call of the engine. False if it had no memory.
+    // Run a call of the engine. False if it was out of memory.
     template <class Call>
     bool run(Call&& call) {
         scarcity_.begin();
@@ -249,7 +181,7 @@ private:
 
     static constexpr std::size_t keys = 12;
 
-    // Some keys differ in one part only; the empty generation comes without a pointer, too.
+    // Some keys differ in one part only; one empty generation has a null pointer.
     static zcache::FileKey key(std::size_t number) {
         static const std::string generations[] = {"", "a", std::string("a\0b", 3), std::string(128, 'g')};
         std::string_view generation = generations[number / 2 % 4];
@@ -257,7 +189,7 @@ private:
         return {1 + number / 8, 100 + number % 2, generation};
     }
 
-    // Mostly dense; else anywhere, but there often enough for hits.
+    // Mostly dense; else anywhere, at few enough places for hits.
     zcache::PageIndex choose_index(std::uint32_t page_size) {
         zcache::PageIndex end = (zcache::PageIndex{1} << 63) / page_size;
         if (!choices_.one_in(4)) return choices_.below(150);
@@ -296,7 +228,7 @@ private:
         add_pool(id, page_size, uuid);
     }
 
-    // Large pages are refused where the limit has no room for what compressing them takes.
+    // Large pages are refused where the limit has no room for their compressor contexts.
     void add_pool(int id, std::uint32_t page_size, int uuid) {
         EXPECT(!pools_.contains(id));
         EXPECT(id >= 0 || page_size > 4096);
@@ -328,23 +260,23 @@ private:
             zcache::MutableBytes page{data.data() + at * pool.page_size, pool.page_size};
             fill_page(content, page);
             puts.push_back({index, page.data(), choices_.one_in(8) ? Random(contents_).below(1300) : 0});
-            // A token of another page would be a lie, if there were a loan of that token for this handle.
+            // Only the page of a loan may be put with its token.
             if (out_.contains(puts.back().token)) puts.back().token = zcache::no_token;
             meant.push_back({{file, index}, content});
             if (scattered) index = choose_index(pool.page_size);
             else if (index + 1 < (zcache::PageIndex{1} << 63) / pool.page_size) ++index;
         }
-        // Without memory some of them are there and some are not, but no older page is.
+        // Without memory, some of them may be missing, but no older page may be found.
         run([&] { engine_.put(id, key(file), puts); });
         for (auto& [handle, content] : meant) pool.pages.insert_or_assign(handle, content);
     }
 
-    // Put a page that a get handed out back, with its token: mostly where it was.
+    // Put a page that a get handed out back, with its token, mostly where it was.
     void put_back() {
-        if (given_.empty()) return;
-        auto given = std::next(given_.begin(), static_cast<std::ptrdiff_t>(choices_.below(given_.size())));
-        zcache::Token token = given->first;
-        const Given& was = given->second;
+        if (lent_.empty()) return;
+        auto lent = std::next(lent_.begin(), static_cast<std::ptrdiff_t>(choices_.below(lent_.size())));
+        zcache::Token token = lent->first;
+        const Loan& was = lent->second;
         auto found = pools_.find(was.pool);
         if (found == pools_.end() || found->second.page_size != was.page_size) return;
         Pool& pool = found->second;
@@ -374,10 +306,10 @@ private:
             auto expected = pool.pages.find(handle);
             if (sink.refused[at]) {
                 EXPECT(expected != pool.pages.end());
-                pool.pages.erase(expected);  // a miss, from now on; the sink's doing
+                pool.pages.erase(expected);  // the sink refused it: a miss from now on
                 continue;
             }
-            if (!sink.filled[at]) {  // a miss, from now on
+            if (!sink.filled[at]) {  // a miss from now on
                 if (expected != pool.pages.end()) {
                     ++misses_;
                     pool.pages.erase(expected);
@@ -391,7 +323,7 @@ private:
             if (zcache::Token token = sink.tokens[at]; token != zcache::no_token) {
                 EXPECT(pool.uuid < 0);
                 EXPECT(out_.insert(token).second);
-                given_[token] = {id, handle, expected->second, pool.page_size};
+                lent_[token] = {id, handle, expected->second, pool.page_size};
             }
             if (pool.uuid < 0) pool.pages.erase(expected);
         }
@@ -471,7 +403,7 @@ private:
         }
     }
 
-    // What can not be says so, and does nothing.
+    // Wrong calls throw and change nothing.
     void wrong_calls() {
         auto throws = [](auto&& call, auto expected) {
             try {
@@ -508,7 +440,7 @@ private:
     std::map<int, Pool> pools_;
     std::vector<zcache::Token> free_tokens_;
     std::set<zcache::Token> out_;
-    std::map<zcache::Token, Given> given_;
+    std::map<zcache::Token, Loan> lent_;
     zcache::Counts counts_;
     std::uint64_t contents_ = 0;
     std::uint64_t hits_ = 0, misses_ = 0;

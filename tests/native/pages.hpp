@@ -1,4 +1,4 @@
-// Pages that are known by a few numbers: whoever has the numbers can tell whether a page is the right one.
+// Pages generated from a few numbers, from which a page can be verified later.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 #include "types.hpp"
 
-// A finding. Not assert(): it shall hold in every build.
+// Report a failed expectation and abort. Unlike assert(), it is active in every build.
 [[noreturn]] inline void fail(const char* file, int line, const char* what) {
     std::fflush(stdout);
     std::fprintf(stderr, "%s:%d: does not hold: %s\n", file, line, what);
@@ -19,7 +19,7 @@
 }
 #define EXPECT(condition) ((condition) ? void() : fail(__FILE__, __LINE__, #condition))
 
-// splitmix64: small, and good enough for what must only be different.
+// splitmix64: small, and good enough where numbers only have to differ.
 class Random {
 public:
     explicit Random(std::uint64_t seed) : state_(seed) {}
@@ -58,7 +58,7 @@ inline void fill_page(const Content& content, zcache::MutableBytes page) {
     };
     auto text_to = [&](std::size_t end) {
         char line[64];
-        while (at < end) {  // like a log: what all lines share, and some words of each line's own
+        while (at < end) {  // like a log: some words are common to all lines, some are unique
             std::uint64_t n = random.next();
             std::snprintf(line, sizeof line, "2024-05-%02u host%u cleanfs[%08x]: page %10u read, ok\n",
                           static_cast<unsigned>(n % 31 + 1), static_cast<unsigned>(n >> 8 & 7),
@@ -93,7 +93,7 @@ inline bool is_page(const Content& content, zcache::Bytes page) {
     return std::memcmp(expected.data(), page.data(), page.size()) == 0;
 }
 
-// What every program takes: --seconds N --seed N.
+// The arguments of every program: --seconds N --seed N.
 struct Arguments {
     double seconds = 5;
     std::uint64_t seed = 1;

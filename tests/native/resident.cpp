@@ -1,6 +1,5 @@
-// Random operations on the resident pages, held against a map. Which page goes next is not this program's
-// business (tests/test_resident.py compares that); what is there, whose it is, and that every page is given
-// back exactly once, is.
+// Random operations on the resident pages, compared with a map: which pages are there, whose they are, and
+// that every page is released exactly once. The order of eviction is compared in tests/test_resident.py.
 #include <algorithm>
 #include <chrono>
 #include <map>

@@ -1,5 +1,5 @@
-// Random operations of one caller, for hours if need be: one engine after the other, each with options
-// and operations that follow from its seed. The worker's timing does not, so a finding may need a few runs.
+// Random operations of one caller, for hours if need be: one engine after another, each with options and
+// operations that follow from its seed. The worker's timing does not, so a failure may need a few runs to recur.
 #include <chrono>
 
 #include "machine.hpp"

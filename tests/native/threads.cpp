@@ -1,5 +1,5 @@
-// Several callers on one engine at once. What only one of them touches is exactly as it left it. On files
-// that they share, a clock that ticks with every call tells which values a get may still find.
+// Several callers on one engine at once. A file that only one caller uses is exactly as it left it. For
+// shared files, a clock that ticks with every call tells which values a get may still find.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -17,7 +17,7 @@ constexpr std::size_t callers = 4;
 constexpr std::size_t shared_files = 2, shared_pages = 48;
 constexpr std::size_t most_values = 1 << 17, most_tokens = 1 << 18;
 
-// A value that was put on a shared file. A private pool's is found once for each time it was put.
+// A value put on a shared file. In a private pool, it is found at most once for each time it was put.
 struct Value {
     std::atomic<Clock> put_end{0};
     std::atomic<std::uint32_t> puts{0}, gets{0};
@@ -39,7 +39,7 @@ struct Round {
     int pools[3];
     std::atomic<Clock> clock{1};
     std::vector<Value> values;
-    // When the last change of a page that is over has begun: what was put before is gone.
+    // When the last finished change of a page began: values whose put ended before that are gone.
     std::atomic<Clock> floors[2][shared_files][shared_pages]{};
     std::vector<std::atomic<std::uint8_t>> tokens;  // 0, 1: out, 2: given back
     std::atomic<std::uint64_t> next_token{1}, given_back{0};
@@ -107,7 +107,7 @@ private:
         std::vector<zcache::Token> tokens;
     };
 
-    // A page that says which value it is.
+    // A page that begins with the id of its value.
     static void make_page(std::uint64_t id, zcache::MutableBytes page) {
         auto look = static_cast<Content::Look>(id * 7 / 3 % Content::looks);
         fill_page({look, static_cast<std::uint8_t>(id % 33), look == Content::zero ? 0 : id}, page);
@@ -122,7 +122,7 @@ private:
         return id;
     }
 
-    // -- files of its own ---------------------------------------------------------------------------
+    // -- the caller's own files ----------------------------------------------------------------------
 
     zcache::FileKey own_key() const { return {1, 100 + number_, "own"}; }
     std::uint32_t page_size(std::size_t pool) const { return pool == 2 ? 16384 : 4096; }
@@ -197,7 +197,7 @@ private:
         }
     }
 
-    // -- files that they share ----------------------------------------------------------------------
+    // -- shared files -------------------------------------------------------------------------------
 
     static zcache::FileKey shared_key(std::size_t file) { return {2, file, "shared"}; }
     Value& value(std::uint64_t id) { return round_.values[(id >> 4 & 15) * most_values + (id >> 8)]; }

@@ -1,4 +1,4 @@
-// The parts of the engine on their own, each against the simplest thing that does the same.
+// Test the parts of the engine on their own, each against the simplest model of it.
 #include <algorithm>
 #include <deque>
 #include <functional>
@@ -33,7 +33,7 @@ void test_page_table(Random& random) {
         for (int round = 0; round < 6; ++round) {
             PageTable table;
             std::map<PageIndex, std::uint64_t> model;
-            // Dense; clustered; and anywhere up to what a table has room for.
+            // Dense; clustered; and anywhere in the range of a table.
             auto index = [&]() -> PageIndex {
                 switch (random.below(round < 2 ? 1 : 3)) {
                     case 0: return random.below(2000);
@@ -87,7 +87,7 @@ void test_slab(Random& random) {
     {
         std::vector<std::uint32_t> sizes{16, 24, 40, 520};
         zcache::SlabCache slabs(budget, sizes);
-        std::vector<std::pair<std::uint64_t*, std::uint64_t>> held;  // and what each word of it says
+        std::vector<std::pair<std::uint64_t*, std::uint64_t>> held;  // and the value of its first word
         auto size_of = [&](void* object) { return sizes[zcache::SlabCache::size_class(object)]; };
         auto check_and_free = [&](std::size_t at) {
             auto [object, tag] = held[at];
@@ -168,7 +168,7 @@ void test_ghosts(Random& random) {
         ghosts.resize(names);
         EXPECT(ghosts.capacity() >= names && ghosts.capacity() < 2 * names + 8);
         std::size_t sets = ghosts.capacity() / 8;
-        // The last eight of each set, as lists of what distinguishes them.
+        // The last eight tags of each set.
         std::vector<std::list<std::uint64_t>> model(sets);
         auto tag = [](std::uint64_t hash) { return hash >> 32 | 1; };
         std::vector<std::uint64_t> hashes;
@@ -200,7 +200,7 @@ void test_loans(Random& random) {
     for (int step = 0; step < 30000; ++step) {
         if (random.below(100) < (step / 3000 % 2 == 0 ? 60U : 40U)) {
             EXPECT(loans.reserve());
-            if (random.below(4) == 0) continue;  // nobody has to use it
+            if (random.below(4) == 0) continue;  // a reservation may stay unused
             auto number = loans.add(next, zcache::Slot::stored(next, zcache::Kind::zpage), {1, next}, 4096);
             model.emplace_back(number, next++);
         } else if (!model.empty()) {
@@ -222,7 +222,7 @@ void test_loans(Random& random) {
     }
 }
 
-// The index above an allocator, as little of it as there can be.
+// A minimal index above an allocator.
 class FakeIndex final : public zcache::IndexLink {
 public:
     struct Known {
@@ -291,7 +291,7 @@ void test_allocator(Random& random, Kind kind, std::uint32_t page_size, std::siz
                 std::vector<std::byte> bytes(size);
                 for (std::byte& byte : bytes) byte = static_cast<std::byte>(step + (&byte - bytes.data()) / 7);
                 auto checksum = kind == Kind::log ? 0 : static_cast<std::uint32_t>(random.next());
-                // Already known while it is stored, but not where: as a page that was staged.
+                // The owner is known while the entry is stored, its location is not: like a staged page.
                 auto at = allocator->store({owner, checksum, bytes, poor});
                 if (!at) continue;
                 ++stored;
@@ -333,7 +333,7 @@ void test_allocator(Random& random, Kind kind, std::uint32_t page_size, std::siz
     EXPECT(budget.used == 0);
 }
 
-// Whatever is to be decompressed, nothing beyond `out` is written and nothing beyond `in` is read.
+// Whatever the input, decompressing neither writes beyond `out` nor reads beyond `in`.
 void test_corruption(Random& random) {
     constexpr std::size_t page_size = 4096;
     Guarded room(1 << 16), out(page_size);
@@ -345,7 +345,7 @@ void test_corruption(Random& random) {
         zcache::Scratch compress(codec, zcache::Scratch::Use::compress);
         zcache::Scratch decompress(codec, zcache::Scratch::Use::decompress);
         std::vector<std::byte> page(page_size);
-        // Pages that have much in common with others and nothing within themselves: a dictionary pays.
+        // Pages with much in common with others but no repetition within: a dictionary pays.
         constexpr std::size_t piece = 512, pieces = 48;
         std::vector<std::byte> common(piece * pieces);
         for (std::byte& byte : common) byte = static_cast<std::byte>(random.next());
@@ -368,7 +368,7 @@ void test_corruption(Random& random) {
             bool with_dictionary = made->with_dictionary;
             EXPECT(with_dictionary == options.dictionary);
             auto give = [&](std::size_t size) {
-                // At the end of what can be read, or at its start.
+                // At the end of the accessible memory, or at its start.
                 zcache::MutableBytes in = room.bytes();
                 in = n % 2 == 0 ? in.last(bytes.size()) : in.first(bytes.size());
                 std::ranges::copy(bytes, in.begin());
@@ -386,15 +386,15 @@ void test_corruption(Random& random) {
                         bytes[random.below(bytes.size())] ^= static_cast<std::byte>(1 << random.below(8));
                     }
                     break;
-                case 1:  // an end
+                case 1:  // truncated
                     bytes.resize(random.below(bytes.size()));
                     break;
-                case 2:  // something else from the middle on
+                case 2:  // random bytes from some point on
                     for (std::size_t at = random.below(bytes.size()); at < bytes.size(); ++at) {
                         bytes[at] = static_cast<std::byte>(random.next());
                     }
                     break;
-                default:  // anything, but for zstd's magic number, so that it goes on
+                default:  // random, except zstd's magic number, so that it goes on
                     bytes.resize(1 + random.below(6000));
                     std::size_t magic = options.method == zcache::Method::zstd ? 4 : 0;
                     for (std::size_t at = magic; at < bytes.size(); ++at) {
@@ -409,7 +409,7 @@ void test_corruption(Random& random) {
     }
 }
 
-// The last page that a file can have, moved and evicted like any other; and what is beyond is refused.
+// The last page that a file can have is moved and evicted like any other; an index beyond is refused.
 void test_last_index(Random& random) {
     for (std::uint32_t page_size : {4096U, 65536U, 1U << 20}) {
         for (zcache::AllocatorKind allocator : {zcache::AllocatorKind::log, zcache::AllocatorKind::zbud}) {

@@ -1,0 +1,56 @@
+"""Compare every engine, in every variant, with a model, by the one state machine (machine.py)."""
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+
+from tests.backends.engines import VARIANTS, check, least_limit, make, needs_native
+from tests.backends.machine import ZcacheMachine
+from tests.backends.pages import MIB
+
+
+def machine(
+    engine: str, limits: tuple[int, int, int], examples: int, steps: int, **options: object
+) -> type[Any]:
+    """Make a test case: this many runs of the machine, of this many steps each."""
+
+    class Machine(ZcacheMachine):
+        LIMITS = limits
+        NATIVE = engine != "python"
+        PAGE_SIZES = (*ZcacheMachine.PAGE_SIZES, *((MIB,) if engine != "python" else ()))
+
+        def make(self) -> Any:  # noqa: ANN401  an engine
+            return make(engine, limits[0], **options)
+
+        def check(self) -> None:
+            check(self.z)
+
+    case = Machine.TestCase
+    case.settings = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    return case
+
+
+def native_machine(variant: str, examples: int) -> type[Any]:
+    """Make a test case of the native engine, or one that is skipped."""
+    options = VARIANTS[variant]
+    least = least_limit(options) * (2 if options.get("method") == "lz4hc" else 1)
+    case = machine("log", (least, least + 100_000, 2 * least), examples, 60, **options)
+    marked: type[Any] = needs_native(case)
+    return marked
+
+
+TestPython = machine("python", (MIB, MIB + 100_000, 2 * MIB), 100, 50)
+TestLz4 = native_machine("lz4", 40)
+TestLz4Checked = native_machine("lz4-checked", 15)
+TestNone = native_machine("none", 25)
+TestWasActive = native_machine("was-active", 25)
+TestZbud = native_machine("zbud", 30)
+TestLz4hc = native_machine("lz4hc", 15)
+TestZstd = native_machine("zstd", 15)
+TestZbudZstd = native_machine("zbud-zstd", 15)
+TestZstdDict = native_machine("zstd-dict", 5)
