@@ -74,8 +74,7 @@ def test_contexts_for_large_pages_count_against_the_limit() -> None:
     printed = run(
         """
         from cleanfs.backends._zcache import Engine
-        from tests.backends.engines import needs_native, ZBUD
-from tests.backends.pages import KEY, text
+        from tests.backends.pages import KEY, text
         from tests.backends.rss import anonymous_bytes
 
         page = text("x", 1 << 20)
