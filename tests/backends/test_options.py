@@ -22,6 +22,7 @@ def test_it_is_found_by_name() -> None:
         backends.load("nosuch")
 
 
+@needs_native
 def test_make_gives_the_native_engine_with_every_option() -> None:
     options = BackendOptions(64 * MIB, "zstd:3+dict", "zbud", "refuse", "was-active", checksum=False)
     made = zcache.make(options)
