@@ -518,3 +518,30 @@ def test_a_change_that_the_open_of_an_ioctl_finds_reaches_the_kernel(mount: Moun
         wait_until(lambda: os.pread(fd, 8192, 0) == b"b" * 8192, 5)
         assert (fs.path / "f").read_bytes() == b"b" * 8192
     wait_until(lambda: fs.stats()["open_files"] == 0, 5)
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_DIRECT], ids=["buffered", "direct"])
+def test_a_file_that_was_shorter_for_a_while_is_read_whole_again(mount: Mounter, flags: int) -> None:
+    """The kernel takes a short reply for the end of the file until it asks for attributes."""
+    fs = mount(*QUICK)
+    size = 16384
+    (fs.source / "f").write_bytes(b"a" * size)
+    settle()
+    buffer = mmap.mmap(-1, size)
+    with held(fs.path / "f", flags) as fd:
+
+        def read() -> bytes:
+            return buffer[: os.preadv(fd, [buffer], 0)]
+
+        assert read() == b"a" * size
+        os.truncate(fs.source / "f", 5000)
+        expire()
+        assert read() == b"a" * 5000
+        settle()
+        with held(fs.source / "f", os.O_WRONLY) as changed:
+            os.pwrite(changed, b"b" * size, 0)
+        expire()
+        assert read() == b"b" * size
+        wait_until(lambda: sent(fd, size) == b"b" * size, 10)
+        assert os.fstat(fd).st_size == size
+    same(fs, "f")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, mounted, settle
+from tests.e2e.mounting import MountedFs, mounted, settle, wait_until
 
 NONE = ("--coherency", "none")
 
@@ -138,3 +138,24 @@ def test_a_long_listing_with_many_names_stays_right_with_coherency_none(mount: M
             assert {e.name: e.stat().st_size for e in entries} == {f"f{n}": n for n in range(500)}
     (fs.path / "f7").write_bytes(b"y" * 1000)
     assert (fs.path / "f7").stat().st_size == 1000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_files_that_the_kernel_forgets_with_their_names_come_back_without_the_source(
+    mount: Mounter,
+) -> None:
+    """Linux drops all pages of a closed FUSE file with its last dentry, also while memory is plenty."""
+    fs = mount("--page-cache", "1M")
+    data = b"".join(b"%07d\n" % i for i in range(1 << 19))
+    (fs.source / "f").write_bytes(data)
+    settle()
+    assert (fs.path / "f").read_bytes() == data
+    before = fs.stats()
+    asked = pages_asked_for(fs)
+    Path("/proc/sys/vm/drop_caches").write_text("2")  # names and inodes, not pages
+    wait_until(lambda: fs.stats()["inodes"] < before["inodes"])
+    assert (fs.path / "f").read_bytes() == data
+    after = fs.stats()
+    assert pages_asked_for(fs) - asked >= len(data) >> 12
+    assert after["succ_gets"] > before["succ_gets"]
+    assert after["source_read_bytes"] == before["source_read_bytes"]

@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import end_of
+from tests.e2e.mounting import MountedFs, end_of
 
 FIO = {
     "buffered": ("--ioengine=psync", "--fallocate=none"),
@@ -220,3 +222,49 @@ def test_processes_that_append_to_one_log_lose_no_line(mount: Mounter) -> None:
             end_of(process, 10)
     lines = (fs.path / "log").read_text().splitlines()
     assert sorted(lines) == sorted(f"{who} {i}" for who in "abc" for i in range(150))
+
+
+@pytest.fixture
+def overlay(mount: Mounter, tmp_path: Path) -> Iterator[tuple[MountedFs, Path]]:
+    """An overlay mount with its upper directory on a mount, and with some files below."""
+    fs = mount()
+    lower, merged = tmp_path / "lower", tmp_path / "merged"
+    for path in (lower / "d", merged, fs.path / "upper", fs.path / "work"):
+        path.mkdir(parents=True)
+    (lower / "f").write_text("lower\n")
+    (lower / "d" / "g").write_text("g\n")
+    (lower / "gone").write_text("gone\n")
+    options = f"lowerdir={lower},upperdir={fs.path}/upper,workdir={fs.path}/work"
+    command = ["mount", "-t", "overlay", "overlay", "-o", options, str(merged)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode:
+        pytest.skip(f"no overlay here: {done.stderr.strip()}")
+    try:
+        yield fs, merged
+    finally:
+        subprocess.run(["umount", str(merged)], timeout=30, check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_a_mount_is_the_upper_directory_of_an_overlay(overlay: tuple[MountedFs, Path]) -> None:
+    fs, merged = overlay
+    with (merged / "f").open("a") as file:
+        file.write("upper\n")
+    (merged / "gone").unlink()
+    (merged / "d" / "g").rename(merged / "d" / "h")
+    (merged / "new").mkdir()
+    (merged / "new" / "x").write_bytes(bytes(100_000))
+    os.link(merged / "new" / "x", merged / "new" / "y")
+    os.setxattr(merged / "f", "user.a", b"1")
+    shutil.rmtree(merged / "new")
+    (merged / "new").write_text("a file now\n")
+    assert sorted(os.listdir(merged)) == ["d", "f", "new"]
+    assert os.listdir(merged / "d") == ["h"]
+    assert (merged / "f").read_text() == "lower\nupper\n"
+    assert (merged / "new").read_text() == "a file now\n"
+    upper = fs.source / "upper"
+    assert (upper / "f").read_text() == "lower\nupper\n"
+    assert os.getxattr(upper / "f", "user.a") == b"1"
+    for whiteout in (upper / "gone", upper / "d" / "g"):
+        st = whiteout.stat()
+        assert (stat.S_ISCHR(st.st_mode), st.st_rdev) == (True, 0)
