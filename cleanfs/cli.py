@@ -89,32 +89,43 @@ FSTAB_OPTIONS = frozenset(
 def main() -> NoReturn:
     """Entry point: run, and turn every failure into one line and a status."""
     _prepare_streams()
+    status = _run()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python tries once more at the end, and makes the status 120 if that fails
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)
+
+
+def _run() -> int:
+    """Run the command; its status."""
     try:
         cli.main(standalone_mode=False, prog_name="cleanfs")
     except click.exceptions.NoArgsIsHelpError as exc:
         _say(exc.format_message())
-        sys.exit(2)
+        return 2
     except click.UsageError as exc:
         _complain(exc.format_message().removesuffix(".") + _usage_hint(exc))
-        sys.exit(2)
-    except click.ClickException as exc:
-        _complain(exc.format_message())
-        sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nothing to report
-        sys.exit(1)
+        return 2
     except OptionError as exc:
         _complain(str(exc))
-        sys.exit(2)
+        return 2
+    except click.ClickException as exc:
+        _complain(exc.format_message())
+        return 1
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nothing to report
+        return 1
     except MountError as exc:
         _complain(str(exc))
-        sys.exit(1)
+        return 1
     except OSError as exc:
         _complain(f"{exc.filename}: {exc.strerror}" if exc.filename and exc.strerror else str(exc))
-        sys.exit(1)
-    sys.exit(0)
+        return 1
+    return 0
 
 
 def _usage_hint(exc: click.UsageError) -> str:

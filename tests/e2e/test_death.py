@@ -95,6 +95,8 @@ def test_a_lie_of_the_source_would_be_found(tmp_path: Path) -> None:
         client.begin()
         for number in range(6):
             client.turn(number)
+        if isinstance(client, load.Sqlite):
+            client.db.close()
         said.write_text("".join(f"a {number}\n" for number in range(6)))
         assert load.lost(kind, tmp_path / "load", load.said(said), SEED) is None
         said.write_text("".join(f"a {number}\n" for number in range(8)))
