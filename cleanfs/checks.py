@@ -25,6 +25,9 @@ DEVICE_REMEDIES = {
 CAP_SYS_ADMIN = 21
 """Bit in the sets of capabilities(7)."""
 
+PRIVILEGED = frozenset({"suid", "dev", "nosymfollow"})
+"""Flags that fusermount3 does not set, or lift, for an ordinary user."""
+
 
 def check(config: MountConfig) -> None:
     """Everything that can be known to fail before mounting. Raises MountError."""
@@ -43,6 +46,8 @@ def check(config: MountConfig) -> None:
     _check_directory("mount point", mountpoint)  # what is mounted there may not answer
     if mountpoint.startswith(source.rstrip("/") + "/"):
         raise MountError(f"mount point {mountpoint} is inside the source {source}: it would recurse")
+    if os.geteuid() != 0 and (words := PRIVILEGED & set(config.flags)):
+        raise MountError(f"{' and '.join(sorted(words))} not permitted: only root can mount with that")
     if os.geteuid() != 0 and config.allow_other and not user_allow_other():
         raise MountError(
             "only root may use allow_other here: have root put user_allow_other into /etc/fuse.conf"

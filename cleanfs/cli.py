@@ -9,11 +9,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn, TextIO, get_args
+from typing import Any, NoReturn, TextIO, get_args
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from cleanfs import __version__
@@ -24,14 +25,22 @@ from cleanfs.backing import SourceCache
 from cleanfs.checks import check
 from cleanfs.client import read_json, read_pid, read_stats, write_control
 from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
-from cleanfs.config import MIN_POOL_LIMIT, MountConfig, MountError, OptionError, check_sizes
+from cleanfs.config import (
+    LOG_LEVELS,
+    MIN_POOL_LIMIT,
+    MountConfig,
+    MountError,
+    OptionError,
+    check_sizes,
+)
 from cleanfs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND
 from cleanfs.daemon import daemonise
 from cleanfs.keeper import too_large
 from cleanfs.listing import as_table, mount_state
 from cleanfs.mount import serve
+from cleanfs.mountoptions import MountOptions, asks_for_remount, parse
 from cleanfs.mountpoint import is_dead, resolved, unmount
-from cleanfs.mounts import FS_TYPE, mount_points, mounted_at
+from cleanfs.mounts import FS_TYPE, mount_points
 from cleanfs.params import (
     BackendType,
     CompressionType,
@@ -43,47 +52,13 @@ from cleanfs.params import (
 )
 from cleanfs.pressure import Sizes
 from cleanfs.printable import printable
+from cleanfs.remount import cleanfs_mount, kernel_options, remount
 from cleanfs.tables import stats_table
 from cleanfs.watch import Stats, watch_lines
 
 MIN_PAGE_SIZE = 4096
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
-
-KERNEL_OPTIONS = frozenset(
-    {
-        "dev",
-        "nodev",
-        "suid",
-        "nosuid",
-        "exec",
-        "noexec",
-        "async",
-        "sync",
-        "dirsync",
-        "atime",
-        "noatime",
-    }
-)
-"""``-o`` words that go to the kernel as they are."""
-
-FSTAB_OPTIONS = frozenset(
-    {
-        "defaults",
-        "auto",
-        "noauto",
-        "nofail",
-        "user",
-        "nouser",
-        "users",
-        "owner",
-        "group",
-        "_netdev",
-        "default_permissions",
-    }
-)
-"""``-o`` words that mount(8) and fstab have for themselves, or that we always do."""
 
 
 def main() -> NoReturn:
@@ -338,7 +313,7 @@ def cli() -> None:
 )
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
+    type=click.Choice(LOG_LEVELS),
     default="info",
     show_default=True,
 )
@@ -352,17 +327,50 @@ def cli() -> None:
 @click.pass_context
 def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) -> None:
     """Mount SOURCE on MOUNTPOINT."""
-    fuse_options = _apply_mount_options(ctx, mount_options)
-    params = ctx.params
+    mountpoint = resolved(ctx.params["mountpoint"])
+    try:
+        unchanged = kernel_options(mountpoint) if asks_for_remount(mount_options) else ()
+        options = parse(mount_options, unchanged)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
+    named = _take(ctx, options.ours)
+    config = _config(ctx.params, mountpoint, options)
+    try:
+        check_sizes(config.pool_limit, config.page_cache, config.page_size)
+        config.backend_options(config.pool_limit)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
+    if options.remount:
+        remount(config, named, (*config.flags, "ro" if config.read_only else "rw"))
+        return
+    # A log that can not be written is found out now.
+    log_file = None if config.log_file is None else _open_log(ctx.params["log_file"])
+    check(config)
+    if log_file is not None or not ctx.params["foreground"]:  # else the log is where this would go
+        pool = 0 if config.backend == NO_BACKEND else config.pool_limit
+        promised = Sizes(pool, config.page_cache)
+        if complaint := too_large(promised, yields=config.memory_pressure):
+            _complain(f"warning: {complaint}")
+    level = config.log_level.upper()
+    if ctx.params["foreground"]:
+        _log_to(log_file, level, daemon=False)
+        serve(config, lambda: None)
+    else:
+        keep = () if log_file is None else (log_file.fileno(),)
+        daemonise(config, lambda: _log_to(log_file, level, daemon=True), *keep)
+
+
+def _config(params: Mapping[str, Any], mountpoint: str, options: MountOptions) -> MountConfig:
     coherency = Coherency(params["coherency"])
     if params["writeback"] and coherency is not Coherency.NONE:
         raise click.UsageError(
             "--writeback needs --coherency none: a kernel that writes later takes no size from us"
         )
-    attr_timeout = params["attr_timeout"]
-    config = MountConfig(
+    attr_timeout, log_file = params["attr_timeout"], params["log_file"]
+    access = [word for word in options.flags if word in ("ro", "rw")]
+    return MountConfig(
         source=os.path.realpath(params["source"]),
-        mountpoint=resolved(params["mountpoint"]),
+        mountpoint=mountpoint,
         backend=params["backend"],
         pool_limit=params["pool_limit"],
         page_cache=params["page_cache"],
@@ -374,7 +382,7 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         checksum=params["checksum"],
         shared_pool=params["shared_pool"],
         allow_other=params["allow_other"],
-        read_only=params["read_only"],
+        read_only=access == ["ro"] if access else params["read_only"],
         attr_timeout=ATTR_TIMEOUTS[coherency] if attr_timeout is None else attr_timeout,
         coherency=coherency,
         writeback=params["writeback"],
@@ -382,59 +390,39 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
         source_cache=SourceCache(params["source_cache"]),
         read_ahead=params["read_ahead"],
         memory_pressure=params["memory_pressure"] == "auto",
-        fuse_options=fuse_options,
+        log_file=None if log_file is None else os.path.abspath(log_file),
+        log_level=params["log_level"],
+        flags=tuple(word for word in options.flags if word not in access),
+        fuse_options=options.for_kernel,
     )
-    try:
-        check_sizes(config.pool_limit, config.page_cache, config.page_size)
-        config.backend_options(config.pool_limit)
-    except ValueError as exc:
-        raise click.UsageError(str(exc)) from exc
-    level = params["log_level"].upper()
-    # A log that can not be written is found out now.
-    log_file = None if params["log_file"] is None else _open_log(params["log_file"])
-    check(config)
-    if log_file is not None or not params["foreground"]:  # else the log is where this would go
-        pool = 0 if config.backend == NO_BACKEND else config.pool_limit
-        promised = Sizes(pool, config.page_cache)
-        if complaint := too_large(promised, yields=config.memory_pressure):
-            _complain(f"warning: {complaint}")
-    if params["foreground"]:
-        _log_to(log_file, level, daemon=False)
-        serve(config, lambda: None)
-    else:
-        keep = () if log_file is None else (log_file.fileno(),)
-        daemonise(config, lambda: _log_to(log_file, level, daemon=True), *keep)
 
 
-def _apply_mount_options(ctx: click.Context, mount_options: tuple[str, ...]) -> tuple[str, ...]:
-    """Set ``-o`` names as if they had been given as options; what is for the kernel is returned."""
+def _take(ctx: click.Context, words: Iterable[tuple[str, str | None]]) -> set[str]:
+    """Set ``-o`` names as if they had been given as options; the names of all that were given."""
     ours = {param.name: param for param in ctx.command.params if param.name != "mount_options"}
     negated = {
         flag.lstrip("-").replace("-", "_"): str(param.name)
         for param in ctx.command.params
         for flag in param.secondary_opts
     }
-    negated["rw"] = "read_only"
-    for_kernel = {}  # by what it is about: of two that contradict each other the last one holds
-    for word in ",".join(mount_options).split(","):
-        name, equals, value = word.partition("=")
-        known_as = {"ro": "read_only"}.get(name, name.replace("-", "_"))
+    named = {
+        str(name) for name in ours if ctx.get_parameter_source(str(name)) is ParameterSource.COMMANDLINE
+    }
+    for name, value in words:
+        known_as = name.replace("-", "_")
         option = ours.get(negated.get(known_as, known_as))
-        if not word or name in FSTAB_OPTIONS or name.startswith(("x-", "comment")):
-            continue
-        if name in KERNEL_OPTIONS and not equals:
-            for_kernel["sync" if name == "async" else name.removeprefix("no")] = name
-        elif not isinstance(option, click.Option):
+        if not isinstance(option, click.Option):
             raise click.UsageError(f"unknown mount option {name!r}")
-        elif option.is_flag:
-            if equals:
+        if option.is_flag:
+            if value is not None:
                 raise click.UsageError(f"mount option {name!r} takes no value")
             ctx.params[str(option.name)] = known_as not in negated
         else:
-            if not equals:
+            if value is None:
                 raise click.UsageError(f"mount option {name!r} needs a value")
             ctx.params[str(option.name)] = option.type.convert(value, option, ctx)
-    return tuple(for_kernel.values())
+        named.add(str(option.name))
+    return named
 
 
 def _open_log(path: str) -> TextIO:
@@ -578,11 +566,7 @@ def list_mounts(as_json: bool) -> None:
 
 def _cleanfs_mount(path: str) -> str:
     """The absolute path of a cleanfs mount point. Raises MountError for anything else."""
-    absolute = resolved(path)
-    point = mounted_at(absolute)
-    if point is None or point.fs_type != FS_TYPE:
-        raise MountError(f"{path} is not a cleanfs mount point (cleanfs list shows those there are)")
-    return absolute
+    return cleanfs_mount(path).path
 
 
 @contextlib.contextmanager

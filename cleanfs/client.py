@@ -13,7 +13,7 @@ import os
 import stat as stat_module
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cleanfs.config import MountError
 from cleanfs.control import CONTROL_NAME
@@ -69,14 +69,23 @@ def _write(mountpoint: str, name: bytes, text: str) -> bytes:
 
 def read_json(mountpoint: str) -> Stats:
     """``stats.json``, whatever its values are. Raises OSError, MountError."""
+    return _read_object(mountpoint, b"stats.json", "statistics")
+
+
+def read_options(mountpoint: str) -> dict[str, Any]:
+    """``options.json``, whatever its values are. Raises OSError, MountError."""
+    return _read_object(mountpoint, b"options.json", "options")
+
+
+def _read_object(mountpoint: str, name: bytes, what: str) -> dict[str, Any]:
     try:
         parsed = json.loads(
-            read_control(mountpoint, b"stats.json"), parse_constant=_no_number, parse_float=_finite
+            read_control(mountpoint, name), parse_constant=_no_number, parse_float=_finite
         )
     except (ValueError, RecursionError):
-        raise MountError(f"the statistics of {mountpoint} are not JSON") from None
+        raise MountError(f"the {what} of {mountpoint} are not JSON") from None
     if not isinstance(parsed, dict):
-        raise MountError(f"the statistics of {mountpoint} are not a JSON object")
+        raise MountError(f"the {what} of {mountpoint} are not a JSON object")
     return parsed
 
 

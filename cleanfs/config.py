@@ -1,6 +1,7 @@
 """What a mount is asked to be."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import Enum
 from uuid import UUID
 
 from cleanfs.backends.options import Admission, Allocator, BackendOptions, Poor
@@ -11,6 +12,9 @@ from cleanfs.sizes import format_size
 
 MIN_POOL_LIMIT = 1 << 20
 """Bytes; less is not worth a pool, whatever the backend."""
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class MountError(Exception):
@@ -47,14 +51,35 @@ class MountConfig:
     read_ahead: int = 1 << 20
     memory_pressure: bool = True
     """Whether the caches yield while memory is short."""
+    log_file: str | None = None
+    log_level: str = "info"
+    flags: tuple[str, ...] = ()
+    """Words of ``mountflags``: noexec, dev, suid..."""
     fuse_options: tuple[str, ...] = ()
-    """Options for the kernel that have no name of ours: noexec, dev, suid..."""
+    """Further options for libfuse and the kernel, as they were given."""
+
+    def options(self) -> dict[str, object]:
+        """All but the mount point and what the kernel keeps to, by the options' names, for JSON."""
+        skipped = {"mountpoint", "read_only", "flags"}
+        return {
+            field.name.removesuffix("_us"): _plain(getattr(self, field.name))
+            for field in fields(self)
+            if field.name not in skipped
+        }
 
     def backend_options(self, pool_limit: int) -> BackendOptions:
         """What a backend is made with, at a limit that may have changed since."""
         return BackendOptions(
             pool_limit, self.compression, self.allocator, self.poor, self.admission, self.checksum
         )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, UUID):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def least_sizes(page_size: int) -> tuple[int, int]:

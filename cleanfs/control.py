@@ -11,10 +11,11 @@ write moves it: while one thread has looked a file up or has it open, others fin
 """
 
 import errno
+import json
 import os
 import stat as stat_module
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -66,6 +67,9 @@ class Operator(Protocol):
     def set_page_cache(self, limit: int) -> None:
         """Bytes that the page cache may use."""
 
+    def set_log_level(self, level: str) -> None:
+        """The least severe level that is logged."""
+
     def drop(self, what: int) -> None:
         """Drop the page cache (bit 1), cleancache (bit 2) or both."""
 
@@ -76,6 +80,13 @@ class Operator(Protocol):
     @property
     def page_cache(self) -> int:
         """Bytes that the page cache was promised."""
+
+    @property
+    def log_level(self) -> str:
+        """The least severe level that is logged."""
+
+    def options(self) -> Mapping[str, object]:
+        """The options of the mount that hold now, by name."""
 
 
 class Node:
@@ -169,6 +180,8 @@ class Control:
                 lambda: f"{operator.page_cache}\n",
                 lambda text: operator.set_page_cache(parse_size(text)),
             ),
+            b"log_level": self._file(lambda: f"{operator.log_level}\n", operator.set_log_level),
+            b"options.json": self._file(lambda: json.dumps(operator.options(), indent=2) + "\n"),
             b"drop": self._file(None, self._drop),
         }
         self._backend_dir = self._dir(self._backend_counters)

@@ -20,7 +20,7 @@ from cleanfs.busypoll import BusyPoll
 from cleanfs.checks import why_no_mount
 from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import Coherency, CoherencyChecker
-from cleanfs.config import MountConfig, MountError, OptionError
+from cleanfs.config import LOG_LEVELS, MountConfig, MountError, OptionError
 from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.filesystem import CleanFS
 from cleanfs.fsnotify import SourceWatch, UnwatchableError, WatchStats
@@ -36,6 +36,8 @@ from cleanfs.keeper import Keeper
 from cleanfs.latency import Latencies
 from cleanfs.malloc import give_back, rss_bytes
 from cleanfs.memory import MemoryWatch
+from cleanfs.mountflags import LIBFUSE, flags_of, set_flags, with_words
+from cleanfs.mountoptions import SELINUX
 from cleanfs.mountpoint import reuse_dead_mountpoint
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.notify import Notifier
@@ -316,6 +318,28 @@ class Mount:
         self._keeper.set_page_cache(limit)
         self._copies_changed()
 
+    @property
+    def log_level(self) -> str:
+        """The least severe level that is logged."""
+        return logging.getLevelName(logging.getLogger().level).lower()
+
+    def set_log_level(self, level: str) -> None:
+        """Log from this level on. Raises ValueError if it is none."""
+        if level not in LOG_LEVELS:
+            raise ValueError(level)
+        logging.getLogger().setLevel(level.upper())
+
+    def options(self) -> dict[str, object]:
+        """The options that hold now."""
+        backend = self._cleancache.backend
+        return {
+            **self.config.options(),
+            "backend": NO_BACKEND if backend is None else backend.name,
+            "pool_limit": self.pool_limit,
+            "page_cache": self.page_cache,
+            "log_level": self.log_level,
+        }
+
     def drop(self, what: int) -> None:
         """Drop the page cache first, so that what it evicts goes too if cleancache is dropped."""
         if what & DROP_PAGE_CACHE:
@@ -348,8 +372,16 @@ class Mount:
     def _fuse_options(self) -> set[str]:
         config = self.config
         options = set(pyfuse3.default_options)  # default_permissions
-        options |= {f"fsname={option_text(config.source)}", f"subtype={FS_TYPE.partition('.')[2]}"}
-        options |= set(config.fuse_options)
+        options.add(f"subtype={FS_TYPE.partition('.')[2]}")
+        selinux = os.path.isdir("/sys/fs/selinux")
+        options |= {
+            option_text(option)
+            for option in config.fuse_options
+            if selinux or option.partition("=")[0] not in SELINUX
+        }
+        if not any(option.startswith("fsname=") for option in config.fuse_options):
+            options.add(f"fsname={option_text(config.source)}")
+        options |= LIBFUSE.intersection(config.flags)
         if config.allow_other:
             options.add("allow_other")
         if config.read_only:
@@ -364,6 +396,9 @@ class Mount:
             await self._outsiders.ask(os.stat, path)
         self._busy_poll.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
+            if os.geteuid() == 0:  # those that libfuse does not know
+                flags = with_words(flags_of(point), self.config.flags)
+                await self._outsiders.ask(set_flags, point, flags)
             self._limits = set_limits(point.device, self.config.read_ahead)
             where = MountedAt(self.config.mountpoint, point.device)
             self._notifier.use_mount(where)

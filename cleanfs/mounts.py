@@ -42,8 +42,16 @@ class MountPoint:
     path: str
     fs_type: str
     source: str
-    owner: int = 0
-    """The user who mounted it, where the file system says so (FUSE does), else root."""
+    options: str
+    """Of this mount, with commas between; they are flags."""
+    super_options: str
+    """Of the file system."""
+
+    @property
+    def owner(self) -> int:
+        """The user who mounted it, where the file system says so (FUSE does), else root."""
+        found = re.search(r"(?:^|,)user_id=([0-9]+)(?:,|$)", self.super_options)
+        return int(found[1]) if found else 0
 
 
 def mount_points() -> list[MountPoint]:
@@ -60,7 +68,7 @@ def parse_mountinfo(content: bytes) -> list[MountPoint]:
     points = []
     for line in os.fsdecode(content).split("\n")[:-1]:
         before, after = line.split(" - ", 1)
-        fields, (fs_type, source, *options) = before.split(" "), after.split(" ")
+        fields, (fs_type, source, super_options, *_) = before.split(" "), [*after.split(" "), ""]
         major, minor = map(int, fields[2].split(":"))
         points.append(
             MountPoint(
@@ -68,7 +76,8 @@ def parse_mountinfo(content: bytes) -> list[MountPoint]:
                 _unescape(fields[4]),
                 fs_type,
                 _unescape(source),
-                _owner(",".join(options)),
+                fields[5],
+                _unescape(super_options),
             )
         )
     return points
@@ -121,11 +130,6 @@ class FileSystemTypes:
         """Take what a file system says itself (``file_system_magic``) where mountinfo says nothing."""
         if not self[device]:
             self._types[device] = MAGIC.get(magic, "")
-
-
-def _owner(options: str) -> int:
-    found = re.search(r"(?:^|,)user_id=([0-9]+)(?:,|$)", options)
-    return int(found[1]) if found else 0
 
 
 def _unescape(field: str) -> str:

@@ -47,6 +47,8 @@ FSOPEN_CLOEXEC: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
 FSMOUNT_CLOEXEC: Final = 1
 
+MS_REMOUNT: Final = 32
+
 UTIME_OMIT: Final = (1 << 30) - 2
 
 RWF_DONTCACHE: Final = 0x80
@@ -259,6 +261,12 @@ def sync_file_system(path: str) -> None:
             _raise(os.fsencode(path))
     finally:
         os.close(fd)
+
+
+def remount(path: str, flags: int) -> None:
+    """``mount(2)`` with MS_REMOUNT: these are all the flags that the mount then has. Raises OSError."""
+    if _libc.mount(None, os.fsencode(path), None, ctypes.c_ulong(MS_REMOUNT | flags), None):
+        _raise(os.fsencode(path))
 
 
 def detached_mount(fs_type: str) -> int:

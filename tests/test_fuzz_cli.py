@@ -91,7 +91,8 @@ FLAGS = ("-f", "--foreground", "--checksum", "--no-checksum", "--allow-other", "
          "--writeback")  # fmt: skip
 WORDS = ("ro", "rw", "exec", "noexec", "dev", "nodev", "suid", "nosuid", "sync", "async", "atime",
          "noatime", "dirsync", "defaults", "auto", "noauto", "nofail", "user", "users", "_netdev",
-         "x-a.b=c",
+         "x-a.b=c", "remount", "relatime", "nosymfollow", "uid=1", "user_id=0", "allow_suid",
+         "fsname=x", 'context="a,b"', "subtype=cleanfs", "auto_unmount",
          "comment=x", "source", "mountpoint", "help", "version", "mount_options", "o", "f",
          "no-checksum")  # fmt: skip
 O_WORDS = st.one_of(
@@ -187,7 +188,7 @@ def test_the_helper_understands_or_complains(
             "s",
             "m",
         }
-        assert [(c.read_only, c.fuse_options) for c in done.configs] == [(True, ("noatime",))]
+        assert [(c.read_only, c.flags) for c in done.configs] == [(True, ("noatime",))]
 
 
 @given(st.lists(st.sampled_from(WORDS[:13]), max_size=8))
@@ -201,5 +202,5 @@ def test_of_mount_options_that_contradict_each_other_the_last_holds(words: list[
     [config] = done.configs
     last = {("sync" if word == "async" else re.sub("^no", "", word)): word for word in words}
     for_kernel = [word for word in last.values() if word not in ("ro", "rw")]
-    assert sorted(config.fuse_options) == sorted(for_kernel)
+    assert sorted(config.flags) == sorted(for_kernel)
     assert config.read_only == ([word for word in words if word in ("ro", "rw")][-1:] == ["ro"])

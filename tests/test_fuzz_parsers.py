@@ -189,7 +189,12 @@ def test_mountinfo_is_read_as_the_kernel_writes_it(
     )
     assert parse_mountinfo(content) == [
         MountPoint(
-            os.makedev(major, minor), os.fsdecode(path), fs_type.decode(), os.fsdecode(source), owner
+            os.makedev(major, minor),
+            os.fsdecode(path),
+            fs_type.decode(),
+            os.fsdecode(source),
+            "rw,noatime",
+            f"rw,user_id={owner},group_id=7",
         )
         for major, minor, path, fs_type, source, _, owner in lines
     ]

@@ -76,7 +76,7 @@ async def opened(
 class NoOperator:
     """What a control directory that nobody looks at needs."""
 
-    stats = set_backend = drop = None
+    stats = set_backend = set_log_level = options = drop = None
 
 
 async def test_a_close_is_passed_on(

@@ -30,8 +30,8 @@ def test_a_path_may_hold_any_bytes(
     monkeypatch.setattr(mounts, "MOUNTINFO", str(info))
     device = 98 << 8
     assert mount_points() == [
-        MountPoint(device, path, "ext4", "/dev/x"),
-        MountPoint(device, "/next", "ext4", "/dev/" + path),
+        MountPoint(device, path, "ext4", "/dev/x", "rw,noatime", "rw,errors=continue"),
+        MountPoint(device, "/next", "ext4", "/dev/" + path, "rw,noatime", "rw,errors=continue"),
     ]
 
 

@@ -20,7 +20,8 @@ from tests.e2e.conftest import Mounter
 from tests.e2e.mounting import MountedFs, cleanfs, is_mounted, settle, wait_until
 
 NUMBERS = ("succ_gets", "failed_gets", "puts", "flushes")
-READABLE = (*NUMBERS, "stats", "stats.json", "metrics", "backend", "pool_limit", "page_cache")
+WRITABLE = ("backend", "pool_limit", "page_cache", "log_level")
+READABLE = (*NUMBERS, *WRITABLE, "stats", "stats.json", "metrics", "options.json")
 KERNEL_NAMES = ("obj_count", "eph_zpages", "eph_zbytes", "evicted_eph_zpages", "compress_poor",
                 "zero_filled_pages", "flush_total", "flush_found", "flobj_total", "flobj_found",
                 "failed_eph_puts")  # fmt: skip
@@ -93,7 +94,7 @@ def test_modes_say_who_may_write(mount: Mounter) -> None:
     fs = mount()
     for name in (*READABLE, "drop"):
         st = fs.control(name).stat()
-        writable = name in ("backend", "pool_limit", "page_cache", "drop")
+        writable = name in (*WRITABLE, "drop")
         assert stat.S_IMODE(st.st_mode) & 0o222 == (0o200 if writable else 0), name
         assert st.st_uid == os.getuid()
     for name in (*NUMBERS, "stats", "zcache/obj_count"):
@@ -383,9 +384,34 @@ def test_page_cache_is_effective_at_once(mount: Mounter) -> None:
     assert fs.stats()["pagecache_used"] > SIZE
 
 
+def test_the_log_level_changes_at_once(mount: Mounter) -> None:
+    fs = mount("--log-level", "debug")
+    assert fs.control("log_level").read_text() == "debug\n"
+    for level, logged in (("error", 0), ("warning", 1), ("debug", 2)):
+        assert refused(fs, "log_level", f"{level}\n") == ""
+        assert fs.control("log_level").read_text() == f"{level}\n"
+        assert refused(fs, "page_cache", "4194304T") == ""  # which is warned of
+        assert fs.log.read_text().count("are more than the") == logged
+
+
+def test_the_options_that_hold_can_be_read(mount: Mounter) -> None:
+    fs = mount("--page-size", "16K", "--coherency", "none", "-o", "fsname=x,noexec", "--poor", "keep")
+    for name, text in (("pool_limit", "32M"), ("page_cache", "2M"), ("log_level", "error")):
+        assert refused(fs, name, text) == ""
+    options = json.loads(fs.control("options.json").read_text())
+    assert options["source"] == str(fs.source)
+    expected = {"page_size": 16 << 10, "coherency": "none", "fuse_options": ["fsname=x"],
+                "poor": "keep", "pool_limit": 32 << 20, "page_cache": 2 << 20,
+                "log_level": "error", "backend": "zcache", "attr_timeout": 86400.0,
+                "allow_other": False, "shared_pool": None, "busy_poll": 50.0,
+                "memory_pressure": True, "log_file": None}  # fmt: skip
+    assert {name: options[name] for name in expected} == expected
+
+
 WRONG = {
     "pool_limit": (" ", "x", "-1", "0", "1", "4096", "12Q", "1 2", "1e99", "nan", b"\xff", "9" * 500),
     "page_cache": ("x", "-1", "1", "4095", "1e99", "nan", "1M 2M", b"\x00", b"\xff\xfe"),
+    "log_level": (" ", "loud", "INFO", "info debug", "20", b"\xff"),
     "drop": ("0", "4", "-1", "12", "1 2", "both", b"1\x00", "\u0663"),
     "backend": ("x", "zcache x", "ZCACHE", "../zcache", b"\xff", "zcache\nnone"),
 }  # fmt: skip

@@ -181,7 +181,7 @@ def fs_of_root(mount: Mounter) -> MountedFs:
 
 
 def test_a_user_without_a_name_is_one_with_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = MountPoint(1, "/mnt", "fuse.cleanfs", "x", owner=54321)
+    point = MountPoint(1, "/mnt", "fuse.cleanfs", "x", "rw", "rw,user_id=54321")
     monkeypatch.setattr(mount_points, "mounted_at", lambda _: point)
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
     monkeypatch.setattr(os, "getuid", lambda: NOBODY)

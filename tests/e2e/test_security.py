@@ -402,10 +402,10 @@ def test_lists_that_the_source_does_not_know_are_not_supported(place: Place) -> 
 # -- what is mounted how --------------------------------------------------------------------------
 
 INJECTED = [
-    "allow_root", "max_read=4096", "fd=3", "rootmode=40000", "user_id=0", "group_id=0", "fsname=x",
-    "subtype=x", "nodefault_permissions", "no_default_permissions", "blkdev", "nonempty",
-    "auto_unmount", "context=x", "source=/", "mountpoint=/", "help", "suid=1", "dev=1\\,suid",
-    "ro\nsuid", "drop_privileges", "clone_fd", "foreground=0", "allow_other=0",
+    "allow_root", "max_read=4096", "fd=3", "rootmode=40000", "user_id=0", "group_id=0",
+    "subtype=x", "nodefault_permissions", "no_default_permissions", "blkdev", "source=/",
+    "mountpoint=/", "help", "suid=1", "dev=1\\,suid", "ro\nsuid",
+    "drop_privileges", "clone_fd", "foreground=0", "allow_other=0",
 ]  # fmt: skip
 
 
@@ -414,6 +414,16 @@ def test_what_is_not_known_is_no_mount_option(tmp_path: Path, option: str) -> No
     nowhere = str(tmp_path / "nowhere")  # so that nothing is mounted in any case
     assert CliRunner().invoke(cli, ["mount", "-o", option, nowhere, nowhere]).exit_code == 2
     assert CliRunner().invoke(cli, ["mount", "-o", "suid", nowhere, nowhere]).exit_code == 1
+
+
+@pytest.mark.parametrize("option", ['fsname="x,suid,allow_other"', "fsname=x\\"])
+def test_no_word_hides_in_one_that_libfuse_gets(mount: Mounter, option: str) -> None:
+    fs = mount("-o", option)
+    line = mount_line(fs.path)
+    assert line is not None
+    assert line.split(" ")[-2] == option.removeprefix("fsname=").replace("\\", "\\134")
+    assert {"nosuid", "nodev"} <= options_of(fs.path)
+    assert "allow_other" not in options_of(fs.path)
 
 
 def options_of(mountpoint: Path, proc: Path = Path("/proc/self")) -> set[str]:
@@ -493,7 +503,7 @@ def test_a_users_mount_is_the_users_alone(tmp_path: Path) -> None:
     (source / "f").write_text("content")
     os.chown(source / "f", NOBODY, NOBODY)
     (source / "roots").write_text("root's")
-    with mounted_by_user(source, mountpoint, "-o", "suid,dev", "--backend", "none") as process:
+    with mounted_by_user(source, mountpoint, "--backend", "none") as process:
         proc = Path(f"/proc/{process.pid}")
         there = proc / "root" / mountpoint.parent.relative_to("/")
         options = options_of(mountpoint, proc)
@@ -520,6 +530,51 @@ def test_a_users_mount_is_the_users_alone(tmp_path: Path) -> None:
         memory = f"os.open('/proc/{process.pid}/mem', os.O_RDONLY)"
         assert as_user(Path("/"), memory, uid=NOBODY, gid=NOBODY) == "EACCES"
     assert os.stat(source / "d")[4:6] == (NOBODY, NOBODY)
+
+
+def as_owner(
+    process: subprocess.Popen[bytes], *arguments: str | Path
+) -> subprocess.CompletedProcess[str]:
+    """Run the mount helper as the user who mounted, where he did."""
+    script = (
+        "import ctypes, os, sys\n"
+        "import cleanfs.cli, cleanfs.backends.zcache, encodings.idna, rich.console, difflib\n"
+        f"fd = os.open('/proc/{process.pid}/ns/mnt', os.O_RDONLY)\n"
+        "if ctypes.CDLL(None).setns(fd, 0): raise SystemExit('setns')\n"
+        f"os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3)\n"
+        "cleanfs.cli.mount_helper()\n"
+    )
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", check=False)
+
+
+def test_a_user_is_told_what_only_root_may(tmp_path: Path) -> None:
+    if not shutil.which("fusermount3"):
+        pytest.skip("fusermount3 is not installed")
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    source, mountpoint, other = (tmp_path / name for name in ("s", "mnt", "other"))
+    for path in (source, mountpoint, other):
+        path.mkdir()
+        os.chown(path, NOBODY, NOBODY)
+    # What mount(8) hands over of a line of fstab with "user"; the first has no meaning to a FUSE mount.
+    words = "rw,noexec,nosuid,nodev,strictatime,user,nofail"
+    with mounted_by_user(source, mountpoint, "-o", words, "--pool-limit", "32M") as process:
+        proc = Path(f"/proc/{process.pid}")
+        assert {"noexec", "nosuid", "nodev"} <= options_of(mountpoint, proc)
+        for word in ("suid", "dev", "allow_suid", "nosymfollow"):
+            done = as_owner(process, source, other, "-o", f"rw,noexec,user,{word}")
+            name = word.removeprefix("allow_")
+            assert done.stderr == f"cleanfs: {name} not permitted: only root can mount with that\n"
+            assert done.returncode == 1
+        done = as_owner(process, source, mountpoint, "-o", "remount,rw,noexec,user,pool_limit=64M")
+        assert (done.returncode, done.stderr) == (0, "")
+        done = as_owner(process, source, mountpoint, "-o", "remount,ro,noexec,user,pool_limit=48M")
+        assert done.returncode == 1
+        assert done.stderr == "cleanfs: only root can change flags of a mount, such as ro and rw\n"
+        code = "print(open('mnt/.cleancache/pool_limit').read())"
+        there = proc / "root" / tmp_path.relative_to("/")
+        assert as_user(there, code, uid=NOBODY, gid=NOBODY) == str(64 << 20)
 
 
 # -- the control directory --------------------------------------------------------------------------

@@ -1,0 +1,213 @@
+"""mount(8) and fstab: what they hand to the helper, and what it makes of it."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.mount8 import Mount8, mount8
+from tests.e2e.mounting import mount_line, wait_until
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Mount8]:
+    """A namespace with our helper in /sbin."""
+    with mount8(tmp_path) as space:
+        yield space
+
+
+DEFAULT = {"nosuid", "nodev", "relatime"}
+
+# What is given; what mount(8) makes of it; what the kernel shows then, and what it does not.
+GENERIC = {
+    "none": ("defaults", "rw", {"rw", *DEFAULT}, {"noexec"}),
+    "access times": (
+        "nodiratime,strictatime,norelatime",
+        "rw,nodiratime,strictatime",
+        {"nodiratime", "nosuid"},
+        {"relatime", "noatime"},
+    ),
+    "noatime": (
+        "noatime,diratime,nostrictatime",
+        "rw,noatime",
+        {"noatime"},
+        {"relatime", "nodiratime"},
+    ),
+    "flags": (
+        "noexec,nosymfollow,lazytime,sync,dirsync,relatime",
+        "rw,noexec,nosymfollow,sync,dirsync,relatime,lazytime",
+        {"noexec", "nosymfollow", "lazytime", "sync", "dirsync", *DEFAULT},
+        set(),
+    ),
+    "without a meaning": (
+        "silent,user_xattr,iversion,nofail,_netdev,group,nouser,comment=a,x-systemd.automount,X-c.d=e",
+        "rw,nosuid,nodev,silent,iversion,user_xattr,nofail,_netdev",
+        {"rw", *DEFAULT},
+        {"iversion"},
+    ),
+    "suid and dev": ("suid,dev", "rw", DEFAULT, set()),
+    "exec again": ("users,exec", "rw,nosuid,nodev,users,exec", DEFAULT, {"noexec"}),
+    "libfuse's": (
+        "fsname=somewhere,subtype=cleanfs,nonempty,default_permissions,auto_unmount,allow_other,ro",
+        "ro,fsname=somewhere,subtype=cleanfs,nonempty,default_permissions,auto_unmount,allow_other",
+        {"ro", "allow_other", "default_permissions"},
+        {"rw"},
+    ),
+    "ours": (
+        "pool_limit=32M,page_cache=1M,allow_suid,allow_dev",
+        "rw,pool_limit=32M,page_cache=1M,allow_suid,allow_dev",
+        {"rw", "relatime"},
+        {"nosuid", "nodev"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_what_mount_takes_is_taken(here: Mount8, name: str) -> None:
+    options, handed_over, there, not_there = GENERIC[name]
+    (here.source / "f").write_text("text")
+    here.mounts(options)
+    program, source, mountpoint, minus_o, words = here.helper_call
+    assert (program, minus_o) == ("/sbin/mount.cleanfs", "-o")
+    assert (source, mountpoint) == (str(here.source), str(here.mountpoint))
+    assert set(words.split(",")) == set(handed_over.split(","))
+    assert there <= here.options()
+    assert not not_there & here.options()
+    assert (here.path / "f").read_text() == "text"
+
+
+def test_an_fstab_line_with_what_systemd_adds(here: Mount8) -> None:
+    options = (
+        "pool_limit=32M,noatime,nofail,_netdev,noauto,x-systemd.requires-mounts-for=/,x-gvfs-show,"
+        "allow_suid"
+    )
+    here.fstab.write_text(f"{here.source} {here.mountpoint} cleanfs {options} 0 0\n")
+    done = here.mount(here.mountpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "x-" not in here.helper_call[4]
+    assert {"noatime", "nodev"} <= here.options()
+    assert "nosuid" not in here.options()
+    assert here.control("pool_limit").read_text() == f"{32 << 20}\n"
+
+
+def test_both_types_are_ours(here: Mount8) -> None:
+    here.fstab.write_text(f"{here.source} {here.mountpoint} fuse.cleanfs ro 0 0\n")
+    done = here.mount(here.mountpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert here.helper_call[0] == "/sbin/mount.fuse.cleanfs"
+    assert {"nosuid", "nodev", "ro"} <= here.options()
+
+
+def test_what_can_not_be_honoured_is_refused_with_a_reason(here: Mount8) -> None:
+    done = here.mount("-t", "cleanfs", "-o", "noatime,uid=0", here.source, here.mountpoint)
+    assert done.returncode == 2
+    assert (
+        done.stderr == "cleanfs: mount option 'uid' can not be had: owners and modes are the source's\n"
+    )
+
+
+def test_a_daemon_that_is_killed_is_unmounted_with_auto_unmount(here: Mount8) -> None:
+    here.mounts("auto_unmount")
+    os.kill(json.loads(here.control("stats.json").read_text())["pid"], signal.SIGKILL)
+    wait_until(lambda: mount_line(here.mountpoint, Path(f"/proc/{here.pid}")) is None)
+
+
+# -- remount ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fstab", [False, True], ids=["mountinfo", "fstab"])
+def test_ro_and_rw_by_a_remount(here: Mount8, fstab: bool) -> None:
+    """mount(8) merges what fstab has, or else what mountinfo has."""
+    (here.source / "f").write_text("text")
+    options = "pool_limit=32M,page_cache=1M,page_size=16K,compression=lz4hc:4,coherency=watch,noexec"
+    here.mounts(options)
+    if fstab:
+        line = f"{here.source} {here.mountpoint} cleanfs {options},nofail,x-systemd.after=x.mount 0 0\n"
+        here.fstab.write_text(line)
+    before = here.options()
+    here.remounts("ro")
+    assert here.helper_call[0] == ("/sbin/mount.cleanfs" if fstab else "/sbin/mount.fuse.cleanfs")
+    assert "remount" in here.helper_call[4].split(",")
+    assert ("page_size=16K" if fstab else "relatime") in here.helper_call[4].split(",")
+    assert here.options() == before - {"rw"} | {"ro"}
+    for change in (lambda: (here.path / "f").write_text("x"), (here.path / "d").mkdir):
+        with pytest.raises(OSError, match="Read-only"):
+            change()
+    with pytest.raises(OSError, match="Read-only"):
+        here.control("pool_limit").write_text("64M")
+    assert (here.path / "f").read_text() == "text"
+    here.remounts("rw")
+    assert here.options() == before
+    (here.path / "f").write_text("changed")
+    assert (here.source / "f").read_text() == "changed"
+    here.control("pool_limit").write_text("64M")
+
+
+def test_a_remount_read_only_is_refused_while_somebody_writes(here: Mount8) -> None:
+    here.mounts("pool_limit=32M")
+    with (here.path / "f").open("w") as file:
+        assert "busy" in here.refuses("ro,pool_limit=64M")
+        assert here.control("pool_limit").read_text() == f"{32 << 20}\n"
+        file.write("text")
+    assert (here.source / "f").read_text() == "text"
+    here.remounts("ro")
+    assert "ro" in here.options()
+
+
+def test_what_has_a_control_file_can_change(here: Mount8) -> None:
+    here.mounts("pool_limit=32M,page_cache=1M")
+    here.remounts("pool_limit=64M,page_cache=2M,log_level=debug,backend=zcache")
+    assert here.control("pool_limit").read_text() == f"{64 << 20}\n"
+    assert here.control("page_cache").read_text() == f"{2 << 20}\n"
+    assert here.control("log_level").read_text() == "debug\n"
+    here.remounts("ro,pool_limit=48M")
+    assert here.control("pool_limit").read_text() == f"{48 << 20}\n"
+    assert "can not change pool_limit of a read-only mount" in here.refuses("ro,pool_limit=64M")
+    here.remounts("ro,pool_limit=48M")  # as it is
+    here.remounts("rw,pool_limit=64M,backend=none")
+    options = json.loads(here.control("options.json").read_text())
+    assert (options["pool_limit"], options["backend"]) == (64 << 20, "none")
+
+
+def test_all_else_is_refused_by_name(here: Mount8) -> None:
+    here.mounts("pool_limit=32M,log_level=info")
+    complaint = here.refuses("page_size=16K,compression=zstd,pool_limit=64M,log_level=info")
+    assert "can not change page_size, compression while mounted: unmount first" in complaint
+    assert here.control("pool_limit").read_text() == f"{32 << 20}\n"
+    assert "allow_other" in here.refuses("allow_other")
+    assert "fsname" in here.refuses("fsname=x")
+    assert "auto_unmount" in here.refuses("auto_unmount")
+    assert "user_id" in here.refuses("user_id=7")
+    other = here.mount("-t", "cleanfs", "-o", "remount,ro", "/proc", here.mountpoint)
+    assert "can not change the source" in other.stderr
+
+
+def test_flags_of_the_mount_change(here: Mount8) -> None:
+    here.mounts("noatime")
+    here.remounts("noexec,nosymfollow,sync,nodiratime")
+    assert {"noexec", "nosymfollow", "sync", "nodiratime", "noatime", "nosuid"} <= here.options()
+    here.remounts("exec,symfollow,async,relatime")
+    assert not {"noexec", "nosymfollow", "sync", "noatime"} & here.options()
+    assert {"nosuid", "nodev", "relatime"} <= here.options()
+
+
+def test_set_uid_programs_come_and_go_by_a_word_alone(here: Mount8) -> None:
+    here.mounts()
+    here.remounts("suid,dev")  # which mount(8) does not hand over
+    assert {"nosuid", "nodev"} <= here.options()
+    here.remounts("allow_suid")
+    assert "nosuid" not in here.options()
+    assert "nodev" in here.options()
+    here.remounts("ro")
+    assert "nosuid" not in here.options()
+    here.remounts("nosuid")
+    assert {"nosuid", "nodev", "ro"} <= here.options()
+
+
+def test_there_is_nothing_to_remount(here: Mount8) -> None:
+    done = here.run("/sbin/mount.cleanfs", here.source, here.mountpoint, "-o", "remount,ro")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"cleanfs: {here.mountpoint} is not a cleanfs mount point")
