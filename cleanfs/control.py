@@ -42,6 +42,9 @@ LOOK_NS = 1_000_000_000
 """Nanoseconds that a thread has from its lookup to its open, for text and inode to be its own. An open
 of what was looked up before that (O_PATH) makes the text anew."""
 
+MAX_TWINS = 64
+"""Nodes of a name. Beyond, threads share those that nobody has open."""
+
 PASS_NS = 100_000_000
 """Nanoseconds that a reader has for one pass over a text. One that begins anew after that, or after an
 empty read, gets a new text. tail(1) reads the last block of a file, and then all of it."""
@@ -211,11 +214,20 @@ class Control:
         if node.is_dir:
             return node
         since_ns = time.time_ns() - LOOK_NS
-        shown = next((twin for twin in (node, *node.twins) if twin.is_free(thread, since_ns)), None)
+        every = (node, *node.twins)
+        shown = next((twin for twin in every if twin.is_free(thread, since_ns)), None)
+        if shown is None and len(every) >= MAX_TWINS:
+            closed = [twin for twin in every if not twin.users]
+            shown = min(closed, key=lambda twin: twin.made_ns, default=None)
         if shown is None:
             shown = self._add(node.twin(self._next()))
         shown.renew()
         return shown
+
+    def refresh(self, node: Node) -> None:
+        """The attributes of a node are asked for: also on the way from a lookup to the open."""
+        if not node.users and time.time_ns() - node.made_ns > PASS_NS:
+            node.renew()
 
     def open(self, node: Node, flags: int) -> Handle:
         """Open a file. Permissions are the kernel's to check, by mode and owner."""

@@ -222,8 +222,7 @@ class CleanFS(pyfuse3.Operations):
         """Attributes, and with them a look at whether the source changed."""
         if (node := self._control.node(inode)) is not None:
             self.given.hold(None)
-            if not node.users:
-                node.renew()
+            self._control.refresh(node)
             return self._control_entry(node)
         if inode == ROOT and self._root is not None:
             st, fresh = await self._root.stat(self._tree.run)
