@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mounting import mount_line
+from tests.e2e.mounting import mount_line, mount_namespace
 
 SETUP = """
 set -e
@@ -113,7 +113,7 @@ def mount8(directory: Path) -> Iterator[Mount8]:
     helper.chmod(0o755)
     (directory / "fstab").touch()
     with subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", SETUP, "sh", str(directory / "layer"), str(helper)],
+        [*mount_namespace(), "sh", "-c", SETUP, "sh", str(directory / "layer"), str(helper)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cleanfs.fusectl import open_connections
 from cleanfs.mounts import mounted_at
 from tests import machine
@@ -80,6 +82,19 @@ def mount_line(path: Path, proc: Path = Path("/proc/self")) -> str | None:
     escaped = re.sub(r"[\\ \t\n#]", lambda match: f"\\{ord(match[0]):03o}", str(path))
     found = [line for line in lines if line and line.split(" ")[4] == escaped]
     return found[-1] if found else None
+
+
+def mount_namespace() -> list[str]:
+    """How a command begins that runs in a mount namespace of its own; it takes root.
+
+    The test is skipped where that cannot be had: in a chroot whose root is no mount point, unshare(1)
+    cannot take what is mounted there out of what other namespaces see.
+    """
+    unshare = ["unshare", "--mount"]
+    tried = subprocess.run([*unshare, "true"], check=False, timeout=30, capture_output=True)
+    if tried.returncode:
+        pytest.skip(f"no mount namespace: {tried.stderr.decode().strip()}")
+    return unshare
 
 
 def as_user(

@@ -16,7 +16,15 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.e2e.conftest import Mounter
 from tests.e2e.control_machine import ControlMachine
-from tests.e2e.mounting import MountedFs, cleanfs, command_line, end_of, is_mounted, mounted
+from tests.e2e.mounting import (
+    MountedFs,
+    cleanfs,
+    command_line,
+    end_of,
+    is_mounted,
+    mount_namespace,
+    mounted,
+)
 from tests.e2e.test_cli import clean_up, complains
 from tests.fuzzing import examples
 
@@ -155,7 +163,7 @@ def test_a_carriage_return_in_somebodys_mount_point_hurts_nobody(fs: MountedFs, 
     # Where nobody else sees it.
     script = 'mount -t tmpfs none "$0" && grep -q "\r" /proc/self/mountinfo && exec "$@"'
     listed = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, other, *command_line("list")],
+        [*mount_namespace(), "sh", "-c", script, other, *command_line("list")],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert (listed.returncode, listed.stderr) == (0, "")

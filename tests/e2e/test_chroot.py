@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.mounting import mount_namespace
+
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None, reason="takes root, and setpriv"
 )
@@ -55,7 +57,7 @@ def test_the_source_is_taken_for_the_local_one_that_it_is(tmp_path: Path, reach:
     change_root = ["chroot", str(top / "root"), *(less if reach == "inode" else [])]
     session = [*change_root, "sh", "-c", SESSION, "sh", sys.executable, "-m", "cleanfs"]
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", ROOM + '"$@"', "sh", str(top), *session],
+        [*mount_namespace(), "sh", "-c", ROOM + '"$@"', "sh", str(top), *session],
         capture_output=True,
         text=True,
         timeout=60,

@@ -28,6 +28,7 @@ from tests.e2e.mounting import (
     end_of,
     is_mounted,
     mount_line,
+    mount_namespace,
     mounted,
     settle,
     wait_until,
@@ -219,7 +220,7 @@ def test_a_dev_fuse_that_is_not_permitted_is_named(
 def test_a_missing_dev_fuse_is_named(source: Path, mountpoint: Path) -> None:
     script = 'mount -t tmpfs none /dev && exec "$0" -m cleanfs mount "$1" "$2"'
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, sys.executable, source, mountpoint],
+        [*mount_namespace(), "sh", "-c", script, sys.executable, source, mountpoint],
         capture_output=True,
         text=True,
         timeout=30,

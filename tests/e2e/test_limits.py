@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter, Place
-from tests.e2e.mounting import MountedFs, wait_until
+from tests.e2e.mounting import MountedFs, mount_namespace, wait_until
 
 LARGEST = (1 << 63) - 1
 
@@ -239,7 +239,7 @@ def test_other_mounts_may_have_any_names(tmp_path: Path) -> None:
         "subprocess.run(['mount', '-t', 'tmpfs', 'none', path], check=True)\n"
         "print(mounted_at(path).fs_type)\n"
     )
-    command = ["unshare", "-m", sys.executable, "-c", script]
+    command = [*mount_namespace(), sys.executable, "-c", script]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
     )

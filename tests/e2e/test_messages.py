@@ -19,7 +19,7 @@ from cleanfs import mountpoint as mount_points
 from cleanfs.config import MountError
 from cleanfs.mounts import MountPoint
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, cleanfs, mounted, wait_until
+from tests.e2e.mounting import MountedFs, cleanfs, mount_namespace, mounted, wait_until
 from tests.e2e.test_cli import complains
 from tests.e2e.unprivileged import NOBODY, as_nobody, make_fuse_device, open_to_all
 
@@ -229,7 +229,8 @@ def test_root_that_may_not_mount_says_what_it_lacks(
     source: Path, mountpoint: Path, foreground: bool
 ) -> None:
     less = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
-    command = [*less, sys.executable, "-m", "cleanfs", "mount", *(["-f"] if foreground else [])]
+    options = ["-f", "--log-level", "warning"] if foreground else []
+    command = [*less, sys.executable, "-m", "cleanfs", "mount", *options]
     done = subprocess.run(
         [*command, source, mountpoint], capture_output=True, text=True, timeout=30, check=False
     )
@@ -242,7 +243,7 @@ def test_a_user_who_cannot_gain_rights_is_told_why(
     open_to_all(tmp_path)
     os.chown(mountpoint, NOBODY, NOBODY)
     device = make_fuse_device(tmp_path / "fuse", 0o666)
-    command = as_nobody("mount", "-f", "--backend", "none", source, mountpoint, device=device)
+    command = as_nobody("mount", "-f", "--log-level", "warning", source, mountpoint, device=device)
     command.insert(command.index(sys.executable), "--no-new-privs")  # for setpriv
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     complains(done, 1, "no_new_privs")
@@ -254,10 +255,10 @@ def test_a_user_without_fusermount_is_told_what_to_install(
     open_to_all(tmp_path)
     os.chown(mountpoint, NOBODY, NOBODY)
     device = make_fuse_device(tmp_path / "fuse", 0o666)
-    command = as_nobody("mount", "-f", "--backend", "none", source, mountpoint, device=device)
+    command = as_nobody("mount", "-f", "--log-level", "warning", source, mountpoint, device=device)
     hide = 'mount --bind /dev/null "$(command -v fusermount3)" && exec "$@"'
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", hide, "sh", *command],
+        [*mount_namespace(), "sh", "-c", hide, "sh", *command],
         capture_output=True,
         text=True,
         timeout=30,

@@ -21,7 +21,7 @@ import pytest
 from cleanfs import syscalls
 from cleanfs.openfiles import LOOK_SECONDS
 from tests.e2e.conftest import SMALL_CACHES, Mounter
-from tests.e2e.mounting import MountedFs, cleanfs, mounted, wait_until
+from tests.e2e.mounting import MountedFs, cleanfs, mount_namespace, mounted, wait_until
 from tests.e2e.source_calls import CONTENTS, SIZE, held
 
 SEEN_WITHIN = 15.0
@@ -350,7 +350,7 @@ def test_changes_by_another_path_to_the_file_system_are_seen(spot: Spot, tmp_pat
             f"mount --make-rprivate /; mount --bind {spot.source} {tmp_path}/elsewhere;"
             f"printf elsewhere | dd of={tmp_path}/elsewhere/f conv=notrunc status=none"
         )
-        subprocess.run(["unshare", "-m", "sh", "-ec", script], check=True, timeout=10)
+        subprocess.run([*mount_namespace(), "sh", "-ec", script], check=True, timeout=10)
         wait_until(lambda: os.pread(reader, 9, 0) == b"elsewhere", SEEN_WITHIN)
         with held(tmp_path / "link", os.O_WRONLY) as fd:
             os.pwrite(fd, b"by a link", 0)

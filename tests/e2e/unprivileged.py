@@ -10,6 +10,8 @@ import stat
 import sys
 from pathlib import Path
 
+from tests.e2e.mounting import mount_namespace
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 NOBODY = 65534
@@ -36,20 +38,8 @@ def as_nobody(*args: str | Path, device: Path | None = None) -> list[str | Path]
 
     What it mounts is seen below /proc/PID/root.
     """
-    return [
-        *(
-            "unshare",
-            "--mount",
-            "sh",
-            "-c",
-            ENTER,
-            "sh",
-            _closed_parent() or "",
-            CHECKOUT,
-            device or "",
-        ),
-        *(sys.executable, "-m", "cleanfs", *args),
-    ]
+    enter = ["sh", "-c", ENTER, "sh", _closed_parent() or "", CHECKOUT, device or ""]
+    return [*mount_namespace(), *enter, sys.executable, "-m", "cleanfs", *args]
 
 
 def make_fuse_device(path: Path, mode: int) -> Path:

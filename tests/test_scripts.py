@@ -1,0 +1,70 @@
+"""What a newcomer's two commands say: set-up of what is missing, and the demonstration's conclusion."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts.demo import Pass, conclusion
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A tree with nothing but the set-up script, on a machine where no package is installed."""
+    programs = tmp_path / "programs"
+    (tmp_path / "scripts").mkdir()
+    programs.mkdir()
+    shutil.copy(ROOT / "scripts/setup", tmp_path / "scripts/setup")
+    write_program(programs / "dpkg-query", "exit 1")
+    write_program(programs / "sudo", 'exec "$@"')
+    write_program(
+        programs / "apt-get", 'seq 100; echo "E: no network" >&2; [ "$1" != install ] || exit 100'
+    )
+    return tmp_path
+
+
+def write_program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_set_up_that_fails_names_its_log_and_shows_its_end(bare: Path) -> None:
+    path = f"{bare}/programs:{os.environ['PATH']}"
+    done = subprocess.run(
+        [bare / "scripts/setup"],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 100
+    said = done.stdout.splitlines()
+    assert said[0].startswith("setup: these Debian packages are missing: fuse3 ")
+    assert said[1] == "setup: the list of Debian packages ..."
+    assert said[2].startswith("setup: the list of Debian packages: done in ")
+    assert len(said) == 4, "what apt prints is for the log"
+    complaint = done.stderr.splitlines()
+    assert complaint[0].endswith(f"failed with status 100. The end of {bare}/setup.log:")
+    assert complaint[-1].strip() == "E: no network"
+    assert len(complaint) == 16
+
+
+def passes(direct: float, first: float, second: float) -> list[Pass]:
+    return [
+        Pass("cp -r, no cleanfs", direct, 100, 100),
+        Pass("cp -r, 1st", first, 100, 100, 0.0, 2.0),
+        Pass("cp -r, 2nd", second, 100, 0, 1.0, 2.0),
+    ]
+
+
+def test_the_conclusion_says_what_was_slower() -> None:
+    good = conclusion(passes(4, 5, 1))
+    assert "read 0 B: cp -r took 1.0 s, after 5.0 s the first time, and 4.0 s without cleanfs." in good
+    assert "slower" not in good
+    assert "slower than this source alone" in conclusion(passes(1, 5, 2))
+    assert "slower than the first pass, too" in conclusion(passes(1, 2, 3))
