@@ -32,7 +32,7 @@ FIO_SECONDS = 60
 SECOND_PASS_SHARE = 0.02
 """Part of its bytes that a second pass may still read from the source."""
 
-DIRECT, FIRST, SECOND = "no cleanfs", "1st", "2nd"
+DIRECT, FIRST, SECOND = "source", "1st", "2nd"
 """Names of passes."""
 
 console = Console()
@@ -148,6 +148,7 @@ def drop_kernel_pages(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file() and not path.is_symlink():
             fd = os.open(path, os.O_RDONLY)
+            os.fdatasync(fd)  # dirty pages stay
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(fd)
 
@@ -220,12 +221,12 @@ def conclusion(passes: list[Pass]) -> str:
     jobs = [passes[number : number + 3] for number in range(0, len(passes), 3)]
     from_source = sum(second.from_source for _, _, second in jobs)
     times = "; ".join(
-        f"{second.name.partition(',')[0]} took {second.seconds:.1f} s, after {first.seconds:.1f} s the "
-        f"first time, and {direct.seconds:.1f} s without cleanfs"
+        f"{second.name.partition(',')[0]} took {second.seconds:.1f} s (first time {first.seconds:.1f} s, "
+        f"without cleanfs {direct.seconds:.1f} s)"
         for direct, first, second in jobs
     )
     said = (
-        f"All copies are as the source (diff -r), of which the second passes read "
+        "All copies are as the source (diff -r), of which the second passes read "
         f"{format_size(from_source)}: {times}."
     )
     if any(second.seconds > direct.seconds for direct, _, second in jobs):
@@ -233,9 +234,7 @@ def conclusion(passes: list[Pass]) -> str:
             " The cached pass was slower than this source alone: cleanfs pays where a source is slow."
         )
     if any(second.seconds > first.seconds for _, first, second in jobs):
-        said += (
-            " It was slower than the first pass, too, which found pages already, or on a busy machine."
-        )
+        said += " A second pass was slower than the first."
     return said
 
 
