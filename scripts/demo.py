@@ -221,8 +221,8 @@ def conclusion(passes: list[Pass]) -> str:
     jobs = [passes[number : number + 3] for number in range(0, len(passes), 3)]
     from_source = sum(second.from_source for _, _, second in jobs)
     times = "; ".join(
-        f"{second.name.partition(',')[0]} took {second.seconds:.1f} s (first time {first.seconds:.1f} s, "
-        f"without cleanfs {direct.seconds:.1f} s)"
+        f"{second.name.partition(',')[0]} took {second.seconds:.1f} s "
+        f"(first time {first.seconds:.1f} s, without cleanfs {direct.seconds:.1f} s)"
         for direct, first, second in jobs
     )
     said = (
