@@ -24,9 +24,11 @@ mount -n -t tmpfs none /run
 cp "$2" /sbin/mount.cleanfs
 ln -s mount.cleanfs /sbin/mount.fuse.cleanfs
 echo ready
-exec cat
+cat
+while umount -n -l "$3" 2> /dev/null; do :; done
 """
-"""mount(8) looks for helpers in /sbin and keeps notes in /run/mount."""
+"""mount(8) looks for helpers in /sbin and keeps notes in /run/mount. A daemon ends with us, also where
+the tests are killed."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,16 @@ def mount8(directory: Path) -> Iterator[Mount8]:
     helper.chmod(0o755)
     (directory / "fstab").touch()
     with subprocess.Popen(
-        [*mount_namespace(), "sh", "-c", SETUP, "sh", str(directory / "layer"), str(helper)],
+        [
+            *mount_namespace(),
+            "sh",
+            "-c",
+            SETUP,
+            "sh",
+            str(directory / "layer"),
+            str(helper),
+            str(directory / "mnt"),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
