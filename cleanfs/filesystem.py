@@ -343,6 +343,8 @@ class CleanFS(pyfuse3.Operations):
             changed = await self._tree.change_names(parent, actor, namespace.unlink, parent.fd, name)
             inode = self._tree.name_changed(changed, parent, name)
             self._inodes.name_gone(changed.key.device, parent, name)
+            if inode is not None:
+                self._inodes.lost_name(inode, parent, name)
             self.given.hold(functools.partial(self._tell, inode, gone=[(parent, name)]))
 
     @handler
@@ -386,8 +388,11 @@ class CleanFS(pyfuse3.Operations):
             self._inodes.name_gone(done.moved.key.device, new, name_new)
             if inode is not None:
                 self._inodes.moved(inode, new, name_new)
-            if replaced is not None and flags & pyfuse3.RENAME_EXCHANGE:
-                self._inodes.moved(replaced, old, name_old)
+            if replaced is not None:
+                if flags & pyfuse3.RENAME_EXCHANGE:
+                    self._inodes.moved(replaced, old, name_old)
+                else:
+                    self._inodes.lost_name(replaced, new, name_new)
             self.given.hold(functools.partial(self._tell, inode, replaced, there=there, gone=gone))
 
     @handler

@@ -411,6 +411,11 @@ class InodeTable:
                 self._clear(place)
                 self._dentries.move(inode.dentry, parent.dentry, place)
 
+    def lost_name(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """A name of the inode was taken away through the mount: the kernel goes by another, if any."""
+        if inode.parent is parent and inode.name == name:
+            inode.parent, inode.name = None, b""
+
     def check_may_open(self) -> None:
         """Raises OSError (EMFILE) if another open file would leave no descriptors for anything else."""
         if self._open_fds >= 2 * self.fd_budget:

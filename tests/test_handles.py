@@ -324,3 +324,24 @@ async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
     name, st = found[0]
     assert isinstance(st, os.stat_result)
     assert st.st_ino == inos[name]
+
+
+@pytest.mark.parametrize("how", ["unlink", "rename over"])
+async def test_who_goes_by_one_of_two_names_is_served_when_the_other_goes(
+    services: Services, inodes: InodeTable, tmp_path: Path, how: str
+) -> None:
+    """Overlayfs keeps a whiteout, links it time and again, and does not look names up anew."""
+    fs, fh = await opened(services, inodes)
+    await fs.release(fh)
+    root = InodeT(inodes.root.node)
+    ctx = cast(RequestContext, SimpleNamespace(uid=0, gid=0, pid=os.getpid(), umask=0o022))
+    node = (await fs.lookup(root, FileNameT(b"f"), ctx)).st_ino
+    await fs.link(node, root, FileNameT(b"g"), ctx)
+    if how == "unlink":
+        await fs.unlink(root, FileNameT(b"g"), ctx)
+    else:
+        (tmp_path / "other").write_bytes(b"")
+        await fs.rename(root, FileNameT(b"other"), root, FileNameT(b"g"), FlagT(0), ctx)
+    assert (await fs.link(node, root, FileNameT(b"h"), ctx)).st_nlink == 2
+    info = await fs.open(node, FlagT(os.O_RDONLY), ctx)
+    await fs.release(FileHandleT(info.fh))
