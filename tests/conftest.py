@@ -1,11 +1,14 @@
 """Settings of all tests."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,10 +29,14 @@ home = tempfile.mkdtemp(prefix="cleanfs-hypothesis-")
 atexit.register(shutil.rmtree, home, ignore_errors=True)
 set_hypothesis_home_dir(home)
 
+PREFIX = "cleanfs-tests-"
+KEPT_SECONDS = 86400.0
+"""How long the files of a run stay in which a test failed."""
+
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # A directory of this run's own: pytest closes the one that all runs of a user share to other users,
     # whenever one of them starts, and some tests let others in.
-    os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.mkdtemp(prefix="cleanfs-tests-")
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.mkdtemp(prefix=PREFIX)
     os.chmod(os.environ["PYTEST_DEBUG_TEMPROOT"], 0o711)  # pytest keeps its own below closed
 
 CHECK_SECONDS = 30.0
@@ -111,12 +118,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Nothing stays of a run, but what may say why a test failed."""
     if hasattr(config, "workerinput"):
         return
-    root = os.environ["PYTEST_DEBUG_TEMPROOT"]
-    mounted = any(point.path.startswith(f"{root}/") for point in mount_points())
-    if config.stash.get(STATUS, 0) or mounted:
-        print(f"the tests' files are in {root}")
-    else:
-        shutil.rmtree(root, ignore_errors=True)
+    root = Path(os.environ["PYTEST_DEBUG_TEMPROOT"])
+    if config.stash.get(STATUS, 0) or not _remove(root):
+        print(f"the tests' files are in {root}, for a day at least")
+    for other in root.parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(FileNotFoundError):
+            st = other.lstat()
+            if st.st_uid == os.getuid() and time.time() - st.st_mtime > KEPT_SECONDS:
+                _remove(other)
+
+
+def _remove(root: Path) -> bool:
+    """Remove a run's files, unless something is mounted there. Whether they are gone."""
+    if any(point.path.startswith(f"{root}/") for point in mount_points()):
+        return False
+    shutil.rmtree(root, ignore_errors=True)
+    return True
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
