@@ -1,13 +1,17 @@
 """What the kernel may have put into its pages of a file before a program's write of them reaches us.
 
 A program's write goes into the kernel's pages first, page by page, and is sent when all are filled.
-If the kernel drops a filled page meanwhile (upon a notification, or as it is told of another mtime; for
-want of memory it does not), and somebody reads it, that read comes to us before the write does, and
-finds what the source has; the page that is made of it stays. So pages that were read before they are
-written are dropped upon the write.
+If the kernel drops a filled page meanwhile, and somebody reads it, that read comes to us before the
+write does, and finds what the source has; the page that is made of it stays. So pages that were read
+before they are written are dropped upon the write.
 
 Nothing bounds the time between filling and sending: the program may wait for a page that is being read,
 or its data may be in a mapping of another file. So reads are remembered until the pages are written.
+
+Only a read that comes after such a drop can find that. Where the kernel drops pages by itself, as it
+is told of another mtime (FUSE_AUTO_INVAL_DATA), every read may be one. Where it does so only when it is
+told to (FUSE_EXPLICIT_INVAL_DATA), reads are remembered from the first drop on that may have met a
+write. ``docs/coherency.md`` lists all that drops a page.
 """
 
 from bisect import bisect_left, bisect_right
@@ -21,12 +25,14 @@ the kernel drop pages for nothing."""
 class Answers:
     """Bytes of a file that is open for writing which were read since they were last written."""
 
-    __slots__ = ("_starts", "_stops", "under_way", "writers")
+    __slots__ = ("_starts", "_stops", "dropped", "under_way", "writers")
 
-    def __init__(self) -> None:
+    def __init__(self, *, dropped: bool) -> None:
         """Nothing was read yet."""
         self.writers = 0
         """Open handles that can write."""
+        self.dropped = dropped
+        """Whether the kernel may have dropped a page between its filling and its sending, or will."""
         self.under_way: list[tuple[int, int]] = []
         """Reads that are not answered yet."""
         # Ranges start <= i < stop in order, with bytes between any two.
@@ -35,7 +41,8 @@ class Answers:
 
     def begin(self, start: int, stop: int) -> None:
         """A read of these bytes came. The kernel keeps the pages locked until it is answered."""
-        self.read(start, stop)
+        if self.dropped:
+            self.read(start, stop)
         self.under_way.append((start, stop))
 
     def end(self, start: int, stop: int) -> None:

@@ -128,13 +128,13 @@ class CoherencyChecker:
         return self.on_refresh(file, now, as_of)
 
     def on_refresh(self, file: CachedFile, now: Fingerprint, as_of: int) -> bool:
-        """An attribute refresh saw ``now``. True if the file was flushed."""
+        """An attribute refresh saw ``now``. True if the kernel must drop its pages."""
         known = file.fingerprint
         if known is None:
             if not _overtaken(file, as_of):
                 # The kernel's pages may be older than this: racy, so that the next open drops them.
                 self._accept(file, replace(now, racy=True))
-            return False
+            return self._is_open(file)
         if known == now or self.mode is Coherency.NONE:
             return False
         if _overtaken(file, as_of):
@@ -153,7 +153,8 @@ class CoherencyChecker:
         size: int | None = None,
         data: bool = True,
     ) -> bool:
-        """We changed the file, under its lock. True if somebody else had too, and it was flushed.
+        """We changed the file, under its lock. True if somebody else had too, or may have: the kernel
+        must drop its pages.
 
         ``size`` is what our change alone would have made of it, where that is known, and ``data``
         whether it could move mtime. What differs was somebody else's, between the two stats.
@@ -165,8 +166,9 @@ class CoherencyChecker:
         )
         if theirs:
             self._flush_changed(file)
+        doubtful = file.fingerprint is None and self._is_open(file)
         self._accept(file, after if after.racy else replace(after, racy=True))
-        return theirs
+        return theirs or doubtful
 
     def after_name_change(self, file: CachedFile, before: Fingerprint, after: Fingerprint) -> bool:
         """A link, rename or unlink of ours moved the file's ctime; the lock was not held.
@@ -186,6 +188,14 @@ class CoherencyChecker:
         self._flush_in_doubt(file)
         file.fingerprint = None
         file.size = 0
+
+    def _is_open(self, file: CachedFile) -> bool:
+        """Whether the kernel may go by pages that it has, of a file of which nothing was known.
+
+        It was told to drop them when the file was distrusted. What it has read since may be from before
+        another change.
+        """
+        return self.mode is not Coherency.NONE and file.handles > 0
 
     def _accept(self, file: CachedFile, now: Fingerprint) -> None:
         if file.fingerprint != now:

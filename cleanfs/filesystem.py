@@ -578,6 +578,8 @@ class CleanFS(pyfuse3.Operations):
                 break
             self._inodes.referenced(inode, directory.inode, name)
             listed.append((inode, told))
+        for inode, _ in listed:
+            await self._tree.nothing_to_drop(inode)
         self.given.hold(functools.partial(self._not_listed, listed))
         self._tree.ask_to_forget()
 
@@ -754,19 +756,23 @@ class CleanFS(pyfuse3.Operations):
         try:
             st = opened.stat
             changed = services.coherency.on_open(file, self._tree.fingerprint(st, before), before.clock)
+            outdated = changed
             if changed and flags == FLAGS_FOR_AN_IOCTL:
                 services.notifier.inode(inode.node)
                 changed = False
             if changed:
+                handle.drops_pages()
                 inode.dropped_for = handle
                 inode.pages_dropped_by = math.inf  # by no other open before this one is answered
             now = stamps_of(st)
             if inode.sent != now:
                 inode.sent = now
                 inode.doubts += 1
+                if outdated and services.notifier.explicit:
+                    services.notifier.inode(inode.node)  # before anybody is told of another size
             if services.coherency.mode is not Coherency.NONE:  # else the kernel knows all changes
                 self._open_files.opened(inode)
-                await self._settle_doubts(inode)
+                await self._settle_doubts(inode, outdated)
         except BaseException:
             if inode.dropped_for is handle:
                 services.notifier.inode(inode.node)
@@ -780,6 +786,9 @@ class CleanFS(pyfuse3.Operations):
             services.notifier.inode(inode.node)  # who opened it may still not have got to run
             inode.dropped_for = None
         drops = drops or services.notifier.is_pending(inode.node)
+        if drops:
+            handle.drops_pages()
+        handle.may_write()
         return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not drops)
 
     async def _recheck_opened(
@@ -848,12 +857,15 @@ class CleanFS(pyfuse3.Operations):
             raise StaleError
         return st
 
-    async def _settle_doubts(self, inode: Inode) -> None:
+    async def _settle_doubts(self, inode: Inode, outdated: bool) -> None:
         """Make the kernel ask for the attributes, if it may go by old ones: for a size, above all.
 
         It asks before the open is answered. Left to the program's first read, another notification, or
         a write, could overtake the answer; then the kernel drops it, and goes by the old size.
+
+        ``outdated`` says that its pages are: those go before it knows of another size.
         """
+        pages = outdated and self._services.notifier.explicit
         known = inode.doubts  # those that come meanwhile are for later opens
         while inode.doubts_settled < known:
             if inode.settling is not None:
@@ -862,7 +874,7 @@ class CleanFS(pyfuse3.Operations):
             inode.settling = settled = trio.Event()
             doubts = inode.doubts
             try:
-                await self._services.notifier.taught(inode.node, inode.generation)
+                await self._services.notifier.taught(inode.node, inode.generation, pages=pages)
                 inode.doubts_settled = doubts
             finally:
                 inode.settling = None
@@ -873,7 +885,9 @@ class CleanFS(pyfuse3.Operations):
     ) -> None:
         """The O_TRUNC of an open, which also clears the set-id bits unless root asks for it."""
         handle = self._handles[fh]
-        io_fd = handle.fd if isinstance(handle, FileHandle) and handle.writable else -1
+        assert isinstance(handle, FileHandle)
+        handle.drops_pages()
+        io_fd = handle.fd if handle.writable else -1
         cleared = without_set_id(st, Caller.of(ctx))
         try:
             new = NewAttributes(size=0, mode=cleared)

@@ -161,15 +161,42 @@ class FileHandle:
         self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is not Coherency.NONE
         self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self._drop_due = self._writes = False
         file.pins += 1
-        if self.writable and not services.writeback:  # else the kernel drops nothing unwritten
-            file.answers = file.answers or Answers()
-            file.answers.writers += 1
+        file.handles += 1
+
+    def may_write(self) -> None:
+        """The open is about to be answered. From now on a write by this handle may be being filled."""
+        services, file = self._services, self.file
+        if not self.writable or services.writeback:  # then the kernel drops nothing unwritten
+            return
+        notifier = services.notifier
+        if file.answers is None:
+            file.answers = Answers(dropped=not notifier.explicit)
+            notifier.in_writing(self.inode.node, file.answers)
+        if file.drops_due > self._drop_due or notifier.drops_pages(self.inode.node):
+            file.answers.dropped = True
+        file.answers.writers += 1
+        self._writes = True
+
+    def drops_pages(self) -> None:
+        """The kernel drops the file's pages when it gets the answer to the open of this handle.
+
+        Who writes by this handle has not begun to. By another one a write may be being filled.
+        """
+        if not self._drop_due:
+            self._drop_due = True
+            self.file.drops_due += 1
+        answers = self.file.answers
+        if answers is not None and answers.writers > self._writes:
+            answers.dropped = True
 
     async def read(self, offset: int, size: int) -> Buffer:
         """The hook: page cache, then cleancache, then the source."""
         with self.use:
             began = perf_counter_ns()
+            if self._drop_due:
+                self._opener_ran()
             pagecache = self._pagecache
             if self.file.writes:
                 for write in [write for write in self.file.writes if write.touches(offset, size)]:
@@ -196,6 +223,8 @@ class FileHandle:
         the kernel knows the end, and each write goes where it says.
         """
         with self.use:
+            if self._drop_due:
+                self._opener_ran()
             return await self._write(offset, data)
 
     async def _write(self, offset: int, data: bytes) -> int:
@@ -273,9 +302,11 @@ class FileHandle:
         self._opener_ran()
         await self.use.ended()
         file.pins -= 1
-        if self.writable and file.answers is not None:
+        file.handles -= 1
+        if self._writes and file.answers is not None:
             file.answers.writers -= 1
             if not file.answers.writers:
+                services.notifier.not_in_writing(self.inode.node, file.answers)
                 file.answers = None
         if (span := self._stream.rest()) is not None:
             await services.backing.run(drop_span, self.fd, span)
@@ -290,6 +321,9 @@ class FileHandle:
 
     def _opener_ran(self) -> None:
         """So the kernel has dropped what the answer to the open told it to drop."""
+        if self._drop_due:
+            self._drop_due = False
+            self.file.drops_due -= 1
         if self.inode.dropped_for is self:
             self.inode.dropped_for, self.inode.pages_dropped_by = None, 0.0
 

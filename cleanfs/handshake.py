@@ -10,6 +10,11 @@ And it applies the umask to the mode of what is made, unless the file system say
 itself (FUSE_DONT_MASK), as it must: in a directory with a default ACL the umask does not apply
 (``Actor.mode``). pyfuse3 can not say that.
 
+And it drops all pages of a file as soon as it is told of another mtime (FUSE_AUTO_INVAL_DATA), which
+each write of ours brings about: who reads and writes a file in turn would find nothing of it in the
+kernel. Where we tell it ourselves (see ``Notifier.explicit``), it should leave them alone until then
+(FUSE_EXPLICIT_INVAL_DATA, Linux 5.2). libfuse 3.14 does not know that flag, and sets the other one.
+
 So for the length of that exchange libfuse reads and writes a socket in place of the device, and we are
 the other end of it: the question goes in as it came, the answer goes out with some bits more. pyfuse3
 waits for its descriptor through its global ``trio``, which is where we get to run: at its first wait
@@ -21,6 +26,7 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -32,7 +38,9 @@ log = logging.getLogger(__name__)
 DEVICE: Final = "/dev/fuse"
 FUSE_INIT: Final = 26
 DONT_MASK: Final = 1 << 6
+AUTO_INVAL_DATA: Final = 1 << 12
 PARALLEL_DIROPS: Final = 1 << 18
+EXPLICIT_INVAL_DATA: Final = 1 << 25
 HANDLE_KILLPRIV_V2: Final = 1 << 28
 WANTED: Final = DONT_MASK | PARALLEL_DIROPS | HANDLE_KILLPRIV_V2
 
@@ -51,9 +59,14 @@ TIMEOUT_SECONDS: Final = 5
 class Handshake(StandIn):
     """One mount's. Use: made before ``pyfuse3.init``, ``begin`` right after it."""
 
-    def __init__(self) -> None:
-        """Nothing is changed yet."""
+    def __init__(self, more: int = 0, agreed: Callable[[int], None] = lambda flags: None) -> None:
+        """Nothing is changed yet. ``more`` are flags to ask for beyond WANTED.
+
+        ``agreed`` is called, before the first request comes, with those that the kernel has granted.
+        """
         self._before = _devices()
+        self._asked = WANTED | more
+        self._agreed = agreed
         self._fd = self._device = -1
         self._ours: socket.socket | None = None
         self._wanted = 0
@@ -83,7 +96,7 @@ class Handshake(StandIn):
         with theirs:
             os.dup2(theirs.fileno(), self._fd, inheritable=False)
         self._ours.send(question)
-        self._wanted = offered(question) & WANTED
+        self._wanted = offered(question) & self._asked
         return True
 
     def _end(self) -> None:
@@ -91,8 +104,10 @@ class Handshake(StandIn):
         assert self._ours is not None
         with self._ours as ours:
             answer = bytes(ours.recv(MAX_MESSAGE))
-        agreed = with_flags(answer, self._wanted)
-        os.write(self._device, agreed or answer)
+        changed = with_flags(answer, self._wanted)
+        if changed is not None:
+            self._agreed(self._wanted)
+        os.write(self._device, changed or answer)
         os.dup2(self._device, self._fd, inheritable=False)
         os.close(self._device)
 
@@ -118,13 +133,18 @@ def offered(question: bytes) -> int:
 
 
 def with_flags(answer: bytes, wanted: int) -> bytes | None:
-    """An answer to FUSE_INIT with some flags more; None if it is no such answer."""
+    """An answer to FUSE_INIT with some flags more; None if it is no such answer.
+
+    Of AUTO_INVAL_DATA and EXPLICIT_INVAL_DATA the kernel would take the first.
+    """
     if len(answer) < ANSWER.size:
         return None
     *head, flags = ANSWER.unpack_from(answer)
     length, error, _, major, *_ = head
     if error or length != len(answer) or major != 7:
         return None
+    if wanted & EXPLICIT_INVAL_DATA:
+        flags &= ~AUTO_INVAL_DATA
     return ANSWER.pack(*head, flags | wanted) + answer[ANSWER.size :]
 
 

@@ -32,7 +32,7 @@ import os
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -89,9 +89,12 @@ ASKED_AT_ONCE: Final = 256
 class Interrupts(StandIn, logging.Filter):
     """One mount's. Use: ``install`` after ``busypoll``'s, ``run`` along with pyfuse3's loop."""
 
-    def __init__(self, backing: Backing, given: Given) -> None:
-        """Watch over the calls of a source."""
+    def __init__(
+        self, backing: Backing, given: Given, letting_go: Callable[[], None] = lambda: None
+    ) -> None:
+        """Watch over the calls of a source. ``letting_go`` is called before a program is let go."""
         super().__init__()
+        self._letting_go = letting_go
         self._backing = backing
         self._given = given
         self._fd = self._device = self._letter = -1
@@ -154,6 +157,7 @@ class Interrupts(StandIn, logging.Filter):
             if not (asker in dying if asker else others):
                 continue
             self._signalled.pop(unique, None)
+            self._letting_go()
             with contextlib.suppress(OSError):  # ENOENT: it was answered meanwhile
                 os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EINTR, unique))
                 self._backing.orphans += 1

@@ -28,7 +28,7 @@ from cleanfs.fusectl import connection_of
 from cleanfs.given import Given
 from cleanfs.guardian import Guardian
 from cleanfs.handles import Services
-from cleanfs.handshake import Handshake
+from cleanfs.handshake import EXPLICIT_INVAL_DATA, Handshake
 from cleanfs.identity import Rules
 from cleanfs.inodes import InodeTable
 from cleanfs.interrupts import Interrupts
@@ -45,6 +45,7 @@ from cleanfs.ops import Backend
 from cleanfs.outsiders import Outsiders
 from cleanfs.pagecache import PageCache, max_files
 from cleanfs.pressure import Sizes
+from cleanfs.openfiles import LOOK_SECONDS
 from cleanfs.requests import RequestLimits, set_limits
 from cleanfs.resident import Resident, make_resident
 from cleanfs.stats import MountStats
@@ -109,7 +110,9 @@ class Mount:
         self._latencies = Latencies()
         self._limits = RequestLimits()
         given = Given()
-        self._interrupts = Interrupts(self._backing, given)
+        # What it had asked for goes on, without the locks that it had in the kernel.
+        self._interrupts = Interrupts(self._backing, given, self._notifier.may_drop_any)
+        self._all_local = all_local(config.source)
         services = Services(
             self._backing,
             self._pagecache,
@@ -117,7 +120,7 @@ class Mount:
             FileSystemTypes(),
             self._notifier,
             self._latencies,
-            flushless=config.read_only or all_local(config.source),
+            flushless=config.read_only or self._all_local,
             writeback=config.writeback,
         )
         root_fd = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -154,7 +157,7 @@ class Mount:
             self._outsiders.start()
             self._notifier.start()
             self._guardian.start()
-            handshake = Handshake()
+            handshake = Handshake(self._flags_to_ask_for(), self._agreed)
             self._mount(handshake)
             try:
                 async with trio.open_nursery() as nursery:
@@ -251,6 +254,21 @@ class Mount:
         if handshake.device < 0:  # notifications go by libfuse's descriptor
             self._interrupts.step_back()
         self._guardian.tell(connection_of(handshake.device, self.config.mountpoint))
+
+    def _flags_to_ask_for(self) -> int:
+        """Whether the kernel is to drop pages only when it is told to.
+
+        Then it asks for no attributes before it reads from its pages: we look for changes ourselves
+        (``openfiles``), not more often than once a second, which would be many questions to a server.
+        With ``--writeback`` it drops none anyway.
+        """
+        config = self.config
+        looks = config.coherency is Coherency.NONE or config.attr_timeout >= LOOK_SECONDS
+        return EXPLICIT_INVAL_DATA if looks and self._all_local and not config.writeback else 0
+
+    def _agreed(self, flags: int) -> None:
+        """With the kernel, on flags of FUSE_INIT."""
+        self._notifier.explicit = bool(flags & EXPLICIT_INVAL_DATA)
 
     # -- the operator's view ------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from typing import Final, TypeVar, TypeVarTuple
 import pyfuse3
 import trio
 
+from cleanfs.answers import Answers
 from cleanfs.belief import MountedAt, have_learned, may_ask
 from cleanfs.deadlines import waited
 from cleanfs.outsiders import Outsiders
@@ -165,6 +166,12 @@ class Notifier:
         self._in_a_hurry = False
         self._again: dict[int, Lesson] = {}  # those that are to be asked about once more
         self._nursery: trio.Nursery | None = None
+        self.explicit = False
+        """Whether the kernel drops pages only when it is told to, and not as soon as it is told of
+        another mtime or size (FUSE_EXPLICIT_INVAL_DATA, see ``handshake``)."""
+        # By node, of which an inode number that was given away may have two.
+        self._in_writing: dict[int, list[Answers]] = {}
+        self._dropping: Counter[int] = Counter()  # nodes of writes whose pages are being dropped
         self._lock = threading.Lock()  # of the next two; nobody waits for anything who has it
         self._writers = 0
         self._closed = False
@@ -213,9 +220,46 @@ class Notifier:
                 os.close(self._device)
         self._outsiders.close()
 
+    def in_writing(self, node: int, answers: Answers) -> None:
+        """A file is open for writing: note in ``answers`` when its pages may be dropped."""
+        self._in_writing.setdefault(node, []).append(answers)
+
+    def not_in_writing(self, node: int, answers: Answers) -> None:
+        """Nobody has it open for writing any more."""
+        self._in_writing[node].remove(answers)
+        if not self._in_writing[node]:
+            del self._in_writing[node]
+
+    def may_drop(self, node: int) -> None:
+        """The kernel may drop pages of a node that a program has just filled."""
+        for answers in self._in_writing.get(node, ()):
+            answers.dropped = True
+
+    def may_drop_any(self) -> None:
+        """Of any node."""
+        for node in self._in_writing:
+            self.may_drop(node)
+
     def inode(self, node: int) -> None:
         """The attributes and all pages of a node are out of date."""
+        self.may_drop(node)
         self._queue(node)
+
+    async def pages_dropped(self, node: int) -> None:
+        """The same; returns when the kernel has dropped them.
+
+        Not for a request that sets a size: the kernel holds back writes until that is answered, and
+        what is dirty is written before it is dropped. It waits where a page is being read or written,
+        as the kernel itself would have that drops pages upon an answer. Who waits for it must hold no
+        lock that a read or a write needs.
+        """
+        self.may_drop(node)
+        self._queued.discard(node)
+        self._sending[node] += 1
+        try:
+            await self._in_a_thread(self._send_one, node)
+        finally:
+            self._sent([node])
 
     def entry(self, parent: int, name: bytes) -> None:
         """The kernel should drop a name, and with it, if idle, the inode."""
@@ -236,6 +280,14 @@ class Notifier:
         """Whether the kernel has yet to learn that a node's pages are out of date."""
         return node in self._queued or node in self._sending
 
+    def drops_pages(self, node: int) -> bool:
+        """Whether the kernel is being told to drop pages of a node, or will be."""
+        return self.is_pending(node) or node in self._dropping
+
+    def is_learning(self, node: int) -> bool:
+        """Whether the kernel is just asked for the size of a node, until it believes it."""
+        return node in self._learning
+
     async def drained(self) -> None:
         """Return when all that was queued has been sent."""
         if self._queued or self._sending:
@@ -251,6 +303,7 @@ class Notifier:
                 with contextlib.suppress(trio.WouldBlock):
                     while len(batch) < BATCH:
                         batch.append(self._receive.receive_nowait())
+                batch = deque(item for item in dict.fromkeys(batch) if item in self._queued)
                 # Before they are sent: what is queued from now on may be news.
                 self._queued.difference_update(batch)
                 self._sending.update(batch)
@@ -280,6 +333,7 @@ class Notifier:
             self.inode(node)
             return
         drop = _Drop(Pages(node, start, stop - start))
+        self._dropping[node] += 1
         self._nursery.start_soon(self._drop, drop)
         until = trio.current_time() + PAGES_SECONDS
         looks = 0  # a read that was sent before may come between two
@@ -299,6 +353,7 @@ class Notifier:
         with drop.scope:
             await self._in_a_thread(send)
             drop.done.set()
+        self._dropping -= Counter((drop.pages.node,))
 
     async def _in_a_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """As soon as there may be one more."""
@@ -325,9 +380,12 @@ class Notifier:
         """
         await trio.to_thread.run_sync(self._send_one, node, True)
 
-    async def taught(self, node: int, generation: int) -> None:
-        """The same; returns when the kernel believes the present size (``belief``), or need not."""
-        await self.attributes_changed(node)
+    async def taught(self, node: int, generation: int, *, pages: bool = False) -> None:
+        """The same; returns when the kernel believes the present size (``belief``), or need not.
+
+        ``pages`` says that its pages are out of date, too.
+        """
+        await (self.pages_dropped(node) if pages else self.attributes_changed(node))
         self._learn(Lesson(node, generation))
 
         async def learned() -> None:
@@ -366,8 +424,11 @@ class Notifier:
         for item in done:
             if isinstance(item, Lesson):
                 self._learn(item)
-        self._sending -= Counter(done)
+        self._sent(done)
         sent.set()
+
+    def _sent(self, items: list[Item]) -> None:
+        self._sending -= Counter(items)
         if not self._queued and not self._sending:
             self._drained.set()
             self._drained = trio.Event()

@@ -119,8 +119,8 @@ class CachedFile:
     """What is known of one file for as long as pages of it may be cached anywhere."""
 
     __slots__ = (
-        "answers", "dentry", "fingerprint", "flights", "key", "lock", "mutations", "pins", "serial",
-        "size", "version", "writes",
+        "answers", "dentry", "drops_due", "fingerprint", "flights", "handles", "key", "lock",
+        "mutations", "pins", "serial", "size", "version", "writes",
     )  # fmt: skip
 
     def __init__(self, key: FileKey, serial: int) -> None:
@@ -142,6 +142,10 @@ class CachedFile:
         """Writes that programs have asked for and the source does not have yet, in order."""
         self.answers: Answers | None = None
         """There while the file is open for writing."""
+        self.handles = 0
+        """Open handles."""
+        self.drops_due = 0
+        """Of these, those whose opening had the kernel drop the file's pages, perhaps not yet."""
         self.pins = 0
         """Users (open handles, reads under way): the record stays while there is one."""
         self.fingerprint: Fingerprint | None = None

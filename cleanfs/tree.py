@@ -163,6 +163,7 @@ class Tree:
         self.observe(inode, opened.stat, before)
         self.ask_to_forget()
         await self._have_mount_fd(inode)
+        await self.nothing_to_drop(inode)
         return inode, opened.stat
 
     async def make(
@@ -210,6 +211,7 @@ class Tree:
         before = self.services.before()
         st = await self.near(inode, os.fstat, inode.fd)
         self.observe(inode, st, before)
+        await self.nothing_to_drop(inode, st.st_size)
         return st
 
     async def is_named(self, inode: Inode) -> bool:
@@ -226,6 +228,22 @@ class Tree:
         except (FileNotFoundError, StaleError):
             return False
         return found == inode.id
+
+    async def nothing_to_drop(self, inode: Inode, size: int | None = None) -> None:
+        """Attributes of the inode are about to be told: return when the kernel has no outdated pages.
+
+        It may drop none by itself when it is told of another size. In the page that ends the file it
+        would show zeros, which the file never held. But it takes no size from the answer to a question
+        that a notification overtakes, and a read may be about to go by it: so ``size`` is taught.
+        """
+        notifier = self.services.notifier
+        if not (notifier.explicit and notifier.is_pending(inode.node)):
+            return
+        read = inode.open_fds and not notifier.is_learning(inode.node)
+        if read and size not in (None, inode.kernel_sizes[0]):
+            await notifier.taught(inode.node, inode.generation, pages=True)
+        else:
+            await notifier.pages_dropped(inode.node)
 
     def observe(self, inode: Inode, st: os.stat_result, before: Before) -> None:
         """A stat taken since ``before``: if the source changed, flush, and tell the kernel."""

@@ -1,8 +1,8 @@
-"""Writes through a mount against its peers: in large and small pieces, mixed with reads, with fsync, by SQLite.
+"""Writes through a mount against its peers: large, small, mixed with reads, with fsync, by SQLite.
 
-Every contestant is measured in each round, one after the other, and the median of the rounds is reported
-with their spread. What the machine or a contestant lacks is skipped with a line. The processor time is
-the daemon's alone, from ``/proc/PID/stat``.
+Every contestant is measured in each round, one after the other, and the median of the rounds is
+reported with their spread. What the machine or a contestant lacks is skipped with a line. The
+processor time is the daemon's alone, from ``/proc/PID/stat``.
 """
 
 import json
@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from bench_mount import CLEANFS, PASSTHROUGH, Results, console, mergerfs, record, show, stats, write_json
+from bench_mount import (
+    CLEANFS,
+    PASSTHROUGH,
+    Results,
+    console,
+    mergerfs,
+    record,
+    show,
+    stats,
+    write_json,
+)
 from rich.progress import Progress
 
 MEMORY = Path("/dev/shm")
@@ -37,7 +47,7 @@ SMALL = {
     "4 KiB random, fsync each": ("--rw=randwrite", "--fsync=1", "--size=16m"),
 }
 
-TRANSACTIONS = 300
+TRANSACTIONS = 100
 
 
 @dataclass(frozen=True)
@@ -108,9 +118,12 @@ def bench_small(
         for _ in range(rounds):
             for title, options in SMALL.items():
                 for who, contestant in contestants.items():
+                    small_fio(contestant.path, options, "--create_only=1")
                     before = cpu_seconds(contestant.pid)
-                    job = small_fio(contestant.path, options, seconds)
+                    job = small_fio(contestant.path, options, f"--runtime={seconds}")
                     used = cpu_seconds(contestant.pid) - before
+                    for file in contestant.path.glob("job.*"):
+                        file.unlink()
                     parts = (job["read"], job["write"])
                     record(results, title, who, "IOPS", sum(part["iops"] for part in parts))
                     if contestant.pid:
@@ -129,17 +142,15 @@ def bench_small(
                 progress.advance(task)
 
 
-def small_fio(directory: Path, options: tuple[str, ...], seconds: int) -> dict[str, Any]:
-    """All of one job's JSON; its files, which are laid out before its time counts, are removed."""
+def small_fio(directory: Path, options: tuple[str, ...], *more: str) -> dict[str, Any]:
+    """All of one job's JSON."""
     done = subprocess.run(
         [
             "fio", "--name=job", f"--directory={directory}", "--ioengine=psync", "--bs=4k", *options,
-            f"--runtime={seconds}", "--group_reporting", "--output-format=json",
+            *more, "--group_reporting", "--output-format=json",
         ],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    for file in directory.glob("job.*"):
-        file.unlink()
     job: dict[str, Any] = json.loads(done.stdout)["jobs"][0]
     return job
 
@@ -191,9 +202,7 @@ def bindfs(source: Path, mountpoint: Path) -> Iterator[Contestant]:
             subprocess.run(["fusermount3", "-u", mountpoint], check=True)
 
 
-def bench_streams(
-    where: str, scratch: Path, rounds: int, results: Results, progress: Progress
-) -> None:
+def bench_streams(where: str, scratch: Path, rounds: int, results: Results, progress: Progress) -> None:
     """One synchronous writer, a new file each time, fsync at the end, and the time of that counts."""
     with ExitStack() as stack:
         contestants = {}

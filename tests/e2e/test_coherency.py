@@ -283,24 +283,27 @@ def test_changes_by_turns_within_one_tick_are_seen(mount: Mounter) -> None:
     assert (fs.source / "f").read_bytes() == (fs.path / "f").read_bytes() == model
 
 
-@pytest.mark.parametrize("first", ["open", "closed"])
+@pytest.mark.parametrize("first", ["not used", "used", "closed"])
 def test_pages_are_kept_when_the_first_open_has_dropped_them_for_sure(
     source: Path, mount: Mounter, first: str
 ) -> None:
-    """While that is open its opener may not have got to run, although half a second went by."""
+    """Before it is used its opener may not have got to run, although half a second went by."""
     fs = mount(patch="from cleanfs import filesystem; filesystem.DROP_SECONDS = 0")
     (source / "f").write_bytes(b"1")
     settle()
-    fd = os.open(fs.path / "f", os.O_RDONLY)
-    assert os.read(fd, 1) == b"1"
-    if first == "closed":
-        os.close(fd)
-    before = fs.stats()["reads"]
-    assert (fs.path / "f").read_bytes() == b"1"
-    asked = fs.stats()["reads"] - before
-    if first == "open":
-        os.close(fd)
-    assert bool(asked) == (first == "open")
+    with held(fs.path / "f") as other:
+        assert os.read(other, 1) == b"1"
+        (source / "f").write_bytes(b"2")
+        settle()
+        with ExitStack() as opened:
+            fd = opened.enter_context(held(fs.path / "f"))
+            assert os.pread(fd if first == "used" else other, 1, 0) == b"2"
+            if first == "closed":
+                opened.close()
+            before = fs.stats()["reads"]
+            assert (fs.path / "f").read_bytes() == b"2"
+            asked = fs.stats()["reads"] - before
+    assert bool(asked) == (first == "not used")
 
 
 def test_an_append_goes_to_the_end_that_the_source_has(mount: Mounter) -> None:

@@ -233,17 +233,28 @@ def test_scattered_pages_of_a_mapping_are_in_the_source_after_sigterm(mount: Mou
     assert data[:: 2 * PAGE] == b"m" * 600
 
 
+def open_and_close(path: Path) -> None:
+    os.close(os.open(path, os.O_RDONLY))
+
+
+BY_ITSELF = "mount.EXPLICIT_INVAL_DATA = 0\n"
+"""The kernel drops pages whenever it is told of another mtime, as before Linux 5.2."""
+
+
+@pytest.mark.parametrize("dropped_by", ["mtime", "notification", "open"])
 @pytest.mark.parametrize(
     ("waits_for", "flags"), [("a page", 0), ("its data", 0), ("its data", os.O_DIRECT)]
 )
 def test_a_page_that_was_read_between_its_filling_and_its_sending_is_not_believed(
-    mount: Mounter, waits_for: str, flags: int
+    mount: Mounter, waits_for: str, flags: int, dropped_by: str
 ) -> None:
     """A write fills one page after the other, and waits at the third, as that is being read.
 
     Or as what is to be written is, from another file. A mapping reads pages with O_DIRECT as well.
     """
-    fs = mount("--read-ahead", "0", "--coherency", "none", patch=LATE)
+    coherency = "none" if dropped_by == "mtime" else "open"
+    patch = LATE + (BY_ITSELF if dropped_by == "mtime" else "")
+    fs = mount("--read-ahead", "0", "--coherency", coherency, patch=patch)
     (fs.source / "f").write_bytes(b"o" * 12288)
     (fs.source / "new").write_bytes(b"n" * 12288)
     new, pipe = os.open(fs.path / "new", os.O_RDONLY), os.pipe()
@@ -266,8 +277,11 @@ def test_a_page_that_was_read_between_its_filling_and_its_sending_is_not_believe
                 threads.append(threading.Thread(target=os.write, args=(pipe[1], third)))
             threads.append(threading.Thread(target=os.pwrite, args=(fd, to_write, 0)))
             # This one waits, when it has dropped the first page.
-            threads.append(threading.Thread(target=os.fstat, args=(fd,)))
+            drop = open_and_close if dropped_by == "open" else os.stat
+            threads.append(threading.Thread(target=drop, args=(fs.path / "f",)))
             for thread in threads:
+                if thread is threads[-1] and dropped_by == "notification":
+                    os.utime(fs.source / "f")
                 thread.start()
                 time.sleep(0.01)
             _ = looked_at[0]  # the old byte, unless this machine is very slow
