@@ -310,7 +310,7 @@ class FileHandle:
                 file.answers = None
         if (span := self._stream.rest()) is not None:
             await services.backing.run(drop_span, self.fd, span)
-        st = await services.run_near(self.inode, _fstat_and_close, self.fd)
+        st = await services.run_near(self.inode, fstat_and_close, self.fd)
         if st.st_nlink == 0:
             services.pagecache.forget(file)
 
@@ -401,7 +401,8 @@ class DirHandle:
             await self._services.backing.run(namespace.sync, self.fd, data_only)
 
 
-def _fstat_and_close(fd: int) -> os.stat_result:
+def fstat_and_close(fd: int) -> os.stat_result:
+    """Attributes at the last moment. Raises OSError."""
     try:
         return os.fstat(fd)
     finally:

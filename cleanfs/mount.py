@@ -41,11 +41,11 @@ from cleanfs.mountoptions import SELINUX
 from cleanfs.mountpoint import reuse_dead_mountpoint
 from cleanfs.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.notify import Notifier
+from cleanfs.openfiles import LOOK_SECONDS
 from cleanfs.ops import Backend
 from cleanfs.outsiders import Outsiders
 from cleanfs.pagecache import PageCache, max_files
 from cleanfs.pressure import Sizes
-from cleanfs.openfiles import LOOK_SECONDS
 from cleanfs.requests import RequestLimits, set_limits
 from cleanfs.resident import Resident, make_resident
 from cleanfs.stats import MountStats

@@ -14,7 +14,7 @@ from tests.e2e.conftest import Mounter
 from tests.e2e.mounting import MountedFs, settle, wait_until
 
 PAGE = 4096
-ATTR_TIMEOUT = 0.5
+ATTR_TIMEOUT = 1.0
 QUICK = ("--attr-timeout", str(ATTR_TIMEOUT))
 
 
@@ -98,8 +98,9 @@ CHANGES = {
 }
 
 NO_LOOKS = """
-async def run(self, seconds): pass
-mount.Refresh.run = run
+from cleanfs import openfiles
+async def run(self): pass
+openfiles.OpenFiles.run = run
 """
 
 
