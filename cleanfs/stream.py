@@ -14,6 +14,11 @@ NEAR: Final = 4 << 20
 """Bytes from what a stream has read within which a read belongs to it. The kernel sends read-ahead in
 several requests at a time, in any order."""
 
+READ_AHEAD: Final = 32 << 10
+"""Bytes that a request of read-ahead has, at least, once it may overtake another. A smaller one belongs
+to a stream only where that ends: random reads of some file would be taken for a stream else, and all of
+the file be dropped again and again, also what was not read yet, or just written."""
+
 WINDOW: Final = 3 * NEAR
 """Bytes that a stream may leave in the source's page cache, before all but ``NEAR`` are dropped."""
 
@@ -45,7 +50,11 @@ class Stream:
         """Whether a read is part of a stream, so that it is not to be dropped at once."""
         if offset == 0 and size >= file_size > 0:
             return False  # all that there is to read
-        if self._stop and self._start - NEAR <= offset <= self._stop + NEAR:
+        if self._stop and size >= READ_AHEAD:
+            near = self._start - NEAR <= offset <= self._stop + NEAR
+        else:
+            near = self._stop > 0 and offset == self._stop
+        if near:
             return True
         if offset == self._expected:
             return True

@@ -53,6 +53,15 @@ def test_requests_that_overtake_each_other_are_one_stream() -> None:
     assert sum(rest) == (32 << 20) + AHEAD
 
 
+def test_random_reads_of_a_file_that_was_begun_are_no_stream() -> None:
+    stream, random = Stream(), Random(1)
+    read(stream, 0, 4096)
+    for _ in range(1000):
+        assert not stream.lingers(random.randrange(2, 4096) * 8192, 4096, 64 << 20)
+    assert not stream.lingers(8192, 4096, 64 << 20)
+    read(stream, 4096, 4096)
+
+
 def test_lone_reads_do_not_linger() -> None:
     stream = Stream()
     for offset in range(10 * NEAR, 100 * NEAR, 10 * NEAR):
