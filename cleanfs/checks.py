@@ -43,6 +43,8 @@ def check(config: MountConfig) -> None:
     # On the source itself is fine: what we hold is below the mount, and nothing leads back into it.
     if mounted is not None and (mountpoint != source or mounted.fs_type == FS_TYPE):
         raise MountError(f"mount point {mountpoint} is already a mount ({mounted.fs_type})")
+    if not os.path.lexists(mountpoint):
+        raise MountError(f"mount point {mountpoint} does not exist: make the directory first")
     _check_directory("mount point", mountpoint)  # what is mounted there may not answer
     if mountpoint.startswith(source.rstrip("/") + "/"):
         raise MountError(f"mount point {mountpoint} is inside the source {source}: it would recurse")
@@ -103,7 +105,7 @@ def _check_directory(what: str, path: str) -> None:
     try:
         st = os.stat(path)
     except FileNotFoundError:
-        raise MountError(f"{what} {path} does not exist: make the directory first") from None
+        raise MountError(f"{what} {path} does not exist") from None
     except OSError as exc:
         raise MountError(f"{what} {path} is not readable: {exc.strerror}") from None
     if not stat_module.S_ISDIR(st.st_mode):

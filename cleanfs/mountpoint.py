@@ -74,7 +74,6 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         env={**os.environ, "LC_ALL": "C"},
     )
     if done.returncode:
-        # umount's second line, where there is one, recommends dmesg.
         complaint = done.stderr.strip().partition("\n")[0].removesuffix(".")
         if point is not None and complaint.endswith("busy"):
             complaint = f"it is busy, in use by {in_use_by(point)}; --lazy detaches it"
