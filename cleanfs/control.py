@@ -24,7 +24,7 @@ from pyfuse3 import FUSEError, SetattrFields
 from cleanfs import backends
 from cleanfs.cleancache import BackendBusyError
 from cleanfs.handles import Handle
-from cleanfs.inodes import CONTROL_BASE, CONTROL_END
+from cleanfs.inodes import CONTROL_BASE, CONTROL_END, StaleError
 from cleanfs.pagecache import Buffer
 from cleanfs.sizes import parse_size
 from cleanfs.stats import MountStats
@@ -195,10 +195,13 @@ class Control:
         return sum(node.users for node in self._nodes.values())
 
     def node(self, number: int) -> Node | None:
-        """The node of a node id; None if the id is not of the control directory."""
+        """The node of a node id; None if the id is not of the control directory. Raises StaleError."""
         if not CONTROL_BASE <= number < CONTROL_END:
             return None
-        return self._nodes[number]
+        try:
+            return self._nodes[number]
+        except KeyError:  # from a file handle
+            raise StaleError from None
 
     def lookup(self, directory: Node, name: bytes, thread: int) -> Node:
         """A child by name, to be shown to the kernel. Raises FileNotFoundError."""

@@ -43,6 +43,7 @@ from cleanfs.backing import without_set_id
 from cleanfs.caller import Caller
 from cleanfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.control import CONTROL_NAME, Control, Node
+from cleanfs.export import Export
 from cleanfs.fsnotify import SourceWatch
 from cleanfs.given import Given
 from cleanfs.handles import IO_FLAGS, Before, DirHandle, FileHandle, Handle, Services
@@ -129,7 +130,6 @@ def _gives_nothing(filesystem: object) -> None:
 class CleanFS(pyfuse3.Operations):
     """One mounted source."""
 
-    supports_dot_lookup = False
     enable_acl = True
 
     def __init__(
@@ -148,6 +148,8 @@ class CleanFS(pyfuse3.Operations):
         self._inodes = inodes
         self._tree = Tree(services, inodes)
         self._stale_names = StaleNames(self._tree)
+        self._export = Export(services, inodes, self._tree) if inodes.exports else None
+        self.supports_dot_lookup = inodes.exports
         self._root = None if services.is_local(inodes.root) else Root(inodes.root)
         self._control = control
         self.given = given
@@ -197,6 +199,8 @@ class CleanFS(pyfuse3.Operations):
         """Find a name; the kernel gets a reference to what it finds."""
         self.given.hold(None)
         self._stale_names.looking_up(ctx)
+        if name in (b".", b".."):
+            return await self._decode(parent_inode, is_parent=name == b"..")
         if parent_inode == ROOT and name == CONTROL_NAME:
             return self._control_entry(self._control.root)
         if (directory := self._control.node(parent_inode)) is not None:
@@ -211,6 +215,22 @@ class CleanFS(pyfuse3.Operations):
                     return self._absent_entry()
                 raise
             return self._new_entry(*found)
+
+    async def _decode(self, node: InodeT, *, is_parent: bool) -> EntryAttributes:
+        """An inode that the kernel has forgotten, for a file handle; or the parent of a directory."""
+        if (control := self._control.node(node)) is not None and not is_parent:
+            return self._control_entry(control)
+        if self._export is None or control is not None:
+            raise StaleError
+        before = self._services.before()
+        inode, st = await (self._export.find_parent if is_parent else self._export.find)(node)
+        self._tree.observe(inode, st, before)
+        self._tree.ask_to_forget()
+        entry = self._new_entry(inode, st)
+        if inode is self._inodes.root:
+            # Here its number would have to be its node id: the kernel is to ask for it again.
+            entry.st_ino, entry.generation, entry.attr_timeout = InodeT(ROOT), 0, 0
+        return entry
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The kernel gave up references."""
@@ -525,7 +545,7 @@ class CleanFS(pyfuse3.Operations):
                 await self._tree.close(held, fd)
                 raise
             await self._recheck_opened(held, fd, st, ctx)
-            self._dirs[fh] = DirHandle(self._services, held, fd)
+            self._dirs[fh] = DirHandle(self._services, held, fd, handles=self._inodes.exports)
             self._inodes.opened(held, fd)
             self.given.hold(functools.partial(self._not_opened, FileHandleT(fh)))
         return FileHandleT(fh)
@@ -559,16 +579,17 @@ class CleanFS(pyfuse3.Operations):
         position = max(start_id, 2)
         listed: list[tuple[Inode, Told]] = []
         while (found := await directory.entry(position - 2)) is not None:
-            name, st = found
+            name, listing = found
             position += 1
-            if st is None or (directory.inode is self._inodes.root and name == CONTROL_NAME):
+            if listing is None or (directory.inode is self._inodes.root and name == CONTROL_NAME):
                 continue
-            if isinstance(st, OSError):
+            if isinstance(listing, OSError):
                 if not pyfuse3.readdir_reply(token, FileNameT(name), self._unknown_entry(), position):
                     self._entries_per_reply = position - max(start_id, 2)
                     break
                 continue
-            inode = self._inodes.listed(st, directory.inode, name)
+            st = listing.stat
+            inode = self._inodes.listed(st, directory.inode, name, listing.handle)
             self._tree.observe(inode, st, directory.before)
             told = inode.told
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):

@@ -341,11 +341,12 @@ class DirHandle:
     the kernel believes what a listing says of a file, and takes an old answer for a new one.
     """
 
-    def __init__(self, services: Services, inode: Inode, fd: int) -> None:
-        """Takes over ``fd``."""
+    def __init__(self, services: Services, inode: Inode, fd: int, *, handles: bool = False) -> None:
+        """Takes over ``fd``; ``handles`` says whether entries are listed with their file handles."""
         self._services = services
         self.inode = inode
         self.fd = fd
+        self._handles = handles
         self.use = Use()
         self._names = namespace.Names()
         self._entries: dict[int, tuple[bytes, EntryStat]] = {}
@@ -361,7 +362,8 @@ class DirHandle:
     async def rewind(self) -> None:
         """Take the snapshot. Raises OSError."""
         before = self._services.before()
-        listing = await self._services.backing.run(namespace.list_directory, self.fd, self.batch)
+        run = self._services.backing.run
+        listing = await run(namespace.list_directory, self.fd, self.batch, self._handles)
         self._names = listing.names
         self._keep(0, listing.names.some(0, len(listing.stats)), listing.stats, before)
         self._dots = {b".": listing.dot, b"..": listing.dot_dot}
@@ -385,7 +387,8 @@ class DirHandle:
         if position not in self._entries:
             before = self._services.before()
             names = self._names.some(position, self.batch)
-            stats = await self._services.backing.run(namespace.stat_names, self.fd, names)
+            run = self._services.backing.run
+            stats = await run(namespace.stat_names, self.fd, names, self._handles)
             self._keep(position, names, stats, before)
         self.before = self._entries_before
         return self._entries[position]

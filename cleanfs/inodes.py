@@ -22,6 +22,7 @@ import errno
 import mmap
 import os
 import stat as stat_module
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,6 +79,14 @@ def access_of(st: os.stat_result) -> int:
 def stamps_of(st: os.stat_result) -> tuple[int, int, int]:
     """Size, mtime and ctime: what moves when the content does."""
     return st.st_size, st.st_mtime_ns, st.st_ctime_ns
+
+
+def generation_of(handle: bytes) -> int:
+    """A generation by the handle that the source gives an inode: 32 bits that last as long as that.
+
+    Handles of two files that had one number differ in 32 consecutive bits, which a CRC always shows.
+    """
+    return zlib.crc32(handle)
 
 
 class StaleError(OSError):
@@ -285,10 +294,13 @@ class InodeTable:
         room: Room,
         rules: Rules,
         lost: Callable[[FileKey], None] = lambda _: None,
+        *,
+        exports: bool = False,
     ) -> None:
         """``root_fd`` is an O_PATH descriptor of the source and stays the caller's.
 
-        ``lost`` is told of files that nothing leads to any more, though they may be there.
+        ``lost`` is told of files that nothing leads to any more, though they may be there. ``exports``
+        says that generations last where inodes do, for file handles of the mount (``export``).
         """
         st = os.fstat(root_fd)
         self.fd_budget = fd_budget
@@ -305,6 +317,8 @@ class InodeTable:
         self.forgotten = 0
         """Inodes that left the table."""
         self._watcher: Watcher | None = None
+        self.exports = exports
+        self._on_drop: Callable[[Inode], None] = lambda _: None
         self._room = room
         self._rules = rules
         self._dentries = Dentries()
@@ -322,6 +336,10 @@ class InodeTable:
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` of every inode that is held from now on."""
         self._watcher = watcher
+
+    def on_drop(self, call: Callable[[Inode], None]) -> None:
+        """Call ``call`` with every inode that leaves the table."""
+        self._on_drop = call
 
     # Invariant: _by_id holds the inode that the source has now under that pair; _nodes also holds
     # inodes that the kernel still refers to although their number was given to another file. Where
@@ -359,7 +377,10 @@ class InodeTable:
 
         Takes over ``fd``.
         """
-        inode = self._find_opened(fd, st, parent, name) or self._new(st, parent, name)
+        inode = self._find_opened(fd, st, parent, name)
+        if inode is None:
+            handle = syscalls.name_to_handle(fd) if self.exports else None
+            inode = self._new(st, parent, name, handle)
         if inode.fd < 0:
             self._hold(inode, fd, st.st_ino)
         else:
@@ -374,14 +395,56 @@ class InodeTable:
         self.referenced(inode, parent, name)
         return inode
 
-    def listed(self, st: os.stat_result, parent: Inode, name: bytes) -> Inode:
+    def lasts(self, device: int) -> bool:
+        """Whether inode numbers and file handles of a file system last, and handles can be opened."""
+        return self.exports and self._rules[device] is Rule.INODE
+
+    def decode(self, node: int) -> tuple[int, int]:
+        """Device and inode number that a derived node id stands for. Raises StaleError."""
+        nth = node >> DEVICE_SHIFT
+        device = next((device for device, number in self._devices.items() if number == nth), None)
+        if device is None or nth == 0:
+            device, ino = self.root.device, node
+        else:
+            ino = node & ((1 << DEVICE_SHIFT) - 1)
+        if not 1 < node < DYNAMIC_BASE or CONTROL_BASE <= node < CONTROL_END:
+            raise StaleError
+        return device, ino
+
+    def decoded(self, fd: int, st: os.stat_result, handle: bytes, node: int = 0) -> Inode:
+        """A file handle led to ``fd``: the inode that it refers to, with one more kernel reference.
+
+        Takes over ``fd``. Raises StaleError if inodes of that file system do not last, or if ``node``,
+        unless it is 0, is not its node id.
+        """
+        inode = self.by_id(st.st_dev, st.st_ino) if self.lasts(st.st_dev) else None
+        if inode is not None and inode.fd < 0 and not is_parked(inode, fd, st):
+            inode = None
+        taken = node in self._nodes if inode is None else node not in (0, inode.node)
+        if taken or not self.lasts(st.st_dev):
+            os.close(fd)
+            raise StaleError
+        if inode is None:
+            inode = self._make(st, handle, node)
+            self._know(inode)
+        if inode.fd < 0:
+            self._hold(inode, fd, st.st_ino)
+        else:
+            os.close(fd)
+        inode.nlookup += 1
+        return inode
+
+    def listed(
+        self, st: os.stat_result, parent: Inode, name: bytes, handle: bytes | None = None
+    ) -> Inode:
         """A directory listing saw ``st``: its inode, parked if new. The kernel has no reference yet.
 
-        Call ``referenced`` once the entry is in the reply, ``unreferenced`` if it did not fit.
+        ``handle`` is its file handle, if asked for. Call ``referenced`` once the entry is in the reply,
+        ``unreferenced`` if it did not fit.
         """
         inode = self._find_listed(st, parent, name)
         if inode is None:
-            inode = self._new(st, parent, name)
+            inode = self._new(st, parent, name, handle)
             inode.parent, inode.name = parent, name
         return inode
 
@@ -540,15 +603,22 @@ class InodeTable:
         self._held.clear()
         self._mount_fds.clear()
 
-    def _new(self, st: os.stat_result, parent: Inode, name: bytes) -> Inode:
-        node = self._node_id(st)
-        kind = stat_module.S_IFMT(st.st_mode)
-        inode = Inode(st.st_dev, st.st_ino, kind, node, next(self._generations))
-        self._nodes[node] = inode
-        if self._rules[st.st_dev] is Rule.PATH:
-            self._settle(inode, self._vacant_dentry(st.st_dev, parent, name))
-        else:
+    def _new(self, st: os.stat_result, parent: Inode, name: bytes, handle: bytes | None) -> Inode:
+        if self._rules[st.st_dev] is Rule.INODE:
+            inode = self._make(st, handle)
             self._know(inode)
+            return inode
+        inode = self._make(st, None)
+        self._settle(inode, self._vacant_dentry(st.st_dev, parent, name))
+        return inode
+
+    def _make(self, st: os.stat_result, handle: bytes | None, node: int = 0) -> Inode:
+        node = node or self._node_id(st)
+        kind = stat_module.S_IFMT(st.st_mode)
+        generation = generation_of(handle) if handle else next(self._generations)
+        inode = Inode(st.st_dev, st.st_ino, kind, node, generation)
+        inode.handle = handle
+        self._nodes[node] = inode
         return inode
 
     def _key(self, device: int, ino: int) -> int | tuple[int, int]:
@@ -601,6 +671,7 @@ class InodeTable:
             del self._held[inode.node]
         if self._watcher is not None:
             self._watcher.dropped(inode)
+        self._on_drop(inode)
         if inode.fd >= 0:
             os.close(inode.fd)
             inode.fd = -1

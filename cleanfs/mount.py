@@ -22,6 +22,7 @@ from cleanfs.cleancache import Cleancache
 from cleanfs.coherency import Coherency, CoherencyChecker
 from cleanfs.config import LOG_LEVELS, MountConfig, MountError, OptionError
 from cleanfs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
+from cleanfs.export import can_export
 from cleanfs.filesystem import CleanFS
 from cleanfs.fsnotify import SourceWatch, UnwatchableError, WatchStats
 from cleanfs.fusectl import connection_of
@@ -29,7 +30,7 @@ from cleanfs.given import Given
 from cleanfs.guardian import Guardian
 from cleanfs.handles import Services
 from cleanfs.handshake import EXPLICIT_INVAL_DATA, Handshake
-from cleanfs.identity import Rules
+from cleanfs.identity import Rule, Rules
 from cleanfs.inodes import InodeTable
 from cleanfs.interrupts import Interrupts
 from cleanfs.keeper import Keeper
@@ -125,7 +126,8 @@ class Mount:
         )
         root_fd = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            services.types.learn(os.fstat(root_fd).st_dev, syscalls.file_system_magic(root_fd))
+            device = os.fstat(root_fd).st_dev
+            services.types.learn(device, syscalls.file_system_magic(root_fd))
             self._rules = Rules(services.types)
             self._inodes = InodeTable(
                 root_fd,
@@ -134,6 +136,7 @@ class Mount:
                 services.room,
                 self._rules,
                 self._pagecache.lost,
+                exports=self._rules[device] is Rule.INODE and can_export(config.source),
             )
         finally:
             os.close(root_fd)

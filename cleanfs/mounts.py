@@ -104,6 +104,16 @@ def all_local(directory: str) -> bool:
     return names <= LOCAL_FILE_SYSTEMS
 
 
+def is_file_system_root(fd: int) -> bool:
+    """Whether an open directory is the root of its file system, and of the mount it was opened in."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+        mount_id = info.read().partition("mnt_id:")[2].split()[0]
+    with open(MOUNTINFO, "rb") as file:
+        lines = [line.split(" ") for line in os.fsdecode(file.read()).split("\n")]
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    return any(line[0] == mount_id and (line[3], _unescape(line[4])) == ("/", path) for line in lines)
+
+
 class FileSystemTypes:
     """File system type by ``st_dev``; empty where neither mountinfo nor ``learn`` has one.
 

@@ -375,16 +375,27 @@ def set_attributes(fd: int, io_fd: int, new: NewAttributes) -> tuple[os.stat_res
     return before, os.fstat(fd)
 
 
-EntryStat = os.stat_result | OSError | None
+@dataclass(frozen=True, slots=True)
+class ListedEntry:
+    """What is known of a directory entry."""
+
+    stat: os.stat_result
+    handle: bytes | None
+    """Its file handle, if asked for; empty if the file system has none."""
+
+
+EntryStat = ListedEntry | OSError | None
 """What came of the stat of a directory entry: attributes, an error, or None if it is gone."""
 
 
-def stat_names(dir_fd: int, names: list[bytes]) -> list[EntryStat]:
+def stat_names(dir_fd: int, names: list[bytes], handles: bool = False) -> list[EntryStat]:
     """Stat directory entries. That one of them fails says nothing about its neighbours."""
     stats: list[EntryStat] = []
     for name in names:
         try:
-            stats.append(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+            st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            handle = syscalls.name_to_handle(dir_fd, 0, name) if handles else None
+            stats.append(ListedEntry(st, handle))
         except FileNotFoundError:
             stats.append(None)
         except OSError as exc:
@@ -430,10 +441,10 @@ class Listing:
     dot_dot: os.stat_result
 
 
-def list_directory(dir_fd: int, batch: int) -> Listing:
+def list_directory(dir_fd: int, batch: int, handles: bool = False) -> Listing:
     """List, with attributes of the first ``batch`` names; names are in the source's order."""
     names = [os.fsencode(name) for name in os.listdir(dir_fd)]
-    stats = stat_names(dir_fd, names[:batch])
+    stats = stat_names(dir_fd, names[:batch], handles)
     return Listing(Names(names), stats, os.fstat(dir_fd), os.stat("..", dir_fd=dir_fd))
 
 

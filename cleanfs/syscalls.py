@@ -108,18 +108,20 @@ def _raise(name: bytes = b"") -> None:
     raise OSError(number, os.strerror(number), os.fsdecode(name))
 
 
-def name_to_handle(fd: int, flags: int = AT_EMPTY_PATH) -> bytes:
+def name_to_handle(fd: int, flags: int = AT_EMPTY_PATH, name: bytes = b"") -> bytes:
     """The NFS file handle of what ``fd`` (O_PATH too) refers to: type and body, as one opaque value.
+
+    Without flags that of a ``name`` in that directory.
 
     Stable for the life of the file and never given to another one (it holds the generation).
     Empty if the file system has none. Raises OSError for other failures.
     """
     handle = _FileHandle(handle_bytes=MAX_HANDLE_SZ)
     mount_id = ctypes.c_int()
-    if _libc.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount_id), flags):
+    if _libc.name_to_handle_at(fd, name, ctypes.byref(handle), ctypes.byref(mount_id), flags):
         if ctypes.get_errno() in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM):
             return b""
-        _raise()
+        _raise(name)
     kind: int = handle.handle_type
     return kind.to_bytes(4, "little", signed=True) + bytes(handle.f_handle[: handle.handle_bytes])
 

@@ -221,12 +221,15 @@ class Tree:
             return True
         if parent is None or parent.nlookup <= 0:
             st = await self.near(inode, os.fstat, inode.fd)
-            return st.st_nlink > 0
+            return st.st_nlink > 0 or self.services.room.is_removed(inode.node)
         try:
             async with Using(self, parent):
                 found = await self.near(parent, namespace.identify, parent.fd, inode.name)
         except (FileNotFoundError, StaleError):
             return False
+        if found != inode.id and inode.dentry is not None:  # its number may be another by now
+            st = await self.near(inode, os.fstat, inode.fd)
+            return found == (st.st_dev, st.st_ino)
         return found == inode.id
 
     async def nothing_to_drop(self, inode: Inode, size: int | None = None) -> None:

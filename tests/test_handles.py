@@ -298,8 +298,8 @@ async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
     directory.forget_stats()
     begun, go_on, stat_names = threading.Event(), threading.Event(), namespace.stat_names
 
-    def slowly(fd: int, names: list[bytes]) -> list[namespace.EntryStat]:
-        stats = stat_names(fd, names)
+    def slowly(fd: int, names: list[bytes], handles: bool) -> list[namespace.EntryStat]:
+        stats = stat_names(fd, names, handles)
         begun.set()
         go_on.wait(10)
         return stats
@@ -321,9 +321,9 @@ async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
         go_on.set()
     await directory.release()
     assert found[0] is not None
-    name, st = found[0]
-    assert isinstance(st, os.stat_result)
-    assert st.st_ino == inos[name]
+    name, listed = found[0]
+    assert isinstance(listed, namespace.ListedEntry)
+    assert listed.stat.st_ino == inos[name]
 
 
 @pytest.mark.parametrize("how", ["unlink", "rename over"])
