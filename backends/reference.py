@@ -240,7 +240,7 @@ class ReferenceZcache:
         return None
 
     def _decode(self, obj: _Object, zid: int, zpage: Zpage) -> bytes | None:
-        """The page; None, and the zpage is discarded, if it is not what was put."""
+        """Restore a page. If its stored form is corrupt, discard it and return None."""
         if isinstance(zpage, int):
             return zpage.to_bytes(WORD, "little") * (obj.pool.page_size // WORD)
         if len(zpage) == obj.pool.page_size:

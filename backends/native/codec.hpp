@@ -1,16 +1,14 @@
-// Page codecs: lz4, lz4hc, zstd and none, and the dictionary that zstd can train from the pages.
+// Page codecs: lz4, lz4hc, zstd with or without a dictionary, and none.
 //
 // Threads share a codec. The buffers and contexts that compressing needs are a Scratch, one per thread.
 #pragma once
 
-#include <atomic>
 #include <memory>
 #include <optional>
 #include <vector>
 
+#include "dictionary.hpp"
 #include "types.hpp"
-
-struct ZSTD_CDict_s;
 
 namespace zcache {
 
@@ -70,33 +68,18 @@ public:
     // Decompress `in`. Whether it filled exactly `out`; nothing is written beyond `out`, whatever `in` is.
     bool decompress(Scratch& scratch, Bytes in, bool with_dictionary, MutableBytes out) const;
 
-    // -- the dictionary: only the worker calls these -------------------------------------------------
+    // -- the dictionary; only the worker calls the first two -----------------------------------------
 
-    bool wants_samples() const { return options_.dictionary && !trained_.load(std::memory_order_relaxed); }
-    // Offer a page for training. Once there are enough samples, the dictionary is trained, which takes some
-    // 40 milliseconds, and used from then on.
-    void sample(Bytes page);
-    // Bytes of the dictionary in its three forms and of the samples.
-    std::size_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
-    std::size_t dictionary_bytes() const { return dictionary_bytes_.load(std::memory_order_relaxed); }
+    bool wants_samples() const { return options_.dictionary && dictionary_.wants_samples(); }
+    void sample(Bytes page) { dictionary_.sample(page); }
+    std::size_t bytes() const { return dictionary_.bytes(); }
+    std::size_t dictionary_bytes() const { return dictionary_.content_bytes(); }
 
 private:
-    struct Dictionary;
-
-    void train();
-    std::size_t compressed_samples(std::size_t first, const ZSTD_CDict_s* dictionary) const;
-
     static constexpr std::size_t max_sample_bytes = std::size_t{1} << 20;
 
     const CodecOptions options_;
-    const std::size_t sample_bytes_;
-    std::vector<std::byte> samples_;
-    std::vector<std::size_t> sample_sizes_;
-    std::uint64_t offered_ = 0;
-    std::unique_ptr<Dictionary> dictionary_;
-    std::atomic<bool> trained_ = false;  // set last: dictionary_ does not change afterwards
-    std::atomic<std::size_t> bytes_ = 0;
-    std::atomic<std::size_t> dictionary_bytes_ = 0;
+    Dictionary dictionary_;
 };
 
 }  // namespace zcache

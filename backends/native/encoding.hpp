@@ -1,4 +1,4 @@
-// Page encodings: the forms in which a page is stored, and the checksum of what is stored.
+// Page encodings: the forms in which a page is stored, with a checksum if one is wanted.
 //
 // A page is stored in the first of these forms that fits it:
 //
@@ -32,7 +32,7 @@ public:
         : codec_(codec), keep_poor_(keep_poor), checksum_(checksum) {}
 
     Encoded encode(Scratch& scratch, Bytes page) const;
-    // Restore a page. False, with the page's contents undefined, if what is stored is corrupt.
+    // Restore a page. False, with the page's contents undefined, if its stored form is corrupt.
     bool decode(Scratch& scratch, const Stored& stored, Kind kind, MutableBytes page) const;
 
 private:

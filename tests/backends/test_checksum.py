@@ -24,7 +24,7 @@ CORRUPT = """
                 yield start, end
 
     def corrupt(first, last):
-        \"""Change bytes of what is kept, from so many before the mark.\"""
+        \"""Change bytes of stored pages, at offsets relative to the mark.\"""
         times = 0
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
             for start, end in list(regions()):
