@@ -927,6 +927,7 @@ class CleanFS(pyfuse3.Operations):
         handle = self._handles.pop(fh)
         if isinstance(handle, FileHandle):
             with self._inodes.closing(handle.inode, handle.fd):
+                self._open_files.closed(handle.inode)
                 await handle.release()
         else:
             await handle.release()

@@ -41,11 +41,22 @@ class OpenFiles:
         self._asked: set[Inode] = set()  # those that a server is being asked about
 
     def opened(self, inode: Inode) -> None:
-        """A file was opened. That it is closed is found out."""
+        """A file was opened."""
         services = self._services
         if inode not in self._inodes and (services.is_local(inode) or services.notifier.explicit):
             self._inodes[inode] = None
             self._some.set()
+
+    def closed(self, inode: Inode) -> None:
+        """A file was closed, perhaps not for the last time."""
+        if not inode.open_fds:
+            self._inodes.pop(inode, None)
+            self._ctimes.pop(inode, None)
+
+    @property
+    def count(self) -> int:
+        """Inodes that are open."""
+        return len(self._inodes)
 
     async def run(self) -> None:
         """Look, until cancelled."""
@@ -56,11 +67,10 @@ class OpenFiles:
                     await self._some.wait()
                 await trio.sleep(self._seconds)
                 for number, inode in enumerate(list(self._inodes)[:MAX_LOOKS], 1):
-                    del self._inodes[inode]
-                    if not inode.open_fds:
-                        self._ctimes.pop(inode, None)
+                    if inode not in self._inodes:  # closed meanwhile
                         continue
-                    self._inodes[inode] = None
+                    del self._inodes[inode]
+                    self._inodes[inode] = None  # behind the others
                     if self._services.is_local(inode):
                         with contextlib.suppress(OSError):  # a read would meet it, and report it
                             look(self._services, inode, unannounced=True, ctimes=self._told_by_ctime())
@@ -78,6 +88,8 @@ class OpenFiles:
     async def _ask(self, inode: Inode) -> None:
         """Look at a file of a server, which may hang."""
         services = self._services
+        if not inode.open_fds:  # it was closed before this began
+            return
         self._asked.add(inode)
         try:
             before = services.before()

@@ -345,3 +345,22 @@ async def test_who_goes_by_one_of_two_names_is_served_when_the_other_goes(
     assert (await fs.link(node, root, FileNameT(b"h"), ctx)).st_nlink == 2
     info = await fs.open(node, FlagT(os.O_RDONLY), ctx)
     await fs.release(FileHandleT(info.fh))
+
+
+async def test_a_file_that_is_closed_is_not_looked_at_any_more(
+    services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def done(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    services.coherency.mode = Coherency.WATCH
+    monkeypatch.setattr(Notifier, "taught", done)
+    fs, fh = await opened(services, inodes)
+    ctx = cast(RequestContext, SimpleNamespace(uid=0, pid=os.getpid()))
+    node = (await fs.lookup(InodeT(inodes.root.node), FileNameT(b"f"), ctx)).st_ino
+    again = await fs.open(node, FlagT(os.O_RDONLY), ctx)
+    assert fs._open_files.count == 1  # noqa: SLF001
+    await fs.release(fh)
+    assert fs._open_files.count == 1  # noqa: SLF001
+    await fs.release(FileHandleT(again.fh))
+    assert fs._open_files.count == 0  # noqa: SLF001
