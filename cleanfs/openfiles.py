@@ -99,7 +99,8 @@ class OpenFiles:
             return  # a read would meet it, and report it
         finally:
             self._asked.discard(inode)
-        _judge(services, inode, st, before, unannounced=True, ctimes=self._told_by_ctime())
+        if inode.open_fds:
+            _judge(services, inode, st, before, unannounced=True, ctimes=self._told_by_ctime())
 
 
 Ctimes = dict[Inode, Fingerprint]
