@@ -1,6 +1,6 @@
 """Run the command line as a user without privileges, also from a checkout that others cannot reach.
 
-A checkout in a home of mode 0700 is of no use to another user. So the command runs in a mount namespace
+A checkout in a home of mode 0700 is of no use to another user. There the command runs in a mount namespace
 of its own, in which an empty directory that everybody may pass stands in place of that home, and the
 checkout is bound into it at the path that it has.
 """
@@ -38,8 +38,10 @@ def as_nobody(*args: str | Path, device: Path | None = None) -> list[str | Path]
 
     What it mounts is seen below /proc/PID/root.
     """
-    enter = ["sh", "-c", ENTER, "sh", _closed_parent() or "", CHECKOUT, device or ""]
-    return [*mount_namespace(), *enter, sys.executable, "-m", "cleanfs", *args]
+    closed = _closed_parent()
+    namespace = mount_namespace() if closed or device else []
+    enter = ["sh", "-c", ENTER, "sh", closed or "", CHECKOUT, device or ""]
+    return [*namespace, *enter, sys.executable, "-m", "cleanfs", *args]
 
 
 def make_fuse_device(path: Path, mode: int) -> Path:
