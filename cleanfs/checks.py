@@ -62,7 +62,7 @@ def why_no_mount(complaint: str) -> str:
     if os.geteuid() == 0:
         if not _capabilities() >> CAP_SYS_ADMIN & 1:
             return "root lacks CAP_SYS_ADMIN here (for a container: --cap-add SYS_ADMIN)"
-    elif "exec" in complaint:
+    elif "exec" in complaint or "spawn" in complaint:  # libfuse 3.14, libfuse 3.17
         return f"{complaint}: users other than root need fusermount3 (package fuse3)"
     elif "not permitted" in complaint:
         if _status_line("NoNewPrivs") == "1":

@@ -1,8 +1,8 @@
 """Run the command line as a user without privileges, also from a checkout that others cannot reach.
 
-A checkout in a home of mode 0700 is of no use to another user. There the command runs in a mount namespace
-of its own, in which an empty directory that everybody may pass stands in place of that home, and the
-checkout is bound into it at the path that it has.
+A checkout in a home of mode 0700 is of no use to another user. There the command runs in a mount
+namespace of its own, in which an empty directory that everybody may pass stands in place of that home,
+and the checkout is bound into it at the path that it has.
 """
 
 import os
