@@ -247,19 +247,25 @@ class Export:
         self._forgotten[inode.node] = Forgotten(inode.device, inode.handle, parent, inode.name)
 
     def _handles_of(self, device: int) -> SourceHandles | None:
-        """Waits for no source: the kernel encodes a handle of what it has by itself."""
+        """None if there are none now. Waits for no source: the kernel encodes handles by itself."""
         known = self._handles.get(device)
-        if known is not None:
+        mount_fd = self._inodes.mount_fd(device)
+        if known is not None or mount_fd < 0 or not self._inodes.lasts(device):
             return known
-        mount_fd, fs_type = self._inodes.mount_fd(device), self._services.types[device]
-        if mount_fd < 0 or not self._inodes.lasts(device):
+        try:
+            known = _handles_at(mount_fd, self._services.types[device])
+        except OSError:  # no descriptor is left, or the source fails
             return None
-        example = syscalls.name_to_handle(mount_fd)
-        layout = next((layout for layout in LAYOUTS if layout.fits(fs_type, example)), None)
-        is_subvolume = fs_type == "btrfs" and os.fstat(mount_fd).st_ino == BTRFS_SUBVOLUME
-        is_whole = is_subvolume or is_file_system_root(mount_fd)
-        known = self._handles[device] = SourceHandles(mount_fd, example, layout, is_whole)
+        self._handles[device] = known
         return known
+
+
+def _handles_at(mount_fd: int, fs_type: str) -> SourceHandles:
+    example = syscalls.name_to_handle(mount_fd)
+    layout = next((layout for layout in LAYOUTS if layout.fits(fs_type, example)), None)
+    is_subvolume = fs_type == "btrfs" and os.fstat(mount_fd).st_ino == BTRFS_SUBVOLUME
+    is_whole = is_subvolume or is_file_system_root(mount_fd)
+    return SourceHandles(mount_fd, example, layout, is_whole)
 
 
 def _open(handles: SourceHandles, handle: bytes, ino: int) -> Decoded:

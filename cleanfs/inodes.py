@@ -379,8 +379,7 @@ class InodeTable:
         """
         inode = self._find_opened(fd, st, parent, name)
         if inode is None:
-            handle = syscalls.name_to_handle(fd) if self.exports else None
-            inode = self._new(st, parent, name, handle)
+            inode = self._new(st, parent, name, _handle_of(fd) if self.exports else None)
         if inode.fd < 0:
             self._hold(inode, fd, st.st_ino)
         else:
@@ -793,6 +792,13 @@ class InodeTable:
             self._dentries.remove(dentry)
             if dentry.occupant is None:
                 self._lost(dentry.key)
+
+
+def _handle_of(fd: int) -> bytes | None:
+    try:
+        return syscalls.name_to_handle(fd)
+    except OSError:  # a source that fails says so to whoever wants the file itself
+        return None
 
 
 def is_parked(parked: Inode, fd: int, st: os.stat_result) -> bool:

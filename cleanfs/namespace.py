@@ -375,13 +375,20 @@ def set_attributes(fd: int, io_fd: int, new: NewAttributes) -> tuple[os.stat_res
     return before, os.fstat(fd)
 
 
+def _handle_of_name(dir_fd: int, name: bytes) -> bytes | None:
+    try:
+        return syscalls.name_to_handle(dir_fd, 0, name)
+    except OSError:  # its attributes are what was asked for
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class ListedEntry:
     """What is known of a directory entry."""
 
     stat: os.stat_result
     handle: bytes | None
-    """Its file handle, if asked for; empty if the file system has none."""
+    """Its file handle, if asked for and to be had; empty if the file system has none."""
 
 
 EntryStat = ListedEntry | OSError | None
@@ -394,8 +401,7 @@ def stat_names(dir_fd: int, names: list[bytes], handles: bool = False) -> list[E
     for name in names:
         try:
             st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            handle = syscalls.name_to_handle(dir_fd, 0, name) if handles else None
-            stats.append(ListedEntry(st, handle))
+            stats.append(ListedEntry(st, _handle_of_name(dir_fd, name) if handles else None))
         except FileNotFoundError:
             stats.append(None)
         except OSError as exc:
