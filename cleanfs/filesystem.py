@@ -589,20 +589,33 @@ class CleanFS(pyfuse3.Operations):
                     break
                 continue
             st = listing.stat
-            inode = self._inodes.listed(st, directory.inode, name, listing.handle)
-            self._tree.observe(inode, st, directory.before)
+            linked = await self._find_link(directory, name) if self._inodes.may_be_link(st) else None
+            if linked is not None:
+                inode, st = linked
+            else:
+                inode = self._inodes.listed(st, directory.inode, name, listing.handle)
+                self._tree.observe(inode, st, directory.before)
+                self._inodes.referenced(inode, directory.inode, name)
             told = inode.told
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
                 inode.kernel_sizes, inode.access, inode.access_ctime = told  # it was not told
-                self._inodes.unreferenced(inode)
+                self._inodes.forget(inode.node, 1)
                 self._entries_per_reply = position - max(start_id, 2)
                 break
-            self._inodes.referenced(inode, directory.inode, name)
             listed.append((inode, told))
         for inode, _ in listed:
             await self._tree.nothing_to_drop(inode)
         self.given.hold(functools.partial(self._not_listed, listed))
         self._tree.ask_to_forget()
+
+    async def _find_link(
+        self, directory: DirHandle, name: bytes
+    ) -> tuple[Inode, os.stat_result] | None:
+        """Look up a listed file that may have an inode by another name: its number does not tell."""
+        with contextlib.suppress(OSError):
+            async with Using(self._tree, directory.inode) as parent:
+                return await self._tree.look_up(parent, name)
+        return None
 
     @handler
     async def releasedir(self, fh: FileHandleT) -> None:

@@ -438,8 +438,8 @@ class InodeTable:
     ) -> Inode:
         """A directory listing saw ``st``: its inode, parked if new. The kernel has no reference yet.
 
-        ``handle`` is its file handle, if asked for. Call ``referenced`` once the entry is in the reply,
-        ``unreferenced`` if it did not fit.
+        ``handle`` is its file handle, if asked for. Call ``referenced`` next, and ``forget`` if the entry
+        does not fit into the reply.
         """
         inode = self._find_listed(st, parent, name)
         if inode is None:
@@ -451,10 +451,6 @@ class InodeTable:
         """The kernel got one more reference, by this name."""
         inode.nlookup += 1
         self.moved(inode, parent, name)
-
-    def unreferenced(self, inode: Inode) -> None:
-        """The kernel did not get the inode after all."""
-        self._drop_unused(inode)
 
     def forget(self, node: int, nlookup: int) -> None:
         """The kernel gave up ``nlookup`` references."""
@@ -732,6 +728,11 @@ class InodeTable:
                 return None, key
             inode = dentry.occupant
         return inode, inode.file_key or key
+
+    def may_be_link(self, st: os.stat_result) -> bool:
+        """Whether a listed file may have an inode in the table that only a lookup finds."""
+        linked = st.st_nlink > 1 and not stat_module.S_ISDIR(st.st_mode)
+        return linked and self._rules[st.st_dev] is Rule.PATH
 
     def is_inode_of(self, inode: Inode, key: FileKey) -> bool:
         """Whether an inode with a descriptor is what the source calls ``key``."""

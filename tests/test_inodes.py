@@ -234,11 +234,14 @@ def test_a_listed_inode_is_parked_with_its_place(rig: Rig) -> None:
 
 
 def test_an_entry_that_did_not_fit_is_dropped_unless_known_before(rig: Rig) -> None:
-    rig.table.unreferenced(rig.list("a"))
+    a = rig.list("a")
+    rig.table.referenced(a, rig.table.root, b"a")
+    rig.table.forget(a.node, 1)
     assert len(rig.table) == 1
     b = rig.lookup("b")
     assert rig.list("b") is b
-    rig.table.unreferenced(b)
+    rig.table.referenced(b, rig.table.root, b"b")
+    rig.table.forget(b.node, 1)
     assert rig.table[b.node] is b
 
 

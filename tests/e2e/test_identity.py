@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import SMALL_CACHES
+from tests.e2e.faulty import faulty
 from tests.e2e.mounting import MountedFs, mounted, wait_until
 from tests.e2e.renumbering import Source, renumbering
 
@@ -265,3 +266,24 @@ def test_what_was_parked_is_found_again_where_it_was(site: Maker) -> None:
     finally:
         os.close(directory)
     assert at.fs.stats()["inodes_parked_total"] > 0
+
+
+@pytest.mark.parametrize("first", ["list", "look up"])
+def test_hard_links_that_the_source_gives_one_node_are_one_file(tmp_path: Path, first: str) -> None:
+    for name in ("real", "source", "mnt"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "real/a", noise(1))
+    os.link(tmp_path / "real/a", tmp_path / "real/b")
+    with (
+        faulty(tmp_path / "real", tmp_path / "source", attr_timeout=1, entry_timeout=1) as source,
+        mounted(source.path, tmp_path / "mnt", *SMALL_CACHES) as fs,
+    ):
+        if first == "list":
+            listed = {entry.name: entry.inode() for entry in os.scandir(fs.path)}
+            assert listed["a"] == listed["b"]
+        assert (fs.path / "a").stat().st_ino == (fs.path / "b").stat().st_ino
+        assert (fs.path / "a").read_bytes() == (fs.path / "b").read_bytes() == noise(1)
+        with (fs.path / "b").open("r+b") as file:
+            file.write(noise(2))
+            file.flush()
+            assert (fs.path / "a").read_bytes() == noise(2)
