@@ -438,8 +438,8 @@ class InodeTable:
     ) -> Inode:
         """A directory listing saw ``st``: its inode, parked if new. The kernel has no reference yet.
 
-        ``handle`` is its file handle, if asked for. Call ``referenced`` next, and ``forget`` if the entry
-        does not fit into the reply.
+        ``handle`` is its file handle, if asked for. Call ``referenced`` next, and ``forget`` if the
+        entry does not fit into the reply.
         """
         inode = self._find_listed(st, parent, name)
         if inode is None:
