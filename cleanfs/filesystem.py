@@ -1104,6 +1104,7 @@ class _ChangingNames(Using):
         if isinstance(error, HalfDoneError) or (
             isinstance(error, OSError) and error.errno not in DEFINITE
         ):
+            self._tree.inodes.name_gone(self._inode.device, self._inode, self._name)
             notifier.entry(self._inode.node, self._name)
             notifier.inode(self._inode.node)
         await super().__aexit__(*exc)

@@ -1,5 +1,6 @@
 """A source that names files anew once it forgot them: pages find their files again, and no other's."""
 
+import errno
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -287,3 +288,30 @@ def test_hard_links_that_the_source_gives_one_node_are_one_file(tmp_path: Path, 
             file.write(noise(2))
             file.flush()
             assert (fs.path / "a").read_bytes() == noise(2)
+
+
+@pytest.mark.parametrize("coherency", ["open", "none"])
+def test_a_rename_that_was_done_and_reported_as_failed(tmp_path: Path, coherency: str) -> None:
+    for name in ("real", "source", "mnt"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "real/a", noise(1))
+    write(tmp_path / "real/b", noise(2))
+    options = (*SMALL_CACHES, "--coherency", coherency, "--attr-timeout", "0.05")
+    with (
+        faulty(tmp_path / "real", tmp_path / "source") as source,
+        mounted(source.path, tmp_path / "mnt", *options, patch="mount.MAX_INODES = 0") as fs,
+    ):
+        assert (fs.path / "a").read_bytes() == noise(1)
+        assert (fs.path / "b").read_bytes() == noise(2)
+        source.fault("rename", errno.EIO, late=True)
+        with pytest.raises(OSError, match="Input/output error"):
+            (fs.path / "a").rename(fs.path / "b")
+        source.heal()
+        (tmp_path / "real/c").touch()
+
+        def forgotten() -> bool:
+            (fs.path / "c").stat()
+            return bool(fs.stats()["inodes"] <= 2)
+
+        wait_until(forgotten)
+        assert (fs.path / "b").read_bytes() == noise(1)
