@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Self
+from typing import NamedTuple, Self
 
 from cleanfs import credentials, syscalls
 from cleanfs.caller import Caller
@@ -382,8 +382,7 @@ def _handle_of_name(dir_fd: int, name: bytes) -> bytes | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class ListedEntry:
+class ListedEntry(NamedTuple):
     """What is known of a directory entry."""
 
     stat: os.stat_result

@@ -123,7 +123,8 @@ def name_to_handle(fd: int, flags: int = AT_EMPTY_PATH, name: bytes = b"") -> by
             return b""
         _raise(name)
     kind: int = handle.handle_type
-    return kind.to_bytes(4, "little", signed=True) + bytes(handle.f_handle[: handle.handle_bytes])
+    body = ctypes.string_at(handle.f_handle, handle.handle_bytes)
+    return kind.to_bytes(4, "little", signed=True) + body
 
 
 def event_handle(fd: int) -> bytes:
