@@ -275,7 +275,8 @@ class Tree:
         file = await self._known_file(inode, make=new.size is not None)
         if file is None:
             try:
-                _, after = await self.run(namespace.set_attributes, inode.fd, io_fd, new)
+                call = namespace.set_attributes
+                _, after = await self._run_change(inode, new.size, call, inode.fd, io_fd, new)
             except OSError:
                 self.services.notifier.inode(inode.node)  # a part of it may have been done
                 raise
@@ -287,6 +288,14 @@ class Tree:
             return await self._bracketed(
                 inode, file, size, data, namespace.set_attributes, inode.fd, io_fd, new
             )
+
+    async def _run_change(
+        self, inode: Inode, size: int | None, call: Callable[[*Ts], T], *args: *Ts
+    ) -> T:
+        """Change attributes as names are changed; a size in a thread, as that frees or takes blocks."""
+        if size is not None:
+            return await self.run(call, *args)
+        return await self.run_on_names(inode, call, *args)
 
     async def _bracketed(
         self,
@@ -303,7 +312,7 @@ class Tree:
         """
         coherency = self.services.coherency
         try:
-            old, new = await self.run(change, *args)
+            old, new = await self._run_change(inode, size, change, *args)
         except BaseException:
             coherency.distrust(file)  # a part of it may have been done
             self.services.notifier.inode(inode.node)
