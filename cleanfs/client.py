@@ -26,11 +26,12 @@ MAX_TEXT = 1 << 20
 
 MAX_NUMBER = 1 << 64
 
-STRINGS = ("source", "mountpoint", "backend", "watcher")
+STRINGS = ("source", "mountpoint", "backend", "watcher", "identity")
 
 NUMBERS = (
     "uptime_seconds", "rss_bytes", "hit_ratio", "compression_ratio", "succ_gets", "failed_gets", "puts",
     "flushes", "pagecache_hits", "pagecache_misses", "pagecache_used", "pagecache_limit",
+    "pagecache_lost_files", "pagecache_lost_pages",
     "source_reads", "source_read_bytes", "source_write_bytes", "changes_found", "doubtful_flushes",
     "reads", "read_bytes", "watch_invalidations", "watch_unwatched", "watch_overflows",
     "memory_withheld_bytes",

@@ -3,6 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
+from cleanfs.identity import Rule
 from cleanfs.latency import KINDS
 from cleanfs.printable import printable
 from cleanfs.sizes import format_size
@@ -27,6 +28,10 @@ def stats_table(stats: Stats) -> Table:
     table.add_row("written to the source", format_size(stats["source_write_bytes"]))
     table.add_row("changes found in the source", f"{stats['changes_found']:,}")
     table.add_row("files flushed in doubt", f"{stats['doubtful_flushes']:,}")
+    if stats["identity"] != Rule.INODE:
+        table.add_row("files are known by their", plain(stats["identity"]))
+    if stats["pagecache_lost_files"]:
+        table.add_row("pages lost, as no name led to them", f"{stats['pagecache_lost_pages']:,}")
     if stats["watcher"] != "none":
         table.add_row("invalidated upon events", f"{stats['watch_invalidations']:,}")
         table.add_row("inodes not watched", f"{stats['watch_unwatched']:,}")

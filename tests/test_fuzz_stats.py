@@ -84,6 +84,17 @@ def test_a_path_is_no_markup(name: str) -> None:
     assert f"/{name} on" in rendered(VALID | {"source": f"/{name}"})
 
 
+def test_the_table_says_by_what_files_are_known_where_that_may_matter() -> None:
+    text = rendered(VALID | {"identity": "inode", "pagecache_lost_files": 0})
+    assert "known by" not in text
+    assert "pages lost" not in text
+    text = rendered(
+        VALID | {"identity": "path", "pagecache_lost_files": 1, "pagecache_lost_pages": 12_345}
+    )
+    assert re.search(r"files are known by their +│ +path", text)
+    assert re.search(r"pages lost, as no name led to them +│ +12,345", text)
+
+
 # -- what is no statistics -----------------------------------------------------------------------------
 
 SCALARS = st.one_of(
