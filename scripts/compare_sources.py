@@ -38,6 +38,9 @@ PROGRAM_SECONDS = 60
 FORGETTING_SECONDS = 1.0
 """What FORGETs take to arrive."""
 
+RACY_SECONDS = 2.5
+"""How old a change must be for what is read then to be kept (docs/coherency.md)."""
+
 console = Console(width=140)
 
 
@@ -322,10 +325,13 @@ def cleanfs(source: Path, mountpoint: Path, *options: str) -> Iterator[None]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         raise MissingError(done.stderr.strip())
-    try:
-        yield
-    finally:
-        subprocess.run([*program, "umount", mountpoint], check=False, timeout=60)
+    with unmounted(mountpoint):  # also if it is busy: another daemon that was its user is ending
+        try:
+            yield
+        finally:
+            subprocess.run(
+                [*program, "umount", mountpoint], check=False, capture_output=True, timeout=60
+            )
 
 
 def identities(directory: Path) -> dict[str, tuple[int, bytes]]:
@@ -398,6 +404,8 @@ def begin(name: str, base: Path, stack: ExitStack) -> Trial:
     (base / "clean").mkdir()
     with ExitStack() as own:
         source = own.enter_context(SOURCES[name](base))
+        made = max((source / f"file{number}").stat().st_ctime for number in range(FILES))
+        time.sleep(max(0, made + RACY_SECONDS - time.time()))
         ids = identities(source)
         mountpoint = base / "clean"
         options = ("--page-cache", "1M", "--pool-limit", "64M", "--log-file", str(base / "clean.log"))
