@@ -13,7 +13,7 @@ itself (FUSE_DONT_MASK), as it must: in a directory with a default ACL the umask
 And it drops all pages of a file as soon as it is told of another mtime (FUSE_AUTO_INVAL_DATA), which
 each write of ours brings about: who reads and writes a file in turn would find nothing of it in the
 kernel. Where we tell it ourselves (see ``Notifier.explicit``), it should leave them alone until then
-(FUSE_EXPLICIT_INVAL_DATA, Linux 5.2). libfuse 3.14 does not know that flag, and sets the other one.
+(FUSE_EXPLICIT_INVAL_DATA, Linux 5.2). pyfuse3 can not ask for that, and libfuse sets the other flag.
 
 So for the length of that exchange libfuse reads and writes a socket in place of the device, and we are
 the other end of it: the question goes in as it came, the answer goes out with some bits more. pyfuse3
