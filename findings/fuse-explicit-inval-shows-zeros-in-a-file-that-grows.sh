@@ -14,6 +14,8 @@
 set -euo pipefail
 top=$(mktemp -d)
 trap 'fusermount3 -uq "$top/m" || true; rm -rf "$top"' EXIT
+dpkg -s libfuse3-dev fuse3 gcc pkg-config >/dev/null 2>&1 ||
+    apt-get install -y -qq libfuse3-dev fuse3 gcc pkg-config >/dev/null
 mkdir "$top/m"
 cat >"$top/grow.c" <<'C'
 #define FUSE_USE_VERSION 34
