@@ -7,8 +7,8 @@ message for the user, for options that the backend does not support.
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
+from cleanfs.backends.ops import Backend
 from cleanfs.backends.options import BackendOptions
-from cleanfs.ops import Backend
 
 GROUP = "cleanfs.backends"
 

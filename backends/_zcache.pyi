@@ -1,7 +1,7 @@
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from cleanfs.ops import FileKey
+from cleanfs.backends.ops import FileKey
 
 class Engine:
     name: str

@@ -27,8 +27,8 @@ from itertools import count
 from uuid import UUID
 
 from cleanfs.backends import codec
+from cleanfs.backends.ops import FileKey
 from cleanfs.backends.options import BackendOptions
-from cleanfs.ops import FileKey
 
 POOR = 7 / 8
 """Compressed size over page size above which a page is poor (zcache's ``zv_max_zsize``)."""
@@ -92,7 +92,7 @@ class _Pool:
 
 
 class ReferenceZcache:
-    """Implements ``cleanfs.ops.Backend`` (see the module)."""
+    """Implements ``cleanfs.backends.ops.Backend`` (see the module)."""
 
     name = "zcache"
     engine = "python"

@@ -6,11 +6,10 @@ The engine is the native one (``backends/native``) where it was built, else the 
 
 from types import ModuleType
 
-from cleanfs import engines
-from cleanfs.backends import codec
+from cleanfs.backends import codec, engines
+from cleanfs.backends.ops import Backend
 from cleanfs.backends.options import BackendOptions
 from cleanfs.backends.reference import ReferenceZcache
-from cleanfs.ops import Backend
 
 
 def native_module() -> ModuleType | None:

@@ -1,6 +1,6 @@
 """``python -m cleanfs``."""
 
-from cleanfs.cli import main
+from cleanfs.cli.commands import main
 
 if __name__ == "__main__":
     main()

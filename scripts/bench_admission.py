@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from cleanfs.backends import zcache
+from cleanfs.backends.ops import FileKey
 from cleanfs.backends.options import Admission, BackendOptions
-from cleanfs.cleancache import Cleancache
-from cleanfs.coherency import Fingerprint
-from cleanfs.ops import FileKey
-from cleanfs.pagecache import PageCache
-from cleanfs.reclaim import TwoListReclaim
+from cleanfs.cache.cleancache import Cleancache
+from cleanfs.cache.fingerprint import Fingerprint
+from cleanfs.cache.pagecache import PageCache
+from cleanfs.cache.reclaim import TwoListReclaim
 
 PAGE = 4096
 POOL = 16 << 20

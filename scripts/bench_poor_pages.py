@@ -22,7 +22,7 @@ from rich.table import Table
 
 from cleanfs.backends import codec
 from cleanfs.backends.reference import ENTRY_BYTES, POOR
-from cleanfs.reclaim import TwoListReclaim
+from cleanfs.cache.reclaim import TwoListReclaim
 
 PAGE = 4096
 

@@ -35,9 +35,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cleanfs.backends import zcache
+from cleanfs.backends.ops import FileKey
 from cleanfs.backends.options import BackendOptions
 from cleanfs.backends.reference import ReferenceZcache
-from cleanfs.ops import FileKey
 
 console = Console(width=120)
 

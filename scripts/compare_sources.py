@@ -29,8 +29,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cleanfs import syscalls
-from cleanfs.mounts import mounted_at
+from cleanfs.linux import syscalls
+from cleanfs.linux.mounts import mounted_at
 
 FILES = 8
 SIZE = 2 << 20
@@ -187,7 +187,7 @@ def serving(*command: str) -> Callable[[Path], AbstractContextManager[Path]]:
 @contextmanager
 def renumbering(base: Path) -> Iterator[Path]:
     """The tests' own server, that gives numbers again."""
-    from tests.e2e.renumbering import renumbering as serve
+    from tests.harness.renumbering import renumbering as serve
 
     with serve(plain(base), base / "mnt", "again", "--whole-seconds") as source:
         yield source.path
@@ -196,7 +196,7 @@ def renumbering(base: Path) -> Iterator[Path]:
 @contextmanager
 def passthrough(base: Path) -> Iterator[Path]:
     """The tests' pyfuse3 server: node ids are the numbers of the real files."""
-    from tests.e2e.faulty import faulty
+    from tests.harness.faulty import faulty
 
     with faulty(plain(base), base / "mnt") as source:
         yield source.path

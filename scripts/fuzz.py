@@ -13,9 +13,9 @@ import click
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 SUITES = (
-    "tests/test_fuzz_cli.py",
-    "tests/test_fuzz_parsers.py",
-    "tests/test_fuzz_stats.py",
+    "tests/fuzz/test_cli.py",
+    "tests/fuzz/test_parsers.py",
+    "tests/fuzz/test_stats.py",
     "tests/e2e/test_bad_input.py",
 )
 

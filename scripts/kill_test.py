@@ -1,6 +1,6 @@
 """End the daemon at random moments of a load, in every way there is, and look for what is lost or left.
 
-A round: mount, let eight programs change and read files in it (tests/e2e/load.py), do it, and hold the
+A round: mount, let eight programs change and read files in it (tests/harness/load.py), do it, and hold the
 source against what the programs were told. Then files are changed in the source, the next daemon mounts
 over what the last one left, and all that is read through it must be what the source has. A failure
 prints the seed that its round follows from.
@@ -28,8 +28,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cleanfs.mounts import mounted_at
-from tests.e2e import load
+from cleanfs.linux.mounts import mounted_at
+from tests.harness import load
 
 START_TIMEOUT = 30.0
 END_TIMEOUT = 30.0

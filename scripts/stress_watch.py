@@ -25,7 +25,7 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from queue import Empty
 
-from tests.e2e import mounting
+from tests.harness import mounting
 
 BLOCK = 4096
 BLOCKS = 48

@@ -16,8 +16,8 @@ from _pytest.runner import runtestprotocol  # what pytest-rerunfailures uses, to
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from cleanfs.mounts import mount_points
-from tests import machine
+from cleanfs.linux.mounts import mount_points
+from tests.harness import machine
 
 # A test run leaves nothing behind, whoever it runs as: no examples, no directory in the checkout.
 # And none fails because the machine had other things to do.

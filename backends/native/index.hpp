@@ -18,7 +18,7 @@ namespace zcache {
 
 class Allocator;
 
-// Names a file for as long as the file exists (FileKey of cleanfs/ops.py). It does not own `generation`.
+// Names a file for as long as the file exists (FileKey of backends/ops.py). It does not own `generation`.
 struct FileKey {
     std::uint64_t device = 0;
     std::uint64_t inode = 0;

@@ -1,4 +1,4 @@
-// The Python module: cleanfs.ops.Backend over the engine, with bytes objects as pages.
+// The Python module: cleanfs.backends.ops.Backend over the engine, with bytes objects as pages.
 //
 // The token of a loan is the address of the very bytes object that was handed out. The loan holds a
 // reference to it, so no other page can have that address while the loan lasts.
@@ -32,7 +32,7 @@ constexpr std::size_t max_count = std::size_t{1} << 52;
 
 Token token_of(PyObject* page) { return reinterpret_cast<Token>(page); }
 
-// cleanfs.ops.FileKey, borrowed from the tuple. Raises if it is anything else.
+// cleanfs.backends.ops.FileKey, borrowed from the tuple. Raises if it is anything else.
 FileKey parse_key(nb::handle key) {
     PyObject* tuple = key.ptr();
     if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 3 || !PyBytes_Check(PyTuple_GET_ITEM(tuple, 2))) {
@@ -320,7 +320,7 @@ NB_MODULE(_zcache, module) {
         }
     });
 
-    nb::class_<Backend>(module, "Engine", "The cleancache contract over compressed RAM (cleanfs.ops.Backend).")
+    nb::class_<Backend>(module, "Engine", "The cleancache contract over compressed RAM (cleanfs.backends.ops.Backend).")
         .def("__init__",
              [](Backend* self, nb::int_ pool_limit, const std::string& method, int level, bool dictionary,
                 const std::string& allocator, bool keep_poor, bool was_active, bool checksum) {

@@ -1,4 +1,4 @@
-// The engine: the cleancache contract (cleanfs/ops.py) over index, staging area, codec and allocators.
+// The engine: the cleancache contract (backends/ops.py) over index, staging area, codec and allocators.
 //
 // A put copies the page into the staging area and returns; a worker thread compresses staged pages, stores
 // them, and reclaims memory. So a put costs the caller one copy. The price: a page waits uncompressed, and

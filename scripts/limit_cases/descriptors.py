@@ -6,7 +6,7 @@ import resource
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from tests.e2e.mounting import MountedFs
+from tests.harness.mounting import MountedFs
 
 from .directory import fill
 from .lab import Daemon, Lab

@@ -4,7 +4,7 @@ import ctypes
 import os
 import time
 
-from cleanfs.malloc import TRIM_SECONDS
+from cleanfs.memory.malloc import TRIM_SECONDS
 
 from .directory import fill
 from .lab import Daemon, Lab

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.e2e import mounting
-from tests.e2e.mounting import MountedFs
+from tests.harness import mounting
+from tests.harness.mounting import MountedFs
 
 MIB = 1 << 20
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from tests.e2e.mounting import MountedFs
+from tests.harness.mounting import MountedFs
 
 from .lab import Daemon, Lab
 

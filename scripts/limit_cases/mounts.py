@@ -18,8 +18,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cleanfs.config import MountConfig
-from cleanfs.mount import serve
+from cleanfs.mount.config import MountConfig
+from cleanfs.mount.mount import serve
 
 from .lab import Lab
 

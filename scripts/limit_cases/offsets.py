@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.mounting import MountedFs
+from tests.harness.mounting import MountedFs
 
 from .lab import Lab, NotHereError
 

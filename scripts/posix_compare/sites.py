@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e import mounting
+from tests.harness import mounting
 
 DISK_MIB = 2048
 LIFETIME_SECONDS = 7200.0

@@ -17,7 +17,7 @@ sys.path.insert(0, str(CHECKOUT))
 # The daemon is to run the same code.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
 
-from tests.e2e.twin import cache_size, least_pool  # noqa: E402
+from tests.harness.twin import cache_size, least_pool  # noqa: E402
 
 from . import journal, matrix, report, soak  # noqa: E402
 from .plan import Plan  # noqa: E402

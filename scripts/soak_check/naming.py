@@ -6,7 +6,7 @@ The same for the mount and, where the source may change by itself, for the sourc
 import os
 from collections.abc import Callable, Sequence
 
-from cleanfs import syscalls
+from cleanfs.linux import syscalls
 
 from .content import CELL
 from .model import Slot

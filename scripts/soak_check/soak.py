@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.e2e import mounting
+from tests.harness import mounting
 
 from . import journal, worker
 from .content import cell_at, cells_bytes

@@ -1,4 +1,4 @@
-"""Test the contract of ``cleanfs/ops.py`` clause by clause, for any backend.
+"""Test the contract of ``backends/ops.py`` clause by clause, for any backend.
 
 A backend's test module derives a class from ``BackendConformance`` whose name starts with Test.
 """
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 
 import pytest
 
-from cleanfs.ops import Backend, BorrowOps, CleancacheOps, FileKey
+from cleanfs.backends.ops import Backend, BorrowOps, CleancacheOps, FileKey
 from tests.backends.pages import (
     KEY,
     LAST_INDEX,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cleanfs.backends import zcache
+from cleanfs.backends.ops import Backend, FileKey
 from cleanfs.backends.options import BackendOptions
 from cleanfs.backends.reference import ReferenceZcache
-from cleanfs.ops import Backend, FileKey
 from tests.backends.books import check_books
 from tests.backends.pages import KEY, MIB, PAGE_SIZE
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cleanfs.ops import FileKey
+from cleanfs.backends.ops import FileKey
 from tests.backends.pages import (
     FILLER,
     FILLER_PAGES,

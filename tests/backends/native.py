@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cleanfs.ops import FileKey
+from cleanfs.backends.ops import FileKey
 from tests.backends import engines
 
 if engines.NATIVE is None:

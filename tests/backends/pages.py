@@ -3,7 +3,7 @@
 from random import Random
 from uuid import UUID
 
-from cleanfs.ops import FileKey
+from cleanfs.backends.ops import FileKey
 
 MIB = 1 << 20
 PAGE_SIZE = 4096

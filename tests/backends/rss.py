@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from cleanfs.backends._zcache import Engine
-from cleanfs.ops import FileKey
+from cleanfs.backends.ops import FileKey
 from tests.backends.pages import PAGE_SIZE, noise, text
 
 BATCH = 32

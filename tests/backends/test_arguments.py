@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cleanfs.ops import FileKey
+from cleanfs.backends.ops import FileKey
 from tests.backends.native import Engine
 from tests.backends.pages import KEY, LAST_INDEX, MIB, PAGE_SIZE, PAGE_SIZES, same, text
 

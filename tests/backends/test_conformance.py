@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cleanfs.ops import Backend, FileKey
+from cleanfs.backends.ops import Backend, FileKey
 from tests.backends.conformance import BackendConformance
 from tests.backends.engines import VARIANTS, check, least_limit, make, needs_native, sync
 from tests.backends.pages import FILLER_PAGES, KEY, MIB, PAGE_SIZE, noise

@@ -2,9 +2,9 @@
 
 import pytest
 
+from cleanfs.backends.ops import Backend
 from cleanfs.backends.options import BackendOptions
 from cleanfs.backends.reference import ReferenceZcache
-from cleanfs.ops import Backend
 from tests.backends.engines import SEGMENT, check, make, sync
 from tests.backends.pages import KEY, MIB, OTHER_KEYS, PAGE_SIZE, halves, noise, same, text
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cleanfs.ops import FileKey
+from cleanfs.backends.ops import FileKey
 from tests.backends.engines import (
     SEGMENT,
     VARIANTS,

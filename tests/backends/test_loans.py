@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cleanfs.ops import Backend
+from cleanfs.backends.ops import Backend
 from tests.backends.engines import check, make, sync
 from tests.backends.pages import KEY, MIB, PAGE_SIZE, UUID_A, halves, noise, text
 

@@ -6,9 +6,9 @@ import pytest
 
 from cleanfs import backends
 from cleanfs.backends import zcache
+from cleanfs.backends.ops import Backend
 from cleanfs.backends.options import BackendOptions
 from cleanfs.backends.reference import ReferenceZcache
-from cleanfs.ops import Backend
 from tests.backends.engines import ZBUD, make, needs_native
 from tests.backends.pages import KEY, MIB, PAGE_SIZE, UUID_A, text
 from tests.backends.programs import run

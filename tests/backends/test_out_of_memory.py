@@ -18,7 +18,7 @@ def test_it_survives_a_system_without_memory(options: dict[str, Any]) -> None:
         import json, resource, sys
         from random import Random
         from cleanfs.backends._zcache import Engine
-        from cleanfs.ops import FileKey
+        from cleanfs.backends.ops import FileKey
         from tests.backends.pages import KEY, UUID_A, noise
         from tests.backends.pages import FILLER_PAGES
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cleanfs.ops import Backend
+from cleanfs.backends.ops import Backend
 from tests.backends.engines import found, make, put_in_order, sync
 from tests.backends.pages import KEY, MIB, OTHER_KEYS, PAGE_SIZE, half, halves, noise
 

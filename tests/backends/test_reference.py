@@ -6,7 +6,7 @@ import pytest
 
 from cleanfs.backends import reference
 from cleanfs.backends.reference import ReferenceZcache
-from cleanfs.cleancache import Cleancache
+from cleanfs.cache.cleancache import Cleancache
 from tests.backends.pages import KEY, PAGE_SIZE, UUID_A, noise, text
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cleanfs.ops import Backend
+from cleanfs.backends.ops import Backend
 from tests.backends.engines import sync
 from tests.backends.pages import KEY, PAGE_SIZE, same
 

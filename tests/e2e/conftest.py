@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import mounting, zygote
-from tests.e2e.mounting import MountedFs, mounted
+from tests.harness import mounting, zygote
+from tests.harness.mounting import MountedFs, mounted
 
 Mounter = Callable[..., MountedFs]
 

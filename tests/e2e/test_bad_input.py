@@ -15,8 +15,10 @@ import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.control_machine import ControlMachine
-from tests.e2e.mounting import (
+from tests.e2e.test_cli import clean_up, complains
+from tests.harness.control_machine import ControlMachine
+from tests.harness.fuzzing import examples
+from tests.harness.mounting import (
     MountedFs,
     cleanfs,
     command_line,
@@ -25,8 +27,6 @@ from tests.e2e.mounting import (
     mount_namespace,
     mounted,
 )
-from tests.e2e.test_cli import clean_up, complains
-from tests.fuzzing import examples
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, cleanfs, cpu_ticks, end_of, wait_until
+from tests.harness.mounting import MountedFs, cleanfs, cpu_ticks, end_of, wait_until
 
 
 def read_uncached(path: Path, times: int) -> None:
@@ -50,7 +50,7 @@ def sleeps_of_others(fs: MountedFs) -> int:
 
 
 def test_this_pyfuse3_waits_where_we_poll(source: Path, mount: Mounter) -> None:
-    """Fails if pyfuse3 has changed so that ``cleanfs.busypoll`` must, too."""
+    """Fails if pyfuse3 has changed so that ``cleanfs.fuse.busypoll`` must, too."""
     (source / "f").write_bytes(bytes(4096))
     fs = mount()
     assert fs.stats()["busy_poll_limit_us"] == 50
@@ -114,12 +114,12 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
 
 ELSEWHERE = """
 import pyfuse3, trio
-import cleanfs.mount
-begin = cleanfs.mount.Handshake.begin
+import cleanfs.mount.mount
+begin = cleanfs.mount.mount.Handshake.begin
 def begin_in_vain(self):
     begin(self)
     pyfuse3.trio = trio
-cleanfs.mount.Handshake.begin = begin_in_vain
+cleanfs.mount.mount.Handshake.begin = begin_in_vain
 """
 """Makes of this pyfuse3 one that does not look at what was put in the place of ``trio``."""
 

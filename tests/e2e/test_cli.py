@@ -20,9 +20,10 @@ import pytest
 
 from cleanfs import __version__
 from cleanfs.backends.zcache import engine_name
-from cleanfs.watch import COLUMNS, HEADER
+from cleanfs.cli.watch import COLUMNS, HEADER
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import (
+from tests.harness.machine import Deadline
+from tests.harness.mounting import (
     STOP_TIMEOUT,
     cleanfs,
     end_of,
@@ -33,8 +34,7 @@ from tests.e2e.mounting import (
     settle,
     wait_until,
 )
-from tests.e2e.unprivileged import as_nobody, open_to_all
-from tests.machine import Deadline
+from tests.harness.unprivileged import as_nobody, open_to_all
 
 HEADINGS = [heading for heading, _ in COLUMNS]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, cpu_ticks, mounted, settle, wait_until
+from tests.harness.mounting import MountedFs, cpu_ticks, mounted, settle, wait_until
 
 ATTR_TIMEOUT = 0.2
 SIZE = 2_000_123
@@ -100,7 +100,7 @@ def test_a_change_in_place_is_seen_by_the_next_open(mount: Mounter, change: str,
     same(fs, "f")
 
 
-PATIENT = "from cleanfs import notify; notify.LEARN_SECONDS = 20\n"
+PATIENT = "from cleanfs.fuse import notify; notify.LEARN_SECONDS = 20\n"
 """However busy this machine is."""
 
 
@@ -288,7 +288,7 @@ def test_pages_are_kept_when_the_first_open_has_dropped_them_for_sure(
     source: Path, mount: Mounter, first: str
 ) -> None:
     """Before it is used its opener may not have got to run, although half a second went by."""
-    fs = mount(patch="from cleanfs import filesystem; filesystem.DROP_SECONDS = 0")
+    fs = mount(patch="from cleanfs.fs import operations as filesystem; filesystem.DROP_SECONDS = 0")
     (source / "f").write_bytes(b"1")
     settle()
     with held(fs.path / "f") as other:

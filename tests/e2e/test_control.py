@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cleanfs.sizes import parse_size
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, cleanfs, is_mounted, settle, wait_until
+from tests.harness.mounting import MountedFs, cleanfs, is_mounted, settle, wait_until
 
 NUMBERS = ("succ_gets", "failed_gets", "puts", "flushes")
 WRITABLE = ("backend", "pool_limit", "page_cache", "log_level")

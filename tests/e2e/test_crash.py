@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mounting import MountedFs, cleanfs, end_of, is_mounted, mounted, wait_until
+from tests.harness.mounting import MountedFs, cleanfs, end_of, is_mounted, mounted, wait_until
 
 CLIENTS = 3
 ROUNDS = 3

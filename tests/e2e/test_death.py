@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from cleanfs.backing import Backing
-from cleanfs.given import Given
-from cleanfs.interrupts import Interrupts
-from cleanfs.mounts import mount_points, mounted_at
-from tests.e2e import load
-from tests.e2e.mounting import (
+from cleanfs.fuse.interrupts import Interrupts
+from cleanfs.fuse.refused_replies import Given
+from cleanfs.linux.mounts import mount_points, mounted_at
+from cleanfs.source.io import Backing
+from tests.harness import load
+from tests.harness.mounting import (
     MountedFs,
     changed_by,
     cleanfs,
@@ -241,7 +241,7 @@ def test_commands_do_not_wait_for_a_daemon_that_is_stopped(source: Path, mountpo
 async def test_however_the_kernel_says_that_the_mount_has_gone_it_is_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from cleanfs import mount
+    from cleanfs.mount import mount
 
     async def main(**_: object) -> None:
         number = errno.ECONNABORTED

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, settle, wait_until
+from tests.harness.mounting import MountedFs, settle, wait_until
 
 PAGE = 4096
 ATTR_TIMEOUT = 1.0
@@ -58,7 +58,7 @@ def test_pages_of_a_file_that_is_written_stay_in_the_kernel(mount: Mounter, cohe
 def test_a_write_of_pages_that_were_read_tells_the_kernel_nothing(mount: Mounter) -> None:
     """No page can have been dropped between its filling and its sending."""
     counted = (
-        "from cleanfs.notify import Notifier\n"
+        "from cleanfs.fuse.notify import Notifier\n"
         "async def written(*_): raise AssertionError('told')\n"
         "Notifier.written = written\n"
     )
@@ -98,7 +98,7 @@ CHANGES = {
 }
 
 NO_LOOKS = """
-from cleanfs import openfiles
+from cleanfs.vfs import open_files
 async def run(self): pass
 openfiles.OpenFiles.run = run
 """

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from cleanfs.coherency import COARSE_NS
-from cleanfs.filesystem import DROP_SECONDS
-from cleanfs.interrupts import GUARD_SECONDS
-from cleanfs.notify import LEARN_SECONDS
-from cleanfs.pace import RECENT_SECONDS
+from cleanfs.cache.fingerprint import COARSE_NS
+from cleanfs.fs.operations import DROP_SECONDS
+from cleanfs.fuse.interrupts import GUARD_SECONDS
+from cleanfs.fuse.notify import LEARN_SECONDS
+from cleanfs.source.inline_policy import RECENT_SECONDS
 from tests.e2e.conftest import SMALL_CACHES
-from tests.e2e.faulty import Faulty, faulty
-from tests.e2e.mounting import (
+from tests.harness.faulty import Faulty, faulty
+from tests.harness.mounting import (
     MountedFs,
     as_user,
     cleanfs,
@@ -522,7 +522,7 @@ def test_what_an_open_by_who_is_gone_has_found_is_not_lost(
 
 def test_tests_that_are_killed_leave_no_mount(tmp_path: Path) -> None:
     code = (
-        "import pathlib, sys, time\nfrom tests.e2e.faulty import faulty\n"
+        "import pathlib, sys, time\nfrom tests.harness.faulty import faulty\n"
         "from tests.e2e.test_faults import make_directories, on\nbase = pathlib.Path(sys.argv[1])\n"
         "with faulty(*make_directories(base)) as source, on(source.path, base) as fs:\n"
         "    with open(fs.path / 'f'): print(flush=True), time.sleep(60)"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cleanfs import syscalls
-from cleanfs.belief import file_handle, may_ask
-from cleanfs.inodes import generation_of
-from cleanfs.syscalls import AT_FDCWD, name_to_handle, open_by_handle
+from cleanfs.fuse.size_sync import file_handle, may_ask
+from cleanfs.linux import syscalls
+from cleanfs.linux.syscalls import AT_FDCWD, name_to_handle, open_by_handle
+from cleanfs.vfs.inodes import generation_of
 from tests.e2e.conftest import SMALL_CACHES, Mounter
-from tests.e2e.mounting import MountedFs, mounted, wait_until
+from tests.harness.mounting import MountedFs, mounted, wait_until
 
 pytestmark = pytest.mark.skipif(not may_ask(), reason="handles take CAP_DAC_READ_SEARCH")
 
@@ -356,7 +356,7 @@ def test_only_so_many_are_remembered(tmp_path: Path, mountpoint: Path) -> None:
     with file_system("tmpfs", top):
         for i in range(8):
             (top / f"{i}").write_text(f"{i}")
-        patch = "from cleanfs import export; export.MAX_FORGOTTEN = 4"
+        patch = "from cleanfs.vfs import export; export.MAX_FORGOTTEN = 4"
         with mounted(top, mountpoint, *SMALL_CACHES, patch=patch) as fs:
             handles = [handle_of(fs.path / f"{i}") for i in range(8)]
             forget(fs)

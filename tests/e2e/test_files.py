@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter, Place
-from tests.e2e.mounting import as_user, wait_until
+from tests.harness.mounting import as_user, wait_until
 
 UTIME_NOW = (1 << 30) - 1
 UTIME_OMIT = (1 << 30) - 2

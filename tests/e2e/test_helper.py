@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import cleanfs, is_mounted, mounted
+from tests.harness.mounting import cleanfs, is_mounted, mounted
 
-HELPER = [sys.executable, "-c", "from cleanfs.cli import mount_helper; mount_helper()"]
+HELPER = [sys.executable, "-c", "from cleanfs.cli.commands import mount_helper; mount_helper()"]
 
 
 def helper(*args: str | Path) -> subprocess.CompletedProcess[str]:

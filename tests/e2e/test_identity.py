@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import SMALL_CACHES
-from tests.e2e.faulty import faulty
-from tests.e2e.mounting import MountedFs, mounted, wait_until
-from tests.e2e.renumbering import Source, renumbering
+from tests.harness.faulty import faulty
+from tests.harness.mounting import MountedFs, mounted, wait_until
+from tests.harness.renumbering import Source, renumbering
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import STOP_TIMEOUT, end_of
-from tests.machine import Deadline
+from tests.harness.machine import Deadline
+from tests.harness.mounting import STOP_TIMEOUT, end_of
 
 GETDENTS64 = 217
 PAGE = 4096
@@ -194,7 +194,7 @@ mount.CleanFS.read = slow
 """The first read of the third page takes a while."""
 
 
-PATIENT = "from cleanfs import notify; notify.PAGES_SECONDS = 600"
+PATIENT = "from cleanfs.fuse import notify; notify.PAGES_SECONDS = 600"
 
 
 def test_a_write_that_waits_for_its_own_answer_is_answered(mount: Mounter) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, mounted, settle, wait_until
+from tests.harness.mounting import MountedFs, mounted, settle, wait_until
 
 NONE = ("--coherency", "none")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter, Place
-from tests.e2e.mounting import MountedFs, mount_namespace, wait_until
+from tests.harness.mounting import MountedFs, mount_namespace, wait_until
 
 LARGEST = (1 << 63) - 1
 
@@ -209,8 +209,8 @@ def test_mounts_of_one_process_leave_nothing_in_it(source: Path, mountpoint: Pat
     (source / "f").write_text("hello")
     script = (
         "import gc, os, subprocess, sys, threading\n"
-        "from cleanfs.config import MountConfig\n"
-        "from cleanfs.mount import serve\n"
+        "from cleanfs.mount.config import MountConfig\n"
+        "from cleanfs.mount.mount import serve\n"
         "source, point = sys.argv[1:]\n"
         "def use():\n"
         "    subprocess.run(['cat', point + '/f'], check=True, timeout=20)\n"
@@ -234,7 +234,7 @@ def test_other_mounts_may_have_any_names(tmp_path: Path) -> None:
     (tmp_path / "a\rb\x0b\x85\u2028c").mkdir()
     script = (
         "import os, subprocess\n"
-        "from cleanfs.mounts import mounted_at\n"
+        "from cleanfs.linux.mounts import mounted_at\n"
         "path = os.path.abspath(os.listdir()[0])\n"
         "subprocess.run(['mount', '-t', 'tmpfs', 'none', path], check=True)\n"
         "print(mounted_at(path).fs_type)\n"

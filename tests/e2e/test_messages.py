@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from cleanfs import checks
-from cleanfs import mountpoint as mount_points
-from cleanfs.config import MountError
-from cleanfs.mounts import MountPoint
+from cleanfs.linux.mounts import MountPoint
+from cleanfs.mount import checks
+from cleanfs.mount import mountpoint as mount_points
+from cleanfs.mount.config import MountError
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, cleanfs, mount_namespace, mounted, wait_until
 from tests.e2e.test_cli import complains
-from tests.e2e.unprivileged import NOBODY, as_nobody, make_fuse_device, open_to_all
+from tests.harness.mounting import MountedFs, cleanfs, mount_namespace, mounted, wait_until
+from tests.harness.unprivileged import NOBODY, as_nobody, make_fuse_device, open_to_all
 
 MOUNT_USAGE = "usage: cleanfs mount [OPTIONS] SOURCE MOUNTPOINT"
 

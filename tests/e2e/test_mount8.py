@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mount8 import Mount8, mount8
-from tests.e2e.mounting import mount_line, wait_until
+from tests.harness.mount8 import Mount8, mount8
+from tests.harness.mounting import mount_line, wait_until
 
 
 @pytest.fixture

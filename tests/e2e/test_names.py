@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from cleanfs.mount import MAX_INODES
+from cleanfs.mount.mount import MAX_INODES
 from tests.e2e.conftest import Mounter, Place
-from tests.e2e.mounting import mounted, wait_until
+from tests.harness.mounting import mounted, wait_until
 
 NOREPLACE, EXCHANGE = 1, 2
 libc = ctypes.CDLL(None, use_errno=True)

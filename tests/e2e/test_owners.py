@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter, Place
-from tests.e2e.mounting import as_user
+from tests.harness.mounting import as_user
 
 UID, GID, EXTRA = 12345, 23456, 34567
 NO_ID = 0xFFFFFFFF

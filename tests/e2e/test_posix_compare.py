@@ -12,7 +12,7 @@ from scripts.posix_compare.groups import select
 from scripts.posix_compare.objects import make
 from scripts.posix_compare.run import compare
 from scripts.posix_compare.sites import Site
-from tests.e2e.mounting import mounted
+from tests.harness.mounting import mounted
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acting as other users takes root")
 

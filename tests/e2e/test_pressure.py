@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mounting import cleanfs, mounted, wait_until
+from tests.harness.mounting import cleanfs, mounted, wait_until
 
 MIB = 1 << 20
 LIMIT = 112 * MIB

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import as_user, settle
+from tests.harness.mounting import as_user, settle
 
 CAPABILITY = "security.capability"
 NET_BIND = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, end_of
+from tests.harness.mounting import MountedFs, end_of
 
 FIO = {
     "buffered": ("--ioengine=psync", "--fallocate=none"),

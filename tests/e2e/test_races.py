@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import races
 from tests.e2e.conftest import Place
-from tests.e2e.mounting import ends
+from tests.harness import races
+from tests.harness.mounting import ends
 
 SECONDS = 60.0
 SCALE = 0.1

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs
-from tests.machine import Deadline
+from tests.harness.machine import Deadline
+from tests.harness.mounting import MountedFs
 
 LATE = 0.2
-PATIENT = "from cleanfs import room; room.LATELY_SECONDS = 15"
+PATIENT = "from cleanfs.source import space_retry as room; room.LATELY_SECONDS = 15"
 """However busy this machine is."""
 
 SIZE = 1 << 20

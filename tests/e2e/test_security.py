@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cleanfs.cli import cli
-from cleanfs.tables import printable
+from cleanfs.cli.commands import cli
+from cleanfs.cli.tables import printable
 from tests.e2e.conftest import SMALL_CACHES, Mounter, Place
-from tests.e2e.mounting import (
+from tests.harness.mounting import (
     MountedFs,
     as_user,
     cleanfs,
@@ -33,7 +33,7 @@ from tests.e2e.mounting import (
     mounted,
     wait_until,
 )
-from tests.e2e.unprivileged import NOBODY, as_nobody, make_fuse_device, open_to_all
+from tests.harness.unprivileged import NOBODY, as_nobody, make_fuse_device, open_to_all
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="acting as other users takes root")
 
@@ -538,11 +538,11 @@ def as_owner(
     """Run the mount helper as the user who mounted, where he did."""
     script = (
         "import ctypes, os, sys\n"
-        "import cleanfs.cli, cleanfs.backends.zcache, encodings.idna, rich.console, difflib\n"
+        "import cleanfs.cli.commands, cleanfs.backends.zcache, encodings.idna, rich.console, difflib\n"
         f"fd = os.open('/proc/{process.pid}/ns/mnt', os.O_RDONLY)\n"
         "if ctypes.CDLL(None).setns(fd, 0): raise SystemExit('setns')\n"
         f"os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3)\n"
-        "cleanfs.cli.mount_helper()\n"
+        "cleanfs.cli.commands.mount_helper()\n"
     )
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", check=False)

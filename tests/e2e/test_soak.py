@@ -6,7 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.e2e.mounting import end_of, wait_until
+from tests.harness.mounting import end_of, wait_until
 
 SOAK = Path(__file__).resolve().parents[2] / "scripts" / "soak"
 

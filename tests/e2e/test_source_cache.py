@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cleanfs.stream import WINDOW
+from cleanfs.source.drop_behind import WINDOW
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import wait_until
+from tests.harness.mounting import wait_until
 
 SIZE = 4 << 20
 PLAIN = ("--backend", "none", "--page-cache", "0")

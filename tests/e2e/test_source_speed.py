@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cleanfs.requests import MAX_BACKGROUND
+from cleanfs.fuse.request_limits import MAX_BACKGROUND
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, is_mounted, mount_line, mounted, wait_until
+from tests.harness.mounting import MountedFs, is_mounted, mount_line, mounted, wait_until
 
 MEMORY = Path("/dev/shm")
 

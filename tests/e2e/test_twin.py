@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import mounted
-from tests.e2e.twin import Site, TwinMachine, cache_size, least_pool
+from tests.harness.mounting import mounted
+from tests.harness.twin import Site, TwinMachine, cache_size, least_pool
 
 QUICK = settings(
     max_examples=10,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cleanfs.syscalls import AT_FDCWD
+from cleanfs.linux.syscalls import AT_FDCWD
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs
+from tests.harness.mounting import MountedFs
 
 AT_STATX_FORCE_SYNC = 0x2000
 BELIEVES_LONG = ("--attr-timeout", "60")

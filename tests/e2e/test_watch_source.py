@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from cleanfs import syscalls
-from cleanfs.openfiles import LOOK_SECONDS
+from cleanfs.linux import syscalls
+from cleanfs.vfs.open_files import LOOK_SECONDS
 from tests.e2e.conftest import SMALL_CACHES, Mounter
-from tests.e2e.mounting import MountedFs, cleanfs, mount_namespace, mounted, wait_until
-from tests.e2e.source_calls import CONTENTS, SIZE, held
+from tests.harness.mounting import MountedFs, cleanfs, mount_namespace, mounted, wait_until
+from tests.harness.source_calls import CONTENTS, SIZE, held
 
 SEEN_WITHIN = 15.0
 """Seconds, on a machine with much else to do; a tenth of one is usual."""

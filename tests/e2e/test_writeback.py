@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.mounting import MountedFs, as_user, cleanfs, end_of, is_mounted, settle, wait_until
+from tests.harness.mounting import MountedFs, as_user, cleanfs, end_of, is_mounted, settle, wait_until
 
 WRITEBACK = ("--coherency", "none", "--writeback")
 

@@ -1,5 +1,5 @@
 // Random operations on the resident pages, compared with a map: which pages are there, whose they are, and
-// that every page is released exactly once. The order of eviction is compared in tests/test_resident.py.
+// that every page is released exactly once. The order of eviction is compared in tests/cache/test_resident.py.
 #include <algorithm>
 #include <chrono>
 #include <map>

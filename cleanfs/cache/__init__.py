@@ -1,0 +1,1 @@
+"""The page cache, cleancache above a backend, and what decides which pages stay."""

@@ -1,0 +1,1 @@
+"""The FUSE handlers, the control directory and the statistics."""

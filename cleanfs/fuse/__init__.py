@@ -1,0 +1,1 @@
+"""The kernel's side of FUSE: notifications, requests, replies."""

@@ -1,0 +1,256 @@
+"""Letting go of programs that are killed while they wait for a source that hangs.
+
+A program waits in the kernel until we answer, also when it is killed. The kernel tells us of its
+signal by a FUSE_INTERRUPT, which libfuse takes note of and pyfuse3 has no handler for. So while a call
+hangs, and now and then before, we read the device ourselves: an interrupt is for us, anything else
+goes to libfuse, in a file that takes the device's place for the length of one read. As in
+``handshake``, pyfuse3's wait is where we get to run.
+
+A signal of the moment before, of which libfuse took note, is not lost: the kernel tells once more of
+those that it has told of (``_ask_again``), if the request is one of the last two seconds.
+
+An interrupt tells of any signal, and not of which. A program that is to go on (a timer, a child, a
+window that was resized) must not get EINTR from a regular file, so only those are let go that are
+dying. Who is, /proc says: every signal that ends a program becomes a SIGKILL that is pending until it
+has ended. Whose a request is, we know if we have read it; of others it is only known that somebody who
+is dying has made one, unless that one has made one of the first kind.
+
+Nobody else may use libfuse's descriptor meanwhile: what a thread wrote there went into the message, and
+what was told to the kernel from here, by the main thread, could wait for an answer of the main thread
+(both were seen). So notifications have a descriptor of their own (``Notifier.use_device``).
+
+The kernel takes the answer EINTR to a request from us directly, as from anybody who has the device.
+The handler goes on, until the source answers; then its own answer is refused, which is how we learn
+that what it gave out (a reference, an open file) is nobody's (``Given``). Libfuse says so of what it
+sends to the device; of what it wrote into a lent message we find out when we send that on.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from cleanfs.fuse.refused_replies import GIVING, Given
+from cleanfs.fuse.request_ids import Uniques, may_ask
+from cleanfs.fuse.wait_hook import StandIn
+from cleanfs.linux.killed_threads import dying_threads
+from cleanfs.source.io import Backing
+
+log = logging.getLogger(__name__)
+
+FUSE_FORGET: Final = 2
+FUSE_INTERRUPT: Final = 36
+FUSE_BATCH_FORGET: Final = 42
+
+HEADER: Final = struct.Struct("<IIQQIII")
+"""The beginning of fuse_in_header: length, opcode, unique, node, uid, gid, thread id."""
+
+HEADER_SIZE: Final = 40
+INTERRUPTED: Final = struct.Struct("<Q")
+"""fuse_interrupt_in: the request's unique."""
+
+ANSWER: Final = struct.Struct("<IiQ")
+"""fuse_out_header: length, error, unique."""
+
+MAX_MESSAGE: Final = (1 << 20) + (1 << 16)
+
+GUARD_SECONDS: Final = 0.2
+"""How long a call must have been waiting, for us to read the device. A disk that is merely slow is no
+reason to come between the kernel and libfuse."""
+
+PATIENCE_SECONDS: Final = 0.5
+"""How long a call must have been waiting, for its program to be let go. A disk that is merely slow
+answers by then, and nobody is told of a signal."""
+
+CHECK_SECONDS: Final = 0.2
+"""How often it is looked who is dying, while somebody who waits has got a signal."""
+
+INTERRUPT_BIT: Final = 1
+"""In an answer's unique: it is one to the request's interrupt (FUSE_INT_REQ_BIT, fs/fuse/dev.c)."""
+
+MAX_ASKERS: Final = 1 << 14
+"""Requests, the newest that we have read, of which it is remembered who made them: 2.5 MB at most. Of
+those that got a signal meanwhile it is remembered anyway."""
+
+MAX_SIGNALLED: Final = 256
+"""Requests that had a signal, before the kernel is asked which of them are left."""
+
+ASKED_AT_ONCE: Final = 256
+"""Requests asked about before others get their turn."""
+
+
+class Interrupts(StandIn, logging.Filter):
+    """One mount's. Use: ``install`` after ``busypoll``'s, ``run`` along with pyfuse3's loop."""
+
+    def __init__(
+        self, backing: Backing, given: Given, letting_go: Callable[[], None] = lambda: None
+    ) -> None:
+        """Watch over the calls of a source. ``letting_go`` is called before a program is let go."""
+        super().__init__()
+        self._letting_go = letting_go
+        self._backing = backing
+        self._given = given
+        self._fd = self._device = self._letter = -1
+        self._lent = 0
+        self._signalled: dict[int, int] = {}  # and who asked, 0 if unknown
+        self._uniques = Uniques()
+        self._unseen = False  # there may be signals that libfuse has read of
+        self._askers = OrderedDict[int, int]()  # threads, by unique; oldest first
+
+    def install(self) -> None:
+        """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere lets nobody go."""
+        if self.step_in():
+            logging.getLogger("pyfuse3").addFilter(self)
+
+    def uninstall(self) -> None:
+        """The device is libfuse's alone again."""
+        self.step_back()
+        logging.getLogger("pyfuse3").removeFilter(self)
+        if self._device >= 0:
+            self._take_place_back()
+            os.close(self._device)
+            os.close(self._letter)
+            self._device = self._letter = -1
+
+    async def run(self) -> None:
+        """Let go of who is dying; never ends."""
+        while True:
+            await self._backing.slots.in_use()
+            await trio.sleep(CHECK_SECONDS)
+            if not self._hangs():
+                if len(self._signalled) > MAX_SIGNALLED:
+                    await self._ask_again(list(self._signalled))
+            elif self._backing.slots.oldest_seconds > PATIENCE_SECONDS:
+                if self._unseen or len(self._signalled) > MAX_SIGNALLED:
+                    recent = self._uniques.recent() if self._unseen else ()
+                    self._unseen = False
+                    await self._ask_again([*self._signalled, *recent])
+                if self._signalled:
+                    await self._let_go_of_the_dying()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for an answer that was refused, as who had asked is gone, or the whole mount."""
+        message = str(record.msg)
+        if "fuse_reply" not in message or os.strerror(errno.ENOENT) not in record.getMessage():
+            return True
+        if self._backing.orphans:
+            self._backing.orphans -= 1
+            if GIVING.match(message):
+                self._given.refused()
+        return False
+
+    def _hangs(self) -> bool:
+        return self._backing.slots.oldest_seconds > GUARD_SECONDS
+
+    async def _let_go_of_the_dying(self) -> None:
+        signalled = dict(self._signalled)
+        dying = await trio.to_thread.run_sync(dying_threads, abandon_on_cancel=True)
+        others = dying.difference(signalled.values())
+        for unique, asker in signalled.items():
+            if not (asker in dying if asker else others):
+                continue
+            self._signalled.pop(unique, None)
+            self._letting_go()
+            with contextlib.suppress(OSError):  # ENOENT: it was answered meanwhile
+                os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EINTR, unique))
+                self._backing.orphans += 1
+
+    async def _ask_again(self, uniques: Sequence[int]) -> None:
+        """Have the kernel tell once more of the signals of these, which libfuse, and not we, may have
+        heard of; forget those that are answered.
+
+        That is what the answer EAGAIN to an interrupt is for (``fuse_dev_do_write``), and the kernel
+        takes it for any request: EINVAL if nothing interrupts it, ENOENT if there is none of that
+        number (any more).
+        """
+        if not may_ask():
+            for unique in list(self._signalled)[:-MAX_SIGNALLED]:  # most of them were answered
+                del self._signalled[unique]
+            return
+        for asked, unique in enumerate(uniques, 1):
+            if not asked % ASKED_AT_ONCE:
+                await trio.lowlevel.checkpoint()
+            try:
+                os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EAGAIN, unique | INTERRUPT_BIT))
+            except OSError:
+                self._signalled.pop(unique, None)
+            else:
+                self._signalled.setdefault(unique, self._askers.get(unique, 0))
+
+    # -- the device -----------------------------------------------------------------------------
+
+    def _lend(self, fd: int) -> bool:
+        """Read a message. True if libfuse may read, and gets it; False if there is none for it."""
+        if self._device < 0:
+            self._fd, self._device = fd, os.dup(fd)
+            self._letter = os.memfd_create("fuse")
+        try:
+            message = os.read(self._device, MAX_MESSAGE)
+        except OSError as exc:
+            # ENOENT: who had asked is gone. ENODEV: unmounted, which libfuse wants to see itself.
+            return exc.errno not in (errno.EAGAIN, errno.EINTR, errno.ENOENT)
+        _, opcode, unique, *_, asker = HEADER.unpack_from(message)
+        if opcode == FUSE_INTERRUPT:
+            [unique] = INTERRUPTED.unpack_from(message, HEADER_SIZE)
+            self._signalled[unique] = self._askers.get(unique, 0)
+            return False
+        self._uniques.saw(unique)
+        if opcode not in (FUSE_FORGET, FUSE_BATCH_FORGET):  # nobody waits for an answer
+            self._askers[unique] = asker
+            if len(self._askers) > MAX_ASKERS:
+                self._askers.popitem(last=False)
+        os.pwrite(self._letter, message, 0)
+        os.lseek(self._letter, 0, os.SEEK_SET)
+        os.dup2(self._letter, fd, inheritable=False)
+        self._lent = len(message)
+        self._given.lent(self._letter)
+        return True
+
+    def _take_place_back(self) -> None:
+        """Libfuse has read. Whatever was answered meanwhile stands behind the message."""
+        if not self._lent:
+            return
+        os.dup2(self._device, self._fd, inheritable=False)
+        at, end = self._lent, os.fstat(self._letter).st_size
+        self._lent = 0
+        while at < end:
+            length, *_ = ANSWER.unpack(os.pread(self._letter, ANSWER.size, at))
+            self._send(os.pread(self._letter, length, at), at)
+            at += length
+        os.ftruncate(self._letter, 0)
+        self._given.lent(-1)
+
+    def _send(self, answer: bytes, written_at: int) -> None:
+        try:
+            os.write(self._device, answer)
+        except OSError as exc:
+            # Libfuse, which would have said so, takes it for sent.
+            if exc.errno == errno.ENOENT and self._backing.orphans:
+                self._backing.orphans -= 1
+                self._given.refused(written_at)
+            elif exc.errno not in (errno.ENOENT, errno.ENODEV):
+                log.warning("the kernel refused an answer: %s", exc)
+
+    # -- what pyfuse3 takes for trio ------------------------------------------------------------
+
+    async def wait_readable(self, fd: int) -> None:
+        """pyfuse3 is about to read the device."""
+        self._take_place_back()
+        while True:
+            await self.behind.lowlevel.wait_readable(fd)
+            self._uniques.messages += 1
+            if (
+                self._backing.slots.oldest_seconds <= GUARD_SECONDS
+                and time.monotonic() < self._uniques.due_at
+            ):
+                self._unseen = True
+                return
+            if self._lend(fd):
+                return

@@ -1,0 +1,1 @@
+"""System calls and kernel interfaces, one module each."""

@@ -1,0 +1,1 @@
+"""How much memory the caches may use."""

@@ -1,0 +1,1 @@
+"""One mount's life, from its options to its end."""

@@ -1,0 +1,79 @@
+"""Serving a mount from a background process that the caller can wait for."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+
+from cleanfs.mount.config import MountConfig, MountError, OptionError
+from cleanfs.mount.mount import serve
+from cleanfs.mount.mountpoint import reuse_dead_mountpoint
+
+log = logging.getLogger(__name__)
+
+READY = "ready"
+"""What the daemon tells the process that waits for it."""
+
+WRONG_OPTION = "wrong option: "
+"""What precedes the message of an OptionError on its way to that process."""
+
+
+def daemonise(config: MountConfig, setup_logging: Callable[[], None], *keep: int) -> None:
+    """Serve from a background process; returns in the caller once the mount answers.
+
+    Of the caller's descriptors it has those of ``keep``, and no others. Raises MountError with the
+    daemon's reason if it does not come up.
+    """
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            message = pipe.read().decode(errors="surrogateescape")
+        if message != READY:
+            with contextlib.suppress(MountError):  # if it was killed, its mount is still there
+                reuse_dead_mountpoint(config.mountpoint)
+            if message.startswith(WRONG_OPTION):
+                raise OptionError(message.removeprefix(WRONG_OPTION))
+            raise MountError(message or "the daemon died before the mount was ready")
+        return
+    os.close(reader)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    status = 1
+    try:
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+        # What the caller had open is not ours to keep: somebody may wait for the end of a pipe.
+        first = 3
+        for fd in sorted((writer, *keep)):
+            os.closerange(first, fd)
+            first = fd + 1
+        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        setup_logging()
+
+        def ready() -> None:
+            nonlocal writer
+            os.write(writer, READY.encode())
+            os.close(writer)
+            writer = -1
+
+        serve(config, ready)
+        status = 0
+    except (MountError, OSError) as exc:
+        _report(writer, str(exc), WRONG_OPTION if isinstance(exc, OptionError) else "")
+    except BaseException as exc:
+        log.exception("the daemon failed")
+        _report(writer, f"internal error: {exc!r}")
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _report(writer: int, message: str, prefix: str = "") -> None:
+    log.error("%s", message)
+    if writer >= 0:
+        os.write(writer, (prefix + message).encode(errors="surrogateescape"))

@@ -1,0 +1,523 @@
+"""Names and attributes of the source: the system calls behind the metadata handlers.
+
+Plain functions over descriptors, run in worker threads. They touch no state of ours; what the
+caller must know afterwards (attributes before and after, what became of a replaced file) they
+return. All raise OSError.
+"""
+
+import errno
+import os
+import stat as stat_module
+from array import array
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple, Self
+
+from cleanfs.backends.ops import FileKey
+from cleanfs.linux import credentials, syscalls
+from cleanfs.source.caller import Caller
+from cleanfs.source.errors import HalfDoneError, StaleError
+
+ACCESS_ACL = b"system.posix_acl_access"
+
+SPECIAL_BITS = stat_module.S_ISUID | stat_module.S_ISGID | stat_module.S_ISVTX
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A new descriptor and what it refers to."""
+
+    fd: int
+    stat: os.stat_result
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedFile(Opened):
+    """A regular file, opened for I/O, with the key that its pages hang on."""
+
+    key: FileKey
+    direct: bool = False
+    """The kernel must keep nothing of what is written to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A file, or directory, whose attributes an operation changed: right before and right after."""
+
+    key: FileKey
+    before: os.stat_result
+    after: os.stat_result | None
+    """None if the source did not say: what was done is done nevertheless."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether its last name is gone."""
+        return self.after is not None and self.after.st_nlink == 0
+
+
+def file_key(fd: int, st: os.stat_result) -> FileKey:
+    """The key of the file that ``fd`` (O_PATH too) refers to."""
+    return FileKey(st.st_dev, st.st_ino, syscalls.name_to_handle(fd))
+
+
+def lookup(parent_fd: int, name: bytes) -> Opened:
+    """Open a name O_PATH, not following a symbolic link."""
+    fd = os.open(name, PATH_FLAGS, dir_fd=parent_fd)
+    try:
+        return Opened(fd, os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def identify(parent_fd: int, name: bytes) -> tuple[int, int]:
+    """Device and inode number of what a name leads to."""
+    st = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+    return st.st_dev, st.st_ino
+
+
+def lookup_here(parent_fd: int, name: bytes) -> Opened:
+    """``lookup`` that never asks another file system. Raises OSError: EXDEV if one is mounted there."""
+    if not syscalls.can_open_here():
+        return lookup(parent_fd, name)
+    fd = syscalls.openat_here(parent_fd, name, PATH_FLAGS)
+    try:
+        return Opened(fd, os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
+    """``lookup`` without waiting; None if that takes more than the dentry cache and a descriptor.
+
+    Only in a directory of a local file system: on others, fstat may wait for what open did not.
+    """
+    try:
+        fd = syscalls.openat_cached(parent_fd, name, PATH_FLAGS)
+    except OSError as exc:
+        if exc.errno in (errno.EAGAIN, errno.EXDEV, errno.EMFILE, errno.ENFILE):
+            return None
+        raise
+    return Opened(fd, os.fstat(fd))
+
+
+def open_file(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
+    """Open a file for I/O by the /proc path of its O_PATH descriptor; ``key`` is its own, if known.
+
+    O_NOATIME is for the owner; the program's may not be ours, and it is advice. A file with the
+    append-only attribute opens with O_APPEND alone.
+    """
+    try:
+        fd = os.open(path, flags & ~os.O_APPEND | os.O_CLOEXEC)
+    except PermissionError:
+        if not flags & (os.O_NOATIME | os.O_APPEND):
+            raise
+        fd = os.open(path, flags & ~os.O_NOATIME | os.O_CLOEXEC)
+    try:
+        st = os.fstat(fd)
+        return OpenedFile(fd, st, file_key(fd, st) if key is None else key)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def open_for_writeback(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
+    """``open_file`` for a kernel that writes later: whole pages, which it reads if it has a part.
+
+    So what a program opens for writing alone is opened for reading, too. What may not be read, or
+    only be appended to, is marked ``direct``: a page of it can neither be completed nor written back.
+    """
+    writes = flags & os.O_ACCMODE != os.O_RDONLY
+    both = flags & ~os.O_ACCMODE | os.O_RDWR if writes else flags
+    try:
+        return open_file(path, both & ~os.O_APPEND, key)
+    except PermissionError:
+        if not writes:
+            raise
+    return replace(open_file(path, flags, key), direct=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks for a change of names: what is made becomes the caller's, not the daemon's."""
+
+    uid: int
+    gid: int
+    umask: int = 0
+    local: bool = False
+    """The source is this machine's: it goes by the ids and capabilities of the thread alone. A server
+    would go by groups, too, which are not the thread's."""
+
+    def mode(self, mode: int, parent_fd: int) -> int:
+        """The permissions to ask for: the umask applies where the parent has no default ACL.
+
+        The kernel leaves that to us (``handshake``). Where it did not, the umask changes nothing.
+        """
+        if mode & self.umask & 0o777 and not _has_default_acl(parent_fd):
+            mode &= ~self.umask
+        return mode
+
+    def acts(self) -> bool:
+        """Whether changes can be made as the actor."""
+        return self.local and credentials.can_act()
+
+    def is_daemon(self) -> bool:
+        """Whether it has the daemon's own ids: acting as it changes nothing of a thread."""
+        return (self.uid, self.gid) == (os.geteuid(), os.getegid())
+
+    def acting(self) -> AbstractContextManager[None]:
+        """A block as the caller, or if that can not be, as the daemon."""
+        return credentials.acting_as(self.uid, self.gid) if self.acts() else nullcontext()
+
+    def take(self, fd: int, st: os.stat_result, parent_fd: int) -> None:
+        """Take over what the daemon made (``fd``, O_PATH too); its group is a set-gid parent's."""
+        inherits = os.fstat(parent_fd).st_mode & stat_module.S_ISGID
+        gid = st.st_gid if inherits else self.gid
+        if (st.st_uid, st.st_gid) != (self.uid, gid):
+            os.chown(f"/proc/self/fd/{fd}", self.uid, gid)
+
+
+def create_file(parent_fd: int, name: bytes, mode: int, flags: int, actor: Actor) -> OpenedFile:
+    """Create and open a file.
+
+    Raises StaleError if somebody was faster and ``flags`` lack O_EXCL: the kernel then finds the file,
+    and checks whether it may be opened, which for a new one it does not do.
+    """
+    flags = flags & ~os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC  # appending is said write by write
+    mode = actor.mode(mode, parent_fd)
+    acts = actor.acts()
+    first = mode if acts else mode & ~SPECIAL_BITS
+    try:
+        with actor.acting():
+            fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, first, dir_fd=parent_fd)
+    except FileExistsError as exc:
+        if flags & os.O_EXCL:
+            raise
+        raise StaleError from exc
+    try:
+        if not acts:
+            actor.take(fd, os.fstat(fd), parent_fd)
+            if mode & SPECIAL_BITS:  # after chown, which clears them
+                os.fchmod(fd, stat_module.S_IMODE(os.fstat(fd).st_mode) | mode & SPECIAL_BITS)
+        st = os.fstat(fd)
+        return OpenedFile(fd, st, file_key(fd, st))
+    except BaseException:
+        os.close(fd)
+        with actor.acting():
+            _undo(os.unlink, name, parent_fd)
+        raise
+
+
+def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, actor: Actor) -> Opened:
+    """Make a directory, symbolic link (to ``target``) or special file, by the type in ``mode``."""
+    kind = stat_module.S_IFMT(mode)
+    acts = actor.acts()
+    mode = stat_module.S_IMODE(actor.mode(mode, parent_fd))
+    first = mode if acts else mode & ~SPECIAL_BITS
+    undo = os.rmdir if kind == stat_module.S_IFDIR else os.unlink
+    with actor.acting():
+        if kind == stat_module.S_IFDIR:
+            os.mkdir(name, first, dir_fd=parent_fd)
+        elif kind == stat_module.S_IFLNK:
+            os.symlink(target, name, dir_fd=parent_fd)
+        else:
+            os.mknod(name, kind | first, rdev, dir_fd=parent_fd)
+        try:
+            made = lookup(parent_fd, name)
+        except BaseException:
+            _undo(undo, name, parent_fd)
+            raise
+    if acts:
+        return made  # whatever has that name by now: it is only looked at
+    try:
+        actor.take(made.fd, made.stat, parent_fd)
+        special = mode & SPECIAL_BITS
+        if special and kind != stat_module.S_IFLNK:
+            # What an ACL left, and an inherited bit.
+            got = stat_module.S_IMODE(os.fstat(made.fd).st_mode)
+            os.chmod(f"/proc/self/fd/{made.fd}", got | special)
+        return Opened(made.fd, os.fstat(made.fd))
+    except BaseException:
+        os.close(made.fd)
+        _undo(undo, name, parent_fd)
+        raise
+
+
+def _undo(remove: Callable[..., None], name: bytes, parent_fd: int) -> None:
+    try:
+        remove(name, dir_fd=parent_fd)
+    except OSError as exc:
+        raise HalfDoneError(exc) from exc
+
+
+def link(fd: int, parent_fd: int, name: bytes) -> Changed:
+    """Give the object of ``fd`` one more name."""
+    before = os.fstat(fd)
+    syscalls.linkat_fd(fd, parent_fd, name)
+    return Changed(file_key(fd, before), before, _stat_after(fd))
+
+
+def unlink(parent_fd: int, name: bytes, actor: Actor) -> Changed:
+    """Remove a name that is not a directory's."""
+    with _Holding(parent_fd, name) as held:
+        with actor.acting():
+            os.unlink(name, dir_fd=parent_fd)
+        return held.changed()
+
+
+def rmdir(parent_fd: int, name: bytes, actor: Actor) -> Changed:
+    """Remove a directory."""
+    with _Holding(parent_fd, name) as held:
+        with actor.acting():
+            os.rmdir(name, dir_fd=parent_fd)
+        return held.changed()
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """What a rename did to the object that was moved, and to the one in its way, if any."""
+
+    moved: Changed
+    replaced: Changed | None
+
+
+def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int, actor: Actor) -> Renamed:
+    """``renameat2``. A whiteout that it leaves (RENAME_WHITEOUT) becomes the actor's."""
+    with _Holding(old_dir, old) as moved:
+        try:
+            target = _Holding(new_dir, new)
+        except FileNotFoundError:
+            with actor.acting():
+                syscalls.renameat2(old_dir, old, new_dir, new, flags)
+            renamed = Renamed(moved.changed(), None)
+        else:
+            with target:
+                with actor.acting():
+                    syscalls.renameat2(old_dir, old, new_dir, new, flags)
+                renamed = Renamed(moved.changed(), target.changed())
+    if flags & syscalls.RENAME_WHITEOUT and not actor.acts():
+        try:
+            _take_whiteout(old_dir, old, actor)
+        except OSError as exc:  # once more, and the whiteout would replace what was moved
+            raise HalfDoneError(exc) from exc
+    return renamed
+
+
+def _take_whiteout(directory: int, name: bytes, actor: Actor) -> None:
+    whiteout = lookup(directory, name)
+    try:
+        actor.take(whiteout.fd, whiteout.stat, directory)
+    finally:
+        os.close(whiteout.fd)
+
+
+class _Holding:
+    """Holds on to what a name refers to, to see what becomes of it. A mount point stays: EBUSY."""
+
+    def __init__(self, parent_fd: int, name: bytes) -> None:
+        try:
+            opened = lookup_here(parent_fd, name)
+        except OSError as exc:
+            if exc.errno == errno.EXDEV:
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY)) from exc
+            raise
+        self._fd, self._before = opened.fd, opened.stat
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def changed(self) -> Changed:
+        return Changed(file_key(self._fd, self._before), self._before, _stat_after(self._fd))
+
+
+def _stat_after(fd: int) -> os.stat_result | None:
+    try:
+        return os.fstat(fd)
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class NewAttributes:
+    """What ``setattr`` is to set; None leaves a field alone."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+def set_attributes(fd: int, io_fd: int, new: NewAttributes) -> tuple[os.stat_result, os.stat_result]:
+    """Set attributes of the object of ``fd`` (O_PATH). Its attributes before and after.
+
+    ``io_fd`` is a descriptor that it is open for writing with, or -1: it may be truncated by that
+    although its mode would not let us now.
+    """
+    path = f"/proc/self/fd/{fd}"
+    before = os.fstat(fd)
+    if new.uid is not None or new.gid is not None:
+        os.chown(path, -1 if new.uid is None else new.uid, -1 if new.gid is None else new.gid)
+    if new.size is not None:
+        os.truncate(path if io_fd < 0 else io_fd, new.size)
+    if new.mode is not None:  # after what clears set-uid bits
+        os.chmod(path, stat_module.S_IMODE(new.mode))
+    if new.atime_ns is not None or new.mtime_ns is not None:
+        syscalls.utimens(path, new.atime_ns, new.mtime_ns)
+    return before, os.fstat(fd)
+
+
+def _handle_of_name(dir_fd: int, name: bytes) -> bytes | None:
+    try:
+        return syscalls.name_to_handle(dir_fd, 0, name)
+    except OSError:  # its attributes are what was asked for
+        return None
+
+
+class ListedEntry(NamedTuple):
+    """What is known of a directory entry."""
+
+    stat: os.stat_result
+    handle: bytes | None
+    """Its file handle, if asked for and to be had; empty if the file system has none."""
+
+
+EntryStat = ListedEntry | OSError | None
+"""What came of the stat of a directory entry: attributes, an error, or None if it is gone."""
+
+
+def stat_names(dir_fd: int, names: list[bytes], handles: bool = False) -> list[EntryStat]:
+    """Stat directory entries. That one of them fails says nothing about its neighbours."""
+    stats: list[EntryStat] = []
+    for name in names:
+        try:
+            st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            stats.append(ListedEntry(st, _handle_of_name(dir_fd, name) if handles else None))
+        except FileNotFoundError:
+            stats.append(None)
+        except OSError as exc:
+            stats.append(exc)
+    return stats
+
+
+class Names:
+    """Names in a directory, in order.
+
+    Packed, as each open directory keeps them: a list of 20,000 took 82 bytes a name, a fifth of which
+    stayed when it was gone. A name and 9 bytes it is here.
+    """
+
+    __slots__ = ("_packed", "_starts")
+
+    def __init__(self, names: Sequence[bytes] = ()) -> None:
+        """Pack them."""
+        self._packed = b"/".join(names)
+        self._starts = array("Q", accumulate((len(name) + 1 for name in names), initial=0))
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._starts) - 1
+
+    def __getitem__(self, position: int) -> bytes:
+        """The one at a position >= 0. Raises IndexError."""
+        stop = self._starts[position + 1] - 1
+        return self._packed[self._starts[position] : stop]
+
+    def some(self, position: int, count: int) -> list[bytes]:
+        """Up to ``count`` of them from a position on."""
+        return [self[i] for i in range(position, min(position + count, len(self)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A directory at one moment: names without the dots, and the attributes of the first ones."""
+
+    names: Names
+    stats: list[EntryStat]
+    dot: os.stat_result
+    dot_dot: os.stat_result
+
+
+def list_directory(dir_fd: int, batch: int, handles: bool = False) -> Listing:
+    """List, with attributes of the first ``batch`` names; names are in the source's order."""
+    names = [os.fsencode(name) for name in os.listdir(dir_fd)]
+    stats = stat_names(dir_fd, names[:batch], handles)
+    return Listing(Names(names), stats, os.fstat(dir_fd), os.stat("..", dir_fd=dir_fd))
+
+
+def sync(fd: int, data_only: bool) -> None:
+    """``fsync`` or ``fdatasync``."""
+    (os.fdatasync if data_only else os.fsync)(fd)
+
+
+def flush(fd: int) -> None:
+    """What close would report now (a full disk, a lost server), without closing ``fd``."""
+    os.close(os.dup(fd))
+
+
+def list_xattrs(path: str) -> list[bytes]:
+    """Names of extended attributes."""
+    return [os.fsencode(name) for name in os.listxattr(path)]
+
+
+def access_acl(fd: int) -> bytes:
+    """The POSIX ACL of an open file, empty if there is none, or none that anybody goes by here."""
+    try:
+        return os.getxattr(fd, ACCESS_ACL)
+    except OSError as exc:
+        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return b""
+        raise
+
+
+def change_xattr(
+    fd: int, name: bytes, value: bytes | None, caller: Caller | None = None
+) -> tuple[os.stat_result, os.stat_result]:
+    """Set an extended attribute, or remove it if ``value`` is None. Attributes before and after.
+
+    ``caller`` is who sets an access ACL: that takes the set-gid bit away from whoever is not in the
+    group (``posix_acl_update_mode`` of the kernel).
+    """
+    path = f"/proc/self/fd/{fd}"
+    before = os.fstat(fd)
+    if value is None:
+        os.removexattr(path, name)
+        return before, os.fstat(fd)
+    os.setxattr(path, name, value)
+    after = os.fstat(fd)
+    set_gid = after.st_mode & stat_module.S_ISGID
+    if caller is not None and set_gid and not (caller.privileged or caller.in_group(after.st_gid)):
+        os.chmod(path, stat_module.S_IMODE(after.st_mode) & ~stat_module.S_ISGID)
+        after = os.fstat(fd)
+    return before, after
+
+
+def _has_default_acl(directory_fd: int) -> bool:
+    """Whether what is made in a directory gets its permissions from a list."""
+    try:
+        return bool(os.getxattr(f"/proc/self/fd/{directory_fd}", "system.posix_acl_default"))
+    except OSError as exc:
+        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return False
+        raise
+
+
+def read_link(fd: int) -> bytes:
+    """The target of the symbolic link that ``fd`` (O_PATH) refers to."""
+    return os.readlink(b"", dir_fd=fd)
+
+
+def forbid_slash(name: bytes) -> None:
+    """A name from the kernel is one component. Raises OSError (EINVAL) for one that leads away."""
+    if name in (b"", b".", b"..") or b"/" in name:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

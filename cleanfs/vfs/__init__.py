@@ -1,0 +1,1 @@
+"""Inodes, open files and their coherency with the source."""

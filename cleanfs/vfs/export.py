@@ -1,0 +1,320 @@
+"""Find inodes that the kernel has forgotten, for file handles: ``open_by_handle_at``, NFS servers.
+
+A handle of the mount is a node id and a generation. For a node id that it does not know the kernel asks
+by a LOOKUP of ".", and holds the generation of the answer against that of the handle.
+
+The generation is a checksum of the source's own handle, so that it lasts as long as the file does. The
+node id is the inode number. Where the layout of the source's handles is known, they are composed of
+that (``Layout``): then handles of the mount last, also across a remount. Elsewhere the source's handles
+of what the kernel forgot last are remembered (``Forgotten``).
+
+A handle reaches any file of a file system, of which the source may be a part. So what it leads to is
+given out only if it is seen to be below the source: a directory by its parents, another file by the
+name that it had there. No name is known of a composed one: it is a file's only where everything on the
+file system is below the source.
+"""
+
+import errno
+import fcntl
+import os
+import stat as stat_module
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cleanfs.linux import syscalls
+from cleanfs.linux.mounts import is_file_system_root
+from cleanfs.source import namespace
+from cleanfs.source.errors import StaleError
+from cleanfs.source.namespace import PATH_FLAGS
+from cleanfs.vfs.handles import Services
+from cleanfs.vfs.inodes import DYNAMIC_BASE, Inode, InodeTable
+from cleanfs.vfs.tree import Tree, Using
+
+MAX_FORGOTTEN: Final = 1 << 14
+"""Inodes that are remembered, with some 0.3 KiB each."""
+
+MAX_DEPTH: Final = 128
+"""Parents of a forgotten file that were forgotten, too."""
+
+NOT_FOUND: Final = (errno.EPERM, errno.EINVAL, errno.ENOENT, errno.ENOTTY)
+"""Errors, beside ESTALE, of handles and inode numbers that lead to nothing or may not be asked for."""
+
+BTRFS_SUBVOLUME: Final = 256
+"""Inode number of the root of each subvolume."""
+
+XFS_IOC_BULKSTAT: Final = 0x8040587F
+XFS_BULKSTAT: Final = struct.Struct("=QIIII40x Q56xI124x")
+"""``struct xfs_bulk_ireq`` (ino, flags, icount, ocount, agno), and of ``struct xfs_bulkstat`` bs_ino
+and bs_gen."""
+
+
+def can_export(directory: str) -> bool:
+    """Whether the handles of a directory's file system can be opened. Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.close(syscalls.open_by_handle(fd, syscalls.name_to_handle(fd), os.O_PATH))
+    except OSError:  # no CAP_DAC_READ_SEARCH, or no handles
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _any_generation(_: int, __: int) -> int:
+    return 0
+
+
+def _xfs_generation(fd: int, ino: int) -> int:
+    """What bulkstat says. It takes CAP_SYS_ADMIN. Raises StaleError, OSError."""
+    buffer = bytearray(XFS_BULKSTAT.pack(ino, 0, 1, 0, 0, 0, 0))
+    fcntl.ioctl(fd, XFS_IOC_BULKSTAT, buffer)
+    *_, found, number = XFS_BULKSTAT.unpack(buffer)
+    if found != ino:  # the next that there is
+        raise StaleError
+    return int(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a file system makes the handles that ``name_to_handle_at`` gives."""
+
+    types: tuple[str, ...]
+    """As mountinfo names it; any if empty."""
+    kind: int
+    """handle_type."""
+    ino: struct.Struct
+    """First in the body."""
+    generation_at: int
+    """After that, 32 bits, at the end."""
+    generation: Callable[[int, int], int]
+    """For an inode number on the file system of a descriptor. Raises OSError."""
+
+    def fits(self, fs_type: str, handle: bytes) -> bool:
+        """Whether a handle of that file system is one of these."""
+        kind = int.from_bytes(handle[:4], "little", signed=True)
+        return (
+            (not self.types or fs_type in self.types)
+            and kind == self.kind
+            and len(handle) == 4 + self.generation_at + 4
+        )
+
+    def compose(self, example: bytes, ino: int, number: int) -> bytes:
+        """The handle of an inode, after one of another. Raises StaleError if there can be none."""
+        try:
+            packed = self.ino.pack(ino)
+        except struct.error:
+            raise StaleError from None
+        middle = example[4 + len(packed) : 4 + self.generation_at]
+        return example[:4] + packed + middle + number.to_bytes(4, "little")
+
+
+NUMBER32: Final = struct.Struct("<I")
+NUMBER64: Final = struct.Struct("<Q")
+
+LAYOUTS: Final = (
+    Layout(("ext2", "ext3", "ext4", "f2fs"), 1, NUMBER32, 4, _any_generation),
+    Layout(("xfs",), 1, NUMBER32, 4, _xfs_generation),
+    Layout(("xfs",), 0x81, NUMBER64, 8, _xfs_generation),
+    Layout((), 0x4D, NUMBER64, 16, _any_generation),  # btrfs; between them the subvolume
+)
+"""Generation 0 is any for ``ext4_nfs_get_inode``, ``f2fs_nfs_get_inode`` and ``btrfs_get_dentry``."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceHandles:
+    """The handles of one file system of the source."""
+
+    mount_fd: int
+    example: bytes
+    """The handle of the directory that ``mount_fd`` is of."""
+    layout: Layout | None
+    is_whole: bool
+    """Everything on it is below the source."""
+
+    def compose(self, ino: int) -> bytes:
+        """The handle of an inode number. Waits for the source. Raises StaleError, OSError."""
+        if self.layout is None:
+            raise StaleError
+        number = self.layout.generation(self.mount_fd, ino)
+        return self.layout.compose(self.example, ino, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What is remembered of an inode."""
+
+    device: int
+    handle: bytes
+    parent: int
+    """Node id of the directory that it was found in last; 0 for none."""
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a handle of the source leads to."""
+
+    fd: int
+    stat: os.stat_result
+    handle: bytes
+
+
+class Export:
+    """See the module. It runs on the main thread, but for what waits for the source."""
+
+    def __init__(self, services: Services, inodes: InodeTable, tree: Tree) -> None:
+        """Nothing is forgotten."""
+        self._services = services
+        self._inodes = inodes
+        self._tree = tree
+        self._handles: dict[int, SourceHandles] = {}  # by device
+        self._forgotten: dict[int, Forgotten] = {}  # by node, the latest last
+        inodes.on_drop(self._remember)
+
+    async def find(self, node: int, depth: int = 0) -> tuple[Inode, os.stat_result]:
+        """The inode of a node id, with one more kernel reference. Raises StaleError, OSError."""
+        inode = self._inodes.get(node)
+        if inode is not None:
+            async with Using(self._tree, inode):
+                st = await self._tree.stat(inode)
+                if not st.st_nlink:
+                    raise StaleError
+                inode.nlookup += 1
+                return inode, st
+        known = self._forgotten.get(node)
+        device, ino = (known.device, 0) if known else self._inodes.decode(node)
+        handles = self._handles_of(device)
+        if handles is None:
+            raise StaleError
+        found = await self._tree.run(_open, handles, known.handle if known else b"", ino)
+        is_below, parent = False, None
+        try:
+            if stat_module.S_ISDIR(found.stat.st_mode):
+                is_below = await self._tree.run(_leads_to, found.fd, self._inodes.root.id)
+            elif handles.is_whole:
+                is_below = True
+            elif known is not None:
+                parent = await self._parent(known, found, depth)
+                is_below = parent is not None
+        finally:
+            if not is_below:
+                os.close(found.fd)
+        if not is_below:
+            raise StaleError
+        inode = self._inodes.decoded(found.fd, found.stat, found.handle, node)
+        if parent is not None and known is not None:
+            self._inodes.moved(inode, parent, known.name)
+        self._forgotten.pop(node, None)
+        return inode, found.stat
+
+    async def find_parent(self, node: int) -> tuple[Inode, os.stat_result]:
+        """The same for the parent of a directory. No reference is taken to the root."""
+        root = self._inodes.root
+        async with self._tree.using(node) as inode:
+            if inode is root or not inode.is_dir:
+                raise StaleError
+            found = await self._tree.run(_open_parent, inode.fd, root.id)
+        if (found.stat.st_dev, found.stat.st_ino) == root.id:
+            os.close(found.fd)
+            return root, found.stat
+        return self._inodes.decoded(found.fd, found.stat, found.handle), found.stat
+
+    async def _parent(self, known: Forgotten, found: Decoded, depth: int) -> Inode | None:
+        """Where a forgotten file was, if it is there. Raises StaleError, OSError."""
+        if not known.parent or depth == MAX_DEPTH:
+            return None
+        parent, _ = await self.find(known.parent, depth + 1)
+        try:
+            async with Using(self._tree, parent):
+                there = await self._tree.run(namespace.identify, parent.fd, known.name)
+        except FileNotFoundError:
+            return None
+        finally:
+            self._inodes.forget(parent.node, 1)
+        return parent if there == (found.stat.st_dev, found.stat.st_ino) else None
+
+    def _remember(self, inode: Inode) -> None:
+        """An inode leaves the table."""
+        handles = self._handles_of(inode.device)
+        if handles is None or not inode.handle or self._services.room.is_removed(inode.node):
+            return
+        composed = handles.layout is not None and (inode.is_dir or handles.is_whole)
+        if composed and inode.node < DYNAMIC_BASE:
+            return
+        self._forgotten.pop(inode.node, None)
+        if len(self._forgotten) == MAX_FORGOTTEN:
+            del self._forgotten[next(iter(self._forgotten))]
+        parent = 0 if inode.parent is None else inode.parent.node
+        self._forgotten[inode.node] = Forgotten(inode.device, inode.handle, parent, inode.name)
+
+    def _handles_of(self, device: int) -> SourceHandles | None:
+        """None if there are none now. Waits for no source: the kernel encodes handles by itself."""
+        known = self._handles.get(device)
+        mount_fd = self._inodes.mount_fd(device)
+        if known is not None or mount_fd < 0 or not self._inodes.lasts(device):
+            return known
+        try:
+            known = _handles_at(mount_fd, self._services.types[device])
+        except OSError:  # no descriptor is left, or the source fails
+            return None
+        self._handles[device] = known
+        return known
+
+
+def _handles_at(mount_fd: int, fs_type: str) -> SourceHandles:
+    example = syscalls.name_to_handle(mount_fd)
+    layout = next((layout for layout in LAYOUTS if layout.fits(fs_type, example)), None)
+    is_subvolume = fs_type == "btrfs" and os.fstat(mount_fd).st_ino == BTRFS_SUBVOLUME
+    is_whole = is_subvolume or is_file_system_root(mount_fd)
+    return SourceHandles(mount_fd, example, layout, is_whole)
+
+
+def _open(handles: SourceHandles, handle: bytes, ino: int) -> Decoded:
+    """In a thread: what a handle leads to, or if it is empty, an inode number. StaleError, OSError."""
+    try:
+        handle = handle or handles.compose(ino)
+        fd = syscalls.open_by_handle(handles.mount_fd, handle, os.O_PATH | os.O_NOFOLLOW)
+    except OSError as exc:
+        if exc.errno in NOT_FOUND:
+            raise StaleError from exc
+        raise
+    return _decoded(fd, ino)
+
+
+def _open_parent(fd: int, root: tuple[int, int]) -> Decoded:
+    """In a thread: the parent of a directory, if it is below the root or the root itself."""
+    found = _decoded(os.open("..", PATH_FLAGS, dir_fd=fd))
+    if not _leads_to(found.fd, root):
+        os.close(found.fd)
+        raise StaleError
+    return found
+
+
+def _decoded(fd: int, ino: int = 0) -> Decoded:
+    """Takes over ``fd``; ``ino`` is the inode number that it must have, if known."""
+    try:
+        found = Decoded(fd, os.fstat(fd), syscalls.name_to_handle(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    if not found.stat.st_nlink or ino not in (0, found.stat.st_ino):
+        os.close(fd)
+        raise StaleError
+    return found
+
+
+def _leads_to(fd: int, root: tuple[int, int]) -> bool:
+    """In a thread: whether a directory is ``root`` (device, inode number), or one of its parents is."""
+    fd = os.dup(fd)
+    try:
+        here, st = (0, 0), os.fstat(fd)
+        while here != root and here != (st.st_dev, st.st_ino):
+            here = st.st_dev, st.st_ino
+            above = os.open("..", PATH_FLAGS, dir_fd=fd)
+            os.close(fd)
+            fd, st = above, os.fstat(above)
+        return here == root
+    finally:
+        os.close(fd)

@@ -1,0 +1,160 @@
+"""Looking at open files, for changes of the source that the kernel does not ask about.
+
+sendfile(2), splice(2) and mappings go by the pages that there are, however old (Linux 6.18). So does
+read(2), unless the kernel drops pages by itself (FUSE_AUTO_INVAL_DATA): then it asks for attributes
+once they have expired. And with ``--coherency watch`` some changes have no event
+(``docs/coherency.md``). All of these move mtime, or at least ctime. So open files are looked at once a
+second, by an fstat of the descriptor that is held for them. Files of a server are not, as it would be
+asked for each, unless nobody else asks: then in a thread. While no file is open nothing is done.
+"""
+
+import contextlib
+import os
+from typing import Final
+
+import trio
+
+from cleanfs.cache.fingerprint import Fingerprint, fingerprint
+from cleanfs.vfs.coherency import Coherency
+from cleanfs.vfs.handles import Before, Services, fstat_and_close
+from cleanfs.vfs.inodes import Inode
+
+LOOK_SECONDS: Final = 1.0
+"""How often an open file is looked at, at most."""
+
+MAX_LOOKS: Final = 2048
+"""Files for each time. Where more are open, the others come next time. A look takes some 4 us."""
+
+LOOKS_AT_ONCE: Final = 64
+"""Files between two checkpoints."""
+
+
+class OpenFiles:
+    """The open files of one mount that are to be looked at."""
+
+    def __init__(self, services: Services, seconds: float) -> None:
+        """Look at each every so many ``seconds``."""
+        self._services = services
+        self._seconds = max(seconds, LOOK_SECONDS)
+        self._inodes: dict[Inode, None] = {}  # in the order in which they are to be looked at
+        self._some = trio.Event()
+        self._ctimes: Ctimes = {}
+        self._asked: set[Inode] = set()  # those that a server is being asked about
+
+    def opened(self, inode: Inode) -> None:
+        """A file was opened."""
+        services = self._services
+        if inode not in self._inodes and (services.is_local(inode) or services.notifier.explicit):
+            self._inodes[inode] = None
+            self._some.set()
+
+    def closed(self, inode: Inode) -> None:
+        """A file was closed, perhaps not for the last time."""
+        if not inode.open_fds:
+            self._inodes.pop(inode, None)
+            self._ctimes.pop(inode, None)
+
+    @property
+    def count(self) -> int:
+        """Inodes that are open."""
+        return len(self._inodes)
+
+    async def run(self) -> None:
+        """Look, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                if not self._inodes:
+                    self._some = trio.Event()
+                    await self._some.wait()
+                await trio.sleep(self._seconds)
+                for number, inode in enumerate(list(self._inodes)[:MAX_LOOKS], 1):
+                    if inode not in self._inodes:  # closed meanwhile
+                        continue
+                    del self._inodes[inode]
+                    self._inodes[inode] = None  # behind the others
+                    if self._services.is_local(inode):
+                        with contextlib.suppress(OSError):  # a read would meet it, and report it
+                            look(self._services, inode, unannounced=True, ctimes=self._told_by_ctime())
+                    elif inode not in self._asked:
+                        nursery.start_soon(self._ask, inode)
+                    if number % LOOKS_AT_ONCE == 0:
+                        await trio.lowlevel.checkpoint()
+
+    def _told_by_ctime(self) -> "Ctimes | None":
+        """Whether a change that moves nothing but ctime has nobody else who tells of it."""
+        services = self._services
+        explicit = services.notifier.explicit and services.coherency.mode is Coherency.OPEN
+        return self._ctimes if explicit else None
+
+    async def _ask(self, inode: Inode) -> None:
+        """Look at a file of a server, which may hang."""
+        services = self._services
+        if not inode.open_fds:  # it was closed before this began
+            return
+        self._asked.add(inode)
+        try:
+            before = services.before()
+            fd = os.open(f"/proc/self/fd/{inode.open_fds[-1]}", os.O_PATH | os.O_CLOEXEC)
+            st = await services.backing.run(fstat_and_close, fd)
+        except OSError:
+            return  # a read would meet it, and report it
+        finally:
+            self._asked.discard(inode)
+        if inode.open_fds:
+            _judge(services, inode, st, before, unannounced=True, ctimes=self._told_by_ctime())
+
+
+Ctimes = dict[Inode, Fingerprint]
+"""Files of which at the last look nothing but ctime had moved, and how it was found."""
+
+
+def look(
+    services: Services, inode: Inode, *, unannounced: bool = False, ctimes: Ctimes | None = None
+) -> None:
+    """Hold an open file against what is known: flush what changed, know what was flushed again.
+
+    Of a flushed file nothing is known, and all reads go to the source, until it is looked at.
+
+    ``unannounced`` says that it is for what nobody tells of, which moves mtime. A change of ours that
+    is under way must not be taken for that: to the data, it holds what it finds against what is known
+    itself; to the names, it moves ctime alone. With ``ctimes`` also what moves that alone counts, if it
+    is still so at the next look.
+    """
+    if inode.open_fds and services.is_local(inode):
+        before = services.before()
+        st = os.fstat(inode.open_fds[-1])
+        _judge(services, inode, st, before, unannounced=unannounced, ctimes=ctimes)
+
+
+def _judge(
+    services: Services,
+    inode: Inode,
+    st: os.stat_result,
+    before: Before,
+    *,
+    unannounced: bool,
+    ctimes: Ctimes | None,
+) -> None:
+    file = None if inode.file_key is None else services.pagecache.known(inode.file_key)
+    if file is None or (unannounced and (file.mutations or file.version > before.clock)):
+        return
+    now = fingerprint(st, services.types[st.st_dev], before.now_ns)
+    seen = None if ctimes is None else ctimes.pop(inode, None)
+    if unannounced and file.fingerprint is not None and file.fingerprint.same_data(now):
+        if ctimes is None or file.fingerprint == now:
+            return
+        if seen != now:
+            ctimes[inode] = now
+            return
+    if services.coherency.on_refresh(file, now, before.clock):
+        drop_in_kernel(services, inode)
+
+
+def drop_in_kernel(services: Services, inode: Inode) -> None:
+    """The kernel is to drop what it has. Of an open file it is to know the size at once.
+
+    While changes follow each other, so do notifications, which may overtake the answers to a reader.
+    """
+    services.notifier.inode(inode.node)
+    if inode.open_fds:
+        services.notifier.teach(inode.node, inode.generation)

@@ -1,0 +1,452 @@
+"""The source as a tree of inodes: finding, opening and changing what the handlers are asked for.
+
+Sits between the handlers, which speak FUSE, and ``namespace``, which makes the system calls. It holds
+what is used across an await, runs what may wait in threads, and reports what it saw of a file to
+coherency.
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import stat as stat_module
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from cleanfs.backends.ops import FileKey
+from cleanfs.cache.fingerprint import Fingerprint, fingerprint, own_fingerprint
+from cleanfs.cache.pagecache import CachedFile
+from cleanfs.linux import syscalls
+from cleanfs.source import namespace
+from cleanfs.source.caller import Caller
+from cleanfs.source.errors import HalfDoneError, StaleError
+from cleanfs.source.namespace import Actor, Changed, NewAttributes, OpenedFile
+from cleanfs.vfs.handles import IO_FLAGS, Before, Services
+from cleanfs.vfs.inodes import Inode, InodeTable, is_parked, open_parked
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+MAX_DEPTH = 128
+"""Parked inodes that are opened by their parents' places, at most, to get at one."""
+
+FORGET_BATCH = 1024
+"""Names that the kernel is asked to forget in one go."""
+
+FORGET_SECONDS = 0.01
+"""What the kernel gets to send its FORGETs after that."""
+
+
+SUSPICIOUS = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EBADF)
+"""Errors of a descriptor whose file a server has forgotten. Its name may lead to it all the same."""
+
+
+class Tree:
+    """See the module."""
+
+    def __init__(self, services: Services, inodes: InodeTable) -> None:
+        """The tree below the root of ``inodes``."""
+        self.services = services
+        self.inodes = inodes
+        self.near = services.run_near
+        self._crowded = trio.Event()
+
+    def using(self, node: int) -> "Using":
+        """An inode whose descriptor is there, and stays, for the length of the block."""
+        return Using(self, self.inodes[node])
+
+    async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run a call that may wait for the source in a thread (``Backing.run``).
+
+        It may open descriptors and take space: if there is none left, it has undone what it did, may
+        do it again, or raises HalfDoneError.
+        """
+        return await self.services.room.retrying(
+            self._retry_emfile, self.services.backing.run, call, *args
+        )
+
+    async def run_on_names(self, directory: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """The same for a call on names in a directory; without a thread where it does not wait.
+
+        It must not ask a file system that is mounted on a name: one of a server may never answer.
+        """
+        services = self.services
+        if not (services.is_local(directory) and syscalls.can_open_here()):
+            return await self.run(call, *args)
+        fs = services.source_fs(directory)
+
+        async def run(call: Callable[[*Ts], T], *args: *Ts) -> T:
+            return await services.backing.run_on_names(fs, call, *args)
+
+        return await services.room.retrying(self._retry_emfile, run, call, *args)
+
+    async def change_names(
+        self, directory: Inode, actor: Actor, call: Callable[[*Ts, Actor], T], *args: *Ts
+    ) -> T:
+        """The same for a change by an actor. The main thread acts as nobody but the daemon."""
+        if actor.is_daemon():
+            return await self.run_on_names(directory, call, *args, actor)
+        return await self.run(call, *args, actor)
+
+    async def unpark(self, inode: Inode, depth: int = 0) -> None:
+        """Give a parked inode a descriptor again. Raises StaleError, OSError."""
+        parent = inode.parent
+        if parent is None or parent.nlookup <= 0 or depth == MAX_DEPTH:
+            await self._open_parked(inode, -1)
+            return
+        with self.inodes.using(parent):
+            if parent.fd >= 0 and self._unpark_at_place(inode, parent):
+                return
+            if inode.open_fds or (inode.handle and inode.dentry is None):
+                with contextlib.suppress(StaleError):
+                    await self._open_parked(inode, -1)
+                    return
+            if parent.fd < 0:
+                await self.unpark(parent, depth + 1)
+            await self._open_parked(inode, parent.fd)
+
+    def _unpark_at_place(self, inode: Inode, parent: Inode) -> bool:
+        """Find a parked inode where it was last, without waiting. Whether it was there."""
+        if not self.services.is_local(parent):
+            return False
+        try:
+            found = namespace.lookup_cached(parent.fd, inode.name)
+        except FileNotFoundError:
+            return False
+        if found is None:
+            return False
+        if not is_parked(inode, found.fd, found.stat):
+            os.close(found.fd)
+            return False
+        self.inodes.unpark(inode, found.fd, found.stat.st_ino)
+        return True
+
+    async def _open_parked(self, inode: Inode, parent_fd: int) -> None:
+        mount_fd = self.inodes.mount_fd(inode.device)
+        self.inodes.unpark(inode, *await self.run(open_parked, inode, mount_fd, parent_fd))
+        await self._have_mount_fd(inode)
+
+    async def _have_mount_fd(self, inode: Inode) -> None:
+        """The first directory of a file system is what inodes there are opened below, by handle."""
+        if not self.inodes.wants_mount_fd(inode):
+            return
+        self.inodes.expect_mount_fd(inode.device)
+        fd = -1
+        try:
+            with self.inodes.using(inode), contextlib.suppress(OSError):  # it may not be readable
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                fd = await self.near(inode, os.open, inode.path(), flags)
+                if not self.services.types[inode.device]:
+                    magic = await self.run(syscalls.file_system_magic, fd)
+                    self.services.types.learn(inode.device, magic)
+        finally:
+            self.inodes.add_mount_fd(inode.device, fd)
+
+    async def look_up(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
+        """Find a name: its inode, with one more kernel reference, and its attributes."""
+        before = self.services.before()
+        local = self.services.is_local(parent)
+        opened = namespace.lookup_cached(parent.fd, name) if local else None
+        if opened is None:
+            try:
+                opened = await self.run_on_names(parent, namespace.lookup_here, parent.fd, name)
+            except FileNotFoundError:
+                self.inodes.name_gone(parent.device, parent, name)
+                raise
+            except OSError as exc:
+                if exc.errno != errno.EXDEV:
+                    raise
+                opened = await self.run(namespace.lookup, parent.fd, name)
+        inode = self.inodes.looked_up(opened.fd, opened.stat, parent, name)
+        self.observe(inode, opened.stat, before)
+        self.ask_to_forget()
+        await self._have_mount_fd(inode)
+        await self.nothing_to_drop(inode)
+        return inode, opened.stat
+
+    async def make(
+        self, parent: Inode, name: bytes, mode: int, rdev: int, target: bytes, actor: Actor
+    ) -> tuple[Inode, os.stat_result]:
+        """Make a directory, symbolic link or special file: its inode, with a kernel reference."""
+        made = await self.change_names(
+            parent, actor, namespace.make_node, parent.fd, name, mode, rdev, target
+        )
+        self.inodes.name_gone(parent.device, parent, name)
+        return self.inodes.looked_up(made.fd, made.stat, parent, name), made.stat
+
+    async def create(
+        self, parent: Inode, name: bytes, mode: int, flags: int, actor: Actor
+    ) -> tuple[OpenedFile, Inode, os.stat_result]:
+        """Create and open a file; its inode has a kernel reference.
+
+        Raises StaleError if it was there already, or was replaced in the source at once; the kernel
+        then tries again.
+        """
+        if self.services.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
+            flags = flags & ~os.O_ACCMODE | os.O_RDWR  # as in open_for_writeback
+        opened = await self.change_names(
+            parent, actor, namespace.create_file, parent.fd, name, mode, flags
+        )
+        self.inodes.name_gone(parent.device, parent, name)
+        try:
+            inode, st = await self.look_up(parent, name)
+        except BaseException:
+            await self.close(parent, opened.fd)
+            raise
+        if not self.inodes.is_inode_of(inode, opened.key):
+            self.inodes.forget(inode.node, 1)
+            await self.close(parent, opened.fd)
+            raise StaleError
+        return replace(opened, key=inode.file_key or opened.key), inode, st
+
+    async def close(self, inode: Inode, fd: int) -> None:
+        """Close a file on the same file system, which a server may have to be told."""
+        with contextlib.suppress(OSError):
+            await self.near(inode, os.close, fd)
+
+    async def stat(self, inode: Inode) -> os.stat_result:
+        """Attributes now, held against what is known."""
+        before = self.services.before()
+        st = await self.near(inode, os.fstat, inode.fd)
+        self.observe(inode, st, before)
+        await self.nothing_to_drop(inode, st.st_size)
+        return st
+
+    async def is_named(self, inode: Inode) -> bool:
+        """Whether the name by which the kernel last found an inode leads to it. Raises OSError."""
+        parent = inode.parent
+        if inode is self.inodes.root:
+            return True
+        if parent is None or parent.nlookup <= 0:
+            st = await self.near(inode, os.fstat, inode.fd)
+            return st.st_nlink > 0 or self.services.room.is_removed(inode.node)
+        try:
+            async with Using(self, parent):
+                found = await self.near(parent, namespace.identify, parent.fd, inode.name)
+        except (FileNotFoundError, StaleError):
+            return False
+        if found != inode.id and inode.dentry is not None:  # its number may be another by now
+            st = await self.near(inode, os.fstat, inode.fd)
+            return found == (st.st_dev, st.st_ino)
+        return found == inode.id
+
+    async def nothing_to_drop(self, inode: Inode, size: int | None = None) -> None:
+        """Attributes of the inode are about to be told: return when the kernel has no outdated pages.
+
+        It may drop none by itself when it is told of another size. In the page that ends the file it
+        would show zeros, which the file never held. But it takes no size from the answer to a question
+        that a notification overtakes, and a read may be about to go by it: so ``size`` is taught.
+        """
+        notifier = self.services.notifier
+        if not (notifier.explicit and notifier.is_pending(inode.node)):
+            return
+        read = inode.open_fds and not notifier.is_learning(inode.node)
+        if read and size not in (None, inode.kernel_sizes[0]):
+            await notifier.taught(inode.node, inode.generation, pages=True)
+        else:
+            await notifier.pages_dropped(inode.node)
+
+    def observe(self, inode: Inode, st: os.stat_result, before: Before) -> None:
+        """A stat taken since ``before``: if the source changed, flush, and tell the kernel."""
+        if inode.file_key is not None:
+            file = self.services.pagecache.known(inode.file_key)
+            if file is not None and self.services.coherency.on_refresh(
+                file, self.fingerprint(st, before), before.clock
+            ):
+                self.services.notifier.inode(inode.node)
+
+    def fingerprint(self, st: os.stat_result, before: Before) -> Fingerprint:
+        """The fingerprint of what was stat'ed since ``before``."""
+        return fingerprint(st, self.services.types[st.st_dev], before.now_ns)
+
+    async def _known_file(self, inode: Inode, *, make: bool = False) -> CachedFile | None:
+        """The record of a regular file, if pages of it may be cached; made if need be."""
+        if inode.kind != stat_module.S_IFREG:
+            return None
+        if inode.file_key is None:
+            inode.file_key = await self.near(inode, _key_of, inode.fd)
+        pagecache = self.services.pagecache
+        return pagecache.file(inode.file_key, inode.dentry) if make else pagecache.known(inode.file_key)
+
+    async def set_attributes(self, inode: Inode, io_fd: int, new: NewAttributes) -> os.stat_result:
+        """Set attributes (``namespace.set_attributes``), flushing what a new size makes wrong."""
+        file = await self._known_file(inode, make=new.size is not None)
+        if file is None:
+            try:
+                call = namespace.set_attributes
+                _, after = await self._run_change(inode, new.size, call, inode.fd, io_fd, new)
+            except OSError:
+                self.services.notifier.inode(inode.node)  # a part of it may have been done
+                raise
+            return after
+        pagecache = self.services.pagecache
+        size = new.size
+        async with pagecache.changing(file) if size is None else pagecache.mutating(file, size):
+            data = size is not None or new.mtime_ns is not None
+            return await self._bracketed(
+                inode, file, size, data, namespace.set_attributes, inode.fd, io_fd, new
+            )
+
+    async def _run_change(
+        self, inode: Inode, size: int | None, call: Callable[[*Ts], T], *args: *Ts
+    ) -> T:
+        """Change attributes as names are changed; a size in a thread, as that frees or takes blocks."""
+        if size is not None:
+            return await self.run(call, *args)
+        return await self.run_on_names(inode, call, *args)
+
+    async def _bracketed(
+        self,
+        inode: Inode,
+        file: CachedFile,
+        size: int | None,
+        data: bool,
+        change: Callable[[*Ts], tuple[os.stat_result, os.stat_result]],
+        *args: *Ts,
+    ) -> os.stat_result:
+        """A change of ours that reports attributes before and after; under the file's lock.
+
+        ``size`` is the new size if it sets one, ``data`` whether it may move mtime.
+        """
+        coherency = self.services.coherency
+        try:
+            old, new = await self._run_change(inode, size, change, *args)
+        except BaseException:
+            coherency.distrust(file)  # a part of it may have been done
+            self.services.notifier.inode(inode.node)
+            raise
+        expected = old.st_size if size is None else size
+        before, after = own_fingerprint(old), own_fingerprint(new)
+        if coherency.after_own_change(file, before, after, size=expected, data=data):
+            self.services.notifier.inode(inode.node)
+        return new
+
+    def name_changed(self, changed: Changed, parent: Inode, name: bytes) -> Inode | None:
+        """What had that name lost or gained one by our hand: its ctime moved; without one it is gone.
+
+        Returns its inode, if that is in the table.
+        """
+        inode, key = self.inodes.subject(changed.key, parent, name)
+        if changed.gone and inode is not None:
+            self.services.room.removed(inode.node)
+        file = self.services.pagecache.known(key)
+        if file is None:
+            return inode
+        if changed.gone:
+            self.services.pagecache.forget(file)
+        else:
+            coherency = self.services.coherency
+            if changed.after is None:
+                coherency.distrust(file)
+                distrusted = True
+            else:
+                before, after = own_fingerprint(changed.before), own_fingerprint(changed.after)
+                distrusted = coherency.after_name_change(file, before, after)
+            if distrusted and inode is not None:
+                self.services.notifier.inode(inode.node)
+        return inode
+
+    async def open(self, inode: Inode, flags: int) -> OpenedFile:
+        """Open a file for I/O, with those of a program's flags that are for the source."""
+        call: Callable[[str, int, FileKey | None], OpenedFile]
+        call = namespace.open_for_writeback if self.services.writeback else namespace.open_file
+        path, flags = inode.path(), flags & IO_FLAGS
+        if self.services.is_local(inode):
+            near = functools.partial(self.near, inode)
+            with contextlib.suppress(BlockingIOError):  # somebody has a lease on it
+                opened: OpenedFile = await self._retry_emfile(
+                    near, call, path, flags | os.O_NONBLOCK, inode.file_key
+                )
+                os.set_blocking(opened.fd, not flags & os.O_NONBLOCK)
+                return opened
+        return await self._retry_emfile(self.run, call, path, flags, inode.file_key)
+
+    async def open_directory(self, inode: Inode) -> int:
+        """A descriptor to list a directory by."""
+        near = functools.partial(self.near, inode)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return await self._retry_emfile(near, os.open, inode.path(), flags)
+
+    async def _retry_emfile(
+        self,
+        run: Callable[[Callable[[*Ts], T], *Ts], Awaitable[T]],
+        call: Callable[[*Ts], T],
+        *args: *Ts,
+    ) -> T:
+        """Run a call that opens something; when descriptors run out, park inodes and try again."""
+        try:
+            return await run(call, *args)
+        except OSError as exc:
+            if exc.errno not in (errno.EMFILE, errno.ENFILE) or isinstance(exc, HalfDoneError):
+                raise
+        self.inodes.shrink(self.inodes.stats().held // 2)
+        return await run(call, *args)
+
+    async def change_xattr(
+        self, inode: Inode, name: bytes, value: bytes | None, caller: Caller | None = None
+    ) -> None:
+        """Set an extended attribute, or remove it if ``value`` is None (``namespace.change_xattr``)."""
+        file = await self._known_file(inode)
+        if file is None:
+            await self.run(namespace.change_xattr, inode.fd, name, value, caller)
+            return
+        async with self.services.pagecache.changing(file):
+            await self._bracketed(
+                inode, file, None, False, namespace.change_xattr, inode.fd, name, value, caller
+            )
+
+    def ask_to_forget(self) -> None:
+        """Inodes came: have ``keep_bounded`` look whether they are too many."""
+        if len(self.inodes) > self.inodes.max_inodes:
+            self._crowded.set()
+
+    async def keep_bounded(self) -> None:
+        """Have the kernel forget names while the table is larger than it should be; never ends."""
+        while True:
+            await self._crowded.wait()
+            self._crowded = trio.Event()
+            while places := self.inodes.forgettable(FORGET_BATCH):
+                before = self.inodes.forgotten
+                await self.services.notifier.drop_names(places)
+                await trio.sleep(FORGET_SECONDS)
+                if self.inodes.forgotten == before:
+                    break  # all in use; until something is looked up again
+            await trio.sleep(FORGET_SECONDS)  # looking for what can go is not for each lookup
+
+
+class Using:
+    """``Tree.using``.
+
+    Not an ``asynccontextmanager``: trio books each async generator in a weak set, which takes longer
+    than most of what is done in the block.
+    """
+
+    __slots__ = ("_inode", "_tree")
+
+    def __init__(self, tree: Tree, inode: Inode) -> None:
+        """A block that has not begun."""
+        self._tree = tree
+        self._inode = inode
+
+    async def __aenter__(self) -> Inode:
+        inode = self._inode
+        self._tree.inodes.pin(inode)
+        if inode.fd < 0:
+            try:
+                await self._tree.unpark(inode)
+            except BaseException:
+                self._tree.inodes.unpin(inode)
+                raise
+        return inode
+
+    async def __aexit__(self, *exc: object) -> None:
+        if isinstance(exc[1], OSError) and exc[1].errno in SUSPICIOUS:
+            self._inode.suspect = True
+        self._tree.inodes.unpin(self._inode)
+
+
+def _key_of(fd: int) -> FileKey:
+    return namespace.file_key(fd, os.fstat(fd))

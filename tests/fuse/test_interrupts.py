@@ -1,0 +1,195 @@
+"""A message that libfuse is lent, and the answers that it writes meanwhile."""
+
+import errno
+import os
+import socket
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from cleanfs.fuse import interrupts as interrupts_module
+from cleanfs.fuse import request_ids
+from cleanfs.fuse.interrupts import (
+    ANSWER,
+    CHECK_SECONDS,
+    FUSE_FORGET,
+    FUSE_INTERRUPT,
+    HEADER,
+    HEADER_SIZE,
+    INTERRUPT_BIT,
+    INTERRUPTED,
+    MAX_SIGNALLED,
+    Interrupts,
+)
+from cleanfs.fuse.refused_replies import Given
+from cleanfs.source.io import Backing
+from cleanfs.source.thread_limiter import Slots
+
+LOOKUP = b"\x64\0\0\0\x01\0\0\0" + bytes(HEADER_SIZE - 8)
+
+
+@pytest.mark.parametrize("gone", [[], [0], [1], [0, 1]], ids=str)
+def test_what_was_given_out_in_a_lent_answer_is_taken_back_if_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, gone: list[int]
+) -> None:
+    """Libfuse takes it for sent, and complains of nothing."""
+    backing, given, taken_back = Backing(), Given(), list[int]()
+    backing.orphans = len(gone)
+    interrupts = Interrupts(backing, given)
+    device, kernel = os.pipe()
+    os.write(kernel, LOOKUP)
+    assert interrupts._lend(device)  # noqa: SLF001
+    assert os.read(device, 1 << 16) == LOOKUP
+    answers = [ANSWER.pack(ANSWER.size, 0, number) for number in range(3)]
+    for number in range(2):
+        given.hold(lambda number=number: taken_back.append(number))  # type: ignore[misc]
+        os.write(device, answers[number])
+    os.write(device, answers[2])  # of a handler that gives nothing
+    sent, write = [], os.write
+
+    def to_device(fd: int, data: bytes) -> int:
+        if data in [answers[number] for number in gone]:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        sent.append(data)
+        return len(data)
+
+    monkeypatch.setattr(os, "write", to_device)
+    interrupts._take_place_back()  # noqa: SLF001
+    monkeypatch.setattr(os, "write", write)
+    assert taken_back == gone
+    assert backing.orphans == 0
+    assert sent == [answer for number, answer in enumerate(answers) if number not in gone]
+    interrupts.uninstall()
+    os.close(device)
+    os.close(kernel)
+
+
+def test_all_answers_that_were_written_into_a_lent_message_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some reads of 1 MiB can end at a time."""
+    interrupts = Interrupts(Backing(), Given())
+    device, kernel = os.pipe()
+    os.write(kernel, LOOKUP)
+    assert interrupts._lend(device)  # noqa: SLF001
+    assert os.read(device, 1 << 16) == LOOKUP
+    data = os.urandom(1 << 20)
+    answers = [ANSWER.pack(ANSWER.size + len(data), 0, number) + data for number in range(3)]
+    for answer in answers:
+        assert os.write(device, answer) == len(answer)
+    sent, write = list[bytes](), os.write
+    monkeypatch.setattr(os, "write", lambda _, answer: sent.append(answer))
+    interrupts._take_place_back()  # noqa: SLF001
+    monkeypatch.setattr(os, "write", write)
+    assert sent == answers
+    interrupts.uninstall()
+    os.close(device)
+    os.close(kernel)
+
+
+async def look_twice(interrupts: Interrupts, *, hangs: bool) -> None:
+    """Have it look after its requests, while one hangs or is about to. Takes an autojump clock."""
+    now = 0.0
+    slots = interrupts._backing.slots = Slots(clock=lambda: now)  # noqa: SLF001
+    await slots.acquire_on_behalf_of(object())
+    now = 10 if hangs else 0
+    with trio.move_on_after(2.5 * CHECK_SECONDS):
+        await interrupts.run()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Requests that the kernel is asked about. It knows those up to 100."""
+    numbers, write = list[int](), os.write
+
+    def to_device(fd: int, data: bytes) -> int:
+        if fd != DEVICE:
+            return write(fd, data)
+        _, error, unique = ANSWER.unpack(data)
+        if error != -errno.EAGAIN:
+            return len(data)
+        numbers.append(unique - INTERRUPT_BIT)
+        if numbers[-1] > 100:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return len(data)
+
+    monkeypatch.setattr(os, "write", to_device)
+    # Other tests kill programs that wait for a source.
+    monkeypatch.setattr(interrupts_module, "dying_threads", set)
+    return numbers
+
+
+DEVICE = 123456
+
+
+def watched() -> Interrupts:
+    interrupts = Interrupts(Backing(), Given())
+    interrupts._device = DEVICE  # noqa: SLF001
+    return interrupts
+
+
+async def test_a_signal_is_remembered_for_as_long_as_its_request_lives(
+    asked: list[int], autojump_clock: MockClock
+) -> None:
+    """It may be an old one: the kernel tells of a signal once, and of a later kill it does not."""
+    interrupts = watched()
+    interrupts._signalled.update({2: 77, 200: 0})  # noqa: SLF001
+    await look_twice(interrupts, hangs=False)
+    assert interrupts._signalled == {2: 77, 200: 0}  # noqa: SLF001
+    assert not asked
+    interrupts._unseen = True  # noqa: SLF001
+    await look_twice(interrupts, hangs=True)
+    assert interrupts._signalled == {2: 77}  # noqa: SLF001
+    assert asked == [2, 200]
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_signals_of_requests_that_were_answered_do_not_pile_up(
+    asked: list[int], autojump_clock: MockClock, hangs: bool
+) -> None:
+    interrupts = watched()
+    interrupts._signalled.update(dict.fromkeys(range(2, 2 * MAX_SIGNALLED + 4, 2), 0))  # noqa: SLF001
+    await look_twice(interrupts, hangs=hangs)
+    assert list(interrupts._signalled) == list(range(2, 101, 2))  # noqa: SLF001
+    assert len(asked) == MAX_SIGNALLED + 1
+
+
+async def test_they_do_not_on_a_kernel_that_can_not_be_asked(
+    asked: list[int], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_ids, "kernel_version", lambda: (4, 19))
+    interrupts = watched()
+    interrupts._signalled.update(dict.fromkeys(range(MAX_SIGNALLED + 5), 0))  # noqa: SLF001
+    await look_twice(interrupts, hangs=True)
+    assert list(interrupts._signalled) == list(range(5, MAX_SIGNALLED + 5))  # noqa: SLF001
+    assert not asked
+
+
+def message(opcode: int, unique: int, asker: int, body: bytes = b"") -> bytes:
+    header = HEADER.pack(HEADER_SIZE + len(body), opcode, unique, 1, 0, 0, asker)
+    return header.ljust(HEADER_SIZE, b"\0") + body
+
+
+def test_who_asked_is_known_of_a_signal_and_of_the_latest_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interrupts_module, "MAX_ASKERS", 2)
+    interrupts = Interrupts(Backing(), Given())
+    device, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with device, kernel:
+
+        def sent(*words: int, body: bytes = b"") -> None:
+            interrupts._take_place_back()  # noqa: SLF001
+            kernel.send(message(*words, body))
+            interrupts._lend(device.fileno())  # noqa: SLF001
+
+        sent(1, 2, 77)
+        for unique in range(4, 20, 2):
+            sent(FUSE_FORGET, unique, 0)
+        sent(FUSE_INTERRUPT, 0, 0, body=INTERRUPTED.pack(2))
+        for unique in range(20, 40, 2):
+            sent(1, unique, unique + 1)
+        assert interrupts._signalled == {2: 77}  # noqa: SLF001
+        assert interrupts._askers == {36: 37, 38: 39}  # noqa: SLF001
+        interrupts.uninstall()

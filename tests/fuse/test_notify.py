@@ -1,0 +1,268 @@
+"""What the kernel is told, byte by byte, and by which descriptor."""
+
+import fcntl
+import os
+import struct
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pyfuse3
+import pytest
+import trio
+import trio.lowlevel
+import trio.testing
+
+from cleanfs.fuse import notify
+from cleanfs.fuse.notify import Notifier, entry_message, inode_message
+from cleanfs.fuse.size_sync import MountedAt
+
+
+@pytest.fixture
+def device() -> Iterator[tuple[int, int]]:
+    """A pipe in the device's place: what is written arrives."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(writer, True)
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+def test_messages_are_laid_out_as_the_kernel_has_them() -> None:
+    assert inode_message(7) == struct.pack("=IiQ Qqq", 40, 2, 0, 7, 0, 0)
+    assert inode_message(7, attributes_only=True) == struct.pack("=IiQ Qqq", 40, 2, 0, 7, -1, 0)
+    assert inode_message(7, offset=5, length=9) == struct.pack("=IiQ Qqq", 40, 2, 0, 7, 5, 9)
+    assert entry_message(7, b"name") == struct.pack("=IiQ QII", 37, 3, 0, 7, 4, 0) + b"name\0"
+    assert entry_message(7, b"n", 1) == struct.pack("=IiQ QII", 34, 3, 0, 7, 1, 1) + b"n\0"
+
+
+async def test_notifications_go_by_a_descriptor_of_ours(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libfuse's stands for something else while ``interrupts`` has lent it a message."""
+    for name in ("invalidate_inode", "invalidate_entry"):
+        monkeypatch.setattr(pyfuse3, name, None)
+    monkeypatch.setattr(notify, "PAGES_SECONDS", 10)  # on a busy machine nobody waits for it else
+    monkeypatch.setattr(notify, "STUCK_SECONDS", 10)  # nor is order kept
+    reader, writer = device
+    notifier = Notifier()
+    notifier.use_device(writer)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        notifier.inode(7)
+        notifier.entry(7, b"a")
+        notifier.expire(7, b"b")
+        with trio.fail_after(10):
+            await notifier.drained()
+            await notifier.attributes_changed(8)
+            await notifier.drop_names([(7, b"c"), (7, b"d")])
+            await notifier.written(9, 4096, 12388, lambda: False)
+        nursery.cancel_scope.cancel()
+    expected = [inode_message(7), entry_message(7, b"a"), entry_message(7, b"b", 1)]
+    expected.append(inode_message(8, attributes_only=True))
+    expected += [entry_message(7, b"c"), entry_message(7, b"d")]
+    expected.append(inode_message(9, offset=4096, length=8292))
+    assert os.read(reader, 4096) == b"".join(expected)
+    before = len(os.listdir("/proc/self/fd"))
+    notifier.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+@pytest.mark.parametrize("why", ["it waits for that", "it waits for a read", "it is slow"])
+async def test_a_write_is_answered_when_its_pages_are_dropped_or_their_drop_waits_for_that(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr(notify, "PAGES_SECONDS", 30)
+    reader, writer = device
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, bytes(4096))  # the kernel takes nothing more
+    if why != "it is slow":  # in the state of who waits for a page
+        monkeypatch.setattr(notify._Drop, "waits", lambda drop: drop.thread > 0)  # noqa: SLF001
+    notifier = Notifier()
+    notifier.use_device(writer)
+    dropped = False
+
+    async def drop_them() -> None:
+        nonlocal dropped
+        await trio.sleep(0.2)
+        dropped = True
+        os.read(reader, 4096)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        if why != "it waits for that":
+            nursery.start_soon(drop_them)
+        with trio.fail_after(20):
+            while notifier._nursery is None:  # noqa: SLF001  # it runs
+                await trio.lowlevel.checkpoint()
+            await notifier.written(9, 0, 100, lambda: why == "it waits for a read" and not dropped)
+            if why == "it waits for that":
+                nursery.start_soon(drop_them)
+            else:
+                assert dropped
+            while notifier._writers or not dropped:  # noqa: ASYNC110, SLF001  # nobody else can tell
+                await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()
+    notifier.close()
+
+
+def test_who_still_writes_when_the_device_is_closed_writes_nowhere(device: tuple[int, int]) -> None:
+    """And to no other file that got the number meanwhile."""
+    reader, writer = device
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    before = len(os.listdir("/proc/self/fd"))
+    os.write(writer, bytes(4096))
+    notifier = Notifier()
+    notifier.use_device(writer)
+    thread = threading.Thread(target=trio.run, args=(notifier.attributes_changed, 7))
+    thread.start()
+    while not notifier._writers:  # noqa: SLF001  # nobody else can tell
+        threading.Event().wait(0.001)
+    notifier.close()
+    assert os.read(reader, 4096) == bytes(4096)  # now there is room
+    thread.join(10)
+    assert not thread.is_alive()
+    assert len(os.listdir("/proc/self/fd")) == before
+    trio.run(notifier.attributes_changed, 8)  # too late, and no error
+
+
+class Kernel:
+    """Is asked what it believes, and answers when it may."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.answers = threading.Event()
+        self._begun = threading.Semaphore(0)
+
+    def ask(self, _: MountedAt, node: int, generation: int) -> bool:
+        self.asked.append(node)
+        self._begun.release()
+        return self.answers.wait(10)
+
+    async def is_asked(self) -> bool:
+        """Once more than the last time; waits for that."""
+        return await trio.to_thread.run_sync(self._begun.acquire, True, 10)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    kernel = Kernel()
+    monkeypatch.setattr(notify, "have_learned", kernel.ask)
+    monkeypatch.setattr(notify, "may_ask", lambda: True)
+    return kernel
+
+
+@asynccontextmanager
+async def asking(device: int) -> AsyncIterator[Notifier]:
+    """A notifier that may ask the kernel, at work, for 20 s at most."""
+    notifier = Notifier()
+    notifier.use_device(device)
+    notifier.start()
+    notifier.use_mount(MountedAt("/x", 1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        with trio.fail_after(20):
+            yield notifier
+        nursery.cancel_scope.cancel()
+    notifier.close()
+
+
+async def test_the_kernel_is_asked_once_more_after_a_change_while_it_is_being_asked(
+    device: tuple[int, int], kernel: Kernel
+) -> None:
+    """The question need not have heard of that."""
+    async with asking(device[1]) as notifier:
+        notifier.teach(7, 1)
+        assert await kernel.is_asked()
+        for _ in range(3):
+            notifier.teach(7, 1)
+            await notifier.drained()
+        kernel.answers.set()
+        assert await kernel.is_asked()
+        await trio.sleep(0.05)
+    assert kernel.asked == [7, 7]
+
+
+async def test_who_opens_has_the_kernel_asked_also_while_it_is_being_asked_for_long(
+    device: tuple[int, int], kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "LEARN_SECONDS", 0.2)
+    async with asking(device[1]) as notifier:
+        notifier.teach(7, 1)
+        assert await kernel.is_asked()
+        await notifier.taught(7, 1)
+        kernel.answers.set()
+        assert await kernel.is_asked()
+    assert kernel.asked == [7, 7]
+
+
+async def test_without_a_thread_to_tell_it_by_the_kernel_is_told_later(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the mount lives."""
+    run_sync, refused = trio.to_thread.run_sync, 0
+
+    async def no_thread(*args: object, **options: object) -> object:
+        nonlocal refused
+        if refused < 2:
+            refused += 1
+            raise RuntimeError("can't start new thread")
+        return await run_sync(*args, **options)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+    monkeypatch.setattr(notify, "NO_THREAD_SECONDS", 0.01)
+    notifier = Notifier()
+    notifier.use_device(device[1])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(10):
+            await notifier.written(9, 0, 100, lambda: False)
+            notifier.inode(7)
+            await notifier.drained()
+        nursery.cancel_scope.cancel()
+    notifier.close()
+    assert refused == 2
+    assert os.read(device[0], 4096) == inode_message(9, offset=0, length=100) + inode_message(7)
+
+
+async def test_a_write_whose_pages_nobody_can_be_sent_for_has_its_file_told_of_later(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that may be on their way are stuck."""
+    monkeypatch.setattr(notify, "PAGES_SECONDS", 0.05)
+    notifier = Notifier()
+    notifier.use_device(device[1])
+    limiter = notifier._limiter  # noqa: SLF001
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        await trio.testing.wait_all_tasks_blocked()
+        limiter.total_tokens, total = 1, limiter.total_tokens
+        await limiter.acquire()
+        tasks = len(nursery.child_tasks)
+        with trio.fail_after(10):
+            for _ in range(3):
+                await notifier.written(9, 0, 100, lambda: False)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == tasks
+            limiter.total_tokens = total
+            limiter.release()
+            await notifier.drained()
+        nursery.cancel_scope.cancel()
+    notifier.close()
+    sent = os.read(device[0], 4096)
+    assert sent in (inode_message(9), 2 * inode_message(9))
+
+
+async def test_an_error_while_the_kernel_is_told_is_not_taken_for_no_thread() -> None:
+    notifier = Notifier()
+    calls = 0
+
+    def fail() -> None:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("a bug")
+
+    with trio.fail_after(10), pytest.raises(RuntimeError, match="a bug"):
+        await notifier._in_a_thread(fail)  # noqa: SLF001  # no notification has such an error
+    assert calls == 1

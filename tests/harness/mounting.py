@@ -1,0 +1,342 @@
+"""Real mounts for tests: started as a user would, always cleaned up, never waited for without end."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cleanfs.linux.fusectl import open_connections
+from cleanfs.linux.mounts import mounted_at
+from tests.harness import machine, zygote
+from tests.harness.machine import Deadline
+
+START_TIMEOUT = 20.0
+STOP_TIMEOUT = 20.0
+LIFETIME = 100.0
+"""Seconds that a daemon may live after a test began, or was given more time: one that hangs in a system
+call on its mount is freed by then."""
+
+watchdogs: list[subprocess.Popen[bytes]] = []
+"""Those of ``killed_after`` that wait."""
+
+
+def cleanfs(*args: str | Path, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
+    """Run the command line."""
+    if zygote.in_use:
+        return zygote.run([str(arg) for arg in args], timeout)
+    return subprocess.run(
+        [sys.executable, "-m", "cleanfs", *map(str, args)],
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=timeout,
+        check=False,
+    )
+
+
+def end_of(process: subprocess.Popen[Any] | zygote.Started, timeout: float = STOP_TIMEOUT) -> int:
+    """The status of a process, which must end within ``timeout`` seconds of a quiet machine."""
+    assert ends(process, timeout), "it does not end"
+    return process.wait(0)
+
+
+def changed_by(patch: str) -> list[str]:
+    """How to start a ``cleanfs`` that runs some code first."""
+    code = f"import os, signal, sys\nimport trio\nfrom cleanfs.cli import commands as cli; from cleanfs.mount import mount\n{patch}\ncli.main()\n"
+    return [sys.executable, "-c", code]
+
+
+def command_line(*args: str | Path) -> list[str]:
+    """A command of its own, for what the process that tests fork can not do.
+
+    ``list`` asks the mounts of this test process alone, as there: others' would be busy meanwhile.
+    """
+    ours = (
+        "every = cli.mount_points\n"
+        f"cli.mount_points = lambda: [p for p in every() if p.path.startswith({zygote.below!r})]"
+    )
+    program = changed_by(ours) if "list" in args else [sys.executable, "-m", "cleanfs"]
+    return [*program, *map(str, args)]
+
+
+def is_mounted(path: Path) -> bool:
+    """Whether something is mounted on ``path``; works on a dead mount, too."""
+    return mount_line(path) is not None
+
+
+def mount_line(path: Path, proc: Path = Path("/proc/self")) -> str | None:
+    """The line of mountinfo of a mount point, the topmost if several, as a process sees it."""
+    lines = (proc / "mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")
+    escaped = re.sub(r"[\\ \t\n#]", lambda match: f"\\{ord(match[0]):03o}", str(path))
+    found = [line for line in lines if line and line.split(" ")[4] == escaped]
+    return found[-1] if found else None
+
+
+def mount_namespace() -> list[str]:
+    """How a command begins that runs in a mount namespace of its own; it takes root.
+
+    The test is skipped where that cannot be had: in a chroot whose root is no mount point, unshare(1)
+    cannot take what is mounted there out of what other namespaces see.
+    """
+    unshare = ["unshare", "--mount"]
+    tried = subprocess.run([*unshare, "true"], check=False, timeout=30, capture_output=True)
+    if tried.returncode:
+        pytest.skip(f"no mount namespace: {tried.stderr.decode().strip()}")
+    return unshare
+
+
+def as_user(
+    directory: Path,
+    code: str,
+    *,
+    uid: int = 12345,
+    gid: int = 23456,
+    groups: tuple[int, ...] = (),
+    umask: int = 0o022,
+) -> str:
+    """What Python code prints that runs in ``directory`` as somebody else; the name of its OSError."""
+    body = "".join(f"    {line}\n" for line in code.splitlines())
+    script = (
+        "import ctypes, errno, mmap, os, socket, stat\n"  # an interpreter in /root is out of reach soon
+        f"os.umask({umask}); os.setgroups({list(groups)})\n"
+        f"os.setresgid({gid}, {gid}, {gid}); os.setresuid({uid}, {uid}, {uid})\n"
+        f"try:\n{body}"
+        "except OSError as exc:\n    print(errno.errorcode[exc.errno])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = STOP_TIMEOUT) -> None:
+    """Poll; fails after ``timeout`` seconds of a quiet machine."""
+    deadline = Deadline(timeout)
+    while not condition():
+        assert not deadline.over(), "timed out"
+        time.sleep(0.01)
+
+
+def ends(process: subprocess.Popen[Any] | zygote.Started, timeout: float = STOP_TIMEOUT) -> bool:
+    """Whether a process ends within ``timeout`` seconds of a quiet machine."""
+    deadline = Deadline(timeout)
+    while not deadline.over():
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(deadline.left(), 0.01))
+            return True
+    return False
+
+
+@dataclass
+class MountedFs:
+    """A source directory and its mount."""
+
+    source: Path
+    path: Path
+    process: subprocess.Popen[bytes] | zygote.Started
+    log: Path
+    options: tuple[str, ...] = field(default=())
+
+    def control(self, name: str) -> Path:
+        """A control file."""
+        return self.path / ".cleancache" / name
+
+    def stats(self) -> dict[str, Any]:
+        """``stats.json``; the backend's counters are under ``backend_counters``."""
+        parsed: dict[str, Any] = json.loads(self.control("stats.json").read_text())
+        return parsed
+
+    def drop(self, what: int = 3) -> None:
+        """Drop our caches, and the kernel's of this machine, so that reads reach the daemon."""
+        self.control("drop").write_text(f"{what}\n")
+        self.drop_kernel()
+
+    def drop_kernel(self, path: Path | None = None) -> None:
+        """Make the kernel drop its clean pages of a file, or of all files below the mount."""
+        for file in [path] if path else [p for p in self.path.rglob("*") if p.is_file()]:
+            fd = os.open(file, os.O_RDONLY)
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
+
+    def kill(self) -> None:
+        """SIGKILL the daemon: the mount point is dead afterwards."""
+        self.process.send_signal(signal.SIGKILL)
+        assert ends(self.process)
+
+
+def cpu_ticks(fs: MountedFs) -> int:
+    """User and system time that the daemon has used, in 10 ms."""
+    fields = Path(f"/proc/{fs.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def settle() -> None:
+    """Wait until a file that was just written has a stamp that another change would move.
+
+    Before that its fingerprint is racy, and the next open flushes.
+    """
+    time.sleep(0.12)
+
+
+def _started(pid: int) -> str:
+    """When a process began, in ticks, which the next one with its number did not (proc_pid_stat(5))."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:  # it has ended
+        return ""
+    return stat.rpartition(")")[2].split()[19]
+
+
+@contextmanager
+def killed_after(seconds: float, pid: int, mountpoint: Path | None = None) -> Iterator[None]:
+    """A process is killed by another one if the block, or this whole process, does not end in order.
+
+    And its mount is taken away, and all that waits for it is freed. The seconds begin anew with
+    ``begin_lifetimes_anew``.
+    """
+    script = f"""
+        while read -t {seconds} line; do [ "$line" = ended ] && exit; done
+        read -r stat <"/proc/$0/stat" && set -- "$1" "$2" ${{stat##*) }}
+        [ "${{22}}" = "$2" ] && kill -9 "$0"
+        [ -n "$1" ] || exit
+        timeout 20 umount -f "$1" || timeout 20 umount -l "$1"
+    """
+    command = ["bash", "-c", script, str(pid), str(mountpoint or ""), _started(pid)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0) as watchdog:
+        watchdogs.append(watchdog)
+        try:
+            yield
+        finally:
+            watchdogs.remove(watchdog)
+            watchdog.communicate(b"ended\n")
+
+
+def begin_lifetimes_anew() -> None:
+    """Another test begins, or this one may go on on a slow machine: nothing hangs."""
+    for watchdog in watchdogs:
+        with suppress(BrokenPipeError):  # whom it watched is gone
+            assert watchdog.stdin is not None
+            watchdog.stdin.write(b"\n")
+
+
+machine.more_time.append(begin_lifetimes_anew)
+
+
+@contextmanager
+def mounted(
+    source: Path, mountpoint: Path, *options: str, prefix: tuple[str, ...] = (), patch: str = ""
+) -> Iterator[MountedFs]:
+    """Mount in a foreground process and clean up whatever happens.
+
+    ``prefix`` is a command that runs the daemon, by exec, such as prlimit(1); ``patch`` is code that
+    the daemon runs first.
+    """
+    log = mountpoint.with_name(mountpoint.name + ".log")
+    arguments = ["mount", "-f", *options, str(source), str(mountpoint)]
+    process: subprocess.Popen[bytes] | zygote.Started
+    with log.open("wb") as output:
+        if zygote.in_use and not (prefix or patch):
+            process = zygote.zygote().start(arguments, output.fileno(), output.fileno())
+        else:
+            program = changed_by(patch) if patch else [sys.executable, "-m", "cleanfs"]
+            process = subprocess.Popen(
+                [*prefix, *program, *arguments],
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+            )
+    abort = -1
+    try:
+        with killed_after(LIFETIME, process.pid, mountpoint):
+            wait_until(
+                lambda: (
+                    (_answers(mountpoint) and ("--log-file" in options or _has_started(log)))
+                    or process.poll() is not None
+                ),
+                START_TIMEOUT,
+            )
+            assert process.poll() is None, log.read_text()
+            abort = _open_abort(mountpoint)
+            yield MountedFs(source, mountpoint, process, log, options)
+    finally:
+        _clean_up(process, mountpoint, abort)
+        if abort >= 0:
+            os.close(abort)
+    unexpected = [
+        line for line in log.read_text().splitlines() if "Traceback" in line or " ERROR " in line
+    ]
+    assert not unexpected, log.read_text()
+
+
+def _answers(mountpoint: Path) -> bool:
+    """Whether a daemon serves a mount there, which the kernel's cached attributes do not tell."""
+    try:
+        return is_mounted(mountpoint) and bool(os.statvfs(mountpoint))
+    except OSError as exc:
+        if exc.errno != errno.ENOTCONN:
+            raise
+        return False
+
+
+def _has_started(log: Path) -> bool:
+    """Whether a daemon says so. Until then it asks its own mount, and that is busy."""
+    return b"cleanfs.mount.mount: mounted " in log.read_bytes()
+
+
+def _open_abort(mountpoint: Path) -> int:
+    """What severs a connection (fusectl), for its numbers go round; -1 if it cannot be opened."""
+    point = mounted_at(str(mountpoint))
+    if point is None or os.geteuid() != 0:
+        return -1
+    connections = open_connections()
+    try:
+        path = f"/proc/self/fd/{connections}/{os.minor(point.device)}/abort"
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # it has gone
+        return -1
+    finally:
+        os.close(connections)
+
+
+def _clean_up(process: subprocess.Popen[bytes] | zygote.Started, mountpoint: Path, abort: int) -> None:
+    if process.poll() is None:
+        process.terminate()
+        if not ends(process):
+            process.kill()
+            unmount_by_force(mountpoint)
+            if abort >= 0:  # its mount may be gone, and not who waits in it
+                with suppress(OSError):
+                    os.write(abort, b"1")
+            assert ends(process)
+    unmount_by_force(mountpoint)
+
+
+def unmount_by_force(mountpoint: Path) -> None:
+    """Unmount, if need be, and end all that waits there: also for a daemon that can not be killed."""
+    for option in ("-f", "-l"):
+        if is_mounted(mountpoint):
+            subprocess.run(
+                ["umount", option, str(mountpoint)],
+                check=False,
+                timeout=STOP_TIMEOUT,
+                stderr=subprocess.DEVNULL,
+            )

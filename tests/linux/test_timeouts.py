@@ -1,0 +1,44 @@
+"""Waiting on a machine that may stand still meanwhile."""
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from cleanfs.linux.timeouts import waited
+
+
+@pytest.mark.parametrize("late", [0.0, 0.4, 0.9])
+async def test_what_comes_in_time_was_waited_for(autojump_clock: MockClock, late: float) -> None:
+    event, began = trio.Event(), trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def come() -> None:
+            await trio.sleep(late)
+            event.set()
+
+        nursery.start_soon(come)
+        assert await waited(1, event.wait)
+    assert trio.current_time() - began == pytest.approx(late)
+
+
+async def test_what_does_not_come_is_not_waited_for_longer(autojump_clock: MockClock) -> None:
+    began = trio.current_time()
+    assert not await waited(1, trio.sleep_forever)
+    assert trio.current_time() - began == pytest.approx(1)
+    assert not await waited(-1, trio.sleep_forever)
+    assert trio.current_time() - began == pytest.approx(1)
+
+
+async def test_a_machine_that_stands_still_ends_no_wait(mock_clock: MockClock) -> None:
+    event = trio.Event()
+    async with trio.open_nursery() as nursery:
+
+        async def stand_still() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(60)
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            event.set()
+
+        nursery.start_soon(stand_still)
+        assert await waited(1, event.wait)

@@ -1,0 +1,92 @@
+"""Which reads are dropped at once, and which some way behind."""
+
+from random import Random
+
+from cleanfs.source.drop_behind import AHEAD, FOLIO, NEAR, WINDOW, Span, Stream
+
+REQUEST = 128 << 10
+LARGE = 1 << 30
+
+
+def read(stream: Stream, offset: int, size: int = REQUEST, file_size: int = LARGE) -> Span | None:
+    assert stream.lingers(offset, size, file_size)
+    return stream.passed(offset, size)
+
+
+def test_a_file_that_one_read_holds_leaves_nothing() -> None:
+    stream = Stream()
+    assert not stream.lingers(0, 8192, 5000)
+    assert stream.rest() is None
+
+
+def test_a_read_of_an_unknown_size_is_the_beginning_of_a_stream() -> None:
+    assert Stream().lingers(0, 8192, 0)
+
+
+def test_a_stream_is_dropped_behind_all_of_it_once() -> None:
+    stream, dropped = Stream(), []
+    for offset in range(0, 64 << 20, REQUEST):
+        span = read(stream, offset)
+        if span is not None:
+            dropped.append(span)
+            assert offset + REQUEST - sum(span) == NEAR
+    rest = stream.rest()
+    assert rest is not None
+    position = 0
+    for start, length in [*dropped, rest]:
+        assert start == max(position - FOLIO, 0)
+        assert length <= WINDOW + REQUEST + FOLIO + AHEAD
+        position = start + length
+    assert position == (64 << 20) + AHEAD
+
+
+def test_requests_that_overtake_each_other_are_one_stream() -> None:
+    stream, random = Stream(), Random(1)
+    read(stream, 0)
+    for start in range(0, 32 << 20, 8 * REQUEST):
+        batch = [start + i * REQUEST for i in range(8)]
+        random.shuffle(batch)
+        for offset in batch:
+            read(stream, offset)
+    rest = stream.rest()
+    assert rest is not None
+    assert sum(rest) == (32 << 20) + AHEAD
+
+
+def test_random_reads_of_a_file_that_was_begun_are_no_stream() -> None:
+    stream, random = Stream(), Random(1)
+    read(stream, 0, 4096)
+    for _ in range(1000):
+        assert not stream.lingers(random.randrange(2, 4096) * 8192, 4096, 64 << 20)
+    assert not stream.lingers(8192, 4096, 64 << 20)
+    read(stream, 4096, 4096)
+
+
+def test_lone_reads_do_not_linger() -> None:
+    stream = Stream()
+    for offset in range(10 * NEAR, 100 * NEAR, 10 * NEAR):
+        assert not stream.lingers(offset, 4096, LARGE)
+    assert stream.rest() is None
+
+
+def test_two_reads_in_a_row_are_a_stream() -> None:
+    stream = Stream()
+    assert not stream.lingers(500 * NEAR, 4096, LARGE)
+    assert read(stream, 500 * NEAR + 4096) is None
+    assert stream.rest() == (500 * NEAR + 4096 - FOLIO, REQUEST + FOLIO + AHEAD)
+
+
+def test_a_lone_read_does_not_end_a_stream() -> None:
+    stream = Stream()
+    read(stream, 0)
+    assert not stream.lingers(500 * NEAR, 4096, LARGE)
+    assert read(stream, REQUEST) is None
+    assert stream.rest() == (0, 2 * REQUEST + AHEAD)
+
+
+def test_a_new_stream_drops_the_old_one() -> None:
+    stream = Stream()
+    read(stream, 0)
+    assert not stream.lingers(500 * NEAR, 4096, LARGE)
+    assert read(stream, 500 * NEAR + 4096) == (0, REQUEST)
+    assert stream.rest() == (500 * NEAR + 4096 - FOLIO, REQUEST + FOLIO + AHEAD)

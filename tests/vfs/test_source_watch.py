@@ -1,0 +1,273 @@
+"""Marks and what follows from events, without a mount."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from cleanfs.backends.ops import FileKey
+from cleanfs.cache.cleancache import Cleancache
+from cleanfs.cache.pagecache import CachedFile, PageCache
+from cleanfs.cache.resident import make_resident
+from cleanfs.fuse.notify import Expiry, Notifier
+from cleanfs.latency import Latencies
+from cleanfs.linux import fanotify
+from cleanfs.linux.mounts import FileSystemTypes
+from cleanfs.linux.syscalls import name_to_handle
+from cleanfs.source.identity import Rules
+from cleanfs.source.io import Backing
+from cleanfs.vfs import source_watch
+from cleanfs.vfs.coherency import Coherency, CoherencyChecker
+from cleanfs.vfs.handles import Services
+from cleanfs.vfs.inodes import Inode, InodeTable
+from cleanfs.vfs.open_files import OpenFiles, look
+from cleanfs.vfs.source_watch import Batch, SourceWatch, UnwatchableError
+from tests.harness.source_calls import CONTENTS, SIZE, held
+
+
+class Told(Notifier):
+    """Remembers what the kernel is to be told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[object] = []
+
+    def _queue(self, item: object) -> None:
+        self.told.append(item)
+
+
+class Site:
+    """A directory, watched as far as may be."""
+
+    def __init__(self, source: Path) -> None:
+        pagecache = PageCache(1 << 20, Cleancache().init_fs(4096), make_resident(4096))
+        self.notifier = Told()
+        self.notifier._device = 1 << 20  # noqa: SLF001
+        self.services = Services(
+            Backing(),
+            pagecache,
+            CoherencyChecker(pagecache, Coherency.WATCH),
+            FileSystemTypes(),
+            self.notifier,
+            Latencies(),
+        )
+        root_fd = os.open(source, os.O_PATH)
+        self.inodes = InodeTable(root_fd, 100, 1000, self.services.room, Rules(self.services.types))
+        os.close(root_fd)
+        self.source = source
+        self.watch = SourceWatch(self.services, self.inodes)
+
+    def look_up(self, name: str) -> Inode:
+        fd = os.open(self.source / name, os.O_PATH | os.O_NOFOLLOW)
+        return self.inodes.looked_up(fd, os.fstat(fd), self.inodes.root, name.encode())
+
+    def cached(self, inode: Inode) -> CachedFile:
+        """The record of a file, as if it had been read."""
+        inode.file_key = FileKey(inode.device, inode.ino, name_to_handle(inode.fd))
+        file = self.services.pagecache.file(inode.file_key)
+        file.size = 5
+        return file
+
+    async def take(self) -> list[object]:
+        """Handle what has happened; what the kernel is told of it."""
+        self.notifier.told.clear()
+        batch = Batch()
+        await self.watch._drain(batch)  # noqa: SLF001
+        await self.watch._apply(batch)  # noqa: SLF001
+        return self.notifier.told
+
+    def close(self) -> None:
+        self.watch.close()
+        self.inodes.close()
+
+
+@pytest.fixture(params=["filesystem", "inode"])
+def site(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Site]:
+    if request.param == "inode":
+        refuse(monkeypatch, errno.EPERM, fanotify.FAN_MARK_FILESYSTEM)
+    try:
+        made = Site(tmp_path)
+    except UnwatchableError as exc:
+        pytest.skip(str(exc))
+    # What this test does is somebody else's doing.
+    made.watch._pid = 0  # noqa: SLF001
+    if request.param not in made.watch.stats().watcher:
+        made.close()
+        pytest.skip("takes privileges")
+    yield made
+    made.close()
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, number: int, flag: int, path: str = "") -> None:
+    """The kernel refuses marks of that kind."""
+    real = fanotify.mark
+
+    def mark(group: int, flags: int, mask: int, where: str) -> None:
+        if flags & flag and (not path or os.path.realpath(where) == path):
+            raise OSError(number, os.strerror(number))
+        real(group, flags, mask, where)
+
+    monkeypatch.setattr(source_watch.fanotify, "mark", mark)
+
+
+async def test_a_write_by_others_flushes_the_file_and_tells_the_kernel(site: Site) -> None:
+    (site.source / "f").write_bytes(b"12345")
+    inode = site.look_up("f")
+    file = site.cached(inode)
+    await site.take()
+    version = file.version
+    (site.source / "f").write_bytes(b"54321")
+    assert inode.node in await site.take()
+    assert file.version > version
+    assert file.size == 0
+
+
+@pytest.mark.parametrize("call", CONTENTS)
+async def test_each_call_that_changes_the_contents_has_an_event(site: Site, call: str) -> None:
+    path = site.source / "f"
+    for name in ("f", "other"):
+        (site.source / name).write_bytes(bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256))
+    inode = site.look_up("f")
+    await site.take()
+    with held(path, os.O_RDWR) as writer:
+        CONTENTS[call](site.source, writer)
+        assert (inode.node in await site.take()) == (call not in ("mmap", "io_submit"))
+    assert inode.node in await site.take(), "somebody may have had a mapping"
+
+
+async def test_our_own_write_is_left_out(site: Site) -> None:
+    (site.source / "f").write_bytes(b"12345")
+    inode = site.look_up("f")
+    file = site.cached(inode)
+    await site.take()
+    site.watch._pid = os.getpid()  # noqa: SLF001
+    version = file.version
+    (site.source / "f").write_bytes(b"54321")
+    assert await site.take() == []
+    assert file.version == version
+    assert site.watch.stats().watch_events_own > 0
+
+
+async def test_names_that_came_and_went(site: Site) -> None:
+    (site.source / "old").write_bytes(b"")
+    await site.take()
+    root = site.inodes.root.node
+    (site.source / "new").write_bytes(b"")
+    assert await site.take() == [root]
+    (site.source / "old").rename(site.source / "new")
+    assert sorted(map(repr, await site.take())) == sorted(
+        map(repr, [root, (root, b"old"), root, Expiry(root, b"new")])
+    )
+    (site.source / "new").unlink()
+    assert await site.take() == [root, (root, b"new")]
+
+
+async def test_lost_events_flush_everything(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site.source / "f").write_bytes(b"12345")
+    inode = site.look_up("f")
+    file = site.cached(inode)
+    for damaged in (b"\1", fanotify.METADATA.pack(24, 3, 0, 24, fanotify.FAN_Q_OVERFLOW, -1, 0)):
+        file.size = 5
+        buffers = [damaged, b""]
+        monkeypatch.setattr(site.watch, "_read", lambda: buffers.pop(0))  # noqa: B023
+        told = await site.take()
+        assert file.size == 0
+        assert {site.inodes.root.node, inode.node, Expiry(site.inodes.root.node, b"f")} == set(told)
+    assert site.watch.stats().watch_overflows == 2
+
+
+async def test_pages_of_a_file_that_the_kernel_has_forgotten_are_flushed(site: Site) -> None:
+    if site.watch.stats().watcher != "fanotify-filesystem":
+        pytest.skip("what is not held has no mark; the next open looks at it")
+    (site.source / "f").write_bytes(b"12345")
+    inode = site.look_up("f")
+    file = site.cached(inode)
+    await site.take()
+    site.inodes.forget(inode.node, 1)
+    (site.source / "f").write_bytes(b"54321")
+    assert await site.take() == []
+    assert file.size == 0
+    (site.source / "f").unlink()
+    with trio.fail_after(10):  # somebody else who watches this file system may hold it for a moment
+        while site.services.pagecache.known(file.key) is not None:
+            await site.take()
+
+
+async def test_an_inode_without_a_mark_is_counted_and_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse(monkeypatch, errno.EPERM, fanotify.FAN_MARK_FILESYSTEM)
+    try:
+        site = Site(tmp_path)
+    except UnwatchableError as exc:
+        pytest.skip(str(exc))
+    try:
+        refuse(monkeypatch, errno.ENOSPC, fanotify.FAN_MARK_ADD)
+        nodes = []
+        for name in ("a", "b"):
+            (tmp_path / name).write_bytes(b"")
+            nodes.append(site.look_up(name).node)
+        assert site.watch.stats().watch_unwatched == 2
+        assert caplog.text.count("not all changes") == 1
+        assert os.strerror(errno.ENOSPC) in caplog.text
+        for node in nodes:
+            site.inodes.forget(node, 1)
+        assert site.watch.stats().watch_unwatched == 0
+        assert site.watch.stats().watch_inodes == 1
+    finally:
+        site.close()
+
+
+@pytest.mark.parametrize("flag", [fanotify.FAN_MARK_FILESYSTEM, fanotify.FAN_MARK_ADD])
+def test_a_root_without_a_mark_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: int
+) -> None:
+    refuse(monkeypatch, errno.EINVAL, fanotify.FAN_MARK_ADD)
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(
+        source_watch, "LOCAL_FILE_SYSTEMS", () if flag > 1 else source_watch.LOCAL_FILE_SYSTEMS
+    )
+    with pytest.raises(UnwatchableError, match=os.strerror(errno.EINVAL)):
+        Site(tmp_path)
+    assert [os.readlink(f"/proc/self/fd/{fd}") for fd in _open_fds()].count(
+        "anon_inode:[fanotify]"
+    ) == 0
+    assert len(os.listdir("/proc/self/fd")) <= before + 2  # the table's, which the test leaves
+
+
+def _open_fds() -> list[str]:
+    fds = []
+    for fd in os.listdir("/proc/self/fd"):
+        if os.path.lexists(f"/proc/self/fd/{fd}"):
+            fds.append(fd)
+    return fds
+
+
+async def test_open_files_are_looked_at_for_what_has_no_event(
+    site: Site, autojump_clock: trio.testing.MockClock
+) -> None:
+    path = site.source / "f"
+    path.write_bytes(b"12345")
+    inode = site.look_up("f")
+    fd = os.open(path, os.O_RDWR)
+    try:
+        site.inodes.opened(inode, fd)
+        file = site.cached(inode)
+        look(site.services, inode)
+        assert file.size == 5
+        os.ftruncate(fd, 3)
+        async with trio.open_nursery() as nursery:
+            files = OpenFiles(site.services, 0)
+            nursery.start_soon(files.run)
+            files.opened(inode)
+            await trio.sleep(1.5)
+            nursery.cancel_scope.cancel()
+        assert file.size == 3
+        assert inode.node in site.notifier.told
+    finally:
+        os.close(fd)
