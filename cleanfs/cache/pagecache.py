@@ -24,7 +24,7 @@ import trio
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.cache.cleancache import CleancacheFs
-from cleanfs.cache.read_ranges import Answers
+from cleanfs.cache.read_ranges import RangeSet
 from cleanfs.cache.resident import Resident
 from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.source.identity import Dentry
@@ -56,7 +56,7 @@ def max_files(pool_limit: int) -> int:
     return max(MIN_FILES, pool_limit // POOL_BYTES_PER_FILE)
 
 
-class _Flight:
+class _InFlightRead:
     """A source read under way: pages ``first <= index < stop`` at one version."""
 
     __slots__ = ("data", "done", "error", "first", "stop", "version")
@@ -119,8 +119,20 @@ class CachedFile:
     """What is known of one file for as long as pages of it may be cached anywhere."""
 
     __slots__ = (
-        "answers", "dentry", "drops_due", "fingerprint", "flights", "handles", "key", "lock",
-        "mutations", "pins", "serial", "size", "version", "writes",
+        "answers",
+        "dentry",
+        "drops_due",
+        "fingerprint",
+        "handles",
+        "in_flight",
+        "key",
+        "lock",
+        "mutations",
+        "pins",
+        "serial",
+        "size",
+        "version",
+        "writes",
     )  # fmt: skip
 
     def __init__(self, key: FileKey, serial: int) -> None:
@@ -130,7 +142,7 @@ class CachedFile:
         """What the file is found again by, if not by its inode: kept as long as the record is."""
         self.serial = serial
         """Its name among the resident pages; never used again."""
-        self.flights: list[_Flight] = []
+        self.in_flight: list[_InFlightRead] = []
         self.version = 0
         """Stamp of the last invalidation, from the clock of the page cache (``PageCache.clock``)."""
         self.lock: trio.Lock | None = None
@@ -140,7 +152,7 @@ class CachedFile:
         """1 while there is one."""
         self.writes: list[Writing] = []
         """Writes that programs have asked for and the source does not have yet, in order."""
-        self.answers: Answers | None = None
+        self.answers: RangeSet | None = None
         """There while the file is open for writing."""
         self.handles = 0
         """Open handles."""
@@ -290,9 +302,9 @@ class PageCache:
         answered_from = CLEANCACHE_HIT
         if None in pages:
             exact = offset == start and end in (file.size, start + count * page_size)
-            exact = exact and all(f.first >= first and f.stop <= first + count for f in file.flights)
+            exact = exact and all(f.first >= first and f.stop <= first + count for f in file.in_flight)
             try:
-                if not file.flights and pages.count(None) == count:
+                if not file.in_flight and pages.count(None) == count:
                     data = await self._read_whole(file, source, version, first, count, offset, end)
                     self.answered_from = SOURCE_READ
                     return data
@@ -340,8 +352,8 @@ class PageCache:
         end: int,
     ) -> Buffer:
         """``_read_missing`` where every page is, and nobody else reads the file's source."""
-        flight = _Flight(first, first + count, version)
-        file.flights.append(flight)
+        flight = _InFlightRead(first, first + count, version)
+        file.in_flight.append(flight)
         file.pins += 1
         try:
             await self._fly(file, source, flight)
@@ -372,8 +384,8 @@ class PageCache:
             for flight in joined:
                 low, high = max(flight.first - first, 0), min(flight.stop - first, len(pages))
                 wanted[low:high] = [b""] * (high - low)
-            own = [_Flight(first + start, first + stop, version) for start, stop in _runs(wanted)]
-            file.flights.extend(own)
+            own = [_InFlightRead(first + start, first + stop, version) for start, stop in _runs(wanted)]
+            file.in_flight.extend(own)
             if len(own) == 1:
                 await self._fly(file, source, own[0])
             else:
@@ -395,17 +407,17 @@ class PageCache:
 
     def _join(
         self, file: CachedFile, version: int, first: int, pages: list[bytes | None]
-    ) -> list[_Flight]:
+    ) -> list[_InFlightRead]:
         """Flights of this version that bring a page that is missing."""
         joined = []
-        for flight in file.flights:
+        for flight in file.in_flight:
             low, high = max(flight.first - first, 0), min(flight.stop - first, len(pages))
             if flight.version == version and low < high and None in pages[low:high]:
                 self._shared_reads += pages[low:high].count(None)
                 joined.append(flight)
         return joined
 
-    async def _fly(self, file: CachedFile, source: SourceRead, flight: _Flight) -> None:
+    async def _fly(self, file: CachedFile, source: SourceRead, flight: _InFlightRead) -> None:
         """Read the source for one flight and make its pages resident, unless the file changed."""
         page_size = self.page_size
         try:
@@ -418,7 +430,7 @@ class PageCache:
             flight.error = OSError(5, "interrupted")  # for those who joined; we are cancelled
             raise
         finally:
-            file.flights.remove(flight)
+            file.in_flight.remove(flight)
             flight.done.set()
         if flight.version != file.version:
             self._stale_reads += 1
@@ -431,7 +443,7 @@ class PageCache:
             self._resident.insert_data(file.serial, flight.first, data)
             self._reclaim()
 
-    def _take(self, flight: _Flight, first: int, pages: list[bytes | None]) -> None:
+    def _take(self, flight: _InFlightRead, first: int, pages: list[bytes | None]) -> None:
         """Copy a flight's pages into the gaps of ``pages``; the last one is padded with zeros."""
         page_size = self.page_size
         view = memoryview(flight.data)

@@ -22,7 +22,7 @@ MAX_RANGES: Final = 1024
 the kernel drop pages for nothing."""
 
 
-class Answers:
+class RangeSet:
     """Bytes of a file that is open for writing which were read since they were last written."""
 
     __slots__ = ("_starts", "_stops", "dropped", "under_way", "writers")

@@ -187,7 +187,7 @@ def cli() -> None:
     type=BackendType(),
     default="zcache",
     show_default=True,
-    help="Keeper of evicted pages, or none.",
+    help="CacheLimits of evicted pages, or none.",
 )
 @click.option(
     "--pool-limit",

@@ -39,7 +39,7 @@ from pyfuse3 import (
 )
 
 from cleanfs.fs.control import CONTROL_NAME, Control, Node
-from cleanfs.fuse.refused_replies import Given
+from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.linux import syscalls
 from cleanfs.source import namespace
 from cleanfs.source.caller import Caller
@@ -128,7 +128,7 @@ class CleanFS(pyfuse3.Operations):
         services: Services,
         inodes: InodeTable,
         control: Control,
-        given: Given,
+        given: RefusedReplies,
         *,
         attr_timeout: float,
         watch: SourceWatch | None = None,
@@ -236,7 +236,7 @@ class CleanFS(pyfuse3.Operations):
             self._control.refresh(node)
             return self._control_entry(node)
         if inode == ROOT and self._root is not None:
-            st, fresh = await self._root.stat(self._tree.run)
+            st, fresh = await self._root.stat(self._tree.in_thread_with_retry)
             self.given.hold(functools.partial(self._inodes.root.untold, self._inodes.root.told))
             entry = self._attributes(self._inodes.root, st)
             if not fresh:
@@ -296,7 +296,7 @@ class CleanFS(pyfuse3.Operations):
                 st = await (
                     self._recheck_owner(inode, ctx)
                     if io_fd < 0
-                    else self._tree.near(inode, os.fstat, inode.fd)
+                    else self._tree.inline_if_local(inode, os.fstat, inode.fd)
                 )
                 if new.size is not None and new.mode is None:
                     new = replace(new, mode=without_set_id(st, Caller.of(ctx)))
@@ -310,7 +310,7 @@ class CleanFS(pyfuse3.Operations):
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """Target of a symbolic link."""
         async with self._tree.using(inode) as held:
-            return FileNameT(await self._tree.near(held, namespace.read_link, held.fd))
+            return FileNameT(await self._tree.inline_if_local(held, namespace.read_link, held.fd))
 
     # -- names ------------------------------------------------------------------------------
 
@@ -531,7 +531,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._tree.using(inode) as held:
             fd = await self._tree.open_directory(held)
             try:
-                st = await self._services.run_near(held, os.fstat, fd)
+                st = await self._services.inline_if_local(held, os.fstat, fd)
             except BaseException:
                 await self._tree.close(held, fd)
                 raise
@@ -630,9 +630,9 @@ class CleanFS(pyfuse3.Operations):
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Free space: the source's."""
         if self._root is not None:
-            st = await self._root.statfs(self._tree.run)
+            st = await self._root.statfs(self._tree.in_thread_with_retry)
         else:
-            st = await self._tree.run(os.statvfs, self._inodes.root.path())
+            st = await self._tree.in_thread_with_retry(os.statvfs, self._inodes.root.path())
         data = StatvfsData()
         for name in (
             "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail",
@@ -680,7 +680,7 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(pyfuse3.ENOATTR)
         if inode == ROOT and self._root is not None and name in ACL_NAMES:
-            acl = await self._root.acl(self._tree.run, name)
+            acl = await self._root.acl(self._tree.in_thread_with_retry, name)
             self.given.hold(None)
             return acl
         async with self._tree.using(inode) as held:
@@ -688,7 +688,7 @@ class CleanFS(pyfuse3.Operations):
             if name == ACCESS_ACL:
                 held.acl = b""
             try:
-                value = await self._tree.near(held, os.getxattr, held.path(), name)
+                value = await self._tree.inline_if_local(held, os.getxattr, held.path(), name)
             except OSError as exc:
                 # A source without ACLs has none: the kernel, which looks for one before it lets
                 # anybody in, takes any other error for its answer.
@@ -708,7 +708,7 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             return []
         async with self._tree.using(inode) as held:
-            names = await self._tree.near(held, namespace.list_xattrs, held.path())
+            names = await self._tree.inline_if_local(held, namespace.list_xattrs, held.path())
             # The daemon may see more than the caller would on the source itself.
             return [XAttrNameT(n) for n in names if ctx.uid == 0 or not n.startswith(b"trusted.")]
 
@@ -734,7 +734,7 @@ class CleanFS(pyfuse3.Operations):
         st = await self._recheck_owner(inode, ctx)
         if name.startswith(b"system.") and name not in ACL_NAMES and ctx.uid not in (0, st.st_uid):
             try:
-                await self._tree.near(inode, os.getxattr, inode.path(), name)
+                await self._tree.inline_if_local(inode, os.getxattr, inode.path(), name)
             except OSError as exc:
                 if exc.errno == errno.EOPNOTSUPP:  # where there are none, that comes first
                     raise
@@ -833,7 +833,7 @@ class CleanFS(pyfuse3.Operations):
             await self._stale_names.check(inode, ctx)
             await self._recheck_access(inode, fd, st, ctx)
             if truncates and st.st_size and (readers := open_to_read(ctx.pid, st.st_ino)):
-                await self._tree.run(forbid_self_copy, readers, st)
+                await self._tree.in_thread_with_retry(forbid_self_copy, readers, st)
         except BaseException:
             await self._tree.close(inode, fd)
             raise
@@ -851,7 +851,7 @@ class CleanFS(pyfuse3.Operations):
             return
         same = inode.access in (NOT_TOLD, access_of(st))
         if same and inode.access != NOT_TOLD and inode.access_ctime != st.st_ctime_ns:
-            same = await self._services.run_near(inode, namespace.access_acl, fd) == inode.acl
+            same = await self._services.inline_if_local(inode, namespace.access_acl, fd) == inode.acl
         if not same:
             await self._services.notifier.attributes_changed(inode.node)
             raise StaleError
@@ -864,7 +864,7 @@ class CleanFS(pyfuse3.Operations):
         was removed here, upon which the kernel forgot the name), there is an answer; the kernel is
         then made to look up the name that it may still have.
         """
-        if self._services.room.is_removed(inode.node):
+        if self._services.space_retry.is_removed(inode.node):
             return
         if not inode.open_fds:
             await self._stale_names.check(inode, ctx)
@@ -876,7 +876,7 @@ class CleanFS(pyfuse3.Operations):
 
         Raises StaleError if the kernel went by others, unless the caller is the owner all the same.
         """
-        st = await self._tree.near(inode, os.fstat, inode.fd)
+        st = await self._tree.inline_if_local(inode, os.fstat, inode.fd)
         if ctx.uid not in (0, st.st_uid) and inode.access not in (NOT_TOLD, access_of(st)):
             await self._services.notifier.attributes_changed(inode.node)
             raise StaleError
@@ -899,7 +899,7 @@ class CleanFS(pyfuse3.Operations):
             inode.settling = settled = trio.Event()
             doubts = inode.doubts
             try:
-                await self._services.notifier.taught(inode.node, inode.generation, pages=pages)
+                await self._services.notifier.refreshed(inode.node, inode.generation, pages=pages)
                 inode.doubts_settled = doubts
             finally:
                 inode.settling = None

@@ -18,7 +18,7 @@ from cleanfs.cache.pagecache import PageCacheStats
 from cleanfs.fuse.busypoll import BusyPollStats
 from cleanfs.fuse.request_limits import RequestLimits
 from cleanfs.latency import HistogramSnapshot, LatencyStats
-from cleanfs.memory.cache_limits import KeeperStats
+from cleanfs.memory.cache_limits import CacheLimitsStats
 from cleanfs.source.io import BackingStats
 from cleanfs.vfs.inodes import InodeStats
 from cleanfs.vfs.source_watch import WatchStats
@@ -81,7 +81,7 @@ class MountStats:
     pagecache: PageCacheStats
     backing: BackingStats
     inodes: InodeStats
-    keeper: KeeperStats
+    keeper: CacheLimitsStats
     busy_poll: BusyPollStats
     latencies: LatencyStats
     counters: Mapping[str, int]

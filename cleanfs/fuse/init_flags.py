@@ -31,7 +31,7 @@ from typing import Final
 
 import trio
 
-from cleanfs.fuse.wait_hook import StandIn
+from cleanfs.fuse.wait_hook import WaitHook
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ TIMEOUT_SECONDS: Final = 5
 """What question and answer get to arrive. They are there when they are looked for."""
 
 
-class Handshake(StandIn):
+class InitFlags(WaitHook):
     """One mount's. Use: made before ``pyfuse3.init``, ``begin`` right after it."""
 
     def __init__(self, more: int = 0, agreed: Callable[[int], None] = lambda flags: None) -> None:
@@ -76,7 +76,7 @@ class Handshake(StandIn):
         new = _devices() - self._before
         if len(new) == 1:
             [self._fd] = new
-            self.step_in()
+            self.hook()
 
     @property
     def device(self) -> int:
@@ -120,7 +120,7 @@ class Handshake(StandIn):
             return
         if self._ours is not None:
             self._end()
-        self.step_back()
+        self.unhook()
         await self.behind.lowlevel.wait_readable(fd)
 
 

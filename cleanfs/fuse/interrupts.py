@@ -21,7 +21,7 @@ what was told to the kernel from here, by the main thread, could wait for an ans
 
 The kernel takes the answer EINTR to a request from us directly, as from anybody who has the device.
 The handler goes on, until the source answers; then its own answer is refused, which is how we learn
-that what it gave out (a reference, an open file) is nobody's (``Given``). Libfuse says so of what it
+that what it gave out (a reference, an open file) is nobody's (``RefusedReplies``). Libfuse says so of what it
 sends to the device; of what it wrote into a lent message we find out when we send that on.
 """
 
@@ -37,10 +37,10 @@ from typing import Final
 
 import trio
 
-from cleanfs.fuse.refused_replies import GIVING, Given
-from cleanfs.fuse.request_ids import Uniques, may_ask
-from cleanfs.fuse.wait_hook import StandIn
-from cleanfs.linux.killed_threads import dying_threads
+from cleanfs.fuse.refused_replies import UNDOABLE, RefusedReplies
+from cleanfs.fuse.request_ids import RequestIds, unknown_ids_are_safe
+from cleanfs.fuse.wait_hook import WaitHook
+from cleanfs.linux.killed_threads import killed_threads
 from cleanfs.source.io import Backing
 
 log = logging.getLogger(__name__)
@@ -86,11 +86,11 @@ ASKED_AT_ONCE: Final = 256
 """Requests asked about before others get their turn."""
 
 
-class Interrupts(StandIn, logging.Filter):
+class Interrupts(WaitHook, logging.Filter):
     """One mount's. Use: ``install`` after ``busypoll``'s, ``run`` along with pyfuse3's loop."""
 
     def __init__(
-        self, backing: Backing, given: Given, letting_go: Callable[[], None] = lambda: None
+        self, backing: Backing, given: RefusedReplies, letting_go: Callable[[], None] = lambda: None
     ) -> None:
         """Watch over the calls of a source. ``letting_go`` is called before a program is let go."""
         super().__init__()
@@ -100,18 +100,18 @@ class Interrupts(StandIn, logging.Filter):
         self._fd = self._device = self._letter = -1
         self._lent = 0
         self._signalled: dict[int, int] = {}  # and who asked, 0 if unknown
-        self._uniques = Uniques()
+        self._uniques = RequestIds()
         self._unseen = False  # there may be signals that libfuse has read of
         self._askers = OrderedDict[int, int]()  # threads, by unique; oldest first
 
     def install(self) -> None:
         """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere lets nobody go."""
-        if self.step_in():
+        if self.hook():
             logging.getLogger("pyfuse3").addFilter(self)
 
     def uninstall(self) -> None:
         """The device is libfuse's alone again."""
-        self.step_back()
+        self.unhook()
         logging.getLogger("pyfuse3").removeFilter(self)
         if self._device >= 0:
             self._take_place_back()
@@ -122,12 +122,12 @@ class Interrupts(StandIn, logging.Filter):
     async def run(self) -> None:
         """Let go of who is dying; never ends."""
         while True:
-            await self._backing.slots.in_use()
+            await self._backing.thread_limiter.in_use()
             await trio.sleep(CHECK_SECONDS)
             if not self._hangs():
                 if len(self._signalled) > MAX_SIGNALLED:
                     await self._ask_again(list(self._signalled))
-            elif self._backing.slots.oldest_seconds > PATIENCE_SECONDS:
+            elif self._backing.thread_limiter.oldest_seconds > PATIENCE_SECONDS:
                 if self._unseen or len(self._signalled) > MAX_SIGNALLED:
                     recent = self._uniques.recent() if self._unseen else ()
                     self._unseen = False
@@ -142,16 +142,16 @@ class Interrupts(StandIn, logging.Filter):
             return True
         if self._backing.orphans:
             self._backing.orphans -= 1
-            if GIVING.match(message):
+            if UNDOABLE.match(message):
                 self._given.refused()
         return False
 
     def _hangs(self) -> bool:
-        return self._backing.slots.oldest_seconds > GUARD_SECONDS
+        return self._backing.thread_limiter.oldest_seconds > GUARD_SECONDS
 
     async def _let_go_of_the_dying(self) -> None:
         signalled = dict(self._signalled)
-        dying = await trio.to_thread.run_sync(dying_threads, abandon_on_cancel=True)
+        dying = await trio.to_thread.run_sync(killed_threads, abandon_on_cancel=True)
         others = dying.difference(signalled.values())
         for unique, asker in signalled.items():
             if not (asker in dying if asker else others):
@@ -170,7 +170,7 @@ class Interrupts(StandIn, logging.Filter):
         takes it for any request: EINVAL if nothing interrupts it, ENOENT if there is none of that
         number (any more).
         """
-        if not may_ask():
+        if not unknown_ids_are_safe():
             for unique in list(self._signalled)[:-MAX_SIGNALLED]:  # most of them were answered
                 del self._signalled[unique]
             return
@@ -247,7 +247,7 @@ class Interrupts(StandIn, logging.Filter):
             await self.behind.lowlevel.wait_readable(fd)
             self._uniques.messages += 1
             if (
-                self._backing.slots.oldest_seconds <= GUARD_SECONDS
+                self._backing.thread_limiter.oldest_seconds <= GUARD_SECONDS
                 and time.monotonic() < self._uniques.due_at
             ):
                 self._unseen = True

@@ -53,7 +53,7 @@ class _Call:
         return self._value
 
 
-class Outsiders:
+class IsolatedThreads:
     """See the module. Use: ``run`` in a nursery, from before the device is opened."""
 
     def __init__(self, threads: int) -> None:

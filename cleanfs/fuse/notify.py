@@ -19,10 +19,10 @@ from typing import Final, TypeVar, TypeVarTuple
 import pyfuse3
 import trio
 
-from cleanfs.cache.read_ranges import Answers
-from cleanfs.fuse.isolated_threads import Outsiders
-from cleanfs.fuse.size_sync import MountedAt, have_learned, may_ask
-from cleanfs.linux.timeouts import waited
+from cleanfs.cache.read_ranges import RangeSet
+from cleanfs.fuse.isolated_threads import IsolatedThreads
+from cleanfs.fuse.size_sync import MountedAt, can_refresh, refresh_kernel_size
+from cleanfs.linux.timeouts import wait_with_stall_grace
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,13 @@ STUCK_SECONDS = 0.1
 """A notification waits for pages that are being read, or for a directory that is being changed. If the
 source hangs there, the next one is sent all the same after so long."""
 
-LEARN_SECONDS = 0.5
+REFRESH_SECONDS = 0.5
 """What the kernel gets to learn a file's size before an open is answered: the source may hang."""
 
-LEARNERS = 8
+REFRESH_THREADS = 8
 """Threads that ask the kernel what it believes."""
 
-MAX_LESSONS = 64
+MAX_REFRESHES = 64
 """Files that it is asked about at a time. An answer takes some 0.3 ms, unless the source hangs."""
 
 PAGES_SECONDS = 0.5
@@ -84,7 +84,7 @@ class Expiry:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class AttrRefresh:
     """A file whose attributes the kernel should ask for now, and not when it next needs them."""
 
     node: int
@@ -101,7 +101,7 @@ class Pages:
 
 
 Notification = int | tuple[int, bytes] | Expiry | Pages
-Item = Notification | Lesson
+Item = Notification | AttrRefresh
 
 
 def inode_message(
@@ -161,16 +161,16 @@ class Notifier:
         self._drained = trio.Event()
         self._device = -1
         self._where: MountedAt | None = None
-        self._outsiders = Outsiders(LEARNERS)
-        self._learning: dict[int, trio.Event] = {}  # nodes that the kernel is being asked about
+        self._isolated = IsolatedThreads(REFRESH_THREADS)
+        self._refreshing: dict[int, trio.Event] = {}  # nodes that the kernel is being asked about
         self._in_a_hurry = False
-        self._again: dict[int, Lesson] = {}  # those that are to be asked about once more
+        self._again: dict[int, AttrRefresh] = {}  # those that are to be asked about once more
         self._nursery: trio.Nursery | None = None
         self.explicit = False
         """Whether the kernel drops pages only when it is told to, and not as soon as it is told of
         another mtime or size (FUSE_EXPLICIT_INVAL_DATA, see ``handshake``)."""
         # By node, of which an inode number that was given away may have two.
-        self._in_writing: dict[int, list[Answers]] = {}
+        self._in_writing: dict[int, list[RangeSet]] = {}
         self._dropping: Counter[int] = Counter()  # nodes of writes whose pages are being dropped
         self._lock = threading.Lock()  # of the next two; nobody waits for anything who has it
         self._writers = 0
@@ -186,11 +186,11 @@ class Notifier:
 
     def start(self) -> None:
         """Before the device is opened."""
-        self._outsiders.start()
+        self._isolated.start()
 
     def use_mount(self, where: MountedAt) -> None:
         """Where the kernel can be asked what it believes, if we may."""
-        if may_ask():
+        if can_refresh():
             self._where = where
         else:
             log.info(
@@ -218,13 +218,13 @@ class Notifier:
                 os.close(nowhere)
             elif self._device >= 0:
                 os.close(self._device)
-        self._outsiders.close()
+        self._isolated.close()
 
-    def in_writing(self, node: int, answers: Answers) -> None:
+    def in_writing(self, node: int, answers: RangeSet) -> None:
         """A file is open for writing: note in ``answers`` when its pages may be dropped."""
         self._in_writing.setdefault(node, []).append(answers)
 
-    def not_in_writing(self, node: int, answers: Answers) -> None:
+    def not_in_writing(self, node: int, answers: RangeSet) -> None:
         """Nobody has it open for writing any more."""
         self._in_writing[node].remove(answers)
         if not self._in_writing[node]:
@@ -272,9 +272,9 @@ class Notifier:
         """
         self._queue(Expiry(parent, name))
 
-    def teach(self, node: int, generation: int) -> None:
+    def refresh(self, node: int, generation: int) -> None:
         """The kernel should believe the present size of a file, after all that is queued by now."""
-        self._queue(Lesson(node, generation))
+        self._queue(AttrRefresh(node, generation))
 
     def is_pending(self, node: int) -> bool:
         """Whether the kernel has yet to learn that a node's pages are out of date."""
@@ -286,7 +286,7 @@ class Notifier:
 
     def is_learning(self, node: int) -> bool:
         """Whether the kernel is just asked for the size of a node, until it believes it."""
-        return node in self._learning
+        return node in self._refreshing
 
     async def drained(self) -> None:
         """Return when all that was queued has been sent."""
@@ -297,7 +297,7 @@ class Notifier:
         """Send, in order unless one is stuck, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._outsiders.run)
+            nursery.start_soon(self._isolated.run)
             async for item in self._receive:
                 batch = deque([item])
                 with contextlib.suppress(trio.WouldBlock):
@@ -380,22 +380,22 @@ class Notifier:
         """
         await trio.to_thread.run_sync(self._send_one, node, True)
 
-    async def taught(self, node: int, generation: int, *, pages: bool = False) -> None:
+    async def refreshed(self, node: int, generation: int, *, pages: bool = False) -> None:
         """The same; returns when the kernel believes the present size (``belief``), or need not.
 
         ``pages`` says that its pages are out of date, too.
         """
         await (self.pages_dropped(node) if pages else self.attributes_changed(node))
-        self._learn(Lesson(node, generation))
+        self._learn(AttrRefresh(node, generation))
 
-        async def learned() -> None:
+        async def _refresh_once() -> None:
             for _ in range(2):  # something may have been asked before
-                if (learning := self._learning.get(node)) is not None:
+                if (learning := self._refreshing.get(node)) is not None:
                     await learning.wait()
 
-        await waited(LEARN_SECONDS, learned)
+        await wait_with_stall_grace(REFRESH_SECONDS, _refresh_once)
 
-    def _learn(self, lesson: Lesson) -> None:
+    def _learn(self, lesson: AttrRefresh) -> None:
         """Have the kernel asked, unless it is being asked, or too many questions hang.
 
         Each may hang for as long as the source does. So there is one for a file at a time, and a
@@ -403,26 +403,26 @@ class Notifier:
         """
         if self._where is None or self._nursery is None:
             return
-        if lesson.node in self._learning:
+        if lesson.node in self._refreshing:
             self._again[lesson.node] = lesson
-        elif len(self._learning) < MAX_LESSONS:
-            self._learning[lesson.node] = trio.Event()
+        elif len(self._refreshing) < MAX_REFRESHES:
+            self._refreshing[lesson.node] = trio.Event()
             self._nursery.start_soon(self._have_learned, self._where, lesson)
 
-    async def _have_learned(self, where: MountedAt, lesson: Lesson) -> None:
+    async def _have_learned(self, where: MountedAt, lesson: AttrRefresh) -> None:
         try:
-            await self._outsiders.ask(have_learned, where, lesson.node, lesson.generation)
+            await self._isolated.ask(refresh_kernel_size, where, lesson.node, lesson.generation)
         except Exception:  # it is for the best, not for life
             log.exception("the kernel could not be asked")
         finally:
-            self._learning.pop(lesson.node).set()
+            self._refreshing.pop(lesson.node).set()
             if (again := self._again.pop(lesson.node, None)) is not None:
                 self._learn(again)
 
     async def _send_some(self, batch: deque[Item], sent: trio.Event) -> None:
         done = await self._in_a_thread(self._send_all, batch)
         for item in done:
-            if isinstance(item, Lesson):
+            if isinstance(item, AttrRefresh):
                 self._learn(item)
         self._sent(done)
         sent.set()
@@ -446,7 +446,7 @@ class Notifier:
         with contextlib.suppress(IndexError):
             while True:
                 done.append(item := batch.popleft())
-                if not isinstance(item, Lesson):
+                if not isinstance(item, AttrRefresh):
                     self._send_one(item)
         return done
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-GIVING: Final = re.compile(
+UNDOABLE: Final = re.compile(
     r"fuse_(lookup|open|opendir|readdirplus|getattr|getxattr"
     r"|mknod|mkdir|symlink|link|create|unlink|rmdir|rename|setattr|write|write_buf|setxattr|removexattr)\b"
 )
@@ -18,10 +18,10 @@ GIVING: Final = re.compile(
 refused. (Its setxattr asks getxattr first, and may answer by what that says.)"""
 
 
-class Given:
+class RefusedReplies:
     """What the last handler gave out or changed, and what to do if the kernel refuses the answer.
 
-    Each of the GIVING ones says so as the last thing that it does, or that there is nothing.
+    Each of the UNDOABLE ones says so as the last thing that it does, or that there is nothing.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Given:
                 self._written[position] = take_back
 
     def lent(self, letter: int) -> None:
-        """Answers go into a file for now, -1 for no longer: whether they are refused is known later."""
+        """RangeSet go into a file for now, -1 for no longer: whether they are refused is known later."""
         self._letter = letter
         self._written.clear()
 

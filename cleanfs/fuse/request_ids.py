@@ -39,7 +39,7 @@ class Sample(NamedTuple):
     """How many messages had been read."""
 
 
-class Uniques:
+class RequestIds:
     """One mount's."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,14 +63,14 @@ class Uniques:
 
     def recent(self) -> range:
         """The numbers of all requests of late, and of some that there may not be; none if unknown."""
-        if not self._samples or not may_ask():
+        if not self._samples or not unknown_ids_are_safe():
             return range(0)
         newest = self._samples[-1]
         end = newest.unique + STEP * (self.messages - newest.message + UNREAD)
         return range(max(self._samples[0].unique, end - STEP * MAX_RECENT), end, STEP)
 
 
-def may_ask() -> bool:
+def unknown_ids_are_safe() -> bool:
     """Whether the kernel refuses to be asked about a request that there is not."""
     return kernel_version() >= SINCE
 

@@ -37,7 +37,7 @@ class MountedAt:
     device: int
 
 
-def may_ask() -> bool:
+def can_refresh() -> bool:
     """Whether this process has the privilege that it takes."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         effective = next(line for line in status if line.startswith("CapEff:"))
@@ -50,7 +50,7 @@ def file_handle(node: int, generation: int) -> bytes:
     return b"".join(word.to_bytes(4, "little") for word in words)
 
 
-def have_learned(where: MountedAt, node: int, generation: int) -> bool:
+def refresh_kernel_size(where: MountedAt, node: int, generation: int) -> bool:
     """Have the kernel ask for a file's attributes until it believes the size that it is told.
 
     False if it was not seen to: no privilege, the mount is elsewhere, the kernel has forgotten the

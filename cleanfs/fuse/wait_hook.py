@@ -9,31 +9,31 @@ from typing import Any
 import pyfuse3
 
 
-class StandIn:
+class WaitHook:
     """In front of whatever stood there before, which does all that this does not."""
 
     behind: Any = None
 
-    def step_in(self) -> bool:
+    def hook(self) -> bool:
         """Stand there. False if this pyfuse3 has no such place: it waits elsewhere."""
         if getattr(pyfuse3, "trio", None) is None:
             return False
         self.behind, pyfuse3.trio = pyfuse3.trio, self  # type: ignore[attr-defined]  # of its C module
         return True
 
-    def step_back(self) -> None:
+    def unhook(self) -> None:
         """No longer, wherever in the row: who is behind moves up."""
         if getattr(pyfuse3, "trio", None) is self:
             pyfuse3.trio = self.behind  # type: ignore[attr-defined]  # see above
             return
         before = getattr(pyfuse3, "trio", None)
-        while isinstance(before, StandIn):
+        while isinstance(before, WaitHook):
             if before.behind is self:
                 before.behind = self.behind
             before = before.behind
 
     @property
-    def lowlevel(self) -> "StandIn":
+    def lowlevel(self) -> "WaitHook":
         """For ``trio.lowlevel``: its names and trio's do not meet."""
         return self
 

@@ -1,4 +1,4 @@
-"""Asking a mount that may never answer, as its daemon may be stopped, or its source hang.
+"""NowaitProbe a mount that may never answer, as its daemon may be stopped, or its source hang.
 
 Who waits for a FUSE file system can not always be ended, not even by a signal that kills. So a child
 asks, and is left behind if it gets no answer.
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Final
 
-ANSWER_SECONDS: Final = 5.0
+REPLY_SECONDS: Final = 5.0
 """What a mount gets. Control files answer within a millisecond, or a second on a very busy machine."""
 
 END_SECONDS: Final = 1.0
@@ -23,7 +23,7 @@ RETURNED: Final = b"+"
 FAILED: Final = b"-"
 
 
-def answer(call: Callable[[], bytes], path: str, seconds: float = ANSWER_SECONDS) -> bytes:
+def answer(call: Callable[[], bytes], path: str, seconds: float = REPLY_SECONDS) -> bytes:
     """What a call that waits for ``path`` returns. It is made in a child process.
 
     Raises OSError: what the call raised, with that path, or TimeoutError if it did not return in time.

@@ -8,7 +8,7 @@ SIGKILL_PENDING: Final = 1 << 8
 """In the masks of /proc/PID/status."""
 
 
-def dying_threads() -> set[int]:
+def killed_threads() -> set[int]:
     """Threads that /proc shows us, and that were killed and wait for something that no signal ends.
 
     Each wait for us is one. Of the others most are short.

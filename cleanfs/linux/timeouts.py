@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable
 import trio
 
 
-async def waited(seconds: float, wait: Callable[[], Awaitable[None]]) -> bool:
+async def wait_with_stall_grace(seconds: float, wait: Callable[[], Awaitable[None]]) -> bool:
     """Whether ``wait`` returned in time. It may be begun a second time.
 
     If the machine stood still, a deadline has passed before anybody got to run who could make what is
-    waited for happen. So the time comes in two halves, of which the second begins after that.
+    wait_with_stall_grace for happen. So the time comes in two halves, of which the second begins after that.
     """
     for _ in range(2):
         with trio.move_on_after(max(seconds, 0.0) / 2) as half:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import trio
 
-from cleanfs.memory.policy import Room
+from cleanfs.memory.policy import Headroom
 
 PSI_TRIGGERS = (b"some 50000 500000", b"some 200000 2000000")
 """Stalls of so many microseconds in so many. The kernel refuses the first with EINVAL to a process
@@ -54,7 +54,7 @@ class Group:
         limit = min(limits, default=UNLIMITED)
         return limit if limit < UNLIMITED else None
 
-    def room(self, limit: int) -> Room:
+    def room(self, limit: int) -> Headroom:
         """How near the limit is. Raises one of NOT_FOR_US.
 
         File pages go first, those of the source and of the mount, too, so all on the file lists is
@@ -65,19 +65,19 @@ class Group:
         stat = dict(line.split() for line in (self.path / "memory.stat").read_text().splitlines())
         total = "total_" if self.version == 1 else ""
         files = int(stat[f"{total}inactive_file"]) + int(stat[f"{total}active_file"])
-        return Room(str(self.path), limit, limit - (usage - min(files, usage)))
+        return Headroom(str(self.path), limit, limit - (usage - min(files, usage)))
 
     @property
     def _usage(self) -> str:
         return "memory.usage_in_bytes" if self.version == 1 else "memory.current"
 
 
-def machine() -> Room | None:
+def machine() -> Headroom | None:
     """The whole machine; None if the kernel does not say."""
     with suppress(*NOT_FOR_US):
         text = Path("/proc/meminfo").read_text()
         found = dict(re.findall(r"^(MemTotal|MemAvailable): +(\d+) kB$", text, re.MULTILINE))
-        return Room("machine", int(found["MemTotal"]) << 10, int(found["MemAvailable"]) << 10)
+        return Headroom("machine", int(found["MemTotal"]) << 10, int(found["MemAvailable"]) << 10)
     return None
 
 
@@ -158,7 +158,7 @@ class MemoryWatch:
             *sorted(set(self._fds.values())),
         ]
 
-    def rooms(self) -> list[Room]:
+    def rooms(self) -> list[Headroom]:
         """A look at all limits there are now."""
         self._notice_changes()
         found = [room] if (room := machine()) is not None else []

@@ -16,7 +16,7 @@ from cleanfs.cache.pagecache import PageCache, max_files
 from cleanfs.linux import syscalls
 from cleanfs.memory.available import MemoryWatch, least_limit
 from cleanfs.memory.least_sizes import check_sizes, least_sizes
-from cleanfs.memory.policy import MIB, Policy, Room, Sizes, split, tightest
+from cleanfs.memory.policy import MIB, Headroom, Policy, Sizes, split, tightest
 from cleanfs.sizes import format_size
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ BETWEEN_EVENTS_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class KeeperStats:
+class CacheLimitsStats:
     """A snapshot."""
 
     memory_pressure: str
@@ -76,7 +76,7 @@ def too_large(promised: Sizes, *, yields: bool) -> str:
     return f"{what} are more than the {format_size(limit.size)} of {limit.of}: {follows}"
 
 
-class Keeper:
+class CacheLimits:
     """Owns the limits of both caches."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Keeper:
         """In force. The pool's is for the next backend while there is none."""
         self._watch = watch
         self._policy = Policy()
-        self._room: Room | None = None
+        self._room: Headroom | None = None
         self._page_size = pagecache.page_size
         self._warn_of_too_much()
 
@@ -140,10 +140,10 @@ class Keeper:
         self.look(time.monotonic())
         self._settle_at_once()
 
-    def stats(self) -> KeeperStats:
+    def stats(self) -> CacheLimitsStats:
         """A snapshot."""
         watch = self._watch
-        return KeeperStats(
+        return CacheLimitsStats(
             memory_pressure="off" if watch is None else ",".join(watch.watched),
             memory_spare_bytes=0 if self._room is None else self._room.spare,
             memory_withheld_bytes=self._promised.total - self._now.total,

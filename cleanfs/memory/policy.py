@@ -4,7 +4,7 @@ What is kept is only a cache, so it yields: a daemon that is killed for memory t
 tmem says so of its pools: they are "of unknown and possibly time-varying size".
 
 The measure is a level, not an alarm: how much more could be taken before anything but clean file pages
-had to go (``Room``). Stalls (PSI) are no measure. Whoever reads more through the mount than RAM holds
+had to go (``Headroom``). Stalls (PSI) are no measure. Whoever reads more through the mount than RAM holds
 makes the kernel reclaim file pages all the time: a quarter of such a run were stalls, with memory for
 everybody (docs/pressure.md). They only say when to look.
 
@@ -51,7 +51,7 @@ LATEST_SHORT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Headroom:
     """One place with a limit of memory that counts us: a control group, or the machine."""
 
     name: str
@@ -71,7 +71,7 @@ class Room:
         return self.available - self.reserve
 
 
-def tightest(rooms: Iterable[Room]) -> Room | None:
+def tightest(rooms: Iterable[Headroom]) -> Headroom | None:
     """Where there is least room; None if nothing is known."""
     return min(rooms, key=lambda room: room.spare, default=None)
 
@@ -118,7 +118,7 @@ class Policy:
         """What the caches may have of what is promised, which may change between the looks."""
         return promised if self._cap is None else min(self._cap, promised)
 
-    def look(self, now: float, room: Room | None, used: int, promised: int, floor: int) -> int:
+    def look(self, now: float, room: Headroom | None, used: int, promised: int, floor: int) -> int:
         """The allowance: ``floor`` <= it <= ``promised`` (bytes, as is ``used``); ``now`` in seconds.
 
         A floor above what is promised is lowered to it.
@@ -141,7 +141,7 @@ class Policy:
         self._cap = allowance if allowance < promised else None
         return allowance
 
-    def look_again_after(self, room: Room | None) -> float:
+    def look_again_after(self, room: Headroom | None) -> float:
         """Seconds until the next look, if nothing happens before."""
         latest = LATEST_SHORT_SECONDS if self.short else LATEST_SECONDS
         if room is None:

@@ -45,7 +45,7 @@ END_SECONDS: Final = 5.0
 """What it gets to begin, and to end. It has nothing to wait for."""
 
 
-class Guardian:
+class AbortWatchdog:
     """The child of one mount. Main thread only: it is that thread's end which the child is told of."""
 
     def __init__(self) -> None:
@@ -66,9 +66,9 @@ class Guardian:
             return
         command = [setpriv, "--pdeathsig", "USR1", shell, "-c", SCRIPT]
         try:
-            with _heeded(signal.SIGUSR1):
+            with _default_signal(signal.SIGUSR1):
                 self._child = subprocess.Popen(
-                    [*command, "cleanfs-guardian", str(connections)],
+                    [*command, "cleanfs-abort-watchdog", str(connections)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
@@ -124,7 +124,7 @@ class Guardian:
 
 
 @contextlib.contextmanager
-def _heeded(number: int) -> Iterator[None]:
+def _default_signal(number: int) -> Iterator[None]:
     """A child that is started here can be told by this signal, whatever we were told to do with it."""
     before = signal.signal(number, signal.SIG_DFL)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})

@@ -22,11 +22,11 @@ from cleanfs.fs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, N
 from cleanfs.fs.operations import CleanFS
 from cleanfs.fs.stats import MountStats
 from cleanfs.fuse.busypoll import BusyPoll
-from cleanfs.fuse.init_flags import EXPLICIT_INVAL_DATA, Handshake
+from cleanfs.fuse.init_flags import EXPLICIT_INVAL_DATA, InitFlags
 from cleanfs.fuse.interrupts import Interrupts
-from cleanfs.fuse.isolated_threads import Outsiders
+from cleanfs.fuse.isolated_threads import IsolatedThreads
 from cleanfs.fuse.notify import Notifier
-from cleanfs.fuse.refused_replies import Given
+from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.fuse.request_limits import RequestLimits, set_limits
 from cleanfs.fuse.size_sync import MountedAt
 from cleanfs.latency import Latencies
@@ -34,10 +34,10 @@ from cleanfs.linux import syscalls
 from cleanfs.linux.fusectl import connection_of
 from cleanfs.linux.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.memory.available import MemoryWatch
-from cleanfs.memory.cache_limits import Keeper
+from cleanfs.memory.cache_limits import CacheLimits
 from cleanfs.memory.malloc import give_back, rss_bytes
 from cleanfs.memory.policy import Sizes
-from cleanfs.mount.abort_watchdog import Guardian
+from cleanfs.mount.abort_watchdog import AbortWatchdog
 from cleanfs.mount.checks import why_no_mount
 from cleanfs.mount.config import LOG_LEVELS, MountConfig, MountError, OptionError
 from cleanfs.mount.flags import LIBFUSE, flags_of, set_flags, with_words
@@ -97,7 +97,7 @@ class Mount:
             _make_resident(config.page_size),
             max_files(config.pool_limit),
         )
-        self._keeper = Keeper(
+        self._keeper = CacheLimits(
             self._cleancache,
             self._pagecache,
             Sizes(config.pool_limit, config.page_cache),
@@ -105,13 +105,13 @@ class Mount:
         )
         self._coherency = CoherencyChecker(self._pagecache, config.coherency)
         self._notifier = Notifier()
-        self._outsiders = Outsiders(1)
-        self._guardian = Guardian()
+        self._isolated = IsolatedThreads(1)
+        self._guardian = AbortWatchdog()
         self._backing = Backing()
         self._busy_poll = BusyPoll(config.busy_poll_us)
         self._latencies = Latencies()
         self._limits = RequestLimits()
-        given = Given()
+        given = RefusedReplies()
         # What it had asked for goes on, without the locks that it had in the kernel.
         self._interrupts = Interrupts(self._backing, given, self._notifier.may_drop_any)
         self._all_local = all_local(config.source)
@@ -134,7 +134,7 @@ class Mount:
                 root_fd,
                 raise_fd_limit(),
                 MAX_INODES,
-                services.room,
+                services.space_retry,
                 self._rules,
                 self._pagecache.lost,
                 exports=self._rules[device] is Rule.INODE and can_export(config.source),
@@ -158,14 +158,14 @@ class Mount:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # from now on they are heard
             self._busy_poll.install()
             self._interrupts.install()  # what the handshake then stands in front of
-            self._outsiders.start()
+            self._isolated.start()
             self._notifier.start()
             self._guardian.start()
-            handshake = Handshake(self._flags_to_ask_for(), self._agreed)
+            handshake = InitFlags(self._flags_to_ask_for(), self._agreed)
             self._mount(handshake)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._outsiders.run)
+                    nursery.start_soon(self._isolated.run)
                     nursery.start_soon(self._notifier.run)
                     nursery.start_soon(self._filesystem.keep_bounded)
                     nursery.start_soon(self._interrupts.run)
@@ -181,12 +181,14 @@ class Mount:
                 self._fs.flush_fs()
                 if self._watch is not None:
                     self._watch.close()
-                if not self._backing.slots.oldest_seconds:  # what hangs goes on, by their numbers
+                if (
+                    not self._backing.thread_limiter.oldest_seconds
+                ):  # what hangs goes on, by their numbers
                     self._inodes.close()
-                handshake.step_back()
+                handshake.unhook()
                 self._interrupts.uninstall()
                 self._notifier.close()
-                self._outsiders.close()
+                self._isolated.close()
                 self._busy_poll.uninstall()
                 pyfuse3.close(unmount=True)
                 # It leaves a mount alone whose connection was severed (umount -f, fusectl's abort).
@@ -234,11 +236,11 @@ class Mount:
         come (Linux 6.18). What it has queued comes before the answer to a later question.
         """
         mountpoint = self.config.mountpoint
-        await self._outsiders.ask(syscalls.sync_file_system, mountpoint)
+        await self._isolated.ask(syscalls.sync_file_system, mountpoint)
         begun = -1
         while begun != self._filesystem.writes_begun or begun != self._filesystem.writes_ended:
             begun = self._filesystem.writes_begun
-            await self._outsiders.ask(os.statvfs, mountpoint)
+            await self._isolated.ask(os.statvfs, mountpoint)
             await trio.sleep(QUIET_SECONDS)
         # Should anything be dirty yet, it is where a file is open for writing: a close writes back. To
         # drop a file's pages the kernel first writes them, and waits for that.
@@ -246,7 +248,7 @@ class Mount:
             self._notifier.inode(node)
         await self._notifier.drained()
 
-    def _mount(self, handshake: Handshake) -> None:
+    def _mount(self, handshake: InitFlags) -> None:
         with _captured_stderr() as complaints:
             try:
                 pyfuse3.init(self._filesystem, self.config.mountpoint, self._fuse_options())
@@ -256,7 +258,7 @@ class Mount:
         handshake.begin()
         self._notifier.use_device(handshake.device)
         if handshake.device < 0:  # notifications go by libfuse's descriptor
-            self._interrupts.step_back()
+            self._interrupts.unhook()
         self._guardian.tell(connection_of(handshake.device, self.config.mountpoint))
 
     def _flags_to_ask_for(self) -> int:
@@ -415,12 +417,12 @@ class Mount:
             # By this name, which the kernel then knows: to look it up later, it would have to wait for
             # whoever makes or removes a name in the root.
             path = os.path.join(self.config.mountpoint, os.fsdecode(CONTROL_NAME))
-            await self._outsiders.ask(os.stat, path)
+            await self._isolated.ask(os.stat, path)
         self._busy_poll.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
             if os.geteuid() == 0:  # those that libfuse does not know
                 flags = with_words(flags_of(point), self.config.flags)
-                await self._outsiders.ask(set_flags, point, flags)
+                await self._isolated.ask(set_flags, point, flags)
             self._limits = set_limits(point.device, self.config.read_ahead)
             where = MountedAt(self.config.mountpoint, point.device)
             self._notifier.use_mount(where)

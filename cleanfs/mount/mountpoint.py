@@ -7,7 +7,7 @@ import pwd
 import subprocess
 
 from cleanfs.fs.control import CONTROL_NAME
-from cleanfs.linux.forked_call import ANSWER_SECONDS, answer
+from cleanfs.linux.forked_call import REPLY_SECONDS, answer
 from cleanfs.linux.mount_holders import in_use_by
 from cleanfs.linux.mounts import FS_TYPE, mounted_at
 from cleanfs.mount.config import MountError
@@ -28,7 +28,7 @@ def resolved(path: str) -> str:
     return os.path.realpath(path)
 
 
-def is_dead(mountpoint: str, seconds: float = ANSWER_SECONDS) -> bool:
+def is_dead(mountpoint: str, seconds: float = REPLY_SECONDS) -> bool:
     """Whether a FUSE mount has lost its daemon.
 
     The kernel's cached attributes do not tell; a name that it never caches does. One that does not

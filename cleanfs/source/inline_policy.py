@@ -38,7 +38,7 @@ RECENT_SECONDS: Final = 0.1
 whose disk does not answer any more, is met in a thread."""
 
 
-class Pace:
+class InlinePolicy:
     """Calls of one kind (reads, writes, calls on names) to one file system."""
 
     __slots__ = ("_clock", "_hold", "_not_before", "_returned", "_score", "_steps", "inline")
@@ -84,7 +84,7 @@ class Pace:
         self.inline = False
 
 
-class Asking:
+class NowaitProbe:
     """Whether to ask for something that a source may never have (RWF_NOWAIT on a cold disk).
 
     After ``PATIENCE`` refusals in a row only every ``STEP``-th call asks; one success, and all do.

@@ -28,9 +28,9 @@ from cleanfs.linux.syscalls import RWF_DONTCACHE
 from cleanfs.source.caller import Caller
 from cleanfs.source.drop_behind import Span, Stream
 from cleanfs.source.errors import HalfDoneError
-from cleanfs.source.inline_policy import SLOW_SECONDS, Asking, Pace
-from cleanfs.source.space_retry import Room
-from cleanfs.source.thread_limiter import Slots
+from cleanfs.source.inline_policy import SLOW_SECONDS, InlinePolicy, NowaitProbe
+from cleanfs.source.space_retry import SpaceRetry
+from cleanfs.source.thread_limiter import ThreadLimiter
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -81,7 +81,14 @@ class SourceFs:
     """One file system of the source: what it can do, and how fast it was lately."""
 
     __slots__ = (
-        "asking", "asking_to_write", "dontcache", "local", "names", "nowait", "reads", "write_nowait",
+        "dontcache",
+        "local",
+        "names",
+        "nowait",
+        "nowait_probe",
+        "nowait_write_probe",
+        "reads",
+        "write_nowait",
         "writes",
     )  # fmt: skip
 
@@ -90,11 +97,11 @@ class SourceFs:
         self.local = local
         """Whether calls may ever be made inline that could wait."""
         self.nowait = self.write_nowait = self.dontcache = True
-        self.reads = Pace()
-        self.writes = Pace()
-        self.names = Pace(steps=4)  # a rename is two lookups and more
-        self.asking = Asking()
-        self.asking_to_write = Asking()
+        self.reads = InlinePolicy()
+        self.writes = InlinePolicy()
+        self.names = InlinePolicy(steps=4)  # a rename is two lookups and more
+        self.nowait_probe = NowaitProbe()
+        self.nowait_write_probe = NowaitProbe()
 
 
 class Backing:
@@ -104,8 +111,8 @@ class Backing:
         """No file system of it was used yet."""
         self.drop_behind = True
         """Whether what was read is to leave the source's page cache."""
-        self.slots = Slots()
-        self.room = Room()
+        self.thread_limiter = ThreadLimiter()
+        self.space_retry = SpaceRetry()
         self.orphans = 0
         """Requests under way whose programs are gone."""
         self._file_systems: dict[int, SourceFs] = {}
@@ -119,9 +126,11 @@ class Backing:
             known = self._file_systems[device] = SourceFs(local)
         return known
 
-    async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+    async def in_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a worker thread."""
-        limiter = cast(trio.CapacityLimiter, self.slots)  # trio asks for no more than its two calls
+        limiter = cast(
+            trio.CapacityLimiter, self.thread_limiter
+        )  # trio asks for no more than its two calls
         return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
 
     async def run_on_names(self, fs: SourceFs, call: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -130,7 +139,7 @@ class Backing:
         if pace.inline and pace.recent:
             with _watched(pace):
                 return call(*args)
-        seconds, outcome = await self.run(_timed, call, *args)
+        seconds, outcome = await self.in_thread(_timed, call, *args)
         pace.took(seconds, 0)
         return outcome()
 
@@ -151,7 +160,7 @@ class Backing:
             else:
                 got = self._read_nowait(fs, fd, buffer, offset, drop)
                 if got < size:
-                    got, fs.dontcache, seconds = await self.run(
+                    got, fs.dontcache, seconds = await self.in_thread(
                         _read_timed, fd, buffer, offset, got, fs.dontcache, drop
                     )
                     if fs.local and not fs.nowait:
@@ -164,7 +173,7 @@ class Backing:
         self._reads += 1
         self._read_bytes += got
         if lingers and (span := stream.passed(offset, size)) is not None:
-            await self.run(drop_span, fd, span)
+            await self.in_thread(drop_span, fd, span)
         return buffer if got == size else memoryview(buffer)[:got]
 
     async def write(
@@ -189,15 +198,17 @@ class Backing:
         self._writes += 1
         try:
             if fs.local and not durable:
-                written = await self.room.retrying(self._write_locally, fs, fd, offset, data, append)
+                written = await self.space_retry.retrying(
+                    self._write_locally, fs, fd, offset, data, append
+                )
             else:  # its error may be one of an earlier write, and is told once
-                written, _ = await self.run(_write_timed, fd, offset, data, append, 0, None)
+                written, _ = await self.in_thread(_write_timed, fd, offset, data, append, 0, None)
         except OSError:
             self._errors += 1
             raise
         self._write_bytes += written.count
         if writer is not None and without_set_id(written.after, writer) is not None:
-            written = await self.run(_clear_set_id, fd, written, writer)
+            written = await self.in_thread(_clear_set_id, fd, written, writer)
         return written
 
     async def _write_locally(
@@ -214,7 +225,9 @@ class Backing:
         try:
             if at_once and fs.writes.inline:
                 return self._write_inline(fs, fd, offset, data, append, count, before)
-            written, seconds = await self.run(_write_timed, fd, offset, data, append, count, before)
+            written, seconds = await self.in_thread(
+                _write_timed, fd, offset, data, append, count, before
+            )
         except OSError as exc:
             if append and os.fstat(fd).st_size != before.st_size:
                 raise HalfDoneError(exc) from exc  # it may be this that was appended
@@ -236,7 +249,7 @@ class Backing:
 
     def _read_nowait(self, fs: SourceFs, fd: int, buffer: bytearray, offset: int, drop: bool) -> int:
         """How many bytes the source's page cache had. 0 if it would have to wait."""
-        if not fs.nowait or not fs.asking.worthwhile():
+        if not fs.nowait or not fs.nowait_probe.worthwhile():
             return 0
         dontcache = fs.dontcache and drop
         flags = os.RWF_NOWAIT | (RWF_DONTCACHE if dontcache else 0)
@@ -253,7 +266,7 @@ class Backing:
             else:
                 fs.nowait = False
             return 0
-        fs.asking.answered(got > 0)
+        fs.nowait_probe.answered(got > 0)
         return got
 
     def _read_inline(self, fs: SourceFs, fd: int, buffer: bytearray, offset: int, drop: bool) -> int:
@@ -265,7 +278,7 @@ class Backing:
 
     def _write_nowait(self, fs: SourceFs, fd: int, offset: int, data: bytes, append: bool) -> int:
         """How many bytes could be written without waiting. Few file systems can tell."""
-        if not fs.write_nowait or not fs.asking_to_write.worthwhile():
+        if not fs.write_nowait or not fs.nowait_write_probe.worthwhile():
             return 0
         flags = os.RWF_NOWAIT | (os.RWF_APPEND if append else 0)
         count = 0
@@ -277,7 +290,7 @@ class Backing:
             if exc.errno in UNSUPPORTED:
                 fs.write_nowait = False
             return 0  # the waiting write meets any other again, and reports it
-        fs.asking_to_write.answered(count > 0)
+        fs.nowait_write_probe.answered(count > 0)
         return count
 
     def _write_inline(
@@ -332,7 +345,7 @@ def _sleeps() -> int:
 
 
 @contextlib.contextmanager
-def _watched(pace: Pace) -> Iterator[None]:
+def _watched(pace: InlinePolicy) -> Iterator[None]:
     """A block on the main thread: if it waits, the next call of its kind is made in a thread."""
     sleeps, start = _sleeps(), time.perf_counter()
     try:

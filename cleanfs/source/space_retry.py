@@ -13,7 +13,7 @@ from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
-from cleanfs.linux.timeouts import waited
+from cleanfs.linux.timeouts import wait_with_stall_grace
 from cleanfs.source.errors import HalfDoneError
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ LATELY_SECONDS: Final = 0.5
 waits altogether. Some programs keep files open that they removed: their space does not come."""
 
 
-class Room:
+class SpaceRetry:
     """What was removed and has not been given up."""
 
     def __init__(self) -> None:
@@ -84,5 +84,5 @@ class Room:
                 while self._given_up == seen:
                     await self._news.wait()
 
-            await waited(seconds, news)
+            await wait_with_stall_grace(seconds, news)
         return self._given_up != seen

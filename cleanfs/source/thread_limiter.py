@@ -22,7 +22,7 @@ HUNG_SECONDS: Final = 0.5
 """A call that takes longer hangs: it is not the disk's business that keeps it."""
 
 
-class Slots:
+class ThreadLimiter:
     """A limiter for ``trio.to_thread.run_sync``. Main thread only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -188,11 +188,15 @@ class Export:
         handles = self._handles_of(device)
         if handles is None:
             raise StaleError
-        found = await self._tree.run(_open, handles, known.handle if known else b"", ino)
+        found = await self._tree.in_thread_with_retry(
+            _open, handles, known.handle if known else b"", ino
+        )
         is_below, parent = False, None
         try:
             if stat_module.S_ISDIR(found.stat.st_mode):
-                is_below = await self._tree.run(_leads_to, found.fd, self._inodes.root.id)
+                is_below = await self._tree.in_thread_with_retry(
+                    _leads_to, found.fd, self._inodes.root.id
+                )
             elif handles.is_whole:
                 is_below = True
             elif known is not None:
@@ -215,7 +219,7 @@ class Export:
         async with self._tree.using(node) as inode:
             if inode is root or not inode.is_dir:
                 raise StaleError
-            found = await self._tree.run(_open_parent, inode.fd, root.id)
+            found = await self._tree.in_thread_with_retry(_open_parent, inode.fd, root.id)
         if (found.stat.st_dev, found.stat.st_ino) == root.id:
             os.close(found.fd)
             return root, found.stat
@@ -228,7 +232,7 @@ class Export:
         parent, _ = await self.find(known.parent, depth + 1)
         try:
             async with Using(self._tree, parent):
-                there = await self._tree.run(namespace.identify, parent.fd, known.name)
+                there = await self._tree.in_thread_with_retry(namespace.identify, parent.fd, known.name)
         except FileNotFoundError:
             return None
         finally:
@@ -238,7 +242,7 @@ class Export:
     def _remember(self, inode: Inode) -> None:
         """An inode leaves the table."""
         handles = self._handles_of(inode.device)
-        if handles is None or not inode.handle or self._services.room.is_removed(inode.node):
+        if handles is None or not inode.handle or self._services.space_retry.is_removed(inode.node):
             return
         composed = handles.layout is not None and (inode.is_dir or handles.is_whole)
         if composed and inode.node < DYNAMIC_BASE:

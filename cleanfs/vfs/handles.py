@@ -14,7 +14,7 @@ import trio
 
 from cleanfs.cache.fingerprint import own_fingerprint
 from cleanfs.cache.pagecache import Buffer, CachedFile, PageCache, Writing
-from cleanfs.cache.read_ranges import Answers
+from cleanfs.cache.read_ranges import RangeSet
 from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
@@ -22,7 +22,7 @@ from cleanfs.source import namespace
 from cleanfs.source.drop_behind import Stream
 from cleanfs.source.io import Backing, SourceFs, Written, drop_span
 from cleanfs.source.namespace import EntryStat
-from cleanfs.source.space_retry import Room
+from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.inodes import Inode, Told, stamps_of
 
@@ -81,9 +81,9 @@ class Services:
     """The kernel keeps what programs write, and writes it later."""
 
     @property
-    def room(self) -> Room:
+    def space_retry(self) -> SpaceRetry:
         """What was removed, and takes space."""
-        return self.backing.room
+        return self.backing.space_retry
 
     def before(self) -> Before:
         """This moment."""
@@ -93,7 +93,7 @@ class Services:
         """Whether the inode, once held, is in this machine's memory."""
         return self.types[inode.device] in LOCAL_FILE_SYSTEMS
 
-    async def run_near(self, inode: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
+    async def inline_if_local(self, inode: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that only touches an inode that we hold: at once where that is in memory.
 
         So it is on a local file system for fstat, open, close and readlink. A thread costs ten
@@ -101,7 +101,7 @@ class Services:
         """
         if self.is_local(inode):
             return call(*args)
-        return await self.backing.run(call, *args)
+        return await self.backing.in_thread(call, *args)
 
     def source_fs(self, inode: Inode) -> SourceFs:
         """The file system that the inode is on."""
@@ -173,7 +173,7 @@ class FileHandle:
             return
         notifier = services.notifier
         if file.answers is None:
-            file.answers = Answers(dropped=not notifier.explicit)
+            file.answers = RangeSet(dropped=not notifier.explicit)
             notifier.in_writing(self.inode.node, file.answers)
         if file.drops_due > self._drop_due or notifier.drops_pages(self.inode.node):
             file.answers.dropped = True
@@ -267,7 +267,7 @@ class FileHandle:
                 )
                 if services.flushless and not services.is_local(inode):
                     # Mounted below the source after us; nobody will ask what its close has to say.
-                    await services.backing.run(namespace.flush, self.fd)
+                    await services.backing.in_thread(namespace.flush, self.fd)
             except BaseException:
                 services.coherency.distrust(file)  # a part may have been written
                 services.notifier.inode(inode.node)
@@ -295,7 +295,7 @@ class FileHandle:
         if self.use and self._services.backing.orphans:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
         with self.use:
-            await self._services.run_near(self.inode, namespace.flush, self.fd)
+            await self._services.inline_if_local(self.inode, namespace.flush, self.fd)
 
     async def release(self) -> None:
         """Close. The last close of a file without a name discards its pages."""
@@ -310,15 +310,15 @@ class FileHandle:
                 services.notifier.not_in_writing(self.inode.node, file.answers)
                 file.answers = None
         if (span := self._stream.rest()) is not None:
-            await services.backing.run(drop_span, self.fd, span)
-        st = await services.run_near(self.inode, fstat_and_close, self.fd)
+            await services.backing.in_thread(drop_span, self.fd, span)
+        st = await services.inline_if_local(self.inode, fstat_and_close, self.fd)
         if st.st_nlink == 0:
             services.pagecache.forget(file)
 
     async def sync(self, data_only: bool) -> None:
         """``fsync`` the source."""
         with self.use:
-            await self._services.backing.run(namespace.sync, self.fd, data_only)
+            await self._services.backing.in_thread(namespace.sync, self.fd, data_only)
 
     def _opener_ran(self) -> None:
         """So the kernel has dropped what the answer to the open told it to drop."""
@@ -363,7 +363,7 @@ class DirHandle:
     async def rewind(self) -> None:
         """Take the snapshot. Raises OSError."""
         before = self._services.before()
-        run = self._services.backing.run
+        run = self._services.backing.in_thread
         listing = await run(namespace.list_directory, self.fd, self.batch, self._handles)
         self._names = listing.names
         self._keep(0, listing.names.some(0, len(listing.stats)), listing.stats, before)
@@ -388,7 +388,7 @@ class DirHandle:
         if position not in self._entries:
             before = self._services.before()
             names = self._names.some(position, self.batch)
-            run = self._services.backing.run
+            run = self._services.backing.in_thread
             stats = await run(namespace.stat_names, self.fd, names, self._handles)
             self._keep(position, names, stats, before)
         self.before = self._entries_before
@@ -397,12 +397,12 @@ class DirHandle:
     async def release(self) -> None:
         """Close."""
         await self.use.ended()
-        await self._services.run_near(self.inode, os.close, self.fd)
+        await self._services.inline_if_local(self.inode, os.close, self.fd)
 
     async def sync(self, data_only: bool) -> None:
         """``fsync`` the directory."""
         with self.use:
-            await self._services.backing.run(namespace.sync, self.fd, data_only)
+            await self._services.backing.in_thread(namespace.sync, self.fd, data_only)
 
 
 def fstat_and_close(fd: int) -> os.stat_result:

@@ -38,7 +38,7 @@ from cleanfs.source.caller import Caller
 from cleanfs.source.errors import StaleError
 from cleanfs.source.identity import Dentries, Dentry, Place, Rule, Rules
 from cleanfs.source.namespace import PATH_FLAGS
-from cleanfs.source.space_retry import Room
+from cleanfs.source.space_retry import SpaceRetry
 
 ROOT = 1
 """FUSE's node id of the root."""
@@ -283,7 +283,7 @@ class InodeTable:
         root_fd: int,
         fd_budget: int,
         max_inodes: int,
-        room: Room,
+        space_retry: SpaceRetry,
         rules: Rules,
         lost: Callable[[FileKey], None] = lambda _: None,
         *,
@@ -311,7 +311,7 @@ class InodeTable:
         self._watcher: Watcher | None = None
         self.exports = exports
         self._on_drop: Callable[[Inode], None] = lambda _: None
-        self._room = room
+        self.space_retry = space_retry
         self._rules = rules
         self._dentries = Dentries()
         self._lost = lost
@@ -480,7 +480,7 @@ class InodeTable:
     @contextmanager
     def closing(self, inode: Inode, fd: int) -> Iterator[None]:
         """Around the close of a file handle: the inode stays in the table until that has been done."""
-        self._room.closing(inode.node)
+        self.space_retry.closing(inode.node)
         self._open_fds -= 1
         inode.open_fds = tuple(other for other in inode.open_fds if other != fd)
         inode.pins += 1
@@ -662,7 +662,7 @@ class InodeTable:
         if inode.fd >= 0:
             os.close(inode.fd)
             inode.fd = -1
-        self._room.given_up(inode.node)
+        self.space_retry.given_up(inode.node)
         if inode.dentry is not None:
             inode.dentry.occupant = None
             if inode.dentry.place is None:

@@ -2,7 +2,7 @@
 
 Who is gone does not wait for the change that was asked for, and its answer is refused. But others can
 ask before the change is done, and the kernel believes what they are told. It drops by itself only what
-it had believed when the call was given up. So a handler holds this (``Given``) beside its answer.
+it had believed when the call was given up. So a handler holds this (``RefusedReplies``) beside its answer.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ def tell(
         inode.untold(before)
         notifier.inode(inode.node)
         if inode.open_fds:
-            notifier.teach(inode.node, inode.generation)
+            notifier.refresh(inode.node, inode.generation)
     for parent, name in there:
         notifier.expire(parent.node, name)
         notifier.inode(parent.node)

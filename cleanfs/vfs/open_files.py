@@ -95,7 +95,7 @@ class OpenFiles:
         try:
             before = services.before()
             fd = os.open(f"/proc/self/fd/{inode.open_fds[-1]}", os.O_PATH | os.O_CLOEXEC)
-            st = await services.backing.run(fstat_and_close, fd)
+            st = await services.backing.in_thread(fstat_and_close, fd)
         except OSError:
             return  # a read would meet it, and report it
         finally:
@@ -157,4 +157,4 @@ def drop_in_kernel(services: Services, inode: Inode) -> None:
     """
     services.notifier.inode(inode.node)
     if inode.open_fds:
-        services.notifier.teach(inode.node, inode.generation)
+        services.notifier.refresh(inode.node, inode.generation)

@@ -359,7 +359,7 @@ class SourceWatch:
             return
         if len(self._resolved) > MAX_RESOLVED:
             self._resolved.clear()
-        found = await self._services.backing.run(_open_all, unknown)
+        found = await self._services.backing.in_thread(_open_all, unknown)
         self._resolved.update(found)
 
     def _find(self, place: Place) -> list[tuple[Inode | None, FileKey | None]]:

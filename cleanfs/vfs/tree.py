@@ -51,21 +51,21 @@ class Tree:
         """The tree below the root of ``inodes``."""
         self.services = services
         self.inodes = inodes
-        self.near = services.run_near
+        self.inline_if_local = services.inline_if_local
         self._crowded = trio.Event()
 
     def using(self, node: int) -> "Using":
         """An inode whose descriptor is there, and stays, for the length of the block."""
         return Using(self, self.inodes[node])
 
-    async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+    async def in_thread_with_retry(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a thread (``Backing.run``).
 
         It may open descriptors and take space: if there is none left, it has undone what it did, may
         do it again, or raises HalfDoneError.
         """
-        return await self.services.room.retrying(
-            self._retry_emfile, self.services.backing.run, call, *args
+        return await self.services.space_retry.retrying(
+            self._retry_emfile, self.services.backing.in_thread, call, *args
         )
 
     async def run_on_names(self, directory: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -75,13 +75,13 @@ class Tree:
         """
         services = self.services
         if not (services.is_local(directory) and syscalls.can_open_here()):
-            return await self.run(call, *args)
+            return await self.in_thread_with_retry(call, *args)
         fs = services.source_fs(directory)
 
         async def run(call: Callable[[*Ts], T], *args: *Ts) -> T:
             return await services.backing.run_on_names(fs, call, *args)
 
-        return await services.room.retrying(self._retry_emfile, run, call, *args)
+        return await services.space_retry.retrying(self._retry_emfile, run, call, *args)
 
     async def change_names(
         self, directory: Inode, actor: Actor, call: Callable[[*Ts, Actor], T], *args: *Ts
@@ -89,7 +89,7 @@ class Tree:
         """The same for a change by an actor. The main thread acts as nobody but the daemon."""
         if actor.is_daemon():
             return await self.run_on_names(directory, call, *args, actor)
-        return await self.run(call, *args, actor)
+        return await self.in_thread_with_retry(call, *args, actor)
 
     async def unpark(self, inode: Inode, depth: int = 0) -> None:
         """Give a parked inode a descriptor again. Raises StaleError, OSError."""
@@ -126,7 +126,9 @@ class Tree:
 
     async def _open_parked(self, inode: Inode, parent_fd: int) -> None:
         mount_fd = self.inodes.mount_fd(inode.device)
-        self.inodes.unpark(inode, *await self.run(open_parked, inode, mount_fd, parent_fd))
+        self.inodes.unpark(
+            inode, *await self.in_thread_with_retry(open_parked, inode, mount_fd, parent_fd)
+        )
         await self._have_mount_fd(inode)
 
     async def _have_mount_fd(self, inode: Inode) -> None:
@@ -138,9 +140,9 @@ class Tree:
         try:
             with self.inodes.using(inode), contextlib.suppress(OSError):  # it may not be readable
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-                fd = await self.near(inode, os.open, inode.path(), flags)
+                fd = await self.inline_if_local(inode, os.open, inode.path(), flags)
                 if not self.services.types[inode.device]:
-                    magic = await self.run(syscalls.file_system_magic, fd)
+                    magic = await self.in_thread_with_retry(syscalls.file_system_magic, fd)
                     self.services.types.learn(inode.device, magic)
         finally:
             self.inodes.add_mount_fd(inode.device, fd)
@@ -159,7 +161,7 @@ class Tree:
             except OSError as exc:
                 if exc.errno != errno.EXDEV:
                     raise
-                opened = await self.run(namespace.lookup, parent.fd, name)
+                opened = await self.in_thread_with_retry(namespace.lookup, parent.fd, name)
         inode = self.inodes.looked_up(opened.fd, opened.stat, parent, name)
         self.observe(inode, opened.stat, before)
         self.ask_to_forget()
@@ -205,12 +207,12 @@ class Tree:
     async def close(self, inode: Inode, fd: int) -> None:
         """Close a file on the same file system, which a server may have to be told."""
         with contextlib.suppress(OSError):
-            await self.near(inode, os.close, fd)
+            await self.inline_if_local(inode, os.close, fd)
 
     async def stat(self, inode: Inode) -> os.stat_result:
         """Attributes now, held against what is known."""
         before = self.services.before()
-        st = await self.near(inode, os.fstat, inode.fd)
+        st = await self.inline_if_local(inode, os.fstat, inode.fd)
         self.observe(inode, st, before)
         await self.nothing_to_drop(inode, st.st_size)
         return st
@@ -221,15 +223,15 @@ class Tree:
         if inode is self.inodes.root:
             return True
         if parent is None or parent.nlookup <= 0:
-            st = await self.near(inode, os.fstat, inode.fd)
-            return st.st_nlink > 0 or self.services.room.is_removed(inode.node)
+            st = await self.inline_if_local(inode, os.fstat, inode.fd)
+            return st.st_nlink > 0 or self.services.space_retry.is_removed(inode.node)
         try:
             async with Using(self, parent):
-                found = await self.near(parent, namespace.identify, parent.fd, inode.name)
+                found = await self.inline_if_local(parent, namespace.identify, parent.fd, inode.name)
         except (FileNotFoundError, StaleError):
             return False
         if found != inode.id and inode.dentry is not None:  # its number may be another by now
-            st = await self.near(inode, os.fstat, inode.fd)
+            st = await self.inline_if_local(inode, os.fstat, inode.fd)
             return found == (st.st_dev, st.st_ino)
         return found == inode.id
 
@@ -245,7 +247,7 @@ class Tree:
             return
         read = inode.open_fds and not notifier.is_learning(inode.node)
         if read and size not in (None, inode.kernel_sizes[0]):
-            await notifier.taught(inode.node, inode.generation, pages=True)
+            await notifier.refreshed(inode.node, inode.generation, pages=True)
         else:
             await notifier.pages_dropped(inode.node)
 
@@ -267,7 +269,7 @@ class Tree:
         if inode.kind != stat_module.S_IFREG:
             return None
         if inode.file_key is None:
-            inode.file_key = await self.near(inode, _key_of, inode.fd)
+            inode.file_key = await self.inline_if_local(inode, _key_of, inode.fd)
         pagecache = self.services.pagecache
         return pagecache.file(inode.file_key, inode.dentry) if make else pagecache.known(inode.file_key)
 
@@ -295,7 +297,7 @@ class Tree:
     ) -> T:
         """Change attributes as names are changed; a size in a thread, as that frees or takes blocks."""
         if size is not None:
-            return await self.run(call, *args)
+            return await self.in_thread_with_retry(call, *args)
         return await self.run_on_names(inode, call, *args)
 
     async def _bracketed(
@@ -331,7 +333,7 @@ class Tree:
         """
         inode, key = self.inodes.subject(changed.key, parent, name)
         if changed.gone and inode is not None:
-            self.services.room.removed(inode.node)
+            self.services.space_retry.removed(inode.node)
         file = self.services.pagecache.known(key)
         if file is None:
             return inode
@@ -355,18 +357,18 @@ class Tree:
         call = namespace.open_for_writeback if self.services.writeback else namespace.open_file
         path, flags = inode.path(), flags & IO_FLAGS
         if self.services.is_local(inode):
-            near = functools.partial(self.near, inode)
+            near = functools.partial(self.inline_if_local, inode)
             with contextlib.suppress(BlockingIOError):  # somebody has a lease on it
                 opened: OpenedFile = await self._retry_emfile(
                     near, call, path, flags | os.O_NONBLOCK, inode.file_key
                 )
                 os.set_blocking(opened.fd, not flags & os.O_NONBLOCK)
                 return opened
-        return await self._retry_emfile(self.run, call, path, flags, inode.file_key)
+        return await self._retry_emfile(self.in_thread_with_retry, call, path, flags, inode.file_key)
 
     async def open_directory(self, inode: Inode) -> int:
         """A descriptor to list a directory by."""
-        near = functools.partial(self.near, inode)
+        near = functools.partial(self.inline_if_local, inode)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         return await self._retry_emfile(near, os.open, inode.path(), flags)
 
@@ -391,7 +393,7 @@ class Tree:
         """Set an extended attribute, or remove it if ``value`` is None (``namespace.change_xattr``)."""
         file = await self._known_file(inode)
         if file is None:
-            await self.run(namespace.change_xattr, inode.fd, name, value, caller)
+            await self.in_thread_with_retry(namespace.change_xattr, inode.fd, name, value, caller)
             return
         async with self.services.pagecache.changing(file):
             await self._bracketed(

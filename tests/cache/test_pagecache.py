@@ -156,7 +156,7 @@ class Rig:
         resident = sum(len(cache._resident.indices(file.serial)) for file in cache._files.values())
         assert len(cache._resident) == resident
         assert cache.stats().used == resident * COST <= max(cache.limit, 0)
-        assert not any(file.flights for file in cache._files.values())
+        assert not any(file.in_flight for file in cache._files.values())
 
 
 @pytest.fixture
@@ -861,7 +861,7 @@ def test_concurrent_reads_never_give_what_was_overwritten_before_they_began(
 
 def test_a_new_file_has_nothing_in_it() -> None:
     file = CachedFile(KEY, 1)
-    assert (file.size, file.fingerprint, file.pins, file.flights) == (0, None, 0, [])
+    assert (file.size, file.fingerprint, file.pins, file.in_flight) == (0, None, 0, [])
 
 
 class Lender(Store):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleanfs.cache import read_ranges
-from cleanfs.cache.read_ranges import Answers
+from cleanfs.cache.read_ranges import RangeSet
 
 PAGE = 16
 """Bytes: small, so that ranges meet."""
@@ -19,7 +19,7 @@ def pages(start: int, size: int) -> set[int]:
 
 @given(steps)
 def test_a_page_counts_as_read_until_it_is_written(steps: list[tuple[bool, int, int]]) -> None:
-    told, read = Answers(dropped=True), set[int]()
+    told, read = RangeSet(dropped=True), set[int]()
     for is_read, start, size in steps:
         if is_read:
             whole = pages(start, size)  # as the kernel reads
@@ -33,7 +33,7 @@ def test_a_page_counts_as_read_until_it_is_written(steps: list[tuple[bool, int, 
 
 @given(steps)
 def test_no_page_is_forgotten_however_many_ranges_there_are(steps: list[tuple[bool, int, int]]) -> None:
-    told, read = Answers(dropped=True), set[int]()
+    told, read = RangeSet(dropped=True), set[int]()
     with_room_for, read_ranges.MAX_RANGES = read_ranges.MAX_RANGES, 3
     try:
         for is_read, start, size in steps:
@@ -53,14 +53,14 @@ def test_no_page_is_forgotten_however_many_ranges_there_are(steps: list[tuple[bo
 
 
 def test_many_reads_in_between_are_remembered() -> None:
-    told = Answers(dropped=True)
+    told = RangeSet(dropped=True)
     for page in range(0, 20_000, 2):
         told.read(page * PAGE, (page + 1) * PAGE)
     assert all(told.written(page * PAGE, page * PAGE + 1, PAGE) for page in range(0, 20_000, 2))
 
 
 def test_what_is_being_read_is_known() -> None:
-    told = Answers(dropped=True)
+    told = RangeSet(dropped=True)
     for _ in range(2):
         told.begin(PAGE, 2 * PAGE)
     told.end(PAGE, 2 * PAGE)

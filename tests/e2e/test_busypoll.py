@@ -115,11 +115,11 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
 ELSEWHERE = """
 import pyfuse3, trio
 import cleanfs.mount.mount
-begin = cleanfs.mount.mount.Handshake.begin
+begin = cleanfs.mount.mount.InitFlags.begin
 def begin_in_vain(self):
     begin(self)
     pyfuse3.trio = trio
-cleanfs.mount.mount.Handshake.begin = begin_in_vain
+cleanfs.mount.mount.InitFlags.begin = begin_in_vain
 """
 """Makes of this pyfuse3 one that does not look at what was put in the place of ``trio``."""
 

@@ -100,7 +100,7 @@ def test_a_change_in_place_is_seen_by_the_next_open(mount: Mounter, change: str,
     same(fs, "f")
 
 
-PATIENT = "from cleanfs.fuse import notify; notify.LEARN_SECONDS = 20\n"
+PATIENT = "from cleanfs.fuse import notify; notify.REFRESH_SECONDS = 20\n"
 """However busy this machine is."""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cleanfs.fuse.interrupts import Interrupts
-from cleanfs.fuse.refused_replies import Given
+from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.linux.mounts import mount_points, mounted_at
 from cleanfs.source.io import Backing
 from tests.harness import load
@@ -262,7 +262,7 @@ def test_an_answer_that_nobody_waits_for_is_not_logged() -> None:
     def record(message: str, *args: object) -> logging.LogRecord:
         return logging.LogRecord("pyfuse3", logging.ERROR, "", 0, message, args, None)
 
-    logged = Interrupts(Backing(), Given()).filter
+    logged = Interrupts(Backing(), RefusedReplies()).filter
     refused = "fuse_write(): fuse_reply_* failed with %s"
     assert not logged(record(refused, "No such file or directory"))
     assert logged(record(refused, "Invalid argument"))

@@ -20,7 +20,7 @@ import pytest
 from cleanfs.cache.fingerprint import COARSE_NS
 from cleanfs.fs.operations import DROP_SECONDS
 from cleanfs.fuse.interrupts import GUARD_SECONDS
-from cleanfs.fuse.notify import LEARN_SECONDS
+from cleanfs.fuse.notify import REFRESH_SECONDS
 from cleanfs.source.inline_policy import RECENT_SECONDS
 from tests.e2e.conftest import SMALL_CACHES
 from tests.harness.faulty import Faulty, faulty
@@ -516,7 +516,7 @@ def test_what_an_open_by_who_is_gone_has_found_is_not_lost(
         assert end_of(process, 10) == -signal.SIGKILL
     served.heal()
     wait_until(lambda: served.hanging() == 0)
-    time.sleep(DROP_SECONDS + 2 * LEARN_SECONDS)
+    time.sleep(DROP_SECONDS + 2 * REFRESH_SECONDS)
     assert (fs.path / "f").read_bytes()[:5] == b"new" + DATA[3:5]
 
 

@@ -16,7 +16,7 @@ from cleanfs.fs.stats import GAUGES, MountStats
 from cleanfs.fuse.busypoll import BusyPollStats
 from cleanfs.fuse.request_limits import RequestLimits
 from cleanfs.latency import HistogramSnapshot, Latencies, LatencyStats
-from cleanfs.memory.cache_limits import KeeperStats
+from cleanfs.memory.cache_limits import CacheLimitsStats
 from cleanfs.source.io import BackingStats
 from cleanfs.vfs.inodes import InodeStats
 from cleanfs.vfs.source_watch import WatchStats
@@ -69,7 +69,7 @@ STATS = MountStats(
     ),
     backing=BackingStats(1, 2, 3, 4, 5, 6, 7),
     inodes=InodeStats(inodes=100, held=50, parked_total=7),
-    keeper=KeeperStats("meminfo,psi:machine", 5 << 20, 3 << 20, 7, 2, 1, 512 << 20, 509 << 20),
+    keeper=CacheLimitsStats("meminfo,psi:machine", 5 << 20, 3 << 20, 7, 2, 1, 512 << 20, 509 << 20),
     busy_poll=BusyPollStats(limit_us=50.0, polled=6, slept=4),
     latencies=some_latencies(),
     counters={"pool_used": 77, "eph_zbytes": 100, "eph_pagebytes": 250, "flush_total": 5},

@@ -22,9 +22,9 @@ from cleanfs.fuse.interrupts import (
     MAX_SIGNALLED,
     Interrupts,
 )
-from cleanfs.fuse.refused_replies import Given
+from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.source.io import Backing
-from cleanfs.source.thread_limiter import Slots
+from cleanfs.source.thread_limiter import ThreadLimiter
 
 LOOKUP = b"\x64\0\0\0\x01\0\0\0" + bytes(HEADER_SIZE - 8)
 
@@ -34,7 +34,7 @@ def test_what_was_given_out_in_a_lent_answer_is_taken_back_if_nobody_waits_for_i
     monkeypatch: pytest.MonkeyPatch, gone: list[int]
 ) -> None:
     """Libfuse takes it for sent, and complains of nothing."""
-    backing, given, taken_back = Backing(), Given(), list[int]()
+    backing, given, taken_back = Backing(), RefusedReplies(), list[int]()
     backing.orphans = len(gone)
     interrupts = Interrupts(backing, given)
     device, kernel = os.pipe()
@@ -69,7 +69,7 @@ def test_all_answers_that_were_written_into_a_lent_message_are_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Some reads of 1 MiB can end at a time."""
-    interrupts = Interrupts(Backing(), Given())
+    interrupts = Interrupts(Backing(), RefusedReplies())
     device, kernel = os.pipe()
     os.write(kernel, LOOKUP)
     assert interrupts._lend(device)  # noqa: SLF001
@@ -91,7 +91,7 @@ def test_all_answers_that_were_written_into_a_lent_message_are_sent(
 async def look_twice(interrupts: Interrupts, *, hangs: bool) -> None:
     """Have it look after its requests, while one hangs or is about to. Takes an autojump clock."""
     now = 0.0
-    slots = interrupts._backing.slots = Slots(clock=lambda: now)  # noqa: SLF001
+    slots = interrupts._backing.thread_limiter = ThreadLimiter(clock=lambda: now)  # noqa: SLF001
     await slots.acquire_on_behalf_of(object())
     now = 10 if hangs else 0
     with trio.move_on_after(2.5 * CHECK_SECONDS):
@@ -116,7 +116,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(os, "write", to_device)
     # Other tests kill programs that wait for a source.
-    monkeypatch.setattr(interrupts_module, "dying_threads", set)
+    monkeypatch.setattr(interrupts_module, "killed_threads", set)
     return numbers
 
 
@@ -124,7 +124,7 @@ DEVICE = 123456
 
 
 def watched() -> Interrupts:
-    interrupts = Interrupts(Backing(), Given())
+    interrupts = Interrupts(Backing(), RefusedReplies())
     interrupts._device = DEVICE  # noqa: SLF001
     return interrupts
 
@@ -175,7 +175,7 @@ def test_who_asked_is_known_of_a_signal_and_of_the_latest_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(interrupts_module, "MAX_ASKERS", 2)
-    interrupts = Interrupts(Backing(), Given())
+    interrupts = Interrupts(Backing(), RefusedReplies())
     device, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with device, kernel:
 

@@ -10,15 +10,15 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 
-from cleanfs.fuse.isolated_threads import Outsiders
+from cleanfs.fuse.isolated_threads import IsolatedThreads
 
 THREADS = 3
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Outsiders]:
+async def running() -> AsyncIterator[IsolatedThreads]:
     """Some, until the block ends."""
-    outsiders = Outsiders(THREADS)
+    outsiders = IsolatedThreads(THREADS)
     outsiders.start()
     try:
         async with trio.open_nursery() as nursery:

@@ -147,8 +147,8 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
-    monkeypatch.setattr(notify, "have_learned", kernel.ask)
-    monkeypatch.setattr(notify, "may_ask", lambda: True)
+    monkeypatch.setattr(notify, "refresh_kernel_size", kernel.ask)
+    monkeypatch.setattr(notify, "can_refresh", lambda: True)
     return kernel
 
 
@@ -172,10 +172,10 @@ async def test_the_kernel_is_asked_once_more_after_a_change_while_it_is_being_as
 ) -> None:
     """The question need not have heard of that."""
     async with asking(device[1]) as notifier:
-        notifier.teach(7, 1)
+        notifier.refresh(7, 1)
         assert await kernel.is_asked()
         for _ in range(3):
-            notifier.teach(7, 1)
+            notifier.refresh(7, 1)
             await notifier.drained()
         kernel.answers.set()
         assert await kernel.is_asked()
@@ -186,11 +186,11 @@ async def test_the_kernel_is_asked_once_more_after_a_change_while_it_is_being_as
 async def test_who_opens_has_the_kernel_asked_also_while_it_is_being_asked_for_long(
     device: tuple[int, int], kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "LEARN_SECONDS", 0.2)
+    monkeypatch.setattr(notify, "REFRESH_SECONDS", 0.2)
     async with asking(device[1]) as notifier:
-        notifier.teach(7, 1)
+        notifier.refresh(7, 1)
         assert await kernel.is_asked()
-        await notifier.taught(7, 1)
+        await notifier.refreshed(7, 1)
         kernel.answers.set()
         assert await kernel.is_asked()
     assert kernel.asked == [7, 7]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleanfs.fuse import request_ids
-from cleanfs.fuse.request_ids import KEPT_SECONDS, MAX_RECENT, SAMPLE_SECONDS, STEP, UNREAD, Uniques
+from cleanfs.fuse.request_ids import KEPT_SECONDS, MAX_RECENT, SAMPLE_SECONDS, STEP, UNREAD, RequestIds
 
 
 @given(
@@ -15,7 +15,7 @@ from cleanfs.fuse.request_ids import KEPT_SECONDS, MAX_RECENT, SAMPLE_SECONDS, S
 def test_every_request_of_late_is_in_the_range(requests: list[tuple[float, int]], first: int) -> None:
     """Each comes some time after the last, and after some that nobody could read."""
     now, unique, made = 0.0, 2 * first, list[tuple[float, int]]()
-    seen = Uniques(lambda: now)
+    seen = RequestIds(lambda: now)
     for after, unread in requests:
         now += after
         unique += STEP * (1 + unread)
@@ -31,7 +31,7 @@ def test_every_request_of_late_is_in_the_range(requests: list[tuple[float, int]]
 
 def test_the_range_is_bounded() -> None:
     now = 0.0
-    seen = Uniques(lambda: now)
+    seen = RequestIds(lambda: now)
     seen.messages = 1
     seen.saw(2)
     seen.messages += 10 * MAX_RECENT
@@ -39,7 +39,7 @@ def test_the_range_is_bounded() -> None:
 
 
 def test_a_kernel_that_does_not_refuse_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = Uniques()
+    seen = RequestIds()
     assert not seen.recent()
     seen.saw(2)
     assert seen.recent()

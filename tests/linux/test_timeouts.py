@@ -5,7 +5,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from cleanfs.linux.timeouts import waited
+from cleanfs.linux.timeouts import wait_with_stall_grace
 
 
 @pytest.mark.parametrize("late", [0.0, 0.4, 0.9])
@@ -18,15 +18,15 @@ async def test_what_comes_in_time_was_waited_for(autojump_clock: MockClock, late
             event.set()
 
         nursery.start_soon(come)
-        assert await waited(1, event.wait)
+        assert await wait_with_stall_grace(1, event.wait)
     assert trio.current_time() - began == pytest.approx(late)
 
 
 async def test_what_does_not_come_is_not_waited_for_longer(autojump_clock: MockClock) -> None:
     began = trio.current_time()
-    assert not await waited(1, trio.sleep_forever)
+    assert not await wait_with_stall_grace(1, trio.sleep_forever)
     assert trio.current_time() - began == pytest.approx(1)
-    assert not await waited(-1, trio.sleep_forever)
+    assert not await wait_with_stall_grace(-1, trio.sleep_forever)
     assert trio.current_time() - began == pytest.approx(1)
 
 
@@ -41,4 +41,4 @@ async def test_a_machine_that_stands_still_ends_no_wait(mock_clock: MockClock) -
             event.set()
 
         nursery.start_soon(stand_still)
-        assert await waited(1, event.wait)
+        assert await wait_with_stall_grace(1, event.wait)

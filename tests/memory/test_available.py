@@ -11,7 +11,7 @@ import trio
 
 from cleanfs.memory import available
 from cleanfs.memory.available import Group, MemoryWatch, groups, machine
-from cleanfs.memory.policy import MIB, Room
+from cleanfs.memory.policy import MIB, Headroom
 
 BOTH = """\
 4:memory:/process/inner
@@ -61,7 +61,7 @@ def test_a_group_of_version_1(tmp_path: Path) -> None:
         "inactive_file 1\nactive_file 1\n"
         f"total_inactive_file {20 * MIB}\ntotal_active_file {10 * MIB}\n"
     )
-    assert group.room(100 * MIB) == Room(str(tmp_path), 100 * MIB, 40 * MIB)
+    assert group.room(100 * MIB) == Headroom(str(tmp_path), 100 * MIB, 40 * MIB)
 
 
 def test_a_group_of_version_2(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from cleanfs.cache.pagecache import PageCache, max_files
 from cleanfs.cache.resident import make_resident
 from cleanfs.memory import cache_limits
 from cleanfs.memory.available import Limit, MemoryWatch
-from cleanfs.memory.cache_limits import FLOOR, POOL_SLICE, Keeper, too_large
-from cleanfs.memory.policy import MIB, Room, Sizes
+from cleanfs.memory.cache_limits import FLOOR, POOL_SLICE, CacheLimits, too_large
+from cleanfs.memory.policy import MIB, Headroom, Sizes
 from tests.backends.pages import noise
 
 PAGE_SIZE = 4096
@@ -32,9 +32,9 @@ class Memory(MemoryWatch):
         self.spare: Callable[[], int] = lambda: 1 << 40
         self.looked = trio.Event()
 
-    def rooms(self) -> list[Room]:
-        room = Room("test", 1024 * MIB, 0)
-        return [Room("test", room.limit, self.spare() + room.reserve)]
+    def rooms(self) -> list[Headroom]:
+        room = Headroom("test", 1024 * MIB, 0)
+        return [Headroom("test", room.limit, self.spare() + room.reserve)]
 
     async def wait(self, seconds: float) -> None:
         self.looked.set()
@@ -52,7 +52,9 @@ class Parts:
         if backend:
             self.cleancache.register(self.backend)
         self.pagecache = PageCache(PROMISED.page_cache, self.fs, make_resident(PAGE_SIZE))
-        self.keeper = Keeper(self.cleancache, self.pagecache, PROMISED, self.memory if watch else None)
+        self.keeper = CacheLimits(
+            self.cleancache, self.pagecache, PROMISED, self.memory if watch else None
+        )
 
     def fill(self, mib: int) -> None:
         """So much in the pool."""

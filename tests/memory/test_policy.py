@@ -12,23 +12,23 @@ from cleanfs.memory.policy import (
     MIB,
     MIN_STEP,
     SOONEST_SECONDS,
+    Headroom,
     Policy,
-    Room,
     Sizes,
     split,
     tightest,
 )
 
 LIMIT = 256 * MIB
-RESERVE = Room("group", LIMIT, 0).reserve
+RESERVE = Headroom("group", LIMIT, 0).reserve
 PROMISED = 512 * MIB
 FLOOR = 5 * MIB
 SLACK = RESERVE // 4
 
 
-def room(spare: int) -> Room:
+def room(spare: int) -> Headroom:
     """A place with so much room for the caches."""
-    return Room("group", LIMIT, spare + RESERVE)
+    return Headroom("group", LIMIT, spare + RESERVE)
 
 
 def look(policy: Policy, now: float, spare: int, used: int, promised: int = PROMISED) -> int:
@@ -36,14 +36,14 @@ def look(policy: Policy, now: float, spare: int, used: int, promised: int = PROM
 
 
 def test_a_part_of_every_limit_is_not_for_the_caches() -> None:
-    assert Room("", 64 * MIB, 0).reserve == 8 * MIB
-    assert Room("", 1024 * MIB, 0).reserve == 32 * MIB
-    assert Room("", 64 << 30, 0).reserve == 256 * MIB
-    assert Room("", 64 * MIB, 10 * MIB).spare == 2 * MIB
+    assert Headroom("", 64 * MIB, 0).reserve == 8 * MIB
+    assert Headroom("", 1024 * MIB, 0).reserve == 32 * MIB
+    assert Headroom("", 64 << 30, 0).reserve == 256 * MIB
+    assert Headroom("", 64 * MIB, 10 * MIB).spare == 2 * MIB
 
 
 def test_what_has_least_room_decides() -> None:
-    near, far = Room("near", 64 * MIB, 10 * MIB), Room("far", 64 << 30, 100 * MIB)
+    near, far = Headroom("near", 64 * MIB, 10 * MIB), Headroom("far", 64 << 30, 100 * MIB)
     assert tightest([near, far]) is far
     assert tightest([near]) is near
     assert tightest([]) is None
@@ -193,13 +193,13 @@ def test_a_machine_is_never_filled_by_the_caches(steps: list[int]) -> None:
     for others in steps:
         now += 0.1
         available = total - others - used
-        allowance = policy.look(now, Room("", total, available), used, promised, FLOOR)
+        allowance = policy.look(now, Headroom("", total, available), used, promised, FLOOR)
         used = allowance  # shrunk to it, or filled up to it before anybody looks again
         left = total - others - used
-        assert left >= Room("", total, 0).reserve or allowance == FLOOR
+        assert left >= Headroom("", total, 0).reserve or allowance == FLOOR
     # And when it is quiet again they get what there is, but for a step.
     for _ in range(60):
         now += 1
-        allowance = policy.look(now, Room("", total, total - used), used, promised, FLOOR)
+        allowance = policy.look(now, Headroom("", total, total - used), used, promised, FLOOR)
         used = allowance
-    assert used > total - Room("", total, 0).reserve - promised // 16
+    assert used > total - Headroom("", total, 0).reserve - promised // 16

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cleanfs.linux.fusectl import Connection, connection_of
-from cleanfs.mount.abort_watchdog import Guardian
+from cleanfs.mount.abort_watchdog import AbortWatchdog
 from tests.harness.unserved import fuse_mount
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="this takes root")
@@ -30,7 +30,7 @@ def connection(device: int, path: Path) -> Connection:
 
 async def guard(told: Connection) -> None:
     """What a guardian does for a daemon that ends in order."""
-    guardian = Guardian()
+    guardian = AbortWatchdog()
     guardian.start()
     guardian.tell(told)
     await guardian.ready()

@@ -17,7 +17,7 @@ from cleanfs.linux import syscalls
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS
 from cleanfs.source.errors import StaleError
 from cleanfs.source.identity import BY_PATH, Dentries, Rule, Rules, rule_of
-from cleanfs.source.space_retry import Room
+from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs import inodes
 from cleanfs.vfs.inodes import Inode, InodeTable, open_parked
 
@@ -89,7 +89,7 @@ class Renumbering:
         device = os.fstat(root_fd).st_dev
         self.lost: list[FileKey] = []
         self.table = InodeTable(
-            root_fd, 100, 1000, Room(), Rules({device: "fuse.test"}), self.lost.append
+            root_fd, 100, 1000, SpaceRetry(), Rules({device: "fuse.test"}), self.lost.append
         )
         os.close(root_fd)
 

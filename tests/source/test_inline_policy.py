@@ -10,8 +10,8 @@ from cleanfs.source.inline_policy import (
     SECONDS_PER_BYTE,
     SHARE,
     STREAK,
-    Asking,
-    Pace,
+    InlinePolicy,
+    NowaitProbe,
 )
 
 FAST = FAST_SECONDS / 2
@@ -34,16 +34,16 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def pace(clock: Clock) -> Pace:
-    return Pace(clock)
+def pace(clock: Clock) -> InlinePolicy:
+    return InlinePolicy(clock)
 
 
-def fast_calls(pace: Pace, number: int = STREAK) -> None:
+def fast_calls(pace: InlinePolicy, number: int = STREAK) -> None:
     for _ in range(number):
         pace.took(FAST, 4096)
 
 
-def test_nothing_is_inline_before_a_streak_of_fast_calls(pace: Pace) -> None:
+def test_nothing_is_inline_before_a_streak_of_fast_calls(pace: InlinePolicy) -> None:
     fast_calls(pace, STREAK - 1)
     assert not pace.inline
     fast_calls(pace, 1)
@@ -51,14 +51,14 @@ def test_nothing_is_inline_before_a_streak_of_fast_calls(pace: Pace) -> None:
 
 
 def test_a_call_of_several_steps_may_take_the_time_of_several(clock: Clock) -> None:
-    pace, patient = Pace(clock), Pace(clock, steps=4)
+    pace, patient = InlinePolicy(clock), InlinePolicy(clock, steps=4)
     for _ in range(STREAK):
         for each in (pace, patient):
             each.took(3 * FAST_SECONDS, 0)
     assert (pace.inline, patient.inline) == (False, True)
 
 
-def test_what_was_fast_some_time_ago_may_wait_now(pace: Pace, clock: Clock) -> None:
+def test_what_was_fast_some_time_ago_may_wait_now(pace: InlinePolicy, clock: Clock) -> None:
     assert not pace.recent
     fast_calls(pace)
     clock.now += RECENT_SECONDS * 0.9
@@ -71,14 +71,14 @@ def test_what_was_fast_some_time_ago_may_wait_now(pace: Pace, clock: Clock) -> N
     assert pace.inline
 
 
-def test_slow_calls_keep_a_source_in_threads(pace: Pace) -> None:
+def test_slow_calls_keep_a_source_in_threads(pace: InlinePolicy) -> None:
     for _ in range(100):
         fast_calls(pace, 2)
         pace.took(SLOW, 4096)
     assert not pace.inline
 
 
-def test_a_few_slow_calls_among_many_fast_ones_do_not(pace: Pace) -> None:
+def test_a_few_slow_calls_among_many_fast_ones_do_not(pace: InlinePolicy) -> None:
     for _ in range(10):
         fast_calls(pace, 3)
         if pace.inline:
@@ -87,7 +87,7 @@ def test_a_few_slow_calls_among_many_fast_ones_do_not(pace: Pace) -> None:
     assert pace.inline
 
 
-def test_large_calls_may_take_the_time_of_a_copy(pace: Pace) -> None:
+def test_large_calls_may_take_the_time_of_a_copy(pace: InlinePolicy) -> None:
     size = 1 << 20
     for _ in range(STREAK):
         pace.took(FAST_SECONDS + size * SECONDS_PER_BYTE * 1.01, size)
@@ -97,7 +97,7 @@ def test_large_calls_may_take_the_time_of_a_copy(pace: Pace) -> None:
     assert pace.inline
 
 
-def test_a_wait_sends_calls_to_threads_until_the_hold_is_over(pace: Pace, clock: Clock) -> None:
+def test_a_wait_sends_calls_to_threads_until_the_hold_is_over(pace: InlinePolicy, clock: Clock) -> None:
     fast_calls(pace)
     pace.waited(FIRST_HOLD_SECONDS / SHARE / 2)
     assert not pace.inline
@@ -109,7 +109,9 @@ def test_a_wait_sends_calls_to_threads_until_the_hold_is_over(pace: Pace, clock:
     assert pace.inline
 
 
-def test_waits_that_follow_soon_hold_for_longer_up_to_a_minute(pace: Pace, clock: Clock) -> None:
+def test_waits_that_follow_soon_hold_for_longer_up_to_a_minute(
+    pace: InlinePolicy, clock: Clock
+) -> None:
     holds = []
     for _ in range(15):
         fast_calls(pace)
@@ -123,7 +125,7 @@ def test_waits_that_follow_soon_hold_for_longer_up_to_a_minute(pace: Pace, clock
     assert max(holds) == pytest.approx(LONGEST_HOLD_SECONDS, abs=0.02) == holds[-1]
 
 
-def test_after_a_calm_time_the_hold_is_short_again(pace: Pace, clock: Clock) -> None:
+def test_after_a_calm_time_the_hold_is_short_again(pace: InlinePolicy, clock: Clock) -> None:
     for _ in range(5):
         pace.waited(1e-6)
     clock.now += 2 * LONGEST_HOLD_SECONDS
@@ -134,7 +136,9 @@ def test_after_a_calm_time_the_hold_is_short_again(pace: Pace, clock: Clock) -> 
 
 
 @pytest.mark.parametrize("wait", [0.002, 0.2, 5.0])
-def test_waits_take_a_bounded_share_of_the_main_thread(pace: Pace, clock: Clock, wait: float) -> None:
+def test_waits_take_a_bounded_share_of_the_main_thread(
+    pace: InlinePolicy, clock: Clock, wait: float
+) -> None:
     """Whatever the source does: here every inline call waits, and every one in a thread is fast."""
     start, lost = clock.now, 0.0
     while clock.now - start < 300:
@@ -149,8 +153,8 @@ def test_waits_take_a_bounded_share_of_the_main_thread(pace: Pace, clock: Clock,
 
 
 def test_every_call_asks_until_it_was_refused_often() -> None:
-    asking = Asking()
-    for _ in range(Asking.PATIENCE):
+    asking = NowaitProbe()
+    for _ in range(NowaitProbe.PATIENCE):
         assert asking.worthwhile()
         asking.answered(False)
     asked = 0
@@ -158,17 +162,17 @@ def test_every_call_asks_until_it_was_refused_often() -> None:
         if asking.worthwhile():
             asked += 1
             asking.answered(False)
-    assert asked == 80 // Asking.STEP
+    assert asked == 80 // NowaitProbe.STEP
 
 
 def test_one_success_and_every_call_asks_again() -> None:
-    asking = Asking()
+    asking = NowaitProbe()
     for _ in range(100):
         if asking.worthwhile():
             asking.answered(False)
     while not asking.worthwhile():
         pass
     asking.answered(True)
-    for _ in range(Asking.PATIENCE):
+    for _ in range(NowaitProbe.PATIENCE):
         assert asking.worthwhile()
         asking.answered(False)

@@ -15,9 +15,9 @@ from cleanfs.cache.pagecache import Buffer
 from cleanfs.linux.syscalls import RWF_DONTCACHE
 from cleanfs.source import io as backing_module
 from cleanfs.source.drop_behind import AHEAD, NEAR, Stream
-from cleanfs.source.inline_policy import SLOW_SECONDS, STREAK, Asking
+from cleanfs.source.inline_policy import SLOW_SECONDS, STREAK, NowaitProbe
 from cleanfs.source.io import MAX_OFFSET, Backing, SourceFs
-from cleanfs.source.thread_limiter import MAX_THREADS, Slots
+from cleanfs.source.thread_limiter import MAX_THREADS, ThreadLimiter
 
 DATA = bytes(range(256)) * 40
 SIZE = len(DATA)
@@ -221,9 +221,9 @@ async def test_an_empty_write_changes_nothing(fs: SourceFs, fd: int) -> None:
 
 async def test_calls_run_off_the_main_thread_and_raise_what_they_raise() -> None:
     backing = Backing()
-    assert await backing.run(trio.lowlevel.in_trio_run) is False
+    assert await backing.in_thread(trio.lowlevel.in_trio_run) is False
     with pytest.raises(FileNotFoundError):
-        await backing.run(os.stat, "/no/such/file")
+        await backing.in_thread(os.stat, "/no/such/file")
 
 
 async def test_a_cancelled_call_is_not_waited_for(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ async def test_a_cancelled_call_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     backing = Backing()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(backing.run, os.open, fifo, os.O_RDONLY)
+        nursery.start_soon(backing.in_thread, os.open, fifo, os.O_RDONLY)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     # Let the thread go: it is the reader that this open waits for.
@@ -398,10 +398,10 @@ async def test_a_cold_source_is_asked_less_often(
 ) -> None:
     seen = refuse(monkeypatch, os.RWF_NOWAIT, errno.EAGAIN)
     backing = Backing()
-    for _ in range(Asking.PATIENCE + 10 * Asking.STEP):
+    for _ in range(NowaitProbe.PATIENCE + 10 * NowaitProbe.STEP):
         await read(backing, fs, fd, 0, 100)
     asked = sum(bool(flags & os.RWF_NOWAIT) for flags in seen)
-    assert asked == Asking.PATIENCE + 10
+    assert asked == NowaitProbe.PATIENCE + 10
 
 
 async def test_a_stream_is_read_plainly_and_dropped_behind(
@@ -444,7 +444,7 @@ def test_each_file_system_is_known_by_itself() -> None:
 
 async def test_calls_that_wait_are_bounded() -> None:
     backing, release, running = Backing(), threading.Event(), list[int]()
-    backing.slots = Slots(clock=lambda: 0.0)  # none hangs
+    backing.thread_limiter = ThreadLimiter(clock=lambda: 0.0)  # none hangs
 
     def wait() -> None:
         running.append(1)
@@ -452,7 +452,7 @@ async def test_calls_that_wait_are_bounded() -> None:
 
     async with trio.open_nursery() as nursery:
         for _ in range(MAX_THREADS + 10):
-            nursery.start_soon(backing.run, wait)
+            nursery.start_soon(backing.in_thread, wait)
         with trio.fail_after(10):
             while len(running) < MAX_THREADS:  # noqa: ASYNC110  # threads set no events
                 await trio.sleep(0.01)
@@ -484,11 +484,11 @@ async def write_while_there_is_room_to_come(
 ) -> int:
     """What came of it: an errno, or 0."""
     backing, outcome = Backing(), 0
-    backing.room.removed(1)
+    backing.space_retry.removed(1)
 
     async def give_up() -> None:
         await trio.sleep(0.05)
-        backing.room.given_up(1)
+        backing.space_retry.given_up(1)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(give_up)

@@ -11,7 +11,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from cleanfs.source.errors import HalfDoneError
-from cleanfs.source.space_retry import FULL, LATELY_SECONDS, Room
+from cleanfs.source.space_retry import FULL, LATELY_SECONDS, SpaceRetry
 
 A, B = 7, 8
 
@@ -31,7 +31,7 @@ def attempts(calls: list[float], *outcomes: int) -> Callable[[], Awaitable[str]]
 
 async def test_a_call_that_succeeds_is_made_once() -> None:
     calls: list[float] = []
-    room = Room()
+    room = SpaceRetry()
     room.removed(A)
     assert await room.retrying(attempts(calls, 0)) == "done"
     assert len(calls) == 1
@@ -42,7 +42,7 @@ async def test_it_is_made_again_when_something_is_given_up(
     autojump_clock: MockClock, full: int
 ) -> None:
     calls: list[float] = []
-    room = Room()
+    room = SpaceRetry()
     room.removed(A)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_give_up, room, A, 0.3)
@@ -52,7 +52,7 @@ async def test_it_is_made_again_when_something_is_given_up(
 
 async def test_what_is_given_up_while_it_was_made_counts(autojump_clock: MockClock) -> None:
     calls: list[float] = []
-    room = Room()
+    room = SpaceRetry()
     room.removed(A)
 
     async def call() -> str:
@@ -71,7 +71,7 @@ async def test_what_is_given_up_when_a_machine_goes_on_that_stood_still_counts(
 ) -> None:
     """The deadline passes at the same time."""
     calls: list[float] = []
-    room = Room()
+    room = SpaceRetry()
     room.removed(A)
     async with trio.open_nursery() as nursery:
 
@@ -88,7 +88,7 @@ async def test_what_is_given_up_when_a_machine_goes_on_that_stood_still_counts(
 
 
 async def test_it_fails_at_once_if_nothing_is_to_come(autojump_clock: MockClock) -> None:
-    room, began = Room(), trio.current_time()
+    room, began = SpaceRetry(), trio.current_time()
     room.removed(A)
     room.given_up(A)
     room.closing(B)
@@ -99,7 +99,7 @@ async def test_it_fails_at_once_if_nothing_is_to_come(autojump_clock: MockClock)
 
 
 async def test_another_error_is_not_waited_with(autojump_clock: MockClock) -> None:
-    room, began = Room(), trio.current_time()
+    room, began = SpaceRetry(), trio.current_time()
     room.removed(A)
     with pytest.raises(OSError, match="Input/output"):
         await room.retrying(attempts([], errno.EIO))
@@ -107,7 +107,7 @@ async def test_another_error_is_not_waited_with(autojump_clock: MockClock) -> No
 
 
 async def test_what_is_half_done_is_not_done_again(autojump_clock: MockClock) -> None:
-    calls, room = list[float](), Room()
+    calls, room = list[float](), SpaceRetry()
     room.removed(A)
 
     async def call() -> None:
@@ -124,7 +124,7 @@ async def test_what_is_half_done_is_not_done_again(autojump_clock: MockClock) ->
 async def test_what_is_held_is_waited_for_once_and_again_when_it_is_closed(
     autojump_clock: MockClock,
 ) -> None:
-    room, began = Room(), trio.current_time()
+    room, began = SpaceRetry(), trio.current_time()
     room.removed(A)
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
@@ -137,7 +137,7 @@ async def test_what_is_held_is_waited_for_once_and_again_when_it_is_closed(
 
 
 async def test_others_that_remove_all_the_time_keep_nobody(autojump_clock: MockClock) -> None:
-    room, began = Room(), trio.current_time()
+    room, began = SpaceRetry(), trio.current_time()
 
     async def others() -> None:
         while True:
@@ -154,6 +154,6 @@ async def test_others_that_remove_all_the_time_keep_nobody(autojump_clock: MockC
     assert trio.current_time() - began < LATELY_SECONDS + 0.1
 
 
-async def _give_up(room: Room, node: int, after: float) -> None:
+async def _give_up(room: SpaceRetry, node: int, after: float) -> None:
     await trio.sleep(after)
     room.given_up(node)

@@ -37,7 +37,7 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
     checker = CoherencyChecker(pagecache, Coherency.NONE)
     services = Services(Backing(), pagecache, checker, FileSystemTypes(), Notifier(), Latencies())
     fd = os.open(tmp_path, os.O_PATH)
-    inodes = InodeTable(fd, 64, 64, services.room, Rules(services.types), exports=True)
+    inodes = InodeTable(fd, 64, 64, services.space_retry, Rules(services.types), exports=True)
     os.close(fd)
     yield Tree(services, inodes)
     inodes.close()

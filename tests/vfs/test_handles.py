@@ -32,7 +32,7 @@ from cleanfs.cache.resident import make_resident
 from cleanfs.fs.control import Control, Operator
 from cleanfs.fs.operations import CleanFS
 from cleanfs.fuse.notify import Notifier
-from cleanfs.fuse.refused_replies import Given
+from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.latency import Latencies
 from cleanfs.linux import mounts
 from cleanfs.linux.mounts import FileSystemTypes, all_local
@@ -40,7 +40,7 @@ from cleanfs.source import namespace
 from cleanfs.source.errors import HalfDoneError
 from cleanfs.source.identity import Rules
 from cleanfs.source.io import Backing
-from cleanfs.source.space_retry import Room
+from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.handles import DirHandle, Services
 from cleanfs.vfs.inodes import NOT_TOLD, InodeTable
@@ -57,7 +57,7 @@ def services() -> Services:
 def inodes(tmp_path: Path) -> Iterator[InodeTable]:
     (tmp_path / "f").write_bytes(b"text")
     fd = os.open(tmp_path, os.O_PATH)
-    table = InodeTable(fd, 64, 64, Room(), Rules(FileSystemTypes()))
+    table = InodeTable(fd, 64, 64, SpaceRetry(), Rules(FileSystemTypes()))
     os.close(fd)
     yield table
     table.close()
@@ -68,7 +68,7 @@ async def opened(
 ) -> tuple[CleanFS, FileHandleT]:
     """A file system with a file that is open for writing."""
     control = Control(cast(Operator, NoOperator()))
-    fs = CleanFS(services, inodes, control, Given(), attr_timeout=1)
+    fs = CleanFS(services, inodes, control, RefusedReplies(), attr_timeout=1)
     ctx = cast(RequestContext, SimpleNamespace(uid=0, pid=1))
     entry = await fs.lookup(inodes.root.node, b"f", ctx)  # type: ignore[arg-type]
     info = await fs.open(entry.st_ino, FlagT(flags), ctx)

@@ -18,7 +18,7 @@ from cleanfs.linux.mounts import FileSystemTypes
 from cleanfs.source.errors import StaleError
 from cleanfs.source.identity import Rules
 from cleanfs.source.namespace import PATH_FLAGS
-from cleanfs.source.space_retry import Room
+from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.inodes import (
     CONTROL_BASE,
     CONTROL_END,
@@ -54,7 +54,7 @@ class Rig:
     def __init__(self, path: Path, fd_budget: int = 100, max_inodes: int = 1000) -> None:
         self.path = path
         root_fd = os.open(path, PATH_FLAGS)
-        self.table = InodeTable(root_fd, fd_budget, max_inodes, Room(), Rules(FileSystemTypes()))
+        self.table = InodeTable(root_fd, fd_budget, max_inodes, SpaceRetry(), Rules(FileSystemTypes()))
         os.close(root_fd)
 
     def lookup(self, name: str, parent: Inode | None = None) -> Inode:

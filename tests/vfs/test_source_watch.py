@@ -55,7 +55,9 @@ class Site:
             Latencies(),
         )
         root_fd = os.open(source, os.O_PATH)
-        self.inodes = InodeTable(root_fd, 100, 1000, self.services.room, Rules(self.services.types))
+        self.inodes = InodeTable(
+            root_fd, 100, 1000, self.services.space_retry, Rules(self.services.types)
+        )
         os.close(root_fd)
         self.source = source
         self.watch = SourceWatch(self.services, self.inodes)
