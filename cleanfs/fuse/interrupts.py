@@ -21,8 +21,8 @@ what was told to the kernel from here, by the main thread, could wait for an ans
 
 The kernel takes the answer EINTR to a request from us directly, as from anybody who has the device.
 The handler goes on, until the source answers; then its own answer is refused, which is how we learn
-that what it gave out (a reference, an open file) is nobody's (``RefusedReplies``). Libfuse says so of what it
-sends to the device; of what it wrote into a lent message we find out when we send that on.
+that what it gave out (a reference, an open file) is nobody's (``RefusedReplies``). Libfuse says so of
+what it sends to the device; of what it wrote into a lent message we find out when we send that on.
 """
 
 import contextlib

@@ -40,7 +40,7 @@ class RefusedReplies:
                 self._written[position] = take_back
 
     def lent(self, letter: int) -> None:
-        """RangeSet go into a file for now, -1 for no longer: whether they are refused is known later."""
+        """Replies go into a file for now, -1 for no longer: a refusal is known later."""
         self._letter = letter
         self._written.clear()
 

@@ -4,9 +4,9 @@ What is kept is only a cache, so it yields: a daemon that is killed for memory t
 tmem says so of its pools: they are "of unknown and possibly time-varying size".
 
 The measure is a level, not an alarm: how much more could be taken before anything but clean file pages
-had to go (``Headroom``). Stalls (PSI) are no measure. Whoever reads more through the mount than RAM holds
-makes the kernel reclaim file pages all the time: a quarter of such a run were stalls, with memory for
-everybody (docs/pressure.md). They only say when to look.
+had to go (``Headroom``). Stalls (PSI) are no measure. A program that reads more through the mount than
+RAM holds makes the kernel reclaim file pages all the time: a quarter of such a run were stalls, with
+memory for everybody (docs/pressure.md). They only say when to look.
 
 Two rules follow from the level. The *allowance* is what the caches may have together:
 

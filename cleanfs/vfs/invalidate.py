@@ -2,7 +2,8 @@
 
 Who is gone does not wait for the change that was asked for, and its answer is refused. But others can
 ask before the change is done, and the kernel believes what they are told. It drops by itself only what
-it had believed when the call was given up. So a handler holds this (``RefusedReplies``) beside its answer.
+it had believed when the call was given up. So a handler holds this (``RefusedReplies``) beside its
+reply.
 """
 
 from collections.abc import Iterable

@@ -53,7 +53,8 @@ def end_of(process: subprocess.Popen[Any] | zygote.Started, timeout: float = STO
 
 def changed_by(patch: str) -> list[str]:
     """How to start a ``cleanfs`` that runs some code first."""
-    code = f"import os, signal, sys\nimport trio\nfrom cleanfs.cli import commands as cli; from cleanfs.mount import mount\n{patch}\ncli.main()\n"
+    imports = "import os, signal, sys, trio\nfrom cleanfs.cli import commands as cli"
+    code = f"{imports}\nfrom cleanfs.mount import mount\n{patch}\ncli.main()\n"
     return [sys.executable, "-c", code]
 
 

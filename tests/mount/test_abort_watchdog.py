@@ -28,24 +28,32 @@ def connection(device: int, path: Path) -> Connection:
     return found
 
 
-async def guard(told: Connection) -> None:
-    """What a guardian does for a daemon that ends in order."""
-    guardian = AbortWatchdog()
-    guardian.start()
-    guardian.tell(told)
-    await guardian.ready()
-    guardian.close()
+async def guard(watchdog: AbortWatchdog, told: Connection) -> None:
+    """What a watchdog does for a daemon that ends in order."""
+    watchdog.tell(told)
+    await watchdog.ready()
+    watchdog.close()
 
 
-async def test_the_connection_that_it_was_told_of_is_severed(tmp_path: Path) -> None:
+@pytest.fixture
+def watchdog() -> AbortWatchdog:
+    """Started before the mount, as by a daemon: while nobody has fusectl, its inodes get new numbers."""
+    started = AbortWatchdog()
+    started.start()
+    return started
+
+
+async def test_the_connection_that_it_was_told_of_is_severed(
+    tmp_path: Path, watchdog: AbortWatchdog
+) -> None:
     with fuse_mount(tmp_path) as device:
-        await guard(connection(device, tmp_path))
+        await guard(watchdog, connection(device, tmp_path))
         assert is_severed(device)
         assert connection_of(device, str(tmp_path)) is None, "its number may be another's next"
 
 
 async def test_a_connection_that_got_the_number_of_one_that_is_gone_is_left_alone(
-    tmp_path: Path,
+    tmp_path: Path, watchdog: AbortWatchdog
 ) -> None:
     """The child gets to run late on a busy machine: another mount may have the number by then."""
     for _ in range(ATTEMPTS):
@@ -53,7 +61,7 @@ async def test_a_connection_that_got_the_number_of_one_that_is_gone_is_left_alon
             told = connection(device, tmp_path)
         with fuse_mount(tmp_path) as device:
             if connection(device, tmp_path).number == told.number:
-                await guard(told)
+                await guard(watchdog, told)
                 assert not is_severed(device)
                 return
     pytest.fail("other mounts of this machine took the number each time")

@@ -356,7 +356,7 @@ async def test_a_file_that_is_closed_is_not_looked_at_any_more(
         await trio.lowlevel.checkpoint()
 
     services.coherency.mode = Coherency.WATCH
-    monkeypatch.setattr(Notifier, "taught", done)
+    monkeypatch.setattr(Notifier, "refreshed", done)
     fs, fh = await opened(services, inodes)
     ctx = cast(RequestContext, SimpleNamespace(uid=0, pid=os.getpid()))
     node = (await fs.lookup(InodeT(inodes.root.node), FileNameT(b"f"), ctx)).st_ino
