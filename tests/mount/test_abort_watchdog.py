@@ -37,7 +37,7 @@ async def guard(watchdog: AbortWatchdog, told: Connection) -> None:
 
 @pytest.fixture
 def watchdog() -> AbortWatchdog:
-    """Started before the mount, as by a daemon: while nobody has fusectl, its inodes get new numbers."""
+    """Start it before the mount, as a daemon does: fusectl numbers inodes anew while nobody has it."""
     started = AbortWatchdog()
     started.start()
     return started
