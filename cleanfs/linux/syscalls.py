@@ -18,6 +18,7 @@ AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_SYMLINK_FOLLOW: Final = 0x400
 AT_EMPTY_PATH: Final = 0x1000
 AT_HANDLE_FID: Final = 0x200
+AT_NO_AUTOMOUNT: Final = 0x800
 AT_STATX_DONT_SYNC: Final = 0x4000
 
 STATX_INO: Final = 0x100
@@ -172,6 +173,13 @@ def known_size(fd: int) -> tuple[int, int]:
 def known_id(path: str) -> tuple[int, int]:
     """Device and inode number of what a path leads to, as the kernel has them. Raises OSError."""
     device, ino, _ = _known(AT_FDCWD, os.fsencode(path), 0, STATX_INO)
+    return device, ino
+
+
+def known_id_of_name(dir_fd: int, name: bytes) -> tuple[int, int]:
+    """The same of a name in a directory, which is looked up and not followed. Raises OSError."""
+    flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
+    device, ino, _ = _known(dir_fd, name, flags, STATX_INO)
     return device, ino
 
 

@@ -6,6 +6,8 @@ makes the kernel look the name up, and begin the call again (``LOOKUP_REVAL``).
 
 A call may go by a descriptor instead: by /proc/self/fd/N, or a file handle. No message says so. But
 then there is no name to look up: the same thread comes again at once, without a LOOKUP, and is served.
+
+With ``--coherency none`` no name is changed in the source, and nothing is asked.
 """
 
 from typing import Final
@@ -13,6 +15,7 @@ from typing import Final
 from pyfuse3 import RequestContext
 
 from cleanfs.source.errors import StaleError
+from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.inodes import Inode
 from cleanfs.vfs.tree import Tree
 
@@ -26,6 +29,7 @@ class StaleNames:
     def __init__(self, tree: Tree) -> None:
         """Nobody was refused."""
         self._tree = tree
+        self._may_change = tree.services.coherency.mode is not Coherency.NONE
         self._refused: dict[int, int] = {}  # thread -> node
 
     def looking_up(self, ctx: RequestContext) -> None:
@@ -34,6 +38,8 @@ class StaleNames:
 
     async def check(self, inode: Inode, ctx: RequestContext) -> None:
         """Raises StaleError if the call may be by a name that leads elsewhere by now; OSError."""
+        if not self._may_change:
+            return
         if self._refused.pop(ctx.pid, None) == inode.node or await self._tree.is_named(inode):
             return
         if ctx.pid:  # 0 is any thread of a process namespace that ours does not see

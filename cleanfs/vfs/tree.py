@@ -227,7 +227,11 @@ class Tree:
             return st.st_nlink > 0 or self.services.space_retry.is_removed(inode.node)
         try:
             async with Using(self, parent):
-                found = await self.inline_if_local(parent, namespace.identify, parent.fd, inode.name)
+                where = parent.fd, inode.name
+                if self.services.is_local(parent) and inode.device == parent.device:
+                    found = namespace.identify(*where)
+                else:
+                    found = await self.in_thread_with_retry(namespace.identify, *where)
         except (FileNotFoundError, StaleError):
             return False
         if found != inode.id and inode.dentry is not None:  # its number may be another by now

@@ -548,3 +548,17 @@ def test_a_file_that_was_shorter_for_a_while_is_read_whole_again(mount: Mounter,
         wait_until(lambda: sent(fd, size) == b"b" * size, 10)
         assert os.fstat(fd).st_size == size
     same(fs, "f")
+
+
+def test_without_looking_no_name_is_held_against_the_source(mount: Mounter) -> None:
+    """Nobody changes it there, so an open asks nothing more."""
+    asked = (
+        "from cleanfs import namespace\n"
+        "def identify(*_): raise AssertionError('asked')\n"
+        "namespace.identify = identify\n"
+    )
+    fs = mount("--coherency", "none", patch=asked)
+    (fs.path / "f").write_bytes(b"data")
+    os.chmod(fs.path / "f", 0o600)
+    os.truncate(fs.path / "f", 2)
+    assert (fs.path / "f").read_bytes() == b"da"

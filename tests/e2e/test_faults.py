@@ -234,6 +234,22 @@ def test_a_file_system_below_the_source_that_hangs_does_not_block_everybody(tmp_
         os.listdir(fs.path / "sub")
 
 
+def test_who_changes_a_directory_on_which_one_is_mounted_that_hangs_blocks_nobody(
+    tmp_path: Path,
+) -> None:
+    """Whether the name still leads to it is asked apart from all others."""
+    real, source = tmp_path / "real", tmp_path / "source"
+    for path in (real, source, source / "sub"):
+        path.mkdir()
+    options = ("--attr-timeout", "1000")
+    with faulty(real, source / "sub") as sub, on(source, tmp_path, *options) as fs:
+        os.listdir(fs.path / "sub")
+        os.stat(fs.path / "sub")
+        sub.fault("getattr", hang=True)
+        with hung(sub, lambda: os.chmod(fs.path / "sub", 0o700)):
+            check_alive(fs)
+
+
 def test_another_file_is_served_while_very_many_requests_of_one_hang(
     served: Faulty, fs: MountedFs
 ) -> None:
