@@ -189,7 +189,7 @@ class CleanFS(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Find a name; the kernel gets a reference to what it finds."""
         self.given.hold(None)
-        self._stale_names.looking_up(ctx)
+        refused = self._stale_names.looking_up(ctx)
         if name in (b".", b".."):
             return await self._decode(parent_inode, is_parent=name == b"..")
         if parent_inode == ROOT and name == CONTROL_NAME:
@@ -205,6 +205,7 @@ class CleanFS(pyfuse3.Operations):
                     self.given.hold(None)
                     return self._absent_entry()
                 raise
+            self._stale_names.found(found[0], ctx, refused)
             return self._new_entry(*found)
 
     async def _decode(self, node: InodeT, *, is_parent: bool) -> EntryAttributes:

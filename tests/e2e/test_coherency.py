@@ -562,3 +562,23 @@ def test_without_looking_no_name_is_held_against_the_source(mount: Mounter) -> N
     os.chmod(fs.path / "f", 0o600)
     os.truncate(fs.path / "f", 2)
     assert (fs.path / "f").read_bytes() == b"da"
+
+
+def test_a_name_that_is_replaced_all_the_time_is_an_error_for_nobody(mount: Mounter) -> None:
+    """Each time that it is held against the source it has just been replaced there."""
+    replaced = """
+from cleanfs import namespace
+asked = namespace.identify
+def identify(parent, name):
+    if name == b"f":
+        os.close(os.open("new", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=parent))
+        os.rename("new", "f", src_dir_fd=parent, dst_dir_fd=parent)
+    return asked(parent, name)
+namespace.identify = identify
+"""
+    fs = mount(patch=replaced)
+    (fs.source / "f").write_bytes(b"old")
+    for _ in range(2):
+        assert (fs.path / "f").read_bytes() == b""
+        os.chmod(fs.path / "f", 0o600)
+        os.truncate(fs.path / "f", 2)
