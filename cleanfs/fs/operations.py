@@ -587,7 +587,7 @@ class CleanFS(pyfuse3.Operations):
             else:
                 inode = self._inodes.listed(st, directory.inode, name, listing.handle)
                 self._tree.observe(inode, st, directory.before)
-                self._inodes.referenced(inode, directory.inode, name)
+                self._inodes.referenced(inode, st, directory.inode, name)
             told = inode.told
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode, st), position):
                 inode.kernel_sizes, inode.access, inode.access_ctime = told  # it was not told
@@ -868,7 +868,7 @@ class CleanFS(pyfuse3.Operations):
         if self._services.space_retry.is_removed(inode.node):
             return
         if not inode.open_fds:
-            await self._stale_names.check(inode, ctx)
+            await self._stale_names.check(inode, ctx, comes_again=False)
         elif inode.parent is not None:
             self._services.notifier.expire(inode.parent.node, inode.name)
 

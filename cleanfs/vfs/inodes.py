@@ -311,6 +311,7 @@ class InodeTable:
         self._watcher: Watcher | None = None
         self.exports = exports
         self._on_drop: Callable[[Inode], None] = lambda _: None
+        self._on_leave: Callable[[int, bytes], None] = lambda _, __: None
         self.space_retry = space_retry
         self._rules = rules
         self._dentries = Dentries()
@@ -332,6 +333,10 @@ class InodeTable:
     def on_drop(self, call: Callable[[Inode], None]) -> None:
         """Call ``call`` with every inode that leaves the table."""
         self._on_drop = call
+
+    def on_leave(self, call: Callable[[int, bytes], None]) -> None:
+        """Call ``call`` with places (parent node, name) that files were found to have left."""
+        self._on_leave = call
 
     # Invariant: _by_id holds the inode that the source has now under that pair; _nodes also holds
     # inodes that the kernel still refers to although their number was given to another file. Where
@@ -383,7 +388,7 @@ class InodeTable:
                     inode.handle = inode.file_key = None
             os.close(fd)
             self._touch(inode)
-        self.referenced(inode, parent, name)
+        self.referenced(inode, st, parent, name)
         return inode
 
     def lasts(self, device: int) -> bool:
@@ -439,9 +444,15 @@ class InodeTable:
             inode.parent, inode.name = parent, name
         return inode
 
-    def referenced(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """The kernel got one more reference, by this name."""
+    def referenced(self, inode: Inode, st: os.stat_result, parent: Inode, name: bytes) -> None:
+        """The kernel got one more reference, by this name, under which ``st`` was found."""
         inode.nlookup += 1
+        if (
+            st.st_nlink == 1
+            and inode.parent is not None
+            and (inode.parent is not parent or inode.name != name)
+        ):
+            self._on_leave(inode.parent.node, inode.name)
         self.moved(inode, parent, name)
 
     def forget(self, node: int, nlookup: int) -> None:

@@ -51,14 +51,17 @@ class StaleNames:
         if refused is not None:
             self._serve(ctx, inode, refused)
 
-    async def check(self, inode: Inode, ctx: RequestContext) -> None:
-        """Raises StaleError if the call may be by a name that leads elsewhere by now; OSError."""
+    async def check(self, inode: Inode, ctx: RequestContext, *, comes_again: bool = True) -> None:
+        """Raises StaleError if the call may be by a name that leads elsewhere by now; OSError.
+
+        ``comes_again`` says that it comes with what a LOOKUP has found. A stat need not: that has told.
+        """
         if not self._may_change:
             return
         node, _ = self._refused.pop(ctx.pid, (0, 0.0))
         if node == inode.node or await self._tree.is_named(inode):
             return
-        self._serve(ctx, inode, trio.current_time())
+        self._serve(ctx, inode, trio.current_time() if comes_again else -math.inf)
         raise StaleError
 
     def _serve(self, ctx: RequestContext, inode: Inode, refused: float) -> None:

@@ -53,6 +53,8 @@ class Tree:
         self.inodes = inodes
         self.inline_if_local = services.inline_if_local
         self._crowded = trio.Event()
+        # The kernel goes by the name that the file had, too, and would still open it by that.
+        inodes.on_leave(services.notifier.expire)
 
     def using(self, node: int) -> "Using":
         """An inode whose descriptor is there, and stays, for the length of the block."""

@@ -553,7 +553,7 @@ def test_a_file_that_was_shorter_for_a_while_is_read_whole_again(mount: Mounter,
 def test_without_looking_no_name_is_held_against_the_source(mount: Mounter) -> None:
     """Nobody changes it there, so an open asks nothing more."""
     asked = (
-        "from cleanfs import namespace\n"
+        "from cleanfs.source import namespace\n"
         "def identify(*_): raise AssertionError('asked')\n"
         "namespace.identify = identify\n"
     )
@@ -567,7 +567,7 @@ def test_without_looking_no_name_is_held_against_the_source(mount: Mounter) -> N
 def test_a_name_that_is_replaced_all_the_time_is_an_error_for_nobody(mount: Mounter) -> None:
     """Each time that it is held against the source it has just been replaced there."""
     replaced = """
-from cleanfs import namespace
+from cleanfs.source import namespace
 asked = namespace.identify
 def identify(parent, name):
     if name == b"f":
@@ -582,3 +582,24 @@ namespace.identify = identify
         assert (fs.path / "f").read_bytes() == b""
         os.chmod(fs.path / "f", 0o600)
         os.truncate(fs.path / "f", 2)
+
+
+@pytest.mark.parametrize("look", ["stat", "list"])
+def test_a_file_that_was_found_by_its_new_name_is_not_opened_by_the_old_one(
+    mount: Mounter, look: str
+) -> None:
+    """As a log is rotated: what follows belongs into a new file."""
+    fs = mount("--attr-timeout", "60")
+    (fs.source / "log").write_bytes(b"old")
+    os.stat(fs.path / "log")
+    os.rename(fs.source / "log", fs.source / "log.1")
+    if look == "stat":
+        os.stat(fs.path / "log.1")
+    else:
+        with os.scandir(fs.path) as entries:
+            assert [entry.stat().st_size for entry in entries] == [3]
+    wait_until(lambda: not (fs.path / "log").exists(), 5)
+    with (fs.path / "log").open("ab") as log:
+        log.write(b"new")
+    assert (fs.source / "log.1").read_bytes() == b"old"
+    assert (fs.source / "log").read_bytes() == b"new"

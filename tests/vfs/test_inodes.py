@@ -228,26 +228,26 @@ def test_an_inode_that_comes_back_has_another_generation(rig: Rig) -> None:
 def test_a_listed_inode_is_parked_with_its_place(rig: Rig) -> None:
     a = rig.list("a")
     assert (a.fd, a.nlookup, a.name, a.handle) == (-1, 0, b"a", None)
-    rig.table.referenced(a, rig.table.root, b"a")
+    rig.table.referenced(a, os.lstat(rig.path / "a"), rig.table.root, b"a")
     assert a.nlookup == 1
     assert rig.refers_to(rig.reopen(a, by_place=True), "a")
 
 
 def test_an_entry_that_did_not_fit_is_dropped_unless_known_before(rig: Rig) -> None:
     a = rig.list("a")
-    rig.table.referenced(a, rig.table.root, b"a")
+    rig.table.referenced(a, os.lstat(rig.path / "a"), rig.table.root, b"a")
     rig.table.forget(a.node, 1)
     assert len(rig.table) == 1
     b = rig.lookup("b")
     assert rig.list("b") is b
-    rig.table.referenced(b, rig.table.root, b"b")
+    rig.table.referenced(b, os.lstat(rig.path / "b"), rig.table.root, b"b")
     rig.table.forget(b.node, 1)
     assert rig.table[b.node] is b
 
 
 def test_a_lookup_of_a_listed_inode_gives_it_a_descriptor(rig: Rig) -> None:
     a = rig.list("a")
-    rig.table.referenced(a, rig.table.root, b"a")
+    rig.table.referenced(a, os.lstat(rig.path / "a"), rig.table.root, b"a")
     assert rig.lookup("a") is a
     assert a.nlookup == 2
     assert rig.refers_to(a, "a")
@@ -256,7 +256,7 @@ def test_a_lookup_of_a_listed_inode_gives_it_a_descriptor(rig: Rig) -> None:
 def test_a_listed_number_of_another_kind_is_another_file(rig: Rig) -> None:
     a = rig.list("a")
     a.kind = stat_module.S_IFDIR  # what the number was once
-    rig.table.referenced(a, rig.table.root, b"a")
+    rig.table.referenced(a, os.lstat(rig.path / "a"), rig.table.root, b"a")
     again = rig.list("a")
     assert again is not a
     assert rig.table[a.node] is a
