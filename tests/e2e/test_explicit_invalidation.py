@@ -100,7 +100,7 @@ CHANGES = {
 NO_LOOKS = """
 from cleanfs.vfs import open_files
 async def run(self): pass
-openfiles.OpenFiles.run = run
+open_files.OpenFiles.run = run
 """
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cleanfs.fuse.size_sync import file_handle, may_ask
+from cleanfs.fuse.size_sync import can_refresh, file_handle
 from cleanfs.linux import syscalls
 from cleanfs.linux.syscalls import AT_FDCWD, name_to_handle, open_by_handle
 from cleanfs.vfs.inodes import generation_of
 from tests.e2e.conftest import SMALL_CACHES, Mounter
 from tests.harness.mounting import MountedFs, mounted, wait_until
 
-pytestmark = pytest.mark.skipif(not may_ask(), reason="handles take CAP_DAC_READ_SEARCH")
+pytestmark = pytest.mark.skipif(not can_refresh(), reason="handles take CAP_DAC_READ_SEARCH")
 
 AT_HANDLE_CONNECTABLE = 0x2
 MS_NOSUID, MS_NODEV, MS_REMOUNT = 2, 4, 32
