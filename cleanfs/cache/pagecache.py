@@ -213,9 +213,6 @@ class PageCache:
         self._serials = count(1)
         self.clock = 0
         """Counts versions: a file whose version is later than a remembered clock changed since."""
-        self.answered_from = PAGECACHE_HIT
-        """Where the read that has just returned found its pages (``latency``): its caller's to look at
-        before the next await."""
         self._hits = self._misses = self._evictions = self._shared_reads = self._stale_reads = 0
         self._lost_files = self._lost_pages = 0
 
@@ -272,13 +269,16 @@ class PageCache:
 
     # -- reading ----------------------------------------------------------------------------
 
-    async def read(self, file: CachedFile, source: SourceRead, offset: int, size: int) -> Buffer:
-        """Bytes ``offset <= i < offset + size`` of the file, short at its end. Raises OSError."""
+    async def read(
+        self, file: CachedFile, source: SourceRead, offset: int, size: int
+    ) -> tuple[Buffer, int]:
+        """Read the bytes ``offset <= i < offset + size`` of the file, short at its end.
+
+        Returns them and where they were found (a kind of read in ``latency``). Raises OSError.
+        """
         end = min(offset + size, file.size)
         if end <= offset:
-            data = await source(offset, size)  # past the end that we know: ask
-            self.answered_from = SOURCE_READ
-            return data
+            return await source(offset, size), SOURCE_READ  # past the end that is known here
         page_size = self.page_size
         first = offset // page_size
         start = first * page_size
@@ -286,40 +286,34 @@ class PageCache:
         pages = self._resident.look_up(file.serial, first, count, offset - start, end - start)
         if isinstance(pages, bytes):
             self._hits += count
-            self.answered_from = PAGECACHE_HIT
-            return pages
+            return pages, PAGECACHE_HIT
         missing = pages.count(None)
         self._hits += count - missing
         self._misses += missing
         if missing == count >= BORROWED:
             borrowed = self._cleancache.borrow_pages(file.key, first, count)
             if borrowed is not None:
-                self.answered_from = CLEANCACHE_HIT
-                whole = end - offset == len(borrowed)
-                return borrowed if whole else memoryview(borrowed)[offset - start : end - start]
+                if end - offset < len(borrowed):
+                    return memoryview(borrowed)[offset - start : end - start], CLEANCACHE_HIT
+                return borrowed, CLEANCACHE_HIT
         version = file.version
         self._get_missing(file, first, pages)
-        answered_from = CLEANCACHE_HIT
-        if None in pages:
-            exact = offset == start and end in (file.size, start + count * page_size)
-            exact = exact and all(f.first >= first and f.stop <= first + count for f in file.in_flight)
-            try:
-                if not file.in_flight and pages.count(None) == count:
-                    data = await self._read_whole(file, source, version, first, count, offset, end)
-                    self.answered_from = SOURCE_READ
-                    return data
-                end = min(end, await self._read_missing(file, source, version, first, pages))
-            except OSError:
-                # It may be about what nobody asked for here: the rest of a page, or of somebody else's
-                # read.
-                if exact:
-                    raise
-                data = await source(offset, end - offset)
-                self.answered_from = SOURCE_READ
-                return data
-            answered_from = SOURCE_READ
-        self.answered_from = answered_from
-        return self._reply(pages, first, offset, end)
+        if None not in pages:
+            return self._reply(pages, first, offset, end), CLEANCACHE_HIT
+        exact = offset == start and end in (file.size, start + count * page_size)
+        exact = exact and all(f.first >= first and f.stop <= first + count for f in file.in_flight)
+        try:
+            if not file.in_flight and pages.count(None) == count:
+                data = await self._read_whole(file, source, version, first, count, offset, end)
+                return data, SOURCE_READ
+            end = min(end, await self._read_missing(file, source, version, first, pages))
+        except OSError:
+            # The error may concern bytes that this read did not ask for: the rest of a page, or of
+            # another read's range.
+            if exact:
+                raise
+            return await source(offset, end - offset), SOURCE_READ
+        return self._reply(pages, first, offset, end), SOURCE_READ
 
     def _reply(self, pages: list[bytes | None], first: int, offset: int, end: int) -> Buffer:
         """Cut ``offset <= i < end`` out of pages from index ``first`` on, up to the first gap."""

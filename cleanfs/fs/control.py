@@ -314,7 +314,7 @@ class _ControlHandle:
         self._text = node.text if node.users == 1 else node.make_text()
         self._made_ns, self._outdated = time.time_ns(), False
 
-    async def write(self, offset: int, data: bytes) -> int:
+    async def write(self, offset: int, data: bytes) -> tuple[int, None]:
         if self._node.write is None:
             raise FUSEError(errno.EBADF)
         if len(data) > MAX_COMMAND:
@@ -326,7 +326,7 @@ class _ControlHandle:
             raise FUSEError(errno.EBUSY) from exc
         except (ValueError, backends.UnknownBackendError) as exc:
             raise FUSEError(errno.EINVAL) from exc
-        return len(data)
+        return len(data), None
 
     async def flush(self) -> None:
         pass

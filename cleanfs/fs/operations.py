@@ -487,12 +487,8 @@ class CleanFS(pyfuse3.Operations):
         """Write through to the source."""
         self.writes_begun += 1
         try:
-            handle = self._handles[fh]
-            written = await handle.write(off, buf)
-            if isinstance(handle, FileHandle):
-                self.given.hold(functools.partial(self._tell, handle.inode, before=handle.told_before))
-            else:
-                self.given.hold(None)
+            written, rollback = await self._handles[fh].write(off, buf)
+            self.given.hold(rollback)
             return written
         finally:
             self.writes_ended += 1

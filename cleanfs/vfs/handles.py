@@ -25,6 +25,7 @@ from cleanfs.source.namespace import EntryStat
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.inodes import Inode, Told, stamps_of
+from cleanfs.vfs.invalidate import tell
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -36,14 +37,20 @@ is a change, made apart. O_APPEND would move what the kernel writes back from a 
 appending is said write by write."""
 
 
+Rollback = Callable[[], None]
+
+
 class Handle(Protocol):
     """What the read and write handlers need of a handle."""
 
     async def read(self, offset: int, size: int) -> Buffer:
         """Up to ``size`` bytes, short only at the end. Raises OSError."""
 
-    async def write(self, offset: int, data: bytes) -> int:
-        """Write all of ``data``. Raises OSError."""
+    async def write(self, offset: int, data: bytes) -> tuple[int, Rollback | None]:
+        """Write all of ``data``. Raises OSError.
+
+        Returns the bytes written, and what to do if the kernel refuses the reply.
+        """
 
     async def flush(self) -> None:
         """A descriptor of the handle was closed."""
@@ -156,8 +163,6 @@ class FileHandle:
         self.fd = fd
         self._source = services.source_fs(inode)
         self.use = Use()
-        self.told_before: Told | None = None
-        """``Inode.told`` before the write that has just returned."""
         self._stream = Stream()
         self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is not Coherency.NONE
         self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
@@ -204,17 +209,17 @@ class FileHandle:
                     await write.wait()
             answers = self.file.answers
             if answers is None:
-                data = await pagecache.read(self.file, self._read_source, offset, size)
+                data, found_in = await pagecache.read(self.file, self._read_source, offset, size)
             else:  # with O_DIRECT as well: a mapping has pages all the same
                 answers.begin(offset, offset + size)
                 try:
-                    data = await pagecache.read(self.file, self._read_source, offset, size)
+                    data, found_in = await pagecache.read(self.file, self._read_source, offset, size)
                 finally:
                     answers.end(offset, offset + size)
-            self._latencies.read(pagecache.answered_from, perf_counter_ns() - began, len(data))
+            self._latencies.read(found_in, perf_counter_ns() - began, len(data))
             return data
 
-    async def write(self, offset: int, data: bytes) -> int:
+    async def write(self, offset: int, data: bytes) -> tuple[int, Rollback]:
         """Write through, with what is cached of the range discarded before and after.
 
         On a handle that was opened with O_APPEND the kernel sends what a program appends, at the end
@@ -228,7 +233,7 @@ class FileHandle:
                 self._opener_ran()
             return await self._write(offset, data)
 
-    async def _write(self, offset: int, data: bytes) -> int:
+    async def _write(self, offset: int, data: bytes) -> tuple[int, Rollback]:
         began = perf_counter_ns()
         file = self.file
         end = offset + len(data)
@@ -246,8 +251,8 @@ class FileHandle:
             read = functools.partial(answers.being_read, offset, end)
             await self._services.notifier.written(self.inode.node, offset, end, read)
         self._latencies.write(perf_counter_ns() - began, written.count)
-        self.told_before = told
-        return written.count
+        rollback = functools.partial(tell, self._services.notifier, self.inode, before=told)
+        return written.count, rollback
 
     async def _write_through(
         self, offset: int, data: bytes, append: bool, stop: int | None
