@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from cleanfs.cli.watch import Stats
 from cleanfs.fs.control import CONTROL_NAME
 from cleanfs.latency import KINDS, HistogramSnapshot
-from cleanfs.linux.forked_call import answer
+from cleanfs.linux.forked_call import forked_call
 from cleanfs.mount.config import MountError
 
 MAX_TEXT = 1 << 20
@@ -42,7 +42,7 @@ NUMBERS = (
 
 def read_control(mountpoint: str, name: bytes) -> bytes:
     """The content of a control file. Raises OSError, MountError."""
-    content = answer(lambda: _read(mountpoint, name), _path(mountpoint, name))
+    content = forked_call(lambda: _read(mountpoint, name), _path(mountpoint, name))
     if len(content) > MAX_TEXT:
         raise MountError(f"{_path(mountpoint, name)} is too long for a control file")
     return content
@@ -59,7 +59,7 @@ def _read(mountpoint: str, name: bytes) -> bytes:
 
 def write_control(mountpoint: str, name: bytes, text: str) -> None:
     """Write to a control file that is there. Raises OSError, MountError."""
-    answer(lambda: _write(mountpoint, name, text), _path(mountpoint, name))
+    forked_call(lambda: _write(mountpoint, name, text), _path(mountpoint, name))
 
 
 def _write(mountpoint: str, name: bytes, text: str) -> bytes:

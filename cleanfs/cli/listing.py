@@ -39,7 +39,7 @@ class MountState:
 
 
 def mount_state(point: MountPoint) -> MountState:
-    """Ask one mount; takes as long as ``patience.answer`` waits, at most."""
+    """Ask one mount; takes as long as ``forked_call`` waits, at most."""
     try:
         now = read_stats(point.path)
     except MountError:

@@ -1,1 +1,1 @@
-"""System calls and kernel interfaces, one module each."""
+"""Wrap system calls and kernel interfaces, one module each."""

@@ -1,13 +1,13 @@
-"""Acting in the source as the caller of a request: one thread, for a system call or two.
+"""Let one thread act in the source as the requester, for a system call or two.
 
-What is made that way belongs to the caller from the first moment: there is no chown afterwards, which
-could hit what somebody else has put in its place. And what is removed is removed with the caller's
-rights in a sticky directory, which are checked by the source against what is there now; the kernel has
-checked them for the mount, against attributes that may be as old as the attribute timeout.
+A new file belongs to the requester from the first moment. A chown afterwards could hit another file
+that somebody put in its place. A removal in a sticky directory uses the requester's rights, too: the
+source checks them against what is there now. The kernel checked them for the mount, against attributes
+that may be as old as the attribute timeout.
 
-The thread's file system uid and gid are changed (setfsuid(2)). With the uid the kernel takes
-capabilities away; those that stand for checks that were made already are taken back. CAP_FOWNER is not:
-it is what would make a sticky directory like any other.
+The thread's file system uid and gid change (setfsuid(2)). With the uid, the kernel drops capabilities;
+the thread raises those again whose checks the kernel has already made. It does not raise CAP_FOWNER,
+which would make a sticky directory like any other.
 """
 
 import ctypes
@@ -29,22 +29,22 @@ CAP_SETUID: Final = 7
 CAP_MKNOD: Final = 27
 
 KEPT: Final = 1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH | 1 << CAP_FSETID | 1 << CAP_MKNOD
-"""Permissions, set-id bits and device nodes were the kernel's to check, with the caller's groups."""
+"""The kernel has checked permissions, set-id bits and device nodes, with the requester's groups."""
 
 NEEDED: Final = KEPT | 1 << CAP_SETGID | 1 << CAP_SETUID
 
 NOBODY: Final = ctypes.c_uint32(-1)
-"""No id: only asks."""
+"""An invalid id: setfsuid(2) and setfsgid(2) then only return the current one."""
 
 
 class _CapHeader(ctypes.Structure):
-    """``struct __user_cap_header_struct``."""
+    """Mirror ``struct __user_cap_header_struct``."""
 
     _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
 
 
 class _CapData(ctypes.Structure):
-    """``struct __user_cap_data_struct``; two of them make 64 bits."""
+    """Half of the 64-bit sets: ``struct __user_cap_data_struct``."""
 
     _fields_ = [
         ("effective", ctypes.c_uint32),
@@ -55,7 +55,7 @@ class _CapData(ctypes.Structure):
 
 @functools.cache
 def can_act() -> bool:
-    """Whether this process may act as others: root, with the capabilities that it takes."""
+    """Return whether this process may act as others: as root, with the capabilities needed."""
     if os.geteuid() != 0:
         return False
     low = _capabilities()[0]
@@ -64,9 +64,9 @@ def can_act() -> bool:
 
 @contextmanager
 def acting_as(uid: int, gid: int) -> Iterator[None]:
-    """The block, without an await, with the caller's file system ids. Only if ``can_act``.
+    """Run a block, without an await, under the requester's file system ids. Requires ``can_act``.
 
-    Raises PermissionError, and nothing has changed, for ids that are not of this user namespace.
+    Raises PermissionError for ids outside this user namespace; nothing has changed then.
     """
     own_uid, own_gid = _set(_libc.setfsuid, NOBODY), _set(_libc.setfsgid, NOBODY)
     if (own_uid, own_gid) == (uid, gid):
@@ -83,7 +83,7 @@ def acting_as(uid: int, gid: int) -> Iterator[None]:
                 raise OSError(number, os.strerror(number))
         yield
     finally:
-        _set(_libc.setfsuid, ctypes.c_uint32(own_uid))  # the kernel gives the capabilities back
+        _set(_libc.setfsuid, ctypes.c_uint32(own_uid))  # the kernel restores the capabilities
         _set(_libc.setfsgid, ctypes.c_uint32(own_gid))
 
 
@@ -96,7 +96,7 @@ def _capabilities() -> "ctypes.Array[_CapData]":
 
 
 def _set(call: "ctypes._FuncPointer", number: ctypes.c_uint32) -> int:
-    """``setfsuid`` or ``setfsgid``: the id from before. It does not tell whether it did anything."""
+    """Call ``setfsuid`` or ``setfsgid`` and return the previous id. Neither reports a failure."""
     before: int = call(number)
     return before & 0xFFFFFFFF
 

@@ -1,8 +1,8 @@
-"""fanotify(7): the calls and the form of its events. The thinnest possible layer; no state, no policy.
+"""Wrap the calls of fanotify(7) and parse its events: a thin layer without state or policy.
 
-Only groups that report file handles and names are spoken of (``FAN_REPORT_FID``,
-``FAN_REPORT_DFID_NAME``): an event names its object, or a directory and a name in it, by the id of the
-file system and a file handle, and no descriptor is opened for it.
+It covers groups that report file handles and names (``FAN_REPORT_FID``, ``FAN_REPORT_DFID_NAME``).
+Their events identify an object, or a directory and a name in it, by file system id and file handle. The
+kernel opens no fd for them.
 """
 
 import ctypes
@@ -39,13 +39,13 @@ FAN_Q_OVERFLOW: Final = 0x4000
 FAN_ONDIR: Final = 0x40000000
 
 NAMES_CHANGED: Final = FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO
-"""Events of a directory, in which a name came or went. Several of one name may come as one."""
+"""Directory events: a name was added or removed. The kernel may merge several for one name."""
 
 OBJECT_CHANGED: Final = FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | FAN_DELETE_SELF | FAN_MOVE_SELF
-"""Events of an object itself.
+"""Events on an object itself.
 
-A write through a mapping has no event. A file that is closed for good after it was open for writing has
-one, and that is when a mapping goes, too.
+A write through a mapping has no event. The last close of a file that was open for writing has one, and
+a mapping counts as open until it is gone.
 """
 
 METADATA: Final = struct.Struct("=IBBHQii")
@@ -53,7 +53,7 @@ METADATA: Final = struct.Struct("=IBBHQii")
 
 INFO: Final = struct.Struct("=BBHIIIi")
 """struct fanotify_event_info_fid with struct file_handle: info_type, pad, len, the two words of fsid,
-handle_bytes, handle_type. The handle follows, and the name with a zero byte."""
+handle_bytes, handle_type. The handle follows, then the name, terminated by a zero byte."""
 
 INFO_HEADER: Final = struct.Struct("=BBH")
 
@@ -67,9 +67,9 @@ MAX_EVENTS_BYTES: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An object: the id of its file system (as ``statvfs`` gives it) and its file handle.
+    """Identifies an object: the id of its file system (as in ``statvfs``) and its file handle.
 
-    The handle has the form of ``syscalls.name_to_handle``.
+    The handle has the form that ``syscalls.name_to_handle`` returns.
     """
 
     fsid: int
@@ -78,20 +78,21 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened."""
+    """Describes one change."""
 
     mask: int
     pid: int
-    """The process (thread group) that did it; 0 if it is none of our business."""
+    """The process (thread group) that made it; 0 if outside our pid namespace or hidden from an
+    unprivileged group."""
     subject: Place | None
     """The object itself."""
     directory: Place | None
     name: bytes
-    """Where it is, or was, or is no more."""
+    """The directory and name at which the object is, or was."""
 
 
 def init() -> int:
-    """A group that reports file handles and names, non-blocking. Raises OSError."""
+    """Create a non-blocking group that reports file handles and names. Raises OSError."""
     flags = FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_FID | FAN_REPORT_DIR_FID | FAN_REPORT_NAME
     group: int = _libc.fanotify_init(flags, os.O_RDONLY)
     if group < 0:
@@ -100,7 +101,7 @@ def init() -> int:
 
 
 def mark(group: int, flags: int, mask: int, path: str) -> None:
-    """``fanotify_mark(2)``. Raises OSError."""
+    """Call ``fanotify_mark(2)``. Raises OSError."""
     name = os.fsencode(path)
     if _libc.fanotify_mark(group, ctypes.c_uint(flags), ctypes.c_uint64(mask), -100, name):
         _raise()
@@ -112,7 +113,7 @@ def _raise() -> None:
 
 
 def parse(buffer: bytes) -> list[Event]:
-    """The events of one read, in order. Raises ValueError for what no kernel can have sent."""
+    """Parse the events of one read, in order. Raises ValueError for bytes that no kernel sends."""
     events = []
     start = 0
     while start < len(buffer):
@@ -164,7 +165,7 @@ def _place(info: bytes) -> tuple[Place, bytes]:
 
 
 def fsid(first: int, second: int) -> int:
-    """The two words of a file system's id as the one number that glibc's statvfs makes of them."""
+    """Combine the two words of a file system id into one number, as glibc's statvfs does."""
     if sys.byteorder == "little":
         return first | second << 32
     return first << 32 | second

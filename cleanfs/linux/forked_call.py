@@ -1,7 +1,7 @@
-"""NowaitProbe a mount that may never answer, as its daemon may be stopped, or its source hang.
+"""Call a mount that may never reply, because its daemon is stopped or its source hangs.
 
-Who waits for a FUSE file system can not always be ended, not even by a signal that kills. So a child
-asks, and is left behind if it gets no answer.
+A process that waits for a FUSE file system cannot always be ended, not even by SIGKILL. So a forked
+child makes the call, and is left behind if it does not return.
 """
 
 import errno
@@ -14,26 +14,27 @@ from collections.abc import Callable
 from typing import Final
 
 REPLY_SECONDS: Final = 5.0
-"""What a mount gets. Control files answer within a millisecond, or a second on a very busy machine."""
+"""How long a call may take. Control files reply within a millisecond, or a second on a very busy
+machine."""
 
 END_SECONDS: Final = 1.0
-"""What a killed child gets to end, if its daemon has not taken its request yet."""
+"""How long to wait for a killed child. It ends if the daemon has not read its request yet."""
 
 RETURNED: Final = b"+"
 FAILED: Final = b"-"
 
 
-def answer(call: Callable[[], bytes], path: str, seconds: float = REPLY_SECONDS) -> bytes:
-    """What a call that waits for ``path`` returns. It is made in a child process.
+def forked_call(call: Callable[[], bytes], path: str, seconds: float = REPLY_SECONDS) -> bytes:
+    """Make a call that waits for ``path`` in a child process, and return its result.
 
-    Raises OSError: what the call raised, with that path, or TimeoutError if it did not return in time.
+    Raises the call's OSError, with that path, or TimeoutError if it did not return in time.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    # An interrupt in one of Python's own hooks at a fork is lost. The child ends when we stop waiting.
+    # Python loses an interrupt that arrives in its hooks at a fork.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        with warnings.catch_warnings():  # the child takes no lock that another thread may have
+        with warnings.catch_warnings():  # the child takes no lock that another thread may hold
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
     except BaseException:
@@ -42,16 +43,16 @@ def answer(call: Callable[[], bytes], path: str, seconds: float = REPLY_SECONDS)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         raise
     if child == 0:
-        _ask(call, writer)
+        _run_child(call, writer)
     os.close(writer)
     message = None
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        message = _read(reader, time.monotonic() + seconds)
+        message = _read_all(reader, time.monotonic() + seconds)
     finally:
         os.close(reader)
         if message is None:
-            _end(child)
+            _kill(child)
         else:
             os.waitpid(child, 0)
     if message is None:
@@ -62,17 +63,17 @@ def answer(call: Callable[[], bytes], path: str, seconds: float = REPLY_SECONDS)
     raise OSError(int(number or errno.EIO), why or os.strerror(errno.EIO), path)
 
 
-def _end(child: int) -> None:
-    """Kill it, and see it end if it can: it keeps the mount busy."""
+def _kill(child: int) -> None:
+    """Kill a child and wait a moment for its end, since it keeps the mount busy."""
     os.kill(child, signal.SIGKILL)
     deadline = time.monotonic() + END_SECONDS
     while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.005)
 
 
-def _ask(call: Callable[[], bytes], writer: int) -> None:
-    """The child; does not return."""
-    # Somebody may wait for the end of a pipe that we write to, and this process may never end.
+def _run_child(call: Callable[[], bytes], writer: int) -> None:
+    """Send the call's result to the parent. Does not return."""
+    # Another process may wait for the end of an inherited pipe, and this one may never end.
     os.closerange(0, writer)
     os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
     try:
@@ -90,8 +91,8 @@ def _ask(call: Callable[[], bytes], writer: int) -> None:
         os._exit(0)
 
 
-def _read(reader: int, deadline: float) -> bytes | None:
-    """Everything up to its end; None if that did not come in time."""
+def _read_all(reader: int, deadline: float) -> bytes | None:
+    """Read up to the end of the pipe; None if it did not come in time."""
     message = b""
     while select.select([reader], [], [], max(deadline - time.monotonic(), 0))[0]:
         piece = os.read(reader, 1 << 16)

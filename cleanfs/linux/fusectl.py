@@ -1,4 +1,4 @@
-"""The kernel's directory of FUSE connections, its "control filesystem".
+"""Find FUSE connections in the kernel's "control filesystem".
 
 Source: Linux, Documentation/filesystems/fuse, "Control filesystem".
 """
@@ -17,7 +17,7 @@ CONNECTIONS: Final = "/sys/fs/fuse/connections"
 
 
 def open_connections() -> int:
-    """A descriptor of it; where nobody mounted it, of a mount that only we can see. Raises OSError."""
+    """Open the directory of FUSE connections, from a private mount if there is none. Raises OSError."""
     if os.path.ismount(CONNECTIONS):
         return os.open(CONNECTIONS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     return syscalls.detached_mount("fusectl")
@@ -25,15 +25,15 @@ def open_connections() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A connection, as another process finds it: numbers are given out again once a mount has gone."""
+    """Identifies a connection to other processes: the kernel reuses numbers once a mount is gone."""
 
     number: int
     abort_inode: int
-    """Inode number of its ``abort`` file: the connection that gets the number next has another."""
+    """Inode number of its ``abort`` file. The next connection with the same number has another."""
 
 
 def connection_of(device: int, mountpoint: str) -> Connection | None:
-    """The connection of a descriptor of the FUSE device; None if it cannot be known."""
+    """Return the connection of an fd of the FUSE device; None if it cannot be known."""
     number = _number(device, mountpoint)
     if number is None:
         return None
@@ -47,12 +47,12 @@ def connection_of(device: int, mountpoint: str) -> Connection | None:
         return None
     finally:
         os.close(connections)
-    # Only a connection that has ended gives its number away: what was looked at was this one's.
+    # The kernel reuses the number of an ended connection only. Ours is alive, so this file is its own.
     return Connection(number, abort.st_ino) if _is_connected(device) else None
 
 
 def _number(device: int, mountpoint: str) -> int | None:
-    """Before Linux 6.16 the kernel does not tell: it is that of whatever of ours is mounted there."""
+    """Read the connection's number from fdinfo or, before Linux 6.16, from the mount at that place."""
     with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{device}", encoding="ascii") as file:
         if (found := re.search(r"^fuse_connection:\s*(\d+)$", file.read(), re.MULTILINE)) is not None:
             return int(found[1])

@@ -1,17 +1,17 @@
-"""Who on this machine was killed and can not end yet: what /proc says of threads."""
+"""Find threads that were killed and cannot end yet, in /proc."""
 
 import contextlib
 import os
 from typing import Final
 
 SIGKILL_PENDING: Final = 1 << 8
-"""In the masks of /proc/PID/status."""
+"""The bit of SIGKILL in the masks of /proc/PID/status."""
 
 
 def killed_threads() -> set[int]:
-    """Threads that /proc shows us, and that were killed and wait for something that no signal ends.
+    """Return the visible threads with SIGKILL pending that are in an uninterruptible wait.
 
-    Each wait for us is one. Of the others most are short.
+    Threads that wait for our reply are among them. Most other such waits are short.
     """
     found: set[int] = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -25,11 +25,11 @@ def killed_threads() -> set[int]:
 
 
 def _is_killed(status: str) -> bool:
-    waits = False
+    uninterruptible = False
     with contextlib.suppress(OSError), open(status, "rb") as lines:
         for line in lines:
             if line.startswith(b"State:"):
-                waits = line.split()[1] == b"D"
+                uninterruptible = line.split()[1] == b"D"
             elif line.startswith(b"SigPnd:"):
-                return waits and bool(int(line.split()[1], 16) & SIGKILL_PENDING)
+                return uninterruptible and bool(int(line.split()[1], 16) & SIGKILL_PENDING)
     return False

@@ -1,8 +1,8 @@
-"""Which processes keep a mount busy, without a question to the mount: it may not answer.
+"""Find the processes that keep a mount busy, without a request to the mount: it may not reply.
 
-``/proc`` names a process's files by paths that the kernel makes from its own memory. Only a mapping is
-told by its device; reading the mappings takes a lock that a thread may hold while it waits for the
-mount, so that has a time limit of its own.
+``/proc`` names a process's files by paths that the kernel makes from its own memory. Only mappings are
+identified by device. Reading them takes a lock that a thread may hold while it waits for the mount, so
+that search has a time limit of its own.
 """
 
 import json
@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cleanfs.linux.forked_call import answer
+from cleanfs.linux.forked_call import forked_call
 from cleanfs.linux.mounts import MountPoint, mount_points
 
 LOOK_SECONDS = 2.0
@@ -23,24 +23,24 @@ SHOWN = 3
 LINKS = {"cwd": "working directory", "root": "root directory"}
 
 Finder = Callable[[Path], str | None]
-"""How the process of a ``/proc/PID`` uses the mount, or None."""
+"""Says how the process of a ``/proc/PID`` uses the mount; None if it does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that uses a mount."""
+    """Describes a process that uses a mount."""
 
     pid: int
     name: str
     how: str
 
     def __str__(self) -> str:
-        """For a message: ``bash (pid 123: working directory)``."""
+        """Return the words for a message: ``bash (pid 123: working directory)``."""
         return f"{self.name} (pid {self.pid}: {self.how})"
 
 
 def in_use_by(point: MountPoint) -> str:
-    """Who keeps a mount busy, as the end of a sentence."""
+    """Name what keeps a mount busy, as the end of a sentence."""
     below = point.path.rstrip("/") + "/"
     found = [f"the mount on {other.path}" for other in mount_points() if other.path.startswith(below)]
     found += [f"the loop device {name}" for name in _loop_devices(below)]
@@ -50,11 +50,11 @@ def in_use_by(point: MountPoint) -> str:
         return ", ".join(found[:SHOWN]) + (f" and {more} more" if more > 0 else "")
     if os.geteuid():
         return "processes that only root can see"
-    return "nobody that can be seen from here (another mount namespace?)"
+    return "no process visible from here (another mount namespace?)"
 
 
 def holders(point: MountPoint) -> list[Holder]:
-    """The processes that use a mount, as far as this user may see them."""
+    """Return the processes that use a mount, as far as this user may see them."""
     below = point.path.rstrip("/") + "/"
     device = f"{os.major(point.device):02x}:{os.minor(point.device):02x}"
     by_pid = {holder.pid: holder for holder in _find(lambda process: _mapped(process, device))}
@@ -63,7 +63,7 @@ def holders(point: MountPoint) -> list[Holder]:
 
 
 def _find(finder: Finder) -> list[Holder]:
-    """What a finder says of each process; nothing if it does not return in time."""
+    """Apply a finder to each process; returns nothing if it does not finish in time."""
     us = os.getpid()
 
     def look() -> bytes:
@@ -74,7 +74,7 @@ def _find(finder: Finder) -> list[Holder]:
         ]).encode()  # fmt: skip
 
     try:
-        return [Holder(*fields) for fields in json.loads(answer(look, "/proc", LOOK_SECONDS))]
+        return [Holder(*fields) for fields in json.loads(forked_call(look, "/proc", LOOK_SECONDS))]
     except OSError:
         return []
 
@@ -86,7 +86,7 @@ def _processes(but_not: int) -> Iterator[Path]:
 
 
 def _opened(process: Path, below: str) -> str | None:
-    """Which of a process's links lead into the mount; it may end meanwhile, or be another user's."""
+    """Say which link of a process leads into the mount. It may end meanwhile, or be another user's."""
     for name, how in LINKS.items():
         with suppress(OSError):
             if f"{os.readlink(process / name)}/".startswith(below):
@@ -100,7 +100,7 @@ def _opened(process: Path, below: str) -> str | None:
 
 
 def _mapped(process: Path, device: str) -> str | None:
-    """Whether a process has a mapping of a file of that device, in the form of ``/proc/PID/maps``."""
+    """Say whether a process maps a file of a device, written as in ``/proc/PID/maps``."""
     with suppress(OSError), open(process / "maps", "rb") as lines:
         if any(line.split(None, 4)[3] == device.encode() for line in lines):
             return "mapped file"
@@ -108,7 +108,7 @@ def _mapped(process: Path, device: str) -> str | None:
 
 
 def _loop_devices(below: str) -> list[str]:
-    """Loop devices whose backing files are in the mount."""
+    """Return the loop devices whose backing files are in the mount."""
     found = []
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):
         with suppress(OSError):

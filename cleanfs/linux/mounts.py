@@ -1,4 +1,4 @@
-"""What is mounted on this machine (``/proc/self/mountinfo``)."""
+"""Read what is mounted on this machine (``/proc/self/mountinfo``)."""
 
 import os
 import re
@@ -13,7 +13,7 @@ MOUNTINFO = "/proc/self/mountinfo"
 LOCAL_FILE_SYSTEMS = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "bcachefs", "overlay"}
 )
-"""Types whose inodes, once held, are in this machine's memory, and whose stamps are of its clock."""
+"""Types whose inodes, once held, are in this machine's memory, with timestamps from its clock."""
 
 MAGIC = {
     0xEF53: "ext4",  # and ext2, ext3
@@ -31,39 +31,39 @@ MAGIC = {
     0x00C36400: "ceph",
     0x01021997: "9p",
 }
-"""Types by ``f_type`` of statfs(2), which lists them."""
+"""File system types by ``f_type``; statfs(2) lists the numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class MountPoint:
-    """One line of mountinfo."""
+    """Holds one line of mountinfo."""
 
     device: int
     path: str
     fs_type: str
     source: str
     options: str
-    """Of this mount, with commas between; they are flags."""
+    """This mount's flags, separated by commas."""
     super_options: str
-    """Of the file system."""
+    """The file system's options."""
 
     @property
     def owner(self) -> int:
-        """The user who mounted it, where the file system says so (FUSE does), else root."""
+        """Return the user who mounted it, if the file system says so (FUSE does), else root."""
         found = re.search(r"(?:^|,)user_id=([0-9]+)(?:,|$)", self.super_options)
         return int(found[1]) if found else 0
 
 
 def mount_points() -> list[MountPoint]:
-    """All mounts that this process sees, in mount order."""
+    """Return all mounts that this process sees, in mount order."""
     with open(MOUNTINFO, "rb") as file:
         return parse_mountinfo(file.read())
 
 
 def parse_mountinfo(content: bytes) -> list[MountPoint]:
-    """The lines of mountinfo, as proc_pid_mountinfo(5) has them.
+    """Parse the lines of mountinfo, as described in proc_pid_mountinfo(5).
 
-    A newline ends a line and nothing else does: a path may hold a carriage return as it is.
+    Only a newline ends a line: a path may contain an unescaped carriage return.
     """
     points = []
     for line in os.fsdecode(content).split("\n")[:-1]:
@@ -84,13 +84,13 @@ def parse_mountinfo(content: bytes) -> list[MountPoint]:
 
 
 def mounted_at(path: str) -> MountPoint | None:
-    """The mount whose mount point is exactly ``path`` (absolute), the topmost if several."""
+    """Return the mount at exactly ``path`` (absolute), the topmost if there are several."""
     found = [point for point in mount_points() if point.path == path]
     return found[-1] if found else None
 
 
 def all_local(directory: str) -> bool:
-    """Whether a directory (absolute, resolved) and all that is mounted below it is local."""
+    """Return whether a directory (absolute, resolved) and all mounts below it are local."""
     below = directory.rstrip("/") + "/"
     names = {point.fs_type for point in mount_points() if point.path.startswith(below)}
     types = FileSystemTypes()
@@ -105,7 +105,7 @@ def all_local(directory: str) -> bool:
 
 
 def is_file_system_root(fd: int) -> bool:
-    """Whether an open directory is the root of its file system, and of the mount it was opened in."""
+    """Return whether an open directory is the root of its file system and of its mount."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
         mount_id = info.read().partition("mnt_id:")[2].split()[0]
     with open(MOUNTINFO, "rb") as file:
@@ -115,21 +115,21 @@ def is_file_system_root(fd: int) -> bool:
 
 
 class FileSystemTypes:
-    """File system type by ``st_dev``; empty where neither mountinfo nor ``learn`` has one.
+    """Maps ``st_dev`` to the file system type; empty where neither mountinfo nor ``learn`` has one.
 
-    mountinfo lacks the subvolumes of btrfs, each of which is a device of its own, and whatever is
-    mounted outside of a chroot: also the file system of its root, if that is no mount point.
+    mountinfo lacks the subvolumes of btrfs, each of which has its own device number. In a chroot it
+    lacks all that is mounted outside, even the file system of the root, unless that is a mount point.
 
-    Ask for file systems that are held, and remembered are only those that were asked for: of one that
-    is unmounted the next may get the number.
+    Look up only file systems that are held open. The map remembers only those: once a file system is
+    unmounted, another may get its device number.
     """
 
     def __init__(self) -> None:
-        """Read when first asked."""
+        """Start empty: mountinfo is read at the first lookup."""
         self._types: dict[int, str] = {}
 
     def __getitem__(self, device: int) -> str:
-        """The type of the file system of that device."""
+        """Return the type of the file system with that device number."""
         fs_type = self._types.get(device)
         if fs_type is None:
             found = [point.fs_type for point in mount_points() if point.device == device]
@@ -137,7 +137,7 @@ class FileSystemTypes:
         return fs_type
 
     def learn(self, device: int, magic: int) -> None:
-        """Take what a file system says itself (``file_system_magic``) where mountinfo says nothing."""
+        """Fall back on a file system's own ``file_system_magic`` where mountinfo lacks it."""
         if not self[device]:
             self._types[device] = MAGIC.get(magic, "")
 

@@ -1,6 +1,6 @@
-"""The system calls that Python has no name for.
+"""Wrap the system calls that Python lacks.
 
-Each is a thin function over libc that takes descriptors and bytes and raises OSError.
+Each is a thin function over libc that takes fds and bytes and raises OSError.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ AT_STATX_DONT_SYNC: Final = 0x4000
 STATX_INO: Final = 0x100
 STATX_SIZE: Final = 0x200
 STATX: Final = struct.Struct("=32xQQ88xII112x")
-"""``struct statx``, 256 bytes: stx_ino, stx_size, stx_dev_major, stx_dev_minor."""
+"""struct statx, 256 bytes: stx_ino, stx_size, stx_dev_major, stx_dev_minor."""
 
 STATFS_BYTES: Final = 256
 """More than ``struct statfs`` takes on any architecture; ``f_type`` is its first member."""
@@ -34,7 +34,7 @@ RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
 
 SYS_OPENAT2: Final = 437
-"""One number on every architecture; glibc has no function for it."""
+"""The same on every architecture; glibc has no function for it."""
 
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_CACHED: Final = 0x20
@@ -42,7 +42,7 @@ RESOLVE_CACHED: Final = 0x20
 SYS_FSOPEN: Final = 430
 SYS_FSCONFIG: Final = 431
 SYS_FSMOUNT: Final = 432
-"""One number on every architecture; glibc has functions for them from 2.36 on."""
+"""The same on every architecture; glibc has functions for them since 2.36."""
 
 FSOPEN_CLOEXEC: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
@@ -53,7 +53,7 @@ MS_REMOUNT: Final = 32
 UTIME_OMIT: Final = (1 << 30) - 2
 
 RWF_DONTCACHE: Final = 0x80
-"""preadv2: do not leave what was read in the page cache (Linux 6.14)."""
+"""preadv2: do not keep the data in the page cache (Linux 6.14)."""
 
 CLONE_FILES: Final = 0x400
 
@@ -67,7 +67,7 @@ M_ARENA_MAX: Final = -8
 
 
 class _FileHandle(ctypes.Structure):
-    """``struct file_handle``."""
+    """Mirror ``struct file_handle``."""
 
     _fields_ = [
         ("handle_bytes", ctypes.c_uint),
@@ -77,19 +77,19 @@ class _FileHandle(ctypes.Structure):
 
 
 class _OpenHow(ctypes.Structure):
-    """``struct open_how``."""
+    """Mirror ``struct open_how``."""
 
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
 
 class _Timespec(ctypes.Structure):
-    """``struct timespec``."""
+    """Mirror ``struct timespec``."""
 
     _fields_ = [("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long)]
 
 
 class _Mallinfo(ctypes.Structure):
-    """``struct mallinfo2``."""
+    """Mirror ``struct mallinfo2``."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -110,11 +110,11 @@ def _raise(name: bytes = b"") -> None:
 
 
 def name_to_handle(fd: int, flags: int = AT_EMPTY_PATH, name: bytes = b"") -> bytes:
-    """The NFS file handle of what ``fd`` (O_PATH too) refers to: type and body, as one opaque value.
+    """Return the NFS file handle of an open file (O_PATH too): type and body, as one opaque value.
 
-    Without flags that of a ``name`` in that directory.
+    Without flags, ``fd`` is a directory and the handle is that of ``name`` in it.
 
-    Stable for the life of the file and never given to another one (it holds the generation).
+    The handle is stable for the life of the file. It contains the generation, so no other file gets it.
     Empty if the file system has none. Raises OSError for other failures.
     """
     handle = _FileHandle(handle_bytes=MAX_HANDLE_SZ)
@@ -129,9 +129,9 @@ def name_to_handle(fd: int, flags: int = AT_EMPTY_PATH, name: bytes = b"") -> by
 
 
 def event_handle(fd: int) -> bytes:
-    """The file handle that fanotify gives what ``fd`` (O_PATH too) refers to; empty if it gives none.
+    """Return the file handle that fanotify reports for an open file (O_PATH too); empty if none.
 
-    It is the NFS file handle, and where there is none, one by which nothing can be opened (Linux 6.5).
+    It is the NFS file handle or, where there is none, one that cannot be opened (Linux 6.5).
     """
     with contextlib.suppress(OSError):
         return name_to_handle(fd) or name_to_handle(fd, AT_EMPTY_PATH | AT_HANDLE_FID)
@@ -143,9 +143,9 @@ def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
 
     Raises OSError: ESTALE if the file is gone, EPERM without CAP_DAC_READ_SEARCH.
 
-    The kernel says ENOMEM for the moment in which the inode number is being given to another file
-    (ext4: ``iget_locked`` returns NULL for an inode in I_CREATING), as was seen in 3 of 100 tries
-    while others made and removed files. Allocations of that size do not fail.
+    The kernel returns ENOMEM while the inode number is being given to another file (ext4:
+    ``iget_locked`` returns NULL for an inode in I_CREATING). That was seen in 3 of 100 tries while
+    others created and removed files. It becomes ESTALE here, as allocations of that size do not fail.
     """
     body = handle[4:]
     named = _FileHandle(
@@ -162,16 +162,16 @@ def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
 
 
 def known_size(fd: int) -> tuple[int, int]:
-    """Device and size of an open file (O_PATH too), as the kernel has them: it asks nobody.
+    """Return the kernel's cached device and size of an open file (O_PATH too). Raises OSError.
 
-    Raises OSError.
+    No request goes to the file system.
     """
     device, _, size = _known(fd, b"", AT_EMPTY_PATH, STATX_SIZE)
     return device, size
 
 
 def known_id(path: str) -> tuple[int, int]:
-    """Device and inode number of what a path leads to, as the kernel has them. Raises OSError."""
+    """Return the kernel's cached device and inode number for a path. Raises OSError."""
     device, ino, _ = _known(AT_FDCWD, os.fsencode(path), 0, STATX_INO)
     return device, ino
 
@@ -184,7 +184,7 @@ def known_id_of_name(dir_fd: int, name: bytes) -> tuple[int, int]:
 
 
 def _known(dir_fd: int, path: bytes, flags: int, mask: int) -> tuple[int, int, int]:
-    """``statx(2)`` without asking the file system: device, and inode number and size if in ``mask``."""
+    """Call ``statx(2)`` without a request: device, and inode number and size if in ``mask``."""
     buffer = ctypes.create_string_buffer(STATX.size)
     if _libc.statx(dir_fd, path, flags | AT_STATX_DONT_SYNC, mask, buffer):
         _raise(path)
@@ -193,7 +193,7 @@ def _known(dir_fd: int, path: bytes, flags: int, mask: int) -> tuple[int, int, i
 
 
 def file_system_magic(fd: int) -> int:
-    """``f_type`` of ``fstatfs(2)``, of an open file (O_PATH too). Raises OSError."""
+    """Return ``f_type`` of ``fstatfs(2)`` for an open file (O_PATH too). Raises OSError."""
     buffer = ctypes.create_string_buffer(STATFS_BYTES)
     if _libc.fstatfs(fd, buffer):
         _raise()
@@ -201,10 +201,10 @@ def file_system_magic(fd: int) -> int:
 
 
 def openat_cached(dir_fd: int, name: bytes, flags: int) -> int:
-    """``openat2(2)`` with RESOLVE_CACHED: never waits for the file system, and stays on it.
+    """Call ``openat2(2)`` with RESOLVE_CACHED: never wait for the file system, and stay on it.
 
-    Raises OSError: EAGAIN if it would have to wait, or if the kernel does not know the call (Linux
-    5.12), EXDEV if something is mounted on the name.
+    Raises OSError: EAGAIN if it would have to wait or if the kernel lacks the call (before Linux 5.12),
+    EXDEV if something is mounted on the name.
     """
     try:
         return _openat2(dir_fd, name, flags, RESOLVE_CACHED | RESOLVE_NO_XDEV)
@@ -215,13 +215,13 @@ def openat_cached(dir_fd: int, name: bytes, flags: int) -> int:
 
 
 def openat_here(dir_fd: int, name: bytes, flags: int) -> int:
-    """``openat2(2)`` that stays on the file system. Raises OSError: EXDEV at a mount point."""
+    """Call ``openat2(2)`` such that it stays on the file system. Raises OSError: EXDEV at a mount."""
     return _openat2(dir_fd, name, flags, RESOLVE_NO_XDEV)
 
 
 @functools.cache
 def can_open_here() -> bool:
-    """Whether ``openat_here`` works: not before Linux 5.6, nor where a sandbox does not know it."""
+    """Return whether ``openat_here`` works: not before Linux 5.6, nor where a sandbox refuses it."""
     try:
         root = os.open("/", os.O_PATH | os.O_CLOEXEC)
         try:
@@ -242,15 +242,15 @@ def _openat2(dir_fd: int, name: bytes, flags: int, resolve: int) -> int:
 
 
 def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
-    """``renameat2(2)``. Raises OSError."""
+    """Call ``renameat2(2)``. Raises OSError."""
     if _libc.renameat2(old_dir, old, new_dir, new, flags):
         _raise(old)
 
 
 def linkat_fd(fd: int, new_dir: int, new: bytes) -> None:
-    """Give what ``fd`` (O_PATH too) refers to one more name. Raises OSError.
+    """Give an open file (O_PATH too) one more name. Raises OSError.
 
-    Through /proc, which needs no privilege, unlike AT_EMPTY_PATH.
+    It goes through /proc, which needs no privilege, unlike AT_EMPTY_PATH.
     """
     path = f"/proc/self/fd/{fd}".encode()
     if _libc.linkat(AT_FDCWD, path, new_dir, new, AT_SYMLINK_FOLLOW):
@@ -258,14 +258,14 @@ def linkat_fd(fd: int, new_dir: int, new: bytes) -> None:
 
 
 def utimens(path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """Set times of what ``path`` leads to; None leaves one alone, which os.utime can not say."""
+    """Set the times of a file; None keeps one as it is, which os.utime cannot do. Raises OSError."""
     times = (_Timespec * 2)(*(_timespec(ns) for ns in (atime_ns, mtime_ns)))
     if _libc.utimensat(AT_FDCWD, os.fsencode(path), times, 0):
         _raise()
 
 
 def sync_file_system(path: str) -> None:
-    """``syncfs(2)``: write back what is dirty on the file system of a directory. Raises OSError."""
+    """Write back the dirty data of a directory's file system (``syncfs(2)``). Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if _libc.syncfs(fd):
@@ -275,15 +275,15 @@ def sync_file_system(path: str) -> None:
 
 
 def remount(path: str, flags: int) -> None:
-    """``mount(2)`` with MS_REMOUNT: these are all the flags that the mount then has. Raises OSError."""
+    """Replace all flags of a mount (``mount(2)`` with MS_REMOUNT). Raises OSError."""
     if _libc.mount(None, os.fsencode(path), None, ctypes.c_ulong(MS_REMOUNT | flags), None):
         _raise(os.fsencode(path))
 
 
 def detached_mount(fs_type: str) -> int:
-    """A descriptor of the root of a new mount without a mount point: it goes when that is closed.
+    """Open the root of a new mount without a mount point; the mount ends when the fd is closed.
 
-    Raises OSError: EPERM for anybody but root, ENODEV, ENOSYS.
+    Raises OSError: EPERM unless root, ENODEV, ENOSYS.
     """
     fs: int = _libc.syscall(SYS_FSOPEN, fs_type.encode(), FSOPEN_CLOEXEC)
     if fs < 0:
@@ -300,18 +300,18 @@ def detached_mount(fs_type: str) -> int:
 
 
 def unshare_descriptors() -> None:
-    """From now on this thread has a copy of the process' descriptors for itself. Raises OSError."""
+    """Give this thread a private copy of the process's fd table. Raises OSError."""
     if _libc.unshare(CLONE_FILES):
         _raise()
 
 
 def keep_memory_private() -> None:
-    """No core dump of this process holds file data, and nobody but root looks into it.
+    """Keep file data out of core dumps, and let only root look into this process.
 
-    PR_SET_DUMPABLE is for dumps, and for ptrace and /proc/PID/mem by others of the same user. But the
-    kernel sets it to fs.suid_dumpable whenever a thread takes another uid (``credentials``), and that
-    may permit dumps. A coredump_filter of 0 stays, and leaves only registers in a dump. RLIMIT_CORE
-    would not do: it is not for dumps that are piped to a program.
+    PR_SET_DUMPABLE prevents dumps, and ptrace and /proc/PID/mem by other processes of the same user.
+    But the kernel resets it to fs.suid_dumpable whenever a thread takes another uid (``credentials``),
+    and that may permit dumps. A coredump_filter of 0 persists and leaves only registers in a dump.
+    RLIMIT_CORE is not enough: it does not apply to dumps that are piped to a program.
     """
     with (
         contextlib.suppress(OSError),  # a kernel without core dumps has no such file
@@ -322,10 +322,10 @@ def keep_memory_private() -> None:
 
 
 def tune_malloc() -> None:
-    """Make glibc give memory back: one arena, as only one thread keeps what it allocates.
+    """Make glibc return memory to the system: one arena, as only one thread keeps what it allocates.
 
-    Worker threads would each grow an arena of their own (64 MiB of address space, and fragments)
-    for the read buffers that they hand to the main thread.
+    Otherwise each worker thread grows an arena of its own (64 MiB of address space, and fragments) for
+    the read buffers that it hands to the main thread.
     """
     _libc.mallopt(M_ARENA_MAX, 1)
     _libc.mallopt(M_TRIM_THRESHOLD, 4 << 20)
@@ -333,7 +333,7 @@ def tune_malloc() -> None:
 
 
 def malloc_free_bytes() -> int:
-    """What malloc has and nobody uses, given back to the system or not. 0 where it can not tell."""
+    """Return the bytes that malloc holds free, whether trimmed or not; 0 if it cannot say."""
     try:
         mallinfo2 = _libc.mallinfo2  # glibc 2.33
     except AttributeError:
@@ -344,5 +344,5 @@ def malloc_free_bytes() -> int:
 
 
 def trim_malloc() -> None:
-    """Return free memory to the system."""
+    """Return malloc's free memory to the system."""
     _libc.malloc_trim(0)

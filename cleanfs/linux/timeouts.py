@@ -1,4 +1,4 @@
-"""Waiting for so long, on a machine that may stand still meanwhile."""
+"""Wait with a time limit that a stalled machine does not use up."""
 
 from collections.abc import Awaitable, Callable
 
@@ -6,10 +6,10 @@ import trio
 
 
 async def wait_with_stall_grace(seconds: float, wait: Callable[[], Awaitable[None]]) -> bool:
-    """Whether ``wait`` returned in time. It may be begun a second time.
+    """Return whether ``wait`` returned in time. It may be called twice.
 
-    If the machine stood still, a deadline has passed before anybody could run who makes happen what is
-    waited for. So the time comes in two halves, of which the second begins after that.
+    When a stalled machine goes on, a deadline has passed before the task or thread that would end the
+    wait could run. So the time is split into two halves, and the second begins after the stall.
     """
     for _ in range(2):
         with trio.move_on_after(max(seconds, 0.0) / 2) as half:

@@ -7,7 +7,7 @@ import pwd
 import subprocess
 
 from cleanfs.fs.control import CONTROL_NAME
-from cleanfs.linux.forked_call import REPLY_SECONDS, answer
+from cleanfs.linux.forked_call import REPLY_SECONDS, forked_call
 from cleanfs.linux.mount_holders import in_use_by
 from cleanfs.linux.mounts import FS_TYPE, mounted_at
 from cleanfs.mount.config import MountError
@@ -35,7 +35,7 @@ def is_dead(mountpoint: str, seconds: float = REPLY_SECONDS) -> bool:
     answer is not dead.
     """
     try:
-        answer(lambda: _exists(mountpoint), mountpoint, seconds)
+        forked_call(lambda: _exists(mountpoint), mountpoint, seconds)
     except OSError as exc:
         return exc.errno == errno.ENOTCONN
     return False

@@ -1,4 +1,4 @@
-"""What the kernel writes about changes, taken apart."""
+"""Test the parser of fanotify events."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ from cleanfs.linux.fanotify import (
 
 
 def info(kind: int, place: Place, name: bytes | None = None) -> bytes:
-    """One record of information, padded as the kernel does."""
+    """Make an information record, padded as the kernel does."""
     body = place.handle[4:]
     rest = body + (b"" if name is None else name + b"\0")
     rest += bytes(-len(rest) % 4)
@@ -35,7 +35,7 @@ def info(kind: int, place: Place, name: bytes | None = None) -> bytes:
 
 
 def event(mask: int, pid: int, *infos: bytes) -> bytes:
-    """One event."""
+    """Make an event."""
     rest = b"".join(infos)
     return struct.pack("=IBBHQii", 24 + len(rest), 3, 0, 24, mask, -1, pid) + rest
 
@@ -46,27 +46,27 @@ DIRECTORY = Place(0x1122334455667788, struct.pack("=i", -2) + b"directory handle
 FID, DFID_NAME, DFID, PIDFD, OLD_DFID_NAME = 1, 2, 3, 4, 10
 
 
-def test_a_write_names_the_file_and_where_it_is() -> None:
+def test_a_write_event_names_the_file_its_directory_and_name() -> None:
     raw = event(FAN_MODIFY, 42, info(DFID_NAME, DIRECTORY, b"name"), info(FID, FILE))
     assert parse(raw) == [Event(FAN_MODIFY, 42, FILE, DIRECTORY, b"name")]
 
 
-def test_a_new_name_is_its_directorys() -> None:
+def test_a_create_event_names_the_directory() -> None:
     raw = event(FAN_CREATE, 42, info(DFID_NAME, DIRECTORY, b"a\xff\n"))
     assert parse(raw) == [Event(FAN_CREATE, 42, None, DIRECTORY, b"a\xff\n")]
 
 
 @pytest.mark.parametrize("record", [info(DFID_NAME, DIRECTORY, b"."), info(DFID, DIRECTORY)])
-def test_what_happens_to_a_directory_is_about_itself(record: bytes) -> None:
+def test_an_attribute_event_of_a_directory_has_it_as_subject(record: bytes) -> None:
     [found] = parse(event(fanotify.FAN_ATTRIB | FAN_ONDIR, 0, record))
     assert found.subject == DIRECTORY
 
 
-def test_lost_events_name_nothing() -> None:
+def test_an_overflow_event_names_no_object() -> None:
     assert parse(event(FAN_Q_OVERFLOW, 0)) == [Event(FAN_Q_OVERFLOW, 0, None, None, b"")]
 
 
-def test_information_that_is_not_asked_for_is_passed_over() -> None:
+def test_unknown_information_records_are_skipped() -> None:
     unknown = struct.pack("=BBH", PIDFD, 0, 8) + b"\xff" * 4
     moved = info(OLD_DFID_NAME, DIRECTORY, b"old")
     raw = event(FAN_MODIFY, 1, unknown, moved, info(FID, FILE)) + event(FAN_MODIFY, 2)
@@ -76,7 +76,7 @@ def test_information_that_is_not_asked_for_is_passed_over() -> None:
     ]
 
 
-def test_a_longer_head_of_a_later_kernel_is_passed_over() -> None:
+def test_the_longer_metadata_of_a_later_kernel_is_skipped() -> None:
     raw = bytearray(event(FAN_MODIFY, 1, b"more", info(FID, FILE)))
     struct.pack_into("=H", raw, 6, 28)
     [found] = parse(bytes(raw))
@@ -98,7 +98,7 @@ def test_a_longer_head_of_a_later_kernel_is_passed_over() -> None:
         event(FAN_MODIFY, 1, b"abc"),
     ],
 )
-def test_what_no_kernel_sends_is_an_error(raw: bytes) -> None:
+def test_a_malformed_event_is_an_error(raw: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         parse(raw)
 
@@ -115,7 +115,7 @@ pids = st.integers(-(2**31), 2**31 - 1)
 
 
 @given(st.lists(st.tuples(masks, pids, places, names, st.none() | places), max_size=20))
-def test_what_was_written_is_read(
+def test_events_round_trip(
     written: list[tuple[int, int, Place, bytes, Place | None]],
 ) -> None:
     raw = b"".join(
@@ -137,13 +137,13 @@ def test_what_was_written_is_read(
 
 @given(st.binary(max_size=300))
 @example(event(FAN_MODIFY, 1, info(FID, FILE)) * 3)
-def test_garbage_is_read_or_refused(raw: bytes) -> None:
+def test_garbage_is_parsed_or_refused(raw: bytes) -> None:
     with contextlib.suppress(ValueError):
         parse(raw)
 
 
 @given(st.data())
-def test_a_damaged_buffer_is_read_or_refused(data: st.DataObject) -> None:
+def test_a_damaged_buffer_is_parsed_or_refused(data: st.DataObject) -> None:
     raw = bytearray(
         event(FAN_MODIFY, 1, info(DFID_NAME, DIRECTORY, b"name"), info(FID, FILE))
         + event(FAN_CREATE, 2, info(DFID_NAME, DIRECTORY, b"x"))
@@ -158,8 +158,8 @@ def test_a_damaged_buffer_is_read_or_refused(data: st.DataObject) -> None:
         pass
 
 
-def test_the_kernels_own_buffer_names_the_file_as_its_handle_does(tmp_path: Path) -> None:
-    """Whoever may watch an inode may: no privilege is needed."""
+def test_a_real_event_carries_the_handle_of_its_file(tmp_path: Path) -> None:
+    """Marking an inode needs no privilege."""
     try:
         group = fanotify.init()
     except OSError as exc:
@@ -183,7 +183,7 @@ def test_the_kernels_own_buffer_names_the_file_as_its_handle_does(tmp_path: Path
         os.close(group)
 
 
-def test_the_id_of_a_file_system_is_that_of_statvfs() -> None:
+def test_fsid_has_the_form_of_statvfs() -> None:
     assert fsid(*struct.unpack("=II", (0x1122334455667788).to_bytes(8, "little"))) in (
         0x1122334455667788,
         0x5566778811223344,

@@ -1,4 +1,4 @@
-"""What is mounted where, as mountinfo writes it."""
+"""Test the parser of mountinfo and the types of file systems."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ LINE = "36 35 98:0 / {path} rw,noatime shared:1 - ext4 /dev/{source} rw,errors=c
         ("/mnt/\udcff", "/mnt/\udcff"),
     ],
 )
-def test_a_path_may_hold_any_bytes(
+def test_a_path_may_contain_any_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, path: str
 ) -> None:
     info = tmp_path / "mountinfo"
@@ -35,7 +35,7 @@ def test_a_path_may_hold_any_bytes(
     ]
 
 
-def test_a_number_that_was_anothers_has_the_type_of_the_new_one(
+def test_a_reused_device_number_has_the_type_of_the_new_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = tmp_path / "mountinfo"
@@ -49,10 +49,10 @@ def test_a_number_that_was_anothers_has_the_type_of_the_new_one(
     assert types[99] == ""
 
 
-def test_a_file_system_that_mountinfo_lacks_says_itself_what_it_is(
+def test_a_file_system_that_mountinfo_lacks_is_known_by_its_magic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a chroot whose root is no mount point, and of a btrfs subvolume."""
+    """It is missing in a chroot whose root is no mount point, and for a btrfs subvolume."""
     expected = mounts.FileSystemTypes()[tmp_path.stat().st_dev]
     info = tmp_path / "mountinfo"
     info.write_text("1 0 0:99 / /proc rw - proc proc rw\n")
@@ -67,7 +67,7 @@ def test_a_file_system_that_mountinfo_lacks_says_itself_what_it_is(
     assert mounts.all_local(str(tmp_path)) is (expected in mounts.LOCAL_FILE_SYSTEMS)
 
 
-def test_mountinfo_knows_more_than_a_magic_number() -> None:
+def test_mountinfo_takes_precedence_over_the_magic_number() -> None:
     types, [proc] = (
         FileSystemTypes(),
         {point.device for point in mount_points() if point.path == "/proc"},

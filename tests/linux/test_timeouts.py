@@ -1,4 +1,4 @@
-"""Waiting on a machine that may stand still meanwhile."""
+"""Test time limits on a machine that may stall."""
 
 import pytest
 import trio
@@ -9,7 +9,7 @@ from cleanfs.linux.timeouts import wait_with_stall_grace
 
 
 @pytest.mark.parametrize("late", [0.0, 0.4, 0.9])
-async def test_what_comes_in_time_was_waited_for(autojump_clock: MockClock, late: float) -> None:
+async def test_a_wait_that_ends_in_time_succeeds(autojump_clock: MockClock, late: float) -> None:
     event, began = trio.Event(), trio.current_time()
     async with trio.open_nursery() as nursery:
 
@@ -22,7 +22,7 @@ async def test_what_comes_in_time_was_waited_for(autojump_clock: MockClock, late
     assert trio.current_time() - began == pytest.approx(late)
 
 
-async def test_what_does_not_come_is_not_waited_for_longer(autojump_clock: MockClock) -> None:
+async def test_a_wait_that_does_not_end_takes_the_time_given(autojump_clock: MockClock) -> None:
     began = trio.current_time()
     assert not await wait_with_stall_grace(1, trio.sleep_forever)
     assert trio.current_time() - began == pytest.approx(1)
@@ -30,7 +30,7 @@ async def test_what_does_not_come_is_not_waited_for_longer(autojump_clock: MockC
     assert trio.current_time() - began == pytest.approx(1)
 
 
-async def test_a_machine_that_stands_still_ends_no_wait(mock_clock: MockClock) -> None:
+async def test_a_stalled_machine_does_not_end_a_wait(mock_clock: MockClock) -> None:
     event = trio.Event()
     async with trio.open_nursery() as nursery:
 
