@@ -31,7 +31,7 @@ from cleanfs.backends.options import Admission, BackendOptions
 from cleanfs.cache.cleancache import Cleancache
 from cleanfs.cache.fingerprint import Fingerprint
 from cleanfs.cache.pagecache import PageCache
-from cleanfs.cache.reclaim import TwoListReclaim
+from cleanfs.cache.resident import PythonResident
 
 PAGE = 4096
 POOL = 16 << 20
@@ -116,6 +116,21 @@ def main(json_file: str | None) -> None:
         Path(json_file).write_text(json.dumps(report, indent=2) + "\n")
 
 
+class TextSource:
+    """A file with a page of its own, nearly, for each index."""
+
+    def __init__(self, text: bytes) -> None:
+        """Cut pages out of ``text``."""
+        self._text = text
+        self.reads = 0
+
+    async def read(self, offset: int, size: int, file_size: int) -> bytes:
+        """Read one page."""
+        self.reads += 1
+        at = offset * 61 % (len(self._text) - PAGE)
+        return self._text[at : at + PAGE]
+
+
 async def run(
     text: bytes, workload: Callable[[Random], Reads], admission: Admission
 ) -> tuple[float, int]:
@@ -123,25 +138,19 @@ async def run(
     backend = zcache.make(BackendOptions(POOL, admission=admission))
     cleancache = Cleancache()
     cleancache.register(backend)
-    cache = PageCache(PAGE_CACHE, cleancache.init_fs(PAGE), TwoListReclaim())
+    cache = PageCache(PAGE_CACHE, cleancache.init_fs(PAGE), PythonResident(PAGE))
     file = cache.file(FileKey(1, 2, b""))
     file.fingerprint = Fingerprint(1 << 40, 1, 1, racy=False)
     file.size = 1 << 40
-    source_reads = 0
-
-    async def source(offset: int, size: int) -> bytes:
-        nonlocal source_reads
-        source_reads += 1
-        at = offset * 61 % (len(text) - PAGE)  # a page of its own for each index, nearly
-        return text[at : at + PAGE]
+    source = TextSource(text)
 
     reads = list(workload(Random(7)))
     half = len(reads) // 2
     for number, index in enumerate(reads):
         if number == half:
-            source_reads = 0
+            source.reads = 0
         await cache.read(file, source, index * PAGE, PAGE)
-    return source_reads / (len(reads) - half), backend.counters()["eph_nonactive_puts_ignored"]
+    return source.reads / (len(reads) - half), backend.counters()["eph_nonactive_puts_ignored"]
 
 
 if __name__ == "__main__":

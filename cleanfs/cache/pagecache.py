@@ -15,10 +15,9 @@ Invariant: a page is resident here or kept by cleancache, not both (private pool
 """
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -47,8 +46,15 @@ FORGET_BATCH = 64
 
 Buffer = bytes | bytearray | memoryview
 
-SourceRead = Callable[[int, int], Awaitable[Buffer]]
-"""``read(offset, size)`` of one file of the source; short only at its end. Raises OSError."""
+
+class SourceFile(Protocol):
+    """One open file of the source."""
+
+    async def read(self, offset: int, size: int, file_size: int) -> Buffer:
+        """Read ``size`` bytes; short only at the end. Raises OSError.
+
+        ``file_size`` is what is known of the file's size, 0 if nothing is.
+        """
 
 
 def max_files(pool_limit: int) -> int:
@@ -270,7 +276,7 @@ class PageCache:
     # -- reading ----------------------------------------------------------------------------
 
     async def read(
-        self, file: CachedFile, source: SourceRead, offset: int, size: int
+        self, file: CachedFile, source: SourceFile, offset: int, size: int
     ) -> tuple[Buffer, int]:
         """Read the bytes ``offset <= i < offset + size`` of the file, short at its end.
 
@@ -278,7 +284,9 @@ class PageCache:
         """
         end = min(offset + size, file.size)
         if end <= offset:
-            return await source(offset, size), SOURCE_READ  # past the end that is known here
+            return await source.read(
+                offset, size, file.size
+            ), SOURCE_READ  # past the end that is known here
         page_size = self.page_size
         first = offset // page_size
         start = first * page_size
@@ -312,7 +320,7 @@ class PageCache:
             # another read's range.
             if exact:
                 raise
-            return await source(offset, end - offset), SOURCE_READ
+            return await source.read(offset, end - offset, file.size), SOURCE_READ
         return self._reply(pages, first, offset, end), SOURCE_READ
 
     def _reply(self, pages: list[bytes | None], first: int, offset: int, end: int) -> Buffer:
@@ -338,7 +346,7 @@ class PageCache:
     async def _read_whole(
         self,
         file: CachedFile,
-        source: SourceRead,
+        source: SourceFile,
         version: int,
         first: int,
         count: int,
@@ -361,7 +369,7 @@ class PageCache:
     async def _read_missing(
         self,
         file: CachedFile,
-        source: SourceRead,
+        source: SourceFile,
         version: int,
         first: int,
         pages: list[bytes | None],
@@ -411,13 +419,12 @@ class PageCache:
                 joined.append(flight)
         return joined
 
-    async def _fly(self, file: CachedFile, source: SourceRead, flight: _InFlightRead) -> None:
+    async def _fly(self, file: CachedFile, source: SourceFile, flight: _InFlightRead) -> None:
         """Read the source for one flight and make its pages resident, unless the file changed."""
         page_size = self.page_size
         try:
-            flight.data = await source(
-                flight.first * page_size, (flight.stop - flight.first) * page_size
-            )
+            offset, size = flight.first * page_size, (flight.stop - flight.first) * page_size
+            flight.data = await source.read(offset, size, file.size)
         except OSError as exc:
             flight.error = exc
         except BaseException:

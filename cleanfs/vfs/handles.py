@@ -19,8 +19,8 @@ from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.source import namespace
-from cleanfs.source.drop_behind import Stream
-from cleanfs.source.io import Backing, SourceFs, Written, drop_span
+from cleanfs.source.file import SourceFile, Written
+from cleanfs.source.io import Backing, SourceFs
 from cleanfs.source.namespace import EntryStat
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
@@ -161,11 +161,10 @@ class FileHandle:
         self.inode = inode
         self.file = file
         self.fd = fd
-        self._source = services.source_fs(inode)
+        durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
+        self._source = SourceFile(fd, services.source_fs(inode), services.backing, durable=durable)
         self.use = Use()
-        self._stream = Stream()
         self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is not Coherency.NONE
-        self._durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self._drop_due = self._writes = False
         file.pins += 1
@@ -209,11 +208,11 @@ class FileHandle:
                     await write.wait()
             answers = self.file.answers
             if answers is None:
-                data, found_in = await pagecache.read(self.file, self._read_source, offset, size)
+                data, found_in = await pagecache.read(self.file, self._source, offset, size)
             else:  # with O_DIRECT as well: a mapping has pages all the same
                 answers.begin(offset, offset + size)
                 try:
-                    data, found_in = await pagecache.read(self.file, self._read_source, offset, size)
+                    data, found_in = await pagecache.read(self.file, self._source, offset, size)
                 finally:
                     answers.end(offset, offset + size)
             self._latencies.read(found_in, perf_counter_ns() - began, len(data))
@@ -231,9 +230,10 @@ class FileHandle:
         with self.use:
             if self._drop_due:
                 self._opener_ran()
-            return await self._write(offset, data)
+            return await self._write_in_order(offset, data)
 
-    async def _write(self, offset: int, data: bytes) -> tuple[int, Rollback]:
+    async def _write_in_order(self, offset: int, data: bytes) -> tuple[int, Rollback]:
+        """Write while reads of the range wait, and then drop pages that were read before."""
         began = perf_counter_ns()
         file = self.file
         end = offset + len(data)
@@ -242,7 +242,7 @@ class FileHandle:
         writing = Writing(min(offset, file.size) if append else offset, stop)
         file.writes.append(writing)
         try:
-            written, told = await self._write_through(offset, data, append, stop)
+            written, told = await self._apply_write(offset, data, append, stop)
         finally:
             file.writes.remove(writing)
             writing.end()
@@ -254,22 +254,18 @@ class FileHandle:
         rollback = functools.partial(tell, self._services.notifier, self.inode, before=told)
         return written.count, rollback
 
-    async def _write_through(
+    async def _apply_write(
         self, offset: int, data: bytes, append: bool, stop: int | None
     ) -> tuple[Written, Told]:
+        """Write to the source, with the range invalidated before and after; take the new fingerprint.
+
+        Returns what was written, and what the kernel had been told before.
+        """
         services, file, inode = self._services, self.file, self.inode
         writer, inode.asked_for = inode.asked_for, None
         async with services.pagecache.mutating(file, offset, stop):
             try:
-                written = await services.backing.write(
-                    self._source,
-                    self.fd,
-                    offset,
-                    data,
-                    append=append,
-                    durable=self._durable,
-                    writer=writer,
-                )
+                written = await self._source.write_all(offset, data, append=append, writer=writer)
                 if services.flushless and not services.is_local(inode):
                     # Mounted below the source after us; nobody will ask what its close has to say.
                     await services.backing.in_thread(namespace.flush, self.fd)
@@ -314,8 +310,7 @@ class FileHandle:
             if not file.answers.writers:
                 services.notifier.not_in_writing(self.inode.node, file.answers)
                 file.answers = None
-        if (span := self._stream.rest()) is not None:
-            await services.backing.in_thread(drop_span, self.fd, span)
+        await self._source.drop_rest()
         st = await services.inline_if_local(self.inode, fstat_and_close, self.fd)
         if st.st_nlink == 0:
             services.pagecache.forget(file)
@@ -332,11 +327,6 @@ class FileHandle:
             self.file.drops_due -= 1
         if self.inode.dropped_for is self:
             self.inode.dropped_for, self.inode.pages_dropped_by = None, 0.0
-
-    async def _read_source(self, offset: int, size: int) -> Buffer:
-        return await self._services.backing.read(
-            self._source, self._stream, self.fd, offset, size, self.file.size
-        )
 
 
 class DirHandle:

@@ -98,7 +98,7 @@ class Source:
         self.gate.set()
         self.sample_late = False
 
-    async def __call__(self, offset: int, size: int) -> bytes:
+    async def read(self, offset: int, size: int, file_size: int) -> bytes:
         assert size > 0
         self.reads.append((offset, size))
         data = bytes(self.data[offset : offset + size])
@@ -810,11 +810,12 @@ def test_concurrent_reads_never_give_what_was_overwritten_before_they_began(
         rig = Rig(pages, source, zcache.make(BackendOptions(1 << 20)) if backend else None)
         history = History(blocks)
 
-        async def slow_source(offset: int, size: int) -> bytes:
-            await dawdle()
-            data = bytes(source.data[offset : offset + size])
-            await dawdle()
-            return data
+        class SlowSource:
+            async def read(self, offset: int, size: int, file_size: int) -> bytes:
+                await dawdle()
+                data = bytes(source.data[offset : offset + size])
+                await dawdle()
+                return data
 
         async def reader() -> None:
             for _ in range(15):
@@ -822,7 +823,7 @@ def test_concurrent_reads_never_give_what_was_overwritten_before_they_began(
                 count = rng.randrange(1, blocks - first + 1)
                 history.now += 1
                 since = history.now
-                found, _ = await rig.cache.read(rig.file, slow_source, first * BLOCK, count * BLOCK)
+                found, _ = await rig.cache.read(rig.file, SlowSource(), first * BLOCK, count * BLOCK)
                 data = bytes(found)
                 history.now += 1
                 assert len(data) == count * BLOCK

@@ -38,6 +38,7 @@ from cleanfs.linux import mounts
 from cleanfs.linux.mounts import FileSystemTypes, all_local
 from cleanfs.source import namespace
 from cleanfs.source.errors import HalfDoneError
+from cleanfs.source.file import SourceFile
 from cleanfs.source.identity import Rules
 from cleanfs.source.io import Backing
 from cleanfs.source.space_retry import SpaceRetry
@@ -161,7 +162,7 @@ async def test_a_read_does_not_wait_for_a_write_that_failed(
     async def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(services.backing, "write", full)
+    monkeypatch.setattr(SourceFile, "write_all", full)
     with pytest.raises(FUSEError):
         await fs.write(fh, 0, b"new")
     assert not file.writes
