@@ -37,7 +37,7 @@ from cleanfs.cli.tables import stats_table
 from cleanfs.cli.watch import Stats, watch_lines
 from cleanfs.fs.control import DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND
 from cleanfs.linux.mounts import FS_TYPE, mount_points
-from cleanfs.memory.cache_limits import too_large
+from cleanfs.memory.cache_limits import oversize_warning
 from cleanfs.memory.least_sizes import MIN_POOL_LIMIT, check_sizes
 from cleanfs.memory.policy import Sizes
 from cleanfs.mount.checks import check
@@ -187,7 +187,7 @@ def cli() -> None:
     type=BackendType(),
     default="zcache",
     show_default=True,
-    help="CacheLimits of evicted pages, or none.",
+    help="Cache of evicted pages, or none.",
 )
 @click.option(
     "--pool-limit",
@@ -293,7 +293,7 @@ def cli() -> None:
     type=click.Choice(["auto", "off"]),
     default="auto",
     show_default=True,
-    help="Whether the caches yield while memory is short, or keep what they were promised.",
+    help="Whether the caches yield while memory is short, or keep their configured limits.",
 )
 @click.option(
     "--writeback",
@@ -342,9 +342,9 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
     check(config)
     if log_file is not None or not ctx.params["foreground"]:  # else the log is where this would go
         pool = 0 if config.backend == NO_BACKEND else config.pool_limit
-        promised = Sizes(pool, config.page_cache)
-        if complaint := too_large(promised, yields=config.memory_pressure):
-            _complain(f"warning: {complaint}")
+        configured = Sizes(pool, config.page_cache)
+        if warning := oversize_warning(configured, yields=config.memory_pressure):
+            _complain(f"warning: {warning}")
     level = config.log_level.upper()
     if ctx.params["foreground"]:
         _log_to(log_file, level, daemon=False)

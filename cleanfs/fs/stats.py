@@ -81,7 +81,7 @@ class MountStats:
     pagecache: PageCacheStats
     backing: BackingStats
     inodes: InodeStats
-    keeper: CacheLimitsStats
+    limits: CacheLimitsStats
     busy_poll: BusyPollStats
     latencies: LatencyStats
     counters: Mapping[str, int]
@@ -116,7 +116,7 @@ class MountStats:
             "source_cache": self.source_cache,
             "identity": self.identity,
             **asdict(self.requests),
-            **asdict(self.keeper),
+            **asdict(self.limits),
             "hit_ratio": round(self.hit_ratio, 4),
             "compression_ratio": round(self.compression_ratio, 3),
             **asdict(self.cleancache),

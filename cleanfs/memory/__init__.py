@@ -1,1 +1,1 @@
-"""How much memory the caches may use."""
+"""Measure the memory that is left, and limit the caches accordingly."""

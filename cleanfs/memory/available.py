@@ -1,13 +1,14 @@
-"""Where memory has limits that count this process, how near they are, and what the kernel tells of it.
+"""Measure the memory left under each limit that counts this process, and wait for pressure events.
 
-Read at every look: the machine (``/proc/meminfo``), and our memory control group and all above it that
-have a limit, of version 1 or 2. A limit that nobody can read is none. Between the looks these wake us:
+Each measurement reads the machine (``/proc/meminfo``), and our memory cgroup and its ancestors that
+have a limit, of version 1 or 2. A limit that cannot be read counts as none. In between, these events
+wake us:
 
-* PSI triggers (``/proc/pressure/memory``, ``memory.pressure`` of our group of version 2);
-* ``memory.events`` of groups of version 2;
-* ``memory.pressure_level`` and thresholds of ``memory.usage_in_bytes`` of groups of version 1.
+* PSI triggers (``/proc/pressure/memory``, ``memory.pressure`` of our version 2 cgroup);
+* ``memory.events`` of version 2 cgroups;
+* ``memory.pressure_level`` and thresholds of ``memory.usage_in_bytes`` of version 1 cgroups.
 
-Whatever of them the kernel or our rights do not give is done without.
+All of them are optional: a kernel may lack one, or refuse it to us.
 """
 
 import os
@@ -23,43 +24,43 @@ import trio
 from cleanfs.memory.policy import Headroom
 
 PSI_TRIGGERS = (b"some 50000 500000", b"some 200000 2000000")
-"""Stalls of so many microseconds in so many. The kernel refuses the first with EINVAL to a process
-without CAP_SYS_RESOURCE, root in many containers included: of those it takes only multiples of two
-seconds (Linux 6.18)."""
+"""Microseconds of stalls within a window of microseconds. The kernel refuses the first with EINVAL to a
+process without CAP_SYS_RESOURCE, which includes root in many containers: its windows must be multiples
+of two seconds (Linux 6.18)."""
 
 THRESHOLDS = (3 / 4, 7 / 8, 15 / 16)
-"""Parts of a limit; version 1 tells when the usage crosses them."""
+"""Fractions of a limit; version 1 reports when the usage crosses one."""
 
 UNLIMITED = 1 << 60
-"""Version 1 has no word for no limit, but a number of this size."""
+"""Version 1 writes a number of at least this size for no limit."""
 
-NOT_FOR_US = (OSError, ValueError, KeyError, IndexError)
-"""What a file that is not there, not readable, or not as expected comes to."""
+UNREADABLE = (OSError, ValueError, KeyError, IndexError)
+"""Errors of a file that is missing, not readable, or not as expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A memory control group."""
+    """Identifies a memory cgroup."""
 
     path: Path
     version: int
 
     def limit(self) -> int | None:
-        """Bytes; None: it has none, or none that we may read."""
+        """Return the limit in bytes; None if there is none, or none that we may read."""
         names = ("memory.limit_in_bytes",) if self.version == 1 else ("memory.max", "memory.high")
         limits = []
         for name in names:
-            with suppress(*NOT_FOR_US):
-                limits.append(int((self.path / name).read_text()))  # "max" is no number
+            with suppress(*UNREADABLE):
+                limits.append(int((self.path / name).read_text()))  # "max" raises ValueError
         limit = min(limits, default=UNLIMITED)
         return limit if limit < UNLIMITED else None
 
-    def room(self, limit: int) -> Headroom:
-        """How near the limit is. Raises one of NOT_FOR_US.
+    def headroom(self, limit: int) -> Headroom:
+        """Measure what is left below the limit. Raises one of UNREADABLE.
 
-        File pages go first, those of the source and of the mount, too, so all on the file lists is
-        available (shared memory and locked pages are not on them). Of the kernel's own memory nothing
-        is: of what inodes and names take, we hold a part.
+        The kernel reclaims file pages first, those of the source and of the mount, too. So all pages on
+        the file lists count as available; shared memory and locked pages are not on them. Slab memory
+        does not count: part of its inodes and dentries are in use by us.
         """
         usage = int((self.path / self._usage).read_text())
         stat = dict(line.split() for line in (self.path / "memory.stat").read_text().splitlines())
@@ -73,8 +74,8 @@ class Group:
 
 
 def machine() -> Headroom | None:
-    """The whole machine; None if the kernel does not say."""
-    with suppress(*NOT_FOR_US):
+    """Measure the whole machine; None if the kernel does not say."""
+    with suppress(*UNREADABLE):
         text = Path("/proc/meminfo").read_text()
         found = dict(re.findall(r"^(MemTotal|MemAvailable): +(\d+) kB$", text, re.MULTILINE))
         return Headroom("machine", int(found["MemTotal"]) << 10, int(found["MemAvailable"]) << 10)
@@ -82,7 +83,7 @@ def machine() -> Headroom | None:
 
 
 def groups(membership: str, mountinfo: str) -> list[Group]:
-    """Our memory control groups, ours first, then what is above it, as far up as we can see.
+    """Return our memory cgroup, then its ancestors as far as we can see them.
 
     ``membership`` is the text of ``/proc/self/cgroup``.
     """
@@ -105,7 +106,7 @@ def groups(membership: str, mountinfo: str) -> list[Group]:
             continue
         root, point = (Path(field) for field in before.split(" ")[3:5])
         own = Path(os.path.normpath(ours[fs_type]))
-        # In a container what is mounted may be our own group, whatever it is called outside.
+        # In a container, our own cgroup may be mounted as the root, whatever its name outside.
         below = own.relative_to(root) if own.is_relative_to(root) else Path()
         for directory in (below, *below.parents):
             group = Group(point / directory, 1 if fs_type == "cgroup" else 2)
@@ -116,19 +117,19 @@ def groups(membership: str, mountinfo: str) -> list[Group]:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Memory that this process can have at most."""
+    """Limits the memory of this process."""
 
     size: int
     """Bytes."""
     of: str
-    """What has the limit, for the user."""
+    """What has the limit, in words for the user."""
 
 
 def least_limit() -> Limit | None:
-    """The lowest limit that counts this process; None if none can be read."""
+    """Return the lowest limit that counts this process; None if none can be read."""
     limits = []
-    if (room := machine()) is not None:
-        limits.append(Limit(room.limit, "this machine"))
+    if (headroom := machine()) is not None:
+        limits.append(Limit(headroom.limit, "this machine"))
     for group in groups(_text("/proc/self/cgroup"), _text("/proc/self/mountinfo")):
         if (size := group.limit()) is not None:
             limits.append(Limit(size, f"the control group {group.path}"))
@@ -136,39 +137,39 @@ def least_limit() -> Limit | None:
 
 
 class MemoryWatch:
-    """Looks, and waits for a reason to look again."""
+    """Measures headrooms, and waits for the kernel's pressure events."""
 
     def __init__(self) -> None:
-        """Everything is found out at the first look."""
+        """Start empty: the first measurement finds the limits."""
         self.events = 0
-        """Times that the kernel woke us."""
+        """How often the kernel woke us."""
         self._membership = ""
         self._groups: list[Group] = []
         self._limits: dict[Group, int] = {}
         self._epoll: select.epoll | None = None
         self._fds: dict[int, str] = {}
-        """Descriptors that are waited for, and what they are."""
+        """The fds that are waited for, and their kinds."""
 
     @property
     def watched(self) -> list[str]:
-        """What is looked at, and what wakes us, for the operator."""
+        """List what is measured and which events wake us, for the operator."""
         return [
             "meminfo",
             *(f"cgroup{group.version}:{group.path}" for group in self._limits),
             *sorted(set(self._fds.values())),
         ]
 
-    def rooms(self) -> list[Headroom]:
-        """A look at all limits there are now."""
-        self._notice_changes()
-        found = [room] if (room := machine()) is not None else []
+    def headrooms(self) -> list[Headroom]:
+        """Measure the headroom below all present limits."""
+        self._update_limits()
+        found = [headroom] if (headroom := machine()) is not None else []
         for group, limit in self._limits.items():
-            with suppress(*NOT_FOR_US):
-                found.append(group.room(limit))
+            with suppress(*UNREADABLE):
+                found.append(group.headroom(limit))
         return found
 
     async def wait(self, seconds: float) -> None:
-        """Return when the kernel has something to tell, or after that time."""
+        """Return at the next pressure event, or after that time."""
         if self._epoll is None:
             await trio.sleep(seconds)
             return
@@ -178,7 +179,7 @@ class MemoryWatch:
             self._drain()
 
     def close(self) -> None:
-        """Wait for nothing any more."""
+        """Close all fds of events."""
         if self._epoll is not None:
             self._epoll.close()
             self._epoll = None
@@ -186,8 +187,8 @@ class MemoryWatch:
             os.close(fd)
         self._fds.clear()
 
-    def _notice_changes(self) -> None:
-        """We may be moved to another group, and limits come, go and move."""
+    def _update_limits(self) -> None:
+        """Find the limits again: we may be in another cgroup, and limits come, go and change."""
         membership = _text("/proc/self/cgroup")
         if membership != self._membership:
             self._membership = membership
@@ -200,15 +201,15 @@ class MemoryWatch:
     def _subscribe(self) -> None:
         self.close()
         self._epoll = select.epoll()
-        with suppress(*NOT_FOR_US):
+        with suppress(*UNREADABLE):
             self._add(_psi_trigger("/proc/pressure/memory"), "psi:machine")
         own = next((group for group in self._groups if group.version == 2), None)
         if own is not None:
-            with suppress(*NOT_FOR_US):
+            with suppress(*UNREADABLE):
                 self._add(_psi_trigger(str(own.path / "memory.pressure")), "psi:cgroup2")
         for group, limit in self._limits.items():
             if group.version == 2:
-                with suppress(*NOT_FOR_US):
+                with suppress(*UNREADABLE):
                     self._add(
                         os.open(group.path / "memory.events", os.O_RDONLY | os.O_CLOEXEC), "events"
                     )
@@ -221,19 +222,19 @@ class MemoryWatch:
                     "thresholds",
                 ),
             ):
-                with suppress(*NOT_FOR_US):
+                with suppress(*UNREADABLE):
                     for fd in _version_1_events(group.path, file, arguments):
                         self._add(fd, what)
 
     def _add(self, fd: int, what: str) -> None:
-        """Takes the descriptor."""
+        """Wait for an fd, too, and own it."""
         assert self._epoll is not None
         self._fds[fd] = what
         # An eventfd is readable, all others have an exceptional condition.
         self._epoll.register(fd, select.EPOLLIN if _is_eventfd(what) else select.EPOLLPRI)
 
     def _drain(self) -> None:
-        """Look at what has happened, so that it is over: triggers by the polling itself."""
+        """Reset the events that occurred. Polling alone resets a trigger."""
         assert self._epoll is not None
         for fd, _ in self._epoll.poll(0):
             what = self._fds[fd]
@@ -249,7 +250,7 @@ def _is_eventfd(what: str) -> bool:
 
 
 def _psi_trigger(path: str) -> int:
-    """A descriptor that has an exceptional condition when there are stalls. Raises OSError."""
+    """Open an fd that has an exceptional condition when there are stalls. Raises OSError."""
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         for trigger in PSI_TRIGGERS[:-1]:
@@ -264,7 +265,7 @@ def _psi_trigger(path: str) -> int:
 
 
 def _version_1_events(group: Path, file: str, arguments: list[str]) -> Iterator[int]:
-    """Eventfds that count what happens with a file of a group of version 1. Raises OSError."""
+    """Create eventfds that count the events of a file of a version 1 cgroup. Raises OSError."""
     of = os.open(group / file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for argument in arguments:

@@ -1,7 +1,7 @@
-"""What pool and page cache may have: what the user promised them, less what memory pressure takes.
+"""Set the effective cache limits: the configured limits minus what memory pressure withholds.
 
-The user's limits are the ceiling, and what is told when they are asked for. The limits in force are at
-most these; ``pressure.Policy`` says by how much less, ``memory.MemoryWatch`` what it goes by.
+The configured limits of pool and page cache are the ceiling, and are what the control files show.
+``policy.Policy`` decides how much to withhold, from what ``available.MemoryWatch`` measures.
 """
 
 import logging
@@ -23,50 +23,52 @@ log = logging.getLogger(__name__)
 
 POOL_SLICE = 4 * MIB
 PAGE_CACHE_SLICE = 1 * MIB
-"""Bytes given up between two checkpoints: requests wait for no more than that (docs/pressure.md)."""
+"""Bytes freed between two checkpoints, so that requests never wait for more (docs/pressure.md)."""
 
 FLOOR = Sizes(4 * MIB, 1 * MIB)
-"""What is never taken; unless a page size takes more to work at all."""
+"""The sizes that memory pressure leaves, or more where the page size needs more."""
 
 TRIM_EVERY = 4
-"""Slices after which freed memory goes back to the system: what others wait for is not ours to keep."""
+"""Slices after which malloc is trimmed, so that other processes get the freed memory early."""
 
 BETWEEN_EVENTS_SECONDS = 0.05
-"""While file pages are reclaimed all the time the kernel would wake us all the time."""
+"""The least pause between two measurements. Constant reclaim of file pages would wake us all the
+time."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLimitsStats:
-    """A snapshot."""
+    """Holds a snapshot of the limits and of memory pressure."""
 
     memory_pressure: str
     """``off``, or what is watched."""
     memory_spare_bytes: int
-    """What the caches could take more, at the last look; negative: they had too much. 0 when off."""
+    """How much the caches could grow, at the last measurement; negative: they were too large. 0 when
+    off."""
     memory_withheld_bytes: int
-    """What they may not have of the user's limits."""
+    """The part of the configured limits that is withheld."""
     memory_pressure_events: int
-    """Times that the kernel called for a look."""
+    """How often a pressure event woke us."""
     memory_pressure_shrinks: int
-    """Times that the caches had to give up what they had."""
+    """How often the caches had to free memory."""
     memory_pressure_grows: int
-    """Steps in which they got it back."""
+    """How many steps they have grown back."""
     pool_limit: int
-    """The user's."""
+    """The configured limit."""
     pool_limit_now: int
-    """The one in force."""
+    """The effective limit."""
 
 
-def too_large(promised: Sizes, *, yields: bool) -> str:
-    """What is to be said of limits that memory can not hold; empty if there is nothing.
+def oversize_warning(configured: Sizes, *, yields: bool) -> str:
+    """Return a warning about limits that exceed memory; empty if they do not.
 
-    That is no error: the caches take what they use and no more, and ``yields`` says that they give it
-    up while memory is short.
+    That is no error: the caches take only what they use. If ``yields``, they also shrink while memory
+    is short.
     """
     limit = least_limit()
-    if limit is None or promised.total <= limit.size:
+    if limit is None or configured.total <= limit.size:
         return ""
-    parts = {"pool limit": promised.pool, "page cache": promised.page_cache}
+    parts = {"pool limit": configured.pool, "page cache": configured.page_cache}
     what = " and ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
     follows = (
         "the caches will get less while memory is short"
@@ -77,131 +79,139 @@ def too_large(promised: Sizes, *, yields: bool) -> str:
 
 
 class CacheLimits:
-    """Owns the limits of both caches."""
+    """Sets the limits of both caches."""
 
     def __init__(
         self,
         cleancache: Cleancache,
         pagecache: PageCache,
-        promised: Sizes,
+        configured: Sizes,
         watch: MemoryWatch | None,
     ) -> None:
-        """Both caches work with what was promised already. Without a watch that is how it stays."""
+        """Start with the configured limits, which both caches already have.
+
+        Without a watch those stay in force.
+        """
         self._cleancache = cleancache
         self._pagecache = pagecache
-        self._promised = promised
-        self._now = promised
-        """In force. The pool's is for the next backend while there is none."""
+        self._configured = configured
+        self._effective = configured
+        """The effective limits. While there is no backend, the pool's is for the next one."""
         self._watch = watch
         self._policy = Policy()
-        self._room: Headroom | None = None
+        self._headroom: Headroom | None = None
         self._page_size = pagecache.page_size
-        self._warn_of_too_much()
+        self._warn_if_oversize()
 
     @property
-    def promised(self) -> Sizes:
-        """The user's limits."""
-        return self._promised
+    def configured(self) -> Sizes:
+        """The limits that the user configured."""
+        return self._configured
 
     @property
-    def now(self) -> Sizes:
-        """The limits in force."""
-        return self._now
+    def effective(self) -> Sizes:
+        """The effective limits."""
+        return self._effective
 
     def set_pool_limit(self, limit: int) -> None:
-        """The user's; in force at once but for what is withheld. ValueError: nothing has changed."""
+        """Configure the pool's limit, in force at once except for what is withheld.
+
+        Raises ValueError; nothing has changed then.
+        """
         check_sizes(limit, 0, self._page_size)
-        before, self._promised = self._promised, Sizes(limit, self._promised.page_cache)
-        self.look(time.monotonic())
-        pool = self._wanted().pool
+        before, self._configured = self._configured, Sizes(limit, self._configured.page_cache)
+        self.measure(time.monotonic())
+        pool = self._target().pool
         backend = self._cleancache.backend
         if backend is not None:
             try:
                 backend.resize(pool)
             except ValueError:
-                self._promised = before
+                self._configured = before
                 raise
-        self._now = Sizes(pool, self._now.page_cache)
+        self._effective = Sizes(pool, self._effective.page_cache)
         self._pagecache.max_files = max_files(pool)
-        self._settle_at_once()
-        self._warn_of_too_much()
+        self._apply_at_once()
+        self._warn_if_oversize()
 
     def set_page_cache(self, limit: int) -> None:
-        """The same of the page cache."""
-        check_sizes(self._promised.pool, limit, self._page_size)
-        self._promised = Sizes(self._promised.pool, limit)
-        self.look(time.monotonic())
-        self._settle_at_once()
-        self._warn_of_too_much()
+        """Configure the page cache's limit, likewise."""
+        check_sizes(self._configured.pool, limit, self._page_size)
+        self._configured = Sizes(self._configured.pool, limit)
+        self.measure(time.monotonic())
+        self._apply_at_once()
+        self._warn_if_oversize()
 
     def backend_changed(self) -> None:
-        """There is another one, with all that was promised and nothing in it yet, or none."""
-        self._now = Sizes(self._promised.pool, self._now.page_cache)
-        self.look(time.monotonic())
-        self._settle_at_once()
+        """Adapt to another backend, which is empty and has the configured limit, or to none."""
+        self._effective = Sizes(self._configured.pool, self._effective.page_cache)
+        self.measure(time.monotonic())
+        self._apply_at_once()
 
     def stats(self) -> CacheLimitsStats:
-        """A snapshot."""
+        """Return a snapshot."""
         watch = self._watch
         return CacheLimitsStats(
             memory_pressure="off" if watch is None else ",".join(watch.watched),
-            memory_spare_bytes=0 if self._room is None else self._room.spare,
-            memory_withheld_bytes=self._promised.total - self._now.total,
+            memory_spare_bytes=0 if self._headroom is None else self._headroom.spare,
+            memory_withheld_bytes=self._configured.total - self._effective.total,
             memory_pressure_events=0 if watch is None else watch.events,
             memory_pressure_shrinks=self._policy.shrinks,
             memory_pressure_grows=self._policy.grows,
-            pool_limit=self._promised.pool,
-            pool_limit_now=self._now.pool,
+            pool_limit=self._configured.pool,
+            pool_limit_now=self._effective.pool,
         )
 
     async def run(self) -> None:
-        """Look, and do what follows, until cancelled."""
+        """Measure memory and apply the limits, until cancelled."""
         watch = self._watch
         if watch is None:
             return
         try:
             while True:
-                self.look(time.monotonic())
-                await self._settle()
+                self.measure(time.monotonic())
+                await self._apply()
                 begun = time.monotonic()
-                await watch.wait(self._policy.look_again_after(self._room))
+                await watch.wait(self._policy.next_update_after(self._headroom))
                 if time.monotonic() - begun < BETWEEN_EVENTS_SECONDS:
                     await trio.sleep(BETWEEN_EVENTS_SECONDS)
         finally:
             watch.close()
 
-    def look(self, now: float) -> None:
-        """See how much memory there is and what that allows; nothing is done about it yet."""
+    def measure(self, now: float) -> None:
+        """Measure memory and update the policy, without applying it yet."""
         if self._watch is None:
             return
-        self._room = room = tightest(self._watch.rooms())
+        self._headroom = headroom = tightest(self._watch.headrooms())
         was_short = self._policy.short
-        promised, floor = self._managed(), self._floor()
-        self._policy.look(now, room, self._used(), promised.total, floor.total)
-        if self._policy.short and not was_short and room is not None:
+        configured, floor = self._managed(), self._floor()
+        self._policy.update(now, headroom, self._used(), configured.total, floor.total)
+        if self._policy.short and not was_short and headroom is not None:
             log.info(
-                "%s of %s: memory is short, the caches get less", room.name, format_size(room.limit)
+                "%s of %s: memory is short, the caches get less",
+                headroom.name,
+                format_size(headroom.limit),
             )
         elif was_short and not self._policy.short:
-            log.info("memory is not short any more, the caches get what they were promised")
+            log.info("memory is not short any more, the caches get their configured limits")
 
-    def _warn_of_too_much(self) -> None:
-        if complaint := too_large(self._managed(), yields=self._watch is not None):
-            log.warning("%s", complaint)
+    def _warn_if_oversize(self) -> None:
+        if warning := oversize_warning(self._managed(), yields=self._watch is not None):
+            log.warning("%s", warning)
 
-    def _settle_at_once(self) -> None:
-        """For the user, who finds in force what was asked for."""
-        while self._slice():
+    def _apply_at_once(self) -> None:
+        """Apply the limits before returning, for a user who has just set one."""
+        while self._apply_slice():
             pass
         syscalls.trim_malloc()
 
-    async def _settle(self) -> None:
-        """Bring the limits in force to what is allowed, slice by slice.
+    async def _apply(self) -> None:
+        """Apply the limits slice by slice.
 
-        The user may change his between the slices.
+        The user may change the configured ones between two slices.
         """
         slices = 0
-        while self._slice():
+        while self._apply_slice():
             slices += 1
             if slices % TRIM_EVERY == 0:
                 syscalls.trim_malloc()
@@ -209,19 +219,19 @@ class CacheLimits:
         if slices:
             syscalls.trim_malloc()
 
-    def _slice(self) -> bool:
-        """A slice on the way; whether there is more to do. What nobody uses costs no slices."""
-        wanted, now = self._wanted(), self._now
-        if now.pool != wanted.pool:
-            pool = max(wanted.pool, min(now.pool, self._pool_used()) - POOL_SLICE)
+    def _apply_slice(self) -> bool:
+        """Apply one slice, and return whether there are more. Unused memory takes no slices."""
+        target, now = self._target(), self._effective
+        if now.pool != target.pool:
+            pool = max(target.pool, min(now.pool, self._pool_used()) - POOL_SLICE)
             self._resize_pool(pool)
-            self._now = Sizes(pool, now.page_cache)
-        elif now.page_cache != wanted.page_cache:
+            self._effective = Sizes(pool, now.page_cache)
+        elif now.page_cache != target.page_cache:
             used = min(now.page_cache, self._pagecache.used)
-            page_cache = max(wanted.page_cache, used - PAGE_CACHE_SLICE)
+            page_cache = max(target.page_cache, used - PAGE_CACHE_SLICE)
             self._pagecache.resize(page_cache)
-            self._now = Sizes(now.pool, page_cache)
-        return self._now != wanted
+            self._effective = Sizes(now.pool, page_cache)
+        return self._effective != target
 
     def _resize_pool(self, limit: int) -> None:
         backend = self._cleancache.backend
@@ -229,23 +239,25 @@ class CacheLimits:
             try:
                 backend.resize(limit)
             except (ValueError, MemoryError) as exc:
-                # As small as it works; what it has by then is no matter.
+                # The backend refuses a limit that it cannot work with, and keeps its own.
                 log.debug("the backend stays at %d bytes: %s", backend.pool_limit, exc)
         self._pagecache.max_files = max_files(limit)
 
-    def _wanted(self) -> Sizes:
-        """The limits that the policy's last word makes of the user's."""
+    def _target(self) -> Sizes:
+        """Return the limits that the policy allows now."""
         managed = self._managed()
         share = split(self._policy.allowance(managed.total), managed, self._floor())
         return (
-            share if self._cleancache.backend is not None else Sizes(self._now.pool, share.page_cache)
+            share
+            if self._cleancache.backend is not None
+            else Sizes(self._effective.pool, share.page_cache)
         )
 
     def _managed(self) -> Sizes:
-        """What is promised to whom there is: without a backend nothing can be taken from a pool."""
+        """Return the configured limits of the caches there are: without a backend there is no pool."""
         if self._cleancache.backend is None:
-            return Sizes(0, self._promised.page_cache)
-        return self._promised
+            return Sizes(0, self._configured.page_cache)
+        return self._configured
 
     def _floor(self) -> Sizes:
         pool, page_cache = least_sizes(self._page_size)
@@ -256,11 +268,11 @@ class CacheLimits:
         )
 
     def _used(self) -> int:
-        """Bytes that the caches have."""
+        """Return the bytes that the caches use."""
         return self._pool_used() + self._pagecache.used
 
     def _pool_used(self) -> int:
-        """Bytes that the backend has. One that does not say has all that it may have."""
+        """Return the bytes that the backend uses; its limit if it does not say."""
         backend = self._cleancache.backend
         if backend is None:
             return 0

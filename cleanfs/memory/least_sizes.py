@@ -1,19 +1,19 @@
-"""The least sizes that pool and page cache can work with."""
+"""Check the least sizes that pool and page cache can work with."""
 
 from cleanfs.cache.resident import PythonResident
 from cleanfs.sizes import format_size
 
 MIN_POOL_LIMIT = 1 << 20
-"""Bytes; less is not worth a pool, whatever the backend."""
+"""Bytes; a smaller pool is not worthwhile with any backend."""
 
 
 def least_sizes(page_size: int) -> tuple[int, int]:
-    """Bytes that pool and page cache must have to hold anything, of any engine."""
+    """Return the bytes that pool and page cache need to hold one page, with any engine."""
     return max(MIN_POOL_LIMIT, 4 * page_size), page_size + PythonResident.overhead
 
 
 def check_sizes(pool_limit: int, page_cache: int, page_size: int) -> None:
-    """Raises ValueError, with a message for the user, for limits that nothing would fit into."""
+    """Raise ValueError, with a message for the user, if a limit is too small to hold a page."""
     least_pool, least_page_cache = least_sizes(page_size)
     if pool_limit < least_pool:
         raise ValueError(

@@ -1,9 +1,8 @@
-"""What this process takes, and giving back what malloc keeps.
+"""Measure this process's memory, and return what malloc holds free.
 
-Each request under way has a buffer for the largest that the kernel sends, 1 MiB, and often a second
-one. When many were answered, malloc keeps what they took, below other things: after 64 writers of 1 MiB
-at a time, 137 MiB of 176 were free. The limits of a mount are about what it really uses (RSS), so that
-is given back.
+Each request in progress has a buffer for the largest request, 1 MiB, and often a second one. After many
+requests, malloc keeps those buffers below other allocations: after 64 writers of 1 MiB at a time, 137
+of 176 MiB were free. The limits of a mount apply to its real memory (RSS), so free memory is returned.
 """
 
 import resource
@@ -14,31 +13,31 @@ import trio
 from cleanfs.linux import syscalls
 
 TRIM_SECONDS = 10.0
-"""How often to look."""
+"""How often to check malloc's free memory."""
 
 TRIM_BYTES = 16 << 20
-"""Free memory that is worth it: trimming takes some milliseconds."""
+"""Free memory that justifies a trim, which takes some milliseconds."""
 
 
 def rss_bytes() -> int:
-    """Resident memory of this process."""
+    """Return this process's resident memory."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-async def give_back(
+async def trim_periodically(
     free_bytes: Callable[[], int] = syscalls.malloc_free_bytes,
     trim: Callable[[], None] = syscalls.trim_malloc,
 ) -> None:
-    """Trim whenever malloc has come to have much that is free; never ends.
+    """Trim whenever malloc's free memory has grown enough; never returns.
 
-    What was given back counts as free until it is used again.
+    Trimmed memory still counts as free until it is used again.
     """
-    given_back = 0
+    trimmed = 0
     while True:
         await trio.sleep(TRIM_SECONDS)
         free = free_bytes()
-        given_back = min(given_back, free)
-        if free - given_back >= TRIM_BYTES:
+        trimmed = min(trimmed, free)
+        if free - trimmed >= TRIM_BYTES:
             trim()
-            given_back = free_bytes()
+            trimmed = free_bytes()

@@ -1,22 +1,23 @@
-"""How much memory the caches may have while memory is short: pure policy, no clock, no I/O.
+"""Decide how much memory the caches may use while memory is short: pure policy, no clock, no I/O.
 
-What is kept is only a cache, so it yields: a daemon that is killed for memory takes the mount with it.
-tmem says so of its pools: they are "of unknown and possibly time-varying size".
+The caches yield, because they hold nothing of their own, and a daemon killed for memory takes the mount
+with it. tmem describes its pools likewise: they are "of unknown and possibly time-varying size".
 
-The measure is a level, not an alarm: how much more could be taken before anything but clean file pages
-had to go (``Headroom``). Stalls (PSI) are no measure. A program that reads more through the mount than
-RAM holds makes the kernel reclaim file pages all the time: a quarter of such a run were stalls, with
-memory for everybody (docs/pressure.md). They only say when to look.
+The input is a level, not an alarm: how much more memory could be allocated before the kernel has to
+reclaim anything but clean file pages (``Headroom``). Stalls (PSI) are no such measure. A program that
+reads more than RAM holds makes the kernel reclaim file pages all the time. Stalls took a quarter of
+such a run, although no process lacked memory (docs/pressure.md). They only trigger a measurement.
 
-Two rules follow from the level. The *allowance* is what the caches may have together:
+Two rules follow from the level. The *allowance* limits both caches together:
 
-* It never exceeds what they use and the spare room together. So the caches can not fill memory that is
-  not there, however fast they grow between two looks.
-* Where the spare room is negative they give it up, and a little more, so that the next breath of
-  somebody else does not evict again.
+* It never exceeds what they use plus the spare memory. So the caches cannot grow beyond the memory
+  there is, however fast they grow between two measurements.
+* When the spare memory is negative, they free that much and a little more, so that a small allocation
+  elsewhere does not evict again.
 
-It grows back by a step at a time, after nothing was short for a while, and only into room for a whole
-step. That is the hysteresis: what goes up and down by less than a step moves it down once, and not up.
+The allowance grows back in steps, after memory was not short for a while, and only if a whole step
+fits. That is the hysteresis: demand that oscillates by less than a step lowers it once and never raises
+it.
 """
 
 from collections.abc import Iterable
@@ -26,124 +27,131 @@ MIB = 1 << 20
 
 RESERVE_SHARE = 32
 MIN_RESERVE, MAX_RESERVE = 8 * MIB, 256 * MIB
-"""Of a limit, 1/RESERVE_SHARE within these bounds is not for the caches: requests, page tables, tables
-of the daemon, the pages of programs, and what others take until we have looked again."""
+"""The caches leave 1/RESERVE_SHARE of a limit, within these bounds, to requests, page tables, the
+daemon's tables, programs' pages, and what others allocate before the next measurement."""
 
 SLACK_SHARE = 4
-"""Of the reserve, the part that is given up in addition when something must be."""
+"""1/SLACK_SHARE of the reserve is freed in addition whenever the caches must shrink."""
 
 GROW_STEPS = 16
-"""Steps from nothing to all."""
+"""Steps from nothing to the configured limits."""
 
 MIN_STEP = 4 * MIB
 
 GROW_AFTER_SECONDS = 3.0
-"""How long nothing must have been short before the first step up."""
+"""How long memory must not have been short before the first step up."""
 
 GROW_EVERY_SECONDS = 1.0
 
-FASTEST = 256 * MIB
-"""Bytes per second that others are reckoned to take: with less room the next look comes sooner."""
+ASSUMED_RATE = 256 * MIB
+"""Bytes per second that others may allocate: with less spare memory the next measurement is sooner."""
 
 SOONEST_SECONDS, LATEST_SECONDS = 0.05, 5.0
 LATEST_SHORT_SECONDS = 1.0
-"""The same while something is withheld, which is to be given back."""
+"""The latest time of the next measurement while memory is withheld, so that it is restored soon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """One place with a limit of memory that counts us: a control group, or the machine."""
+    """Measures the memory left under one limit that counts us: a cgroup's, or the machine's."""
 
     name: str
     limit: int
     """Bytes."""
     available: int
-    """Bytes that could be taken before anything but clean file pages had to go; negative: too late."""
+    """Bytes that could be allocated before the kernel reclaims more than clean file pages; may be <
+    0."""
 
     @property
     def reserve(self) -> int:
-        """Bytes that are not for the caches."""
+        """The bytes that the caches leave to others."""
         return min(max(self.limit // RESERVE_SHARE, MIN_RESERVE), MAX_RESERVE)
 
     @property
     def spare(self) -> int:
-        """Bytes that the caches could take more; negative: they have too much."""
+        """The bytes by which the caches could grow; negative: they must shrink."""
         return self.available - self.reserve
 
 
-def tightest(rooms: Iterable[Headroom]) -> Headroom | None:
-    """Where there is least room; None if nothing is known."""
-    return min(rooms, key=lambda room: room.spare, default=None)
+def tightest(headrooms: Iterable[Headroom]) -> Headroom | None:
+    """Return the headroom with the least spare memory; None if nothing is known."""
+    return min(headrooms, key=lambda headroom: headroom.spare, default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the caches may have, or have, or were promised. Bytes."""
+    """Holds the sizes or limits of both caches, in bytes."""
 
     pool: int
     page_cache: int
 
     @property
     def total(self) -> int:
-        """Both."""
+        """The sum of both."""
         return self.pool + self.page_cache
 
 
-def split(allowance: int, promised: Sizes, floor: Sizes) -> Sizes:
-    """Share an allowance: the pool yields first, the page cache, which is smaller and faster, last."""
-    pool = min(max(allowance - promised.page_cache, floor.pool), promised.pool)
-    page_cache = min(max(allowance - pool, floor.page_cache), promised.page_cache)
+def split(allowance: int, configured: Sizes, floor: Sizes) -> Sizes:
+    """Split an allowance: the pool shrinks first, the page cache, smaller and faster, last."""
+    pool = min(max(allowance - configured.page_cache, floor.pool), configured.pool)
+    page_cache = min(max(allowance - pool, floor.page_cache), configured.page_cache)
     return Sizes(pool, page_cache)
 
 
 class Policy:
-    """The allowance over time. Starts at all that is promised."""
+    """Decides the allowance over time, which starts at the configured limits."""
 
     def __init__(self) -> None:
-        """Nothing is short."""
+        """Start with enough memory."""
         self._cap: int | None = None
-        """The allowance, if it is less than what is promised."""
+        """The allowance, if it is less than the configured limits."""
         self.shrinks = 0
-        """Times that the caches had to give up what they had."""
+        """How often the caches had to free memory."""
         self.grows = 0
-        """Steps back up."""
-        self._up_at = 0.0
+        """How many steps the allowance has grown back."""
+        self._grow_at = 0.0
 
     @property
     def short(self) -> bool:
-        """Whether something is withheld."""
+        """Whether memory is withheld from the caches."""
         return self._cap is not None
 
-    def allowance(self, promised: int) -> int:
-        """What the caches may have of what is promised, which may change between the looks."""
-        return promised if self._cap is None else min(self._cap, promised)
+    def allowance(self, configured: int) -> int:
+        """Return the allowance under configured limits that may have changed since the update."""
+        return configured if self._cap is None else min(self._cap, configured)
 
-    def look(self, now: float, room: Headroom | None, used: int, promised: int, floor: int) -> int:
-        """The allowance: ``floor`` <= it <= ``promised`` (bytes, as is ``used``); ``now`` in seconds.
+    def update(
+        self, now: float, headroom: Headroom | None, used: int, configured: int, floor: int
+    ) -> int:
+        """Return the allowance, between ``floor`` and ``configured`` (bytes, as is ``used``).
 
-        A floor above what is promised is lowered to it.
+        ``now`` is in seconds. A floor above ``configured`` is lowered to it.
         """
-        floor = min(floor, promised)
-        before = self.allowance(promised)
+        floor = min(floor, configured)
+        before = self.allowance(configured)
         allowance = max(before, floor)
-        step = max(promised // GROW_STEPS, MIN_STEP)
-        most = promised if room is None else used + room.spare
-        if room is not None and most < allowance:
+        step = max(configured // GROW_STEPS, MIN_STEP)
+        most = configured if headroom is None else used + headroom.spare
+        if headroom is not None and most < allowance:
             if most < used:
-                most -= room.reserve // SLACK_SHARE
+                most -= headroom.reserve // SLACK_SHARE
                 self.shrinks += max(most, floor) < before
             allowance = max(most, floor)
-            self._up_at = now + GROW_AFTER_SECONDS
-        elif now >= self._up_at and allowance < promised and most >= min(allowance + step, promised):
-            allowance = min(allowance + step, promised)
+            self._grow_at = now + GROW_AFTER_SECONDS
+        elif (
+            now >= self._grow_at
+            and allowance < configured
+            and most >= min(allowance + step, configured)
+        ):
+            allowance = min(allowance + step, configured)
             self.grows += 1
-            self._up_at = now + GROW_EVERY_SECONDS
-        self._cap = allowance if allowance < promised else None
+            self._grow_at = now + GROW_EVERY_SECONDS
+        self._cap = allowance if allowance < configured else None
         return allowance
 
-    def look_again_after(self, room: Headroom | None) -> float:
-        """Seconds until the next look, if nothing happens before."""
+    def next_update_after(self, headroom: Headroom | None) -> float:
+        """Return the seconds until the next measurement, unless an event comes before."""
         latest = LATEST_SHORT_SECONDS if self.short else LATEST_SECONDS
-        if room is None:
+        if headroom is None:
             return latest
-        return min(max(room.spare / FASTEST, SOONEST_SECONDS), latest)
+        return min(max(headroom.spare / ASSUMED_RATE, SOONEST_SECONDS), latest)

@@ -35,7 +35,7 @@ from cleanfs.linux.fusectl import connection_of
 from cleanfs.linux.mounts import FS_TYPE, FileSystemTypes, all_local, mounted_at
 from cleanfs.memory.available import MemoryWatch
 from cleanfs.memory.cache_limits import CacheLimits
-from cleanfs.memory.malloc import give_back, rss_bytes
+from cleanfs.memory.malloc import rss_bytes, trim_periodically
 from cleanfs.memory.policy import Sizes
 from cleanfs.mount.abort_watchdog import AbortWatchdog
 from cleanfs.mount.checks import why_no_mount
@@ -97,7 +97,7 @@ class Mount:
             _make_resident(config.page_size),
             max_files(config.pool_limit),
         )
-        self._keeper = CacheLimits(
+        self._cache_limits = CacheLimits(
             self._cleancache,
             self._pagecache,
             Sizes(config.pool_limit, config.page_cache),
@@ -171,8 +171,8 @@ class Mount:
                     nursery.start_soon(self._interrupts.run)
                     if self._watch is not None:
                         nursery.start_soon(self._watch.run)
-                    nursery.start_soon(self._keeper.run)
-                    nursery.start_soon(give_back)
+                    nursery.start_soon(self._cache_limits.run)
+                    nursery.start_soon(trim_periodically)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
                     await serve_until_the_end()
@@ -305,7 +305,7 @@ class Mount:
             pagecache=self._pagecache.stats(),
             backing=self._backing.stats(),
             inodes=self._inodes.stats(),
-            keeper=self._keeper.stats(),
+            limits=self._cache_limits.stats(),
             busy_poll=self._busy_poll.stats(),
             latencies=self._latencies.stats(),
             counters=counters,
@@ -314,12 +314,12 @@ class Mount:
     @property
     def pool_limit(self) -> int:
         """Bytes that the backend was promised, or the next one."""
-        return self._keeper.promised.pool
+        return self._cache_limits.configured.pool
 
     @property
     def page_cache(self) -> int:
         """Bytes that the page cache was promised."""
-        return self._keeper.promised.page_cache
+        return self._cache_limits.configured.page_cache
 
     def set_backend(self, name: str) -> None:
         """Register, or unregister with ``none``. Raises ValueError, BackendBusyError, LookupError."""
@@ -330,16 +330,16 @@ class Mount:
             factory = backends.load(name)
             self._cleancache.check_free()
             self._cleancache.register(factory(self.config.backend_options(self.pool_limit)))
-        self._keeper.backend_changed()
+        self._cache_limits.backend_changed()
         self._copies_changed()
 
     def set_pool_limit(self, limit: int) -> None:
         """Resize, at once. Raises ValueError for what no backend could work with."""
-        self._keeper.set_pool_limit(limit)
+        self._cache_limits.set_pool_limit(limit)
 
     def set_page_cache(self, limit: int) -> None:
         """Resize, at once. Raises ValueError for less than a page, except 0."""
-        self._keeper.set_page_cache(limit)
+        self._cache_limits.set_page_cache(limit)
         self._copies_changed()
 
     @property

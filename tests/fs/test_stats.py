@@ -69,7 +69,7 @@ STATS = MountStats(
     ),
     backing=BackingStats(1, 2, 3, 4, 5, 6, 7),
     inodes=InodeStats(inodes=100, held=50, parked_total=7),
-    keeper=CacheLimitsStats("meminfo,psi:machine", 5 << 20, 3 << 20, 7, 2, 1, 512 << 20, 509 << 20),
+    limits=CacheLimitsStats("meminfo,psi:machine", 5 << 20, 3 << 20, 7, 2, 1, 512 << 20, 509 << 20),
     busy_poll=BusyPollStats(limit_us=50.0, polled=6, slept=4),
     latencies=some_latencies(),
     counters={"pool_used": 77, "eph_zbytes": 100, "eph_pagebytes": 250, "flush_total": 5},

@@ -1,4 +1,4 @@
-"""Where memory has limits: what is read of the kernel's files, and what of them wakes us."""
+"""Test how memory limits are found, measured and watched."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ MOUNTS = """\
 """
 
 
-def test_our_groups_are_found_with_all_that_is_above_them() -> None:
+def test_our_cgroups_are_found_with_their_ancestors() -> None:
     one, two = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/unified")
     assert groups(BOTH, MOUNTS) == [
         Group(one / "process/inner", 1),
@@ -37,19 +37,19 @@ def test_our_groups_are_found_with_all_that_is_above_them() -> None:
     ]
 
 
-def test_in_a_container_our_group_is_what_is_mounted() -> None:
+def test_in_a_container_the_mounted_root_is_our_cgroup() -> None:
     inside = "32 30 0:28 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup ro,memory\n"
     assert groups("4:memory:/docker/abc\n", inside) == [Group(Path("/sys/fs/cgroup/memory"), 1)]
     assert groups("4:memory:/docker/abc/x\n", inside)[0].path == Path("/sys/fs/cgroup/memory/x")
     assert groups("4:memory:/elsewhere\n", inside) == [Group(Path("/sys/fs/cgroup/memory"), 1)]
 
 
-def test_without_groups_there_are_none() -> None:
+def test_without_cgroups_none_are_found() -> None:
     assert groups("", MOUNTS) == []
     assert groups(BOTH, "") == []
 
 
-def test_a_group_of_version_1(tmp_path: Path) -> None:
+def test_a_version_1_cgroup_is_measured(tmp_path: Path) -> None:
     group = Group(tmp_path, 1)
     assert group.limit() is None
     (tmp_path / "memory.limit_in_bytes").write_text("9223372036854771712\n")
@@ -61,48 +61,46 @@ def test_a_group_of_version_1(tmp_path: Path) -> None:
         "inactive_file 1\nactive_file 1\n"
         f"total_inactive_file {20 * MIB}\ntotal_active_file {10 * MIB}\n"
     )
-    assert group.room(100 * MIB) == Headroom(str(tmp_path), 100 * MIB, 40 * MIB)
+    assert group.headroom(100 * MIB) == Headroom(str(tmp_path), 100 * MIB, 40 * MIB)
 
 
-def test_a_group_of_version_2(tmp_path: Path) -> None:
+def test_a_version_2_cgroup_is_measured(tmp_path: Path) -> None:
     group = Group(tmp_path, 2)
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.high").write_text("max\n")
     assert group.limit() is None
     (tmp_path / "memory.max").write_text(f"{100 * MIB}\n")
     assert group.limit() == 100 * MIB
-    (tmp_path / "memory.high").write_text(f"{80 * MIB}\n")  # above it everybody is slowed down
+    (tmp_path / "memory.high").write_text(f"{80 * MIB}\n")  # above it the kernel throttles
     assert group.limit() == 80 * MIB
     (tmp_path / "memory.current").write_text(f"{90 * MIB}\n")
     (tmp_path / "memory.stat").write_text(f"inactive_file {20 * MIB}\nactive_file {10 * MIB}\n")
-    assert group.room(80 * MIB).available == 20 * MIB
+    assert group.headroom(80 * MIB).available == 20 * MIB
 
 
-def test_the_machine_has_room() -> None:
-    room = machine()
-    assert room is not None
-    assert 0 < room.available < room.limit
+def test_the_machine_has_headroom() -> None:
+    headroom = machine()
+    assert headroom is not None
+    assert 0 < headroom.available < headroom.limit
 
 
-def test_a_group_that_goes_while_we_look_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cgroup_that_disappears_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.limit_in_bytes").write_text("1000000\n")
     monkeypatch.setattr(available, "groups", lambda *_: [Group(tmp_path, 1)])
     watch = MemoryWatch()
     try:
-        assert [room.name for room in watch.rooms()] == ["machine"]
+        assert [headroom.name for headroom in watch.headrooms()] == ["machine"]
     finally:
         watch.close()
 
 
-async def test_a_wait_ends_and_leaves_no_descriptor() -> None:
+async def test_a_wait_ends_and_leaves_no_fd() -> None:
     before = len(os.listdir("/proc/self/fd"))
     watch = MemoryWatch()
     with trio.fail_after(10):
-        await watch.wait(0.01)  # before there was a look
-        assert watch.rooms()[0].name == "machine"
-        assert watch.rooms() is not None
+        await watch.wait(0.01)  # before the first measurement
+        assert watch.headrooms()[0].name == "machine"
+        assert watch.headrooms() is not None
         await watch.wait(0.01)
     assert "meminfo" in watch.watched
     watch.close()
@@ -111,13 +109,13 @@ async def test_a_wait_ends_and_leaves_no_descriptor() -> None:
 
 @pytest.fixture
 def group() -> Iterator[Group]:
-    """A new control group of version 1 with a limit, with nobody in it."""
+    """Create an empty version 1 cgroup with a limit."""
     base = Path("/sys/fs/cgroup/memory")
     path = base / f"cleanfs-test-{os.getpid()}"
     try:
         path.mkdir()
     except OSError as exc:
-        pytest.skip(f"no control group of version 1 can be made: {exc}")
+        pytest.skip(f"cannot create a version 1 cgroup: {exc}")
     try:
         (path / "memory.limit_in_bytes").write_text(str(64 * MIB))
         yield Group(path, 1)
@@ -125,32 +123,32 @@ def group() -> Iterator[Group]:
         path.rmdir()
 
 
-async def test_a_limit_that_moves_wakes_us_where_it_is_now(
+async def test_a_changed_limit_is_watched_at_its_new_place(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(available, "groups", lambda *_: [group])
     watch = MemoryWatch()
     try:
-        [_, room] = watch.rooms()
-        assert room.limit == 64 * MIB
+        [_, headroom] = watch.headrooms()
+        assert headroom.limit == 64 * MIB
         assert {"pressure_level", "thresholds"} <= set(watch.watched)
         (group.path / "memory.limit_in_bytes").write_text(str(32 * MIB))
-        [_, room] = watch.rooms()
-        assert room.limit == 32 * MIB
+        [_, headroom] = watch.headrooms()
+        assert headroom.limit == 32 * MIB
         (group.path / "memory.limit_in_bytes").write_text("-1")
-        assert [room.name for room in watch.rooms()] == ["machine"]
+        assert [headroom.name for headroom in watch.headrooms()] == ["machine"]
         assert "thresholds" not in watch.watched
     finally:
         watch.close()
 
 
-async def test_who_comes_near_the_limit_wakes_us(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_usage_near_the_limit_wakes_us(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(available, "groups", lambda *_: [group])
     watch = MemoryWatch()
     join = f"open('{group.path}/cgroup.procs', 'w').write('0')"
     eater = f"{join}; x = bytearray(b'x' * (55 << 20)); input()"
     try:
-        watch.rooms()
+        watch.headrooms()
         with subprocess.Popen(["python3", "-c", eater], stdin=subprocess.PIPE) as process:  # noqa: ASYNC220
             try:
                 with trio.fail_after(30):
@@ -166,17 +164,17 @@ def test_stalls_wake_us_without_the_privilege_for_short_windows() -> None:
     if not os.access("/proc/pressure/memory", os.W_OK):
         pytest.skip("no PSI here")
     unprivileged = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
-    look = (
+    script = (
         "from cleanfs.memory.available import MemoryWatch, PSI_TRIGGERS\n"
         "import os\n"
         "try:\n"
         "    fd = os.open('/proc/pressure/memory', os.O_RDWR | os.O_NONBLOCK)\n"
         "    print(os.write(fd, PSI_TRIGGERS[0] + b'\\0'))\n"
         "except OSError as exc:\n    print(exc.strerror)\n"
-        "watch = MemoryWatch(); watch.rooms(); print(watch.watched); watch.close()\n"
+        "watch = MemoryWatch(); watch.headrooms(); print(watch.watched); watch.close()\n"
     )
     done = subprocess.run(
-        [*(unprivileged if os.geteuid() == 0 else ()), sys.executable, "-c", look],
+        [*(unprivileged if os.geteuid() == 0 else ()), sys.executable, "-c", script],
         capture_output=True,
         text=True,
         timeout=30,
@@ -184,12 +182,12 @@ def test_stalls_wake_us_without_the_privilege_for_short_windows() -> None:
     )
     short, watched = done.stdout.splitlines()
     if short == "Operation not permitted":
-        pytest.skip("this kernel has triggers only for processes with the privilege")
+        pytest.skip("this kernel allows triggers only to privileged processes")
     assert short == "Invalid argument"
     assert "psi:machine" in watched
 
 
-def test_the_least_limit_is_that_of_the_machine_or_of_a_group(
+def test_the_lowest_limit_is_the_machines_or_a_cgroups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine_limit = Path("/proc/meminfo").read_text().split()[1]

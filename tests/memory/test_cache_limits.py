@@ -1,4 +1,4 @@
-"""What both caches may have, with a memory that is made up."""
+"""Test the effective limits of both caches, with simulated memory."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,26 +15,26 @@ from cleanfs.cache.pagecache import PageCache, max_files
 from cleanfs.cache.resident import make_resident
 from cleanfs.memory import cache_limits
 from cleanfs.memory.available import Limit, MemoryWatch
-from cleanfs.memory.cache_limits import FLOOR, POOL_SLICE, CacheLimits, too_large
+from cleanfs.memory.cache_limits import FLOOR, POOL_SLICE, CacheLimits, oversize_warning
 from cleanfs.memory.policy import MIB, Headroom, Sizes
 from tests.backends.pages import noise
 
 PAGE_SIZE = 4096
 KEY = FileKey(1, 2, b"")
-PROMISED = Sizes(64 * MIB, 8 * MIB)
+CONFIGURED = Sizes(64 * MIB, 8 * MIB)
 
 
 class Memory(MemoryWatch):
-    """As much as a test says; the kernel never calls."""
+    """Simulates the spare memory; no event ever comes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.spare: Callable[[], int] = lambda: 1 << 40
         self.looked = trio.Event()
 
-    def rooms(self) -> list[Headroom]:
-        room = Headroom("test", 1024 * MIB, 0)
-        return [Headroom("test", room.limit, self.spare() + room.reserve)]
+    def headrooms(self) -> list[Headroom]:
+        headroom = Headroom("test", 1024 * MIB, 0)
+        return [Headroom("test", headroom.limit, self.spare() + headroom.reserve)]
 
     async def wait(self, seconds: float) -> None:
         self.looked.set()
@@ -42,104 +42,104 @@ class Memory(MemoryWatch):
 
 
 class Parts:
-    """A keeper and what it keeps."""
+    """Holds cache limits and what they apply to."""
 
     def __init__(self, backend: bool = True, watch: bool = True) -> None:
         self.memory = Memory()
         self.cleancache = Cleancache()
         self.fs = self.cleancache.init_fs(PAGE_SIZE)
-        self.backend = ReferenceZcache(BackendOptions(PROMISED.pool))
+        self.backend = ReferenceZcache(BackendOptions(CONFIGURED.pool))
         if backend:
             self.cleancache.register(self.backend)
-        self.pagecache = PageCache(PROMISED.page_cache, self.fs, make_resident(PAGE_SIZE))
-        self.keeper = CacheLimits(
-            self.cleancache, self.pagecache, PROMISED, self.memory if watch else None
+        self.pagecache = PageCache(CONFIGURED.page_cache, self.fs, make_resident(PAGE_SIZE))
+        self.limits = CacheLimits(
+            self.cleancache, self.pagecache, CONFIGURED, self.memory if watch else None
         )
 
     def fill(self, mib: int) -> None:
-        """So much in the pool."""
+        """Put so much into the pool."""
         pages = mib * MIB // PAGE_SIZE
         self.fs.put_pages(KEY, [(i, noise(i)) for i in range(pages)])
 
     async def settle(self) -> None:
-        """A look, and all that follows."""
+        """Run one measurement and apply its limits."""
         self.memory.looked = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.keeper.run)
+            nursery.start_soon(self.limits.run)
             with trio.fail_after(30):
                 await self.memory.looked.wait()
             nursery.cancel_scope.cancel()
 
 
-async def test_with_room_nothing_changes() -> None:
+async def test_with_enough_memory_nothing_changes() -> None:
     parts = Parts()
     await parts.settle()
-    assert parts.keeper.now == parts.keeper.promised == PROMISED
-    assert parts.backend.pool_limit == PROMISED.pool
-    assert parts.keeper.stats().memory_withheld_bytes == 0
+    assert parts.limits.effective == parts.limits.configured == CONFIGURED
+    assert parts.backend.pool_limit == CONFIGURED.pool
+    assert parts.limits.stats().memory_withheld_bytes == 0
 
 
-async def test_while_memory_is_short_the_pool_yields_and_the_promise_stays() -> None:
+async def test_while_memory_is_short_the_pool_shrinks_and_its_configured_limit_stays() -> None:
     parts = Parts()
     parts.fill(24)
     used = parts.backend.counters()["pool_used"]
     parts.memory.spare = lambda: -4 * MIB
     await parts.settle()
-    stats = parts.keeper.stats()
+    stats = parts.limits.stats()
     assert parts.backend.counters()["pool_used"] <= used - 4 * MIB
     assert parts.backend.pool_limit == stats.pool_limit_now <= used - 4 * MIB
-    assert stats.pool_limit == PROMISED.pool
+    assert stats.pool_limit == CONFIGURED.pool
     assert stats.memory_pressure_shrinks == 1
-    assert stats.memory_withheld_bytes == PROMISED.total - parts.keeper.now.total
-    assert parts.keeper.now.page_cache == PROMISED.page_cache, "the pool yields first"
+    assert stats.memory_withheld_bytes == CONFIGURED.total - parts.limits.effective.total
+    assert parts.limits.effective.page_cache == CONFIGURED.page_cache, "the pool shrinks first"
     assert parts.pagecache.max_files == max_files(stats.pool_limit_now)
 
 
-async def test_the_page_cache_yields_when_the_pool_has_nothing_left() -> None:
+async def test_the_page_cache_shrinks_once_the_pool_is_at_its_floor() -> None:
     parts = Parts()
     parts.fill(10)
     parts.memory.spare = lambda: -100 * MIB
     await parts.settle()
-    assert parts.keeper.now == FLOOR
+    assert parts.limits.effective == FLOOR
     assert parts.pagecache.limit == FLOOR.page_cache
     assert parts.backend.pool_limit == FLOOR.pool
 
 
-async def test_to_take_back_what_nobody_uses_takes_no_time() -> None:
+async def test_unused_memory_takes_few_slices() -> None:
     parts = Parts()
-    parts.keeper.set_pool_limit(1 << 62)
-    parts.keeper.set_page_cache(1 << 62)
+    parts.limits.set_pool_limit(1 << 62)
+    parts.limits.set_page_cache(1 << 62)
     resized = []
     resize = parts.backend.resize
     parts.backend.resize = lambda limit: resized.append(limit) or resize(limit)  # type: ignore[method-assign, func-returns-value]  # to count
     parts.memory.spare = lambda: 100 * MIB
     await parts.settle()
-    assert parts.keeper.now.total <= 100 * MIB
+    assert parts.limits.effective.total <= 100 * MIB
     assert len(resized) < 4
 
 
 @pytest.mark.parametrize(("yields", "follows"), [(True, "get less"), (False, "end the daemon")])
-def test_limits_that_memory_can_not_hold_are_spoken_of(
+def test_limits_that_exceed_memory_cause_a_warning(
     monkeypatch: pytest.MonkeyPatch, yields: bool, follows: str
 ) -> None:
     monkeypatch.setattr(cache_limits, "least_limit", lambda: Limit(64 * MIB, "this machine"))
-    assert too_large(Sizes(60 * MIB, 4 * MIB), yields=yields) == ""
-    complaint = too_large(Sizes(60 * MIB, 4 * MIB + 1), yields=yields)
-    assert "pool limit 60.0 MiB and page cache 4.0 MiB are more than the 64.0 MiB" in complaint
-    assert follows in complaint
-    assert "page cache" not in too_large(Sizes(65 * MIB, 0), yields=yields)
+    assert oversize_warning(Sizes(60 * MIB, 4 * MIB), yields=yields) == ""
+    warning = oversize_warning(Sizes(60 * MIB, 4 * MIB + 1), yields=yields)
+    assert "pool limit 60.0 MiB and page cache 4.0 MiB are more than the 64.0 MiB" in warning
+    assert follows in warning
+    assert "page cache" not in oversize_warning(Sizes(65 * MIB, 0), yields=yields)
     monkeypatch.setattr(cache_limits, "least_limit", lambda: None)
-    assert too_large(Sizes(1 << 62, 1 << 62), yields=yields) == ""
+    assert oversize_warning(Sizes(1 << 62, 1 << 62), yields=yields) == ""
 
 
-async def test_requests_are_answered_between_the_slices() -> None:
+async def test_other_tasks_run_between_the_slices() -> None:
     parts = Parts()
     parts.fill(48)
     used = parts.backend.counters()["pool_used"]
     parts.memory.spare = lambda: -24 * MIB
     limits = {used}
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(parts.keeper.run)
+        nursery.start_soon(parts.limits.run)
         with trio.fail_after(30):
             while not parts.memory.looked.is_set():
                 limits.add(parts.backend.pool_limit)
@@ -151,55 +151,60 @@ async def test_requests_are_answered_between_the_slices() -> None:
     assert all(b - a <= 2 * (POOL_SLICE + slack) for a, b in pairwise(ordered))
 
 
-async def test_the_users_limits_are_the_ceiling_and_never_more_than_there_is() -> None:
+async def test_effective_limits_stay_below_configured_limits_and_memory() -> None:
     parts = Parts()
     parts.memory.spare = lambda: 20 * MIB - parts.backend.counters()["pool_used"]
     await parts.settle()
-    assert parts.keeper.now.total == 20 * MIB
-    parts.keeper.set_pool_limit(5 * MIB)
-    assert parts.backend.pool_limit == 5 * MIB == parts.keeper.now.pool == parts.keeper.promised.pool
-    parts.keeper.set_pool_limit(1024 * MIB)
-    assert parts.keeper.promised.pool == 1024 * MIB
-    assert parts.backend.pool_limit == parts.keeper.now.pool <= 20 * MIB
-    parts.keeper.set_page_cache(16 * MIB)
-    assert parts.keeper.promised.page_cache == 16 * MIB
-    assert parts.keeper.now.total <= 21 * MIB
+    assert parts.limits.effective.total == 20 * MIB
+    parts.limits.set_pool_limit(5 * MIB)
+    assert (
+        parts.backend.pool_limit
+        == 5 * MIB
+        == parts.limits.effective.pool
+        == parts.limits.configured.pool
+    )
+    parts.limits.set_pool_limit(1024 * MIB)
+    assert parts.limits.configured.pool == 1024 * MIB
+    assert parts.backend.pool_limit == parts.limits.effective.pool <= 20 * MIB
+    parts.limits.set_page_cache(16 * MIB)
+    assert parts.limits.configured.page_cache == 16 * MIB
+    assert parts.limits.effective.total <= 21 * MIB
 
 
-async def test_a_limit_that_is_refused_changes_nothing() -> None:
+async def test_a_refused_limit_changes_nothing() -> None:
     parts = Parts()
     with pytest.raises(ValueError, match="below"):
-        parts.keeper.set_pool_limit(1)
+        parts.limits.set_pool_limit(1)
     with pytest.raises(ValueError, match="neither"):
-        parts.keeper.set_page_cache(1)
-    assert parts.keeper.now == parts.keeper.promised == PROMISED
-    assert parts.backend.pool_limit == PROMISED.pool
+        parts.limits.set_page_cache(1)
+    assert parts.limits.effective == parts.limits.configured == CONFIGURED
+    assert parts.backend.pool_limit == CONFIGURED.pool
 
 
-async def test_a_backend_that_comes_later_gets_no_more_than_there_is() -> None:
+async def test_a_backend_registered_later_gets_no_more_than_memory_allows() -> None:
     parts = Parts(backend=False)
     parts.memory.spare = lambda: 30 * MIB
     await parts.settle()
-    assert parts.keeper.now == PROMISED, "without a backend there is no pool that could take anything"
+    assert parts.limits.effective == CONFIGURED, "without a backend there is no pool to shrink"
     parts.cleancache.register(parts.backend)
-    parts.keeper.backend_changed()
-    assert parts.backend.pool_limit == parts.keeper.now.pool == 22 * MIB
+    parts.limits.backend_changed()
+    assert parts.backend.pool_limit == parts.limits.effective.pool == 22 * MIB
     parts.cleancache.unregister()
-    parts.keeper.backend_changed()
-    assert parts.keeper.now == PROMISED
+    parts.limits.backend_changed()
+    assert parts.limits.effective == CONFIGURED
 
 
-async def test_off_is_off() -> None:
+async def test_without_a_watch_nothing_is_withheld() -> None:
     parts = Parts(watch=False)
     parts.memory.spare = lambda: -1024 * MIB
-    await parts.keeper.run()
-    parts.keeper.set_pool_limit(32 * MIB)
-    parts.keeper.backend_changed()
-    assert parts.keeper.now == Sizes(32 * MIB, PROMISED.page_cache)
-    assert parts.keeper.stats().memory_pressure == "off"
+    await parts.limits.run()
+    parts.limits.set_pool_limit(32 * MIB)
+    parts.limits.backend_changed()
+    assert parts.limits.effective == Sizes(32 * MIB, CONFIGURED.page_cache)
+    assert parts.limits.stats().memory_pressure == "off"
 
 
-async def test_a_backend_that_can_not_be_so_small_stays_and_nobody_is_hurt() -> None:
+async def test_a_backend_that_refuses_a_limit_keeps_its_own() -> None:
     parts = Parts()
 
     def refuse(limit: int) -> None:
@@ -208,5 +213,5 @@ async def test_a_backend_that_can_not_be_so_small_stays_and_nobody_is_hurt() -> 
     parts.backend.resize = refuse  # type: ignore[method-assign]
     parts.memory.spare = lambda: -100 * MIB
     await parts.settle()
-    assert parts.backend.pool_limit == PROMISED.pool
-    assert parts.keeper.stats().memory_pressure_events == 0
+    assert parts.backend.pool_limit == CONFIGURED.pool
+    assert parts.limits.stats().memory_pressure_events == 0

@@ -1,4 +1,4 @@
-"""Giving memory back, with figures of ours, and with malloc's."""
+"""Test trimming, with made-up figures and with malloc's."""
 
 import os
 import subprocess
@@ -7,17 +7,17 @@ import sys
 import trio
 from trio.testing import MockClock
 
-from cleanfs.memory.malloc import TRIM_BYTES, TRIM_SECONDS, give_back
+from cleanfs.memory.malloc import TRIM_BYTES, TRIM_SECONDS, trim_periodically
 
 
-async def test_what_became_free_is_given_back_once(autojump_clock: MockClock) -> None:
+async def test_freed_memory_is_trimmed_once(autojump_clock: MockClock) -> None:
     free = 0
     trims: list[int] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(give_back, lambda: free, lambda: trims.append(free))
+        nursery.start_soon(trim_periodically, lambda: free, lambda: trims.append(free))
         await trio.sleep(TRIM_SECONDS * 1.5)
         assert trims == []
-        free = 3 * TRIM_BYTES  # requests were answered
+        free = 3 * TRIM_BYTES  # requests have finished
         await trio.sleep(3 * TRIM_SECONDS)
         assert trims == [3 * TRIM_BYTES]
         free = 4 * TRIM_BYTES - 1
@@ -31,8 +31,8 @@ async def test_what_became_free_is_given_back_once(autojump_clock: MockClock) ->
         nursery.cancel_scope.cancel()
 
 
-def test_buffers_of_many_requests_do_not_stay() -> None:
-    """In a process of its own: between them lie other things that do."""
+def test_buffers_of_many_requests_are_returned() -> None:
+    """The buffers lie between allocations that stay, in a process of its own."""
     script = (
         "import trio\n"
         "from cleanfs.memory import malloc; from cleanfs.linux import syscalls\n"
@@ -46,7 +46,8 @@ def test_buffers_of_many_requests_do_not_stay() -> None:
         "most = malloc.rss_bytes()\n"
         "async def main():\n"
         "    with trio.move_on_after(20) as limit:\n"
-        "        await malloc.give_back(trim=lambda: (syscalls.trim_malloc(), limit.cancel()))\n"
+        "        await malloc.trim_periodically(\n"
+        "            trim=lambda: (syscalls.trim_malloc(), limit.cancel()))\n"
         "trio.run(main)\n"
         "print(most - malloc.rss_bytes() >> 20)\n"
     )
