@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
+from tests.harness.descriptors import many_files
 from tests.harness.mounting import MountedFs, cpu_ticks, mounted, settle, wait_until
 
 ATTR_TIMEOUT = 0.2
@@ -491,7 +492,7 @@ def test_open_files_that_nobody_changes_are_looked_at_for_little(mount: Mounter)
     fs = mount()
     for number in range(3000):
         (fs.source / f"{number}").write_bytes(b"x")
-    with ExitStack() as stack:
+    with many_files(), ExitStack() as stack:
         for number in range(3000):
             stack.enter_context(held(fs.path / f"{number}"))
         before = fs.stats()

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import random
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter, Place
+from tests.harness.descriptors import many_files
 from tests.harness.mounting import MountedFs, mount_namespace, wait_until
 
 LARGEST = (1 << 63) - 1
@@ -33,17 +33,6 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def many_files() -> Iterator[None]:
-    """This process may have more files open than a daemon that was given 600."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def error_of(call: Callable[[], object]) -> str:

@@ -540,7 +540,9 @@ def as_owner(
         "import ctypes, os, sys\n"
         "import cleanfs.cli.commands, cleanfs.backends.zcache, encodings.idna, rich.console, difflib\n"
         f"fd = os.open('/proc/{process.pid}/ns/mnt', os.O_RDONLY)\n"
+        f"root = os.open('/proc/{process.pid}/root', os.O_RDONLY)\n"
         "if ctypes.CDLL(None).setns(fd, 0): raise SystemExit('setns')\n"
+        "os.fchdir(root); os.chroot('.'); os.chdir('/')\n"  # setns leaves a chroot
         f"os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3)\n"
         "cleanfs.cli.commands.mount_helper()\n"
     )

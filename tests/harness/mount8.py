@@ -42,9 +42,9 @@ class Mount8:
     fstab: Path
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run a command there."""
+        """Run a command there, below the same root: entering a mount namespace leaves a chroot."""
         return subprocess.run(
-            ["nsenter", "-m", "-t", str(self.pid), *map(str, command)],
+            ["nsenter", "-m", "-r", "-t", str(self.pid), *map(str, command)],
             capture_output=True,
             text=True,
             timeout=60,
