@@ -18,7 +18,7 @@ It follows ``drivers/staging/zcache`` and its rewrite (zcache2). It stores:
   count against the limit, together with the page that they keep alive, and are bounded.
 
 The limit counts the memory that Python really uses: each object with its allocator's overhead, and the
-entries in the tables (``ENTRY_BYTES``, measured by ``scripts/bench-zcache``).
+entries in the tables (``ENTRY_BYTES``, measured by ``scripts/run bench/zcache``).
 """
 
 from collections import OrderedDict

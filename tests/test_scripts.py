@@ -1,8 +1,9 @@
-"""What a newcomer's two commands say: set-up of what is missing, and the demonstration's conclusion."""
+"""What a newcomer's commands say: set-up, the demonstration's conclusion, the launcher."""
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,31 @@ def test_the_conclusion_says_what_was_slower() -> None:
     assert "slower" not in good
     assert "slower than this source alone" in conclusion(passes(1, 5, 2))
     assert "slower than the first." in conclusion(passes(1, 2, 3))
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHON": sys.executable}
+    command = [ROOT / "scripts/run", *words]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_launcher_lists_every_program_with_a_sentence() -> None:
+    lines = run().stdout.splitlines()
+    programs = {
+        path.relative_to(ROOT / "scripts").with_suffix("").as_posix()
+        for kind in ("bench", "check")
+        for path in (ROOT / "scripts" / kind).glob("*")
+        if path.name != "__init__.py" and (path.suffix == ".py" or (path / "__main__.py").exists())
+    }
+    assert {line.split()[0] for line in lines} == programs
+    assert not [line for line in lines if not line.endswith(".")]
+
+
+def test_the_launcher_starts_a_program_and_refuses_what_is_none() -> None:
+    assert run("check/limits", "--help").stdout.startswith("Usage: scripts/run check/limits ")
+    for word in ("check/none", "limits", "../scripts/check/limits"):
+        done = run(word)
+        assert done.returncode == 2
+        assert done.stderr == f"run: there is no {word}: scripts/run lists what there is\n"

@@ -1,4 +1,4 @@
-// Measure the engine beside the bare compressor, without Python. For scripts/bench-zcache.
+// Measure the engine beside the bare compressor, without Python. For scripts/run bench/zcache.
 //
 // bench pages CORPUS METHOD LEVEL DICT ALLOCATOR LIMIT CHECKSUM: 4 KiB pages from a file
 // bench curve ALLOCATOR PAGES...: the cost of operations while that many pages are stored

@@ -1,6 +1,6 @@
 """Compare a zcache with a dict of the pages put last: a get returns that page or a miss, never another.
 
-``Twin`` performs the steps. ``ZcacheMachine`` lets hypothesis choose them, ``scripts/stress-zcache`` a
+``Twin`` performs the steps. ``ZcacheMachine`` lets hypothesis choose them, ``check/stress_zcache`` a
 random generator.
 """
 

@@ -1,4 +1,4 @@
-"""Ends of a daemon: nothing that was confirmed is lost, nothing is left (scripts/kill-test)."""
+"""Ends of a daemon: nothing that was confirmed is lost, nothing is left (check/kill_test)."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""Sizes and numbers at their limits, in short; scripts/limits has the same at length."""
+"""Sizes and numbers at their limits, in short; scripts/run check/limits has the same at length."""
 
 import contextlib
 import errno

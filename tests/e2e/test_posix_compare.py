@@ -1,4 +1,4 @@
-"""A part of scripts/posix-compare: nothing differs but what docs/limits.md explains."""
+"""A part of check/posix_compare: nothing differs but what docs/limits.md explains."""
 
 import os
 import re
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.posix_compare.case import ROOT, Case
-from scripts.posix_compare.explained import EXPLANATIONS, explain
-from scripts.posix_compare.groups import select
-from scripts.posix_compare.objects import make
-from scripts.posix_compare.run import compare
-from scripts.posix_compare.sites import Site
+from scripts.check.posix_compare.case import ROOT, Case
+from scripts.check.posix_compare.explained import EXPLANATIONS, explain
+from scripts.check.posix_compare.groups import select
+from scripts.check.posix_compare.objects import make
+from scripts.check.posix_compare.run import compare
+from scripts.check.posix_compare.sites import Site
 from tests.harness.mounting import mounted
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acting as other users takes root")

@@ -1,4 +1,4 @@
-"""Programs whose parts race, on a mount and on a plain directory (``races``; scripts/stress-races)."""
+"""Programs whose parts race, on a mount and on a plain directory (``races``; check/stress_races)."""
 
 import subprocess
 import sys

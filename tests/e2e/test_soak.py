@@ -1,22 +1,28 @@
-"""scripts/soak for some seconds: processes, mount, checks and end, for real."""
+"""check/soak for some seconds: processes, mount, checks and end, for real."""
 
 import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.harness.mounting import end_of, wait_until
 
-SOAK = Path(__file__).resolve().parents[2] / "scripts" / "soak"
+RUN = Path(__file__).resolve().parents[2] / "scripts" / "run"
 
 
 def soak(base: Path, *options: str) -> subprocess.Popen[str]:
     """Start it, with a process group of its own."""
     engine = "python" if os.environ.get("CLEANFS_PUREPYTHON") else "native"
-    words = [str(SOAK), "--base", str(base), "--engine", engine, *options]
+    words = [str(RUN), "check/soak", "--base", str(base), "--engine", engine, *options]
     return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHON": sys.executable},
+        text=True,
+        start_new_session=True,
     )
 
 

@@ -24,7 +24,7 @@ QUICK = settings(
     derandomize=True,
     database=None,
     print_blob=False,
-    phases=(Phase.generate,),  # a failure is reported as it was found; stress-twin makes it small
+    phases=(Phase.generate,),  # a failure is reported as it was found; check/stress_twin makes it small
     suppress_health_check=list(HealthCheck),
 )
 

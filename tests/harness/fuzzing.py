@@ -1,6 +1,6 @@
 """How hard properties about bad input are tried: the same examples in every run, or many and others.
 
-``CLEANFS_FUZZ=N`` tries N times as many, chosen by ``--hypothesis-seed`` (``scripts/fuzz``).
+``CLEANFS_FUZZ=N`` tries N times as many, chosen by ``--hypothesis-seed`` (``scripts/run check/fuzz``).
 """
 
 import os

@@ -1,0 +1,1 @@
+"""Benchmarks: cleanfs beside its peers, and beside itself with other options."""

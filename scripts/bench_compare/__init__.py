@@ -1,1 +1,0 @@
-"""scripts/bench-compare: cleanfs beside its peers, everything in one run."""

@@ -1,0 +1,1 @@
+"""Checks that run for longer than the tests: loads at random, faults, limits, comparisons."""

@@ -1,0 +1,111 @@
+"""Run the native engine's own tests under the sanitizers, and fuzz it.
+
+The same seed makes the same choices. A program prints how to repeat alone what it did last:
+build/sanitize/SANITIZER/PROGRAM --seconds 0 --seed N.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import click
+
+from scripts.lib.checkout import CHECKOUT
+
+TOP = CHECKOUT / "build" / "sanitize"
+LOG = TOP / "log"
+
+COMMON = "-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS"
+ADDRESS = "address,undefined"
+ENVIRONMENT = {
+    "ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=1:alloc_dealloc_mismatch=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "second_deadlock_stack=1",
+}
+
+HANG_SECONDS = 600
+"""How long a program may take beyond its time before it counts as hanging."""
+
+
+@click.command()
+@click.option(
+    "--seconds", type=click.IntRange(0), default=30, show_default=True, help="For each program."
+)
+@click.option("--seed", type=click.IntRange(0), help="Repeat the choices; random unless given.")
+def main(seconds: int, seed: int | None) -> None:
+    """Run the native engine's own tests under the sanitizers, and fuzz it; status 1 if one fails."""
+    seed = random.SystemRandom().getrandbits(30) if seed is None else seed
+    compiler = "clang++" if shutil.which("clang++") else "g++"
+    print(f"sanitize: {compiler}, {seconds} seconds each, seed {seed}", flush=True)
+    TOP.mkdir(parents=True, exist_ok=True)
+    choices = ("--seconds", str(seconds), "--seed", str(seed))
+    failed = []
+
+    tests = ("units", "stress", "threads", "faults", "resident_pages")
+    build(compiler, "address", f"-fsanitize={ADDRESS}", (*tests, "fuzz"))
+    failed += [name for name in tests if not passes(f"address/{name}", choices, seconds)]
+
+    tests = ("threads", "stress")
+    build(compiler, "thread", "-fsanitize=thread", tests)
+    failed += [name for name in tests if not passes(f"thread/{name}", choices, seconds)]
+
+    if compiler == "clang++":
+        build(compiler, "fuzz", f"-fsanitize=fuzzer-no-link,{ADDRESS}", ("fuzz",))
+        program, choices = "fuzz/fuzz", libfuzzer_options(seconds, seed)
+    else:
+        program = "address/fuzz"
+    failed += [] if passes(program, choices, seconds) else ["fuzz"]
+
+    for name in failed:
+        print(f"sanitize: {name} failed", file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
+def build(compiler: str, sanitizer: str, flags: str, programs: tuple[str, ...]) -> None:
+    """Compile the programs with a sanitizer; end with the compiler's output if that fails."""
+    directory = TOP / sanitizer
+    libfuzzer = "ON" if sanitizer == "fuzz" else "OFF"
+    configure = [
+        "cmake", "-S", CHECKOUT / "tests" / "native", "-B", directory, "-G", "Ninja",
+        "-DCMAKE_BUILD_TYPE=", f"-DLIBFUZZER={libfuzzer}", f"-DCMAKE_CXX_FLAGS={COMMON} {flags}",
+    ]  # fmt: skip
+    compile_ = ["cmake", "--build", directory, "--target", *programs]
+    with LOG.open("wb") as log:
+        for command in (configure, compile_):
+            if subprocess.run(
+                command, check=False, stdout=log, stderr=log, env=os.environ | {"CXX": compiler}
+            ).returncode:
+                sys.exit(f"sanitize: the build failed:\n{LOG.read_text()}")
+
+
+def libfuzzer_options(seconds: int, seed: int) -> tuple[str, ...]:
+    """Arguments for libFuzzer, which clang++ has, with a corpus that lasts from run to run."""
+    (TOP / "corpus").mkdir(exist_ok=True)
+    return (
+        f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=60", "-max_len=8192",
+        "-len_control=10", f"-artifact_prefix={TOP}/", str(TOP / "corpus"),
+    )  # fmt: skip
+
+
+def passes(program: str, arguments: tuple[str, ...], seconds: int) -> bool:
+    """Run a program; print the last line of its output, or the last 40 if it fails or hangs."""
+    command = [TOP / program, *arguments]
+    print("==", *command, flush=True)
+    with LOG.open("wb") as log:
+        try:
+            done = subprocess.run(
+                command, check=False, stdout=log, stderr=subprocess.STDOUT,
+                timeout=seconds + HANG_SECONDS, env=os.environ | ENVIRONMENT,
+            )  # fmt: skip
+            passed = done.returncode == 0
+        except subprocess.TimeoutExpired:
+            passed = False
+    lines = LOG.read_text(errors="replace").splitlines()
+    print(*lines[-1 if passed else -40 :], sep="\n", flush=True)
+    return passed
+
+
+if __name__ == "__main__":
+    main(prog_name="scripts/run check/sanitize")

@@ -1,1 +1,0 @@
-"""Cases of scripts/limits: one promise about sizes or numbers to a file."""

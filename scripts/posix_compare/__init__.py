@@ -1,1 +1,0 @@
-"""The same system calls on a plain directory and on a mount: every difference."""

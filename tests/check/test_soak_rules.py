@@ -1,0 +1,175 @@
+"""The rules of check/soak, fed with lies: a checker that believes everything checks nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.check.soak.content import CELL, bound, cell_at, cell_bytes, cells_bytes
+from scripts.check.soak.locks import Locks
+from scripts.check.soak.model import RING, Model, Shape
+from scripts.check.soak.rules import Violation, check_data, check_length, check_size
+
+FILE = 7
+SHAPE = Shape(slots=3, names=2, processes=2, cells=8)
+
+
+def data(*versions: int, shift: int = CELL, first: int = 0, file: int = FILE) -> bytes:
+    """Cells with these versions."""
+    return cells_bytes(file, shift, first, list(versions))
+
+
+def check(read: bytes, floor: list[int], begun: list[int], offset: int = 0) -> str:
+    """What is wrong with a read of aligned cells from the first one on; nothing if it is legal."""
+    found = check_data(FILE, CELL, offset, read, floor, begun)
+    return "" if found is None else found.what
+
+
+def test_cells_lie_one_behind_the_other() -> None:
+    for shift in (1, 17, 1000, CELL):
+        assert [bound(cell, shift) for cell in range(3)] == [0, shift, shift + CELL]
+        for offset in range(3 * CELL):
+            cell = cell_at(offset, shift)
+            assert bound(cell, shift) <= offset < bound(cell + 1, shift)
+
+
+def test_what_was_written_is_legal_wherever_a_read_begins_and_ends() -> None:
+    whole = data(2, 4, 3, 0)
+    for start in (0, 1, 500, CELL, 2 * CELL + 7):
+        for stop in (start + 1, 2 * CELL + 9, 4 * CELL):
+            first, last = start // CELL, (stop - 1) // CELL + 1
+            versions = [2, 4, 3, 0][first:last]
+            assert check(whole[start:stop], versions, versions, start) == ""
+
+
+def test_every_file_cell_and_version_has_bytes_of_its_own() -> None:
+    seen = {
+        cell_bytes(file, cell, version, CELL)
+        for file in range(1, 7)
+        for cell in range(5)
+        for version in (2, 4, 6)
+    }
+    assert len(seen) == 6 * 5 * 3
+
+
+@pytest.mark.parametrize(
+    ("read", "what"),
+    [
+        (data(2, 2), "stale data (v1)"),
+        (data(2, 6), "data that nobody has written (v3)"),
+        (data(2, 5), "zeros where data is due"),
+        (data(4, 2, file=8), "data of another file (8, cell 0, v2)"),
+        (data(2) + data(4, first=5), "data of another place (cell 5, v2)"),
+        (data(2) + data(4, first=1)[:500] + data(2, first=1)[500:], "torn data (begins as v2)"),
+        (data(2) + b"x" * CELL, "bytes that say nothing of themselves"),
+        (data(2) + data(4, first=1)[:-1] + b"!", "torn data (begins as v2)"),
+    ],
+)
+def test_a_lie_is_found_and_named(read: bytes, what: str) -> None:
+    assert check(read, [2, 4], [2, 4]) == what
+
+
+def test_data_from_before_a_truncation_is_stale() -> None:
+    assert check(data(2), [5], [5]) == "stale data (v1)"
+    assert check(data(5), [5], [5]) == ""
+
+
+def test_while_a_write_goes_on_old_new_and_a_mixture_are_legal_and_nothing_else() -> None:
+    assert check(data(2), [2], [4]) == ""
+    assert check(data(4), [2], [4]) == ""
+    assert check(data(4)[:100] + data(2)[100:], [2], [4]) == ""
+    assert check(data(6), [2], [4]) == "data that nobody has written (v3)"
+    assert check(data(4, file=8), [2], [4]).startswith("data of another file")
+    assert check(bytes(CELL), [2], [4]) == "zeros where data is due"
+    assert check(bytes(CELL), [2], [5]) == ""
+
+
+def test_versions_that_came_and_went_during_a_read_are_legal() -> None:
+    for version in (2, 4, 5, 6, 8):
+        assert check(data(version), [2], [8]) == ""
+    assert check(data(10), [2], [8]) != ""
+
+
+def test_the_length_follows_from_the_size() -> None:
+    assert check_length(0, 100, 100, [100]) is None
+    assert check_length(50, 100, 50, [100]) is None
+    assert check_length(200, 100, 0, [100]) is None
+    for got in (0, 99, 101):
+        assert isinstance(check_length(0, 101, got, [100]), Violation)
+    assert check_length(0, 101, 50, [20, 70]) is None
+    assert isinstance(check_length(0, 101, 80, [20, 70]), Violation)
+
+
+def test_the_size_is_exact_unless_it_changes() -> None:
+    assert check_size(100, [100]) is None
+    assert isinstance(check_size(99, [100]), Violation)
+    assert check_size(60, [20, 70]) is None
+    assert isinstance(check_size(80, [20, 70]), Violation)
+
+
+@pytest.fixture
+def model() -> Model:
+    made = Model(SHAPE)
+    slot = made.free_slot()
+    assert slot is not None
+    slot.reset(made.new_serial(), 17, 0)
+    made.names[0].begin(slot.serial)
+    made.names[0].done()
+    made.names[0].lift(1)
+    return made
+
+
+def test_a_change_is_possible_when_it_begins_and_due_when_it_is_lifted(model: Model) -> None:
+    slot = model.slots[0]
+    slot.begin(1, 3, 2)
+    assert (slot.floor.get(0, 4), slot.begun.get(0, 4)) == ([0, 0, 0, 0], [0, 2, 2, 0])
+    slot.done(1, 3, 2)
+    assert slot.latest.get(0, 4) == [0, 2, 2, 0]
+    assert slot.floor.get(0, 4) == [0, 0, 0, 0]
+    slot.lift(1, [2, 2], None)
+    assert slot.floor.get(0, 4) == [0, 2, 2, 0]
+    slot.lift(1, [0, 0], None)
+    assert slot.floor.get(0, 4) == [0, 2, 2, 0], "it does not sink"
+    assert slot.next_version(0, 3, zeros=False) == 4
+    assert slot.next_version(0, 3, zeros=True) == 5
+
+
+def test_a_series_knows_what_may_be_seen(model: Model) -> None:
+    size = model.slots[0].size
+    floor = size.floor
+    size.begin(10)
+    assert (size.legal(floor), size.latest) == ([0, 10], 0)
+    number = size.done()
+    assert (size.legal(size.floor), size.latest) == ([0, 10], 10)
+    size.lift(number)
+    assert size.legal(size.floor) == [10]
+    for value in range(RING):
+        size.begin(value)
+        size.done()
+    assert size.legal(floor) == [], "too long ago to know"
+
+
+def test_a_slot_is_free_when_no_name_leads_to_it_and_nobody_has_it_open(model: Model) -> None:
+    assert model.free_slot() is model.slots[1]
+    name = model.names[0]
+    for number in (1, 2):
+        model.slots[number].reset(model.new_serial(), 17, 0)
+        model.names[1].begin(model.slots[number].serial)
+        model.names[1].lift(model.names[1].done())
+    assert model.free_slot() is model.slots[1]
+    model.slots[1].opens[0] += 1
+    assert model.free_slot() is None
+    name.begin(0)
+    assert model.free_slot() is None, "the name may lead to it yet"
+    name.lift(name.done())
+    assert model.free_slot() is model.slots[0]
+
+
+def test_locks_of_two_openers_exclude_each_other(model: Model, tmp_path: Path) -> None:
+    one, two = Locks(tmp_path / "locks", SHAPE), Locks(tmp_path / "locks", SHAPE)
+    slot = model.slots[0]
+    with one.cells(slot, 0, 4), two.cells(slot, 4, None), one.floor(slot), two.creation(shared=True):
+        with one.creation(shared=True), one.names(0, 1, shared=True), two.names(1, shared=True):
+            pass
+        assert not two.would_wait(slot, 4, 6)
+        assert two.would_wait(slot, 3, 5)
+        assert one.would_wait(slot, 6, None)
