@@ -23,7 +23,7 @@ from pyfuse3 import FUSEError, SetattrFields
 
 from cleanfs import backends
 from cleanfs.cache.cleancache import BackendBusyError
-from cleanfs.cache.pagecache import Buffer
+from cleanfs.cache.in_flight import Buffer
 from cleanfs.fs.stats import MountStats
 from cleanfs.sizes import parse_size
 from cleanfs.source.errors import StaleError

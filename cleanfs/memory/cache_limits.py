@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import trio
 
 from cleanfs.cache.cleancache import Cleancache
-from cleanfs.cache.pagecache import PageCache, max_files
+from cleanfs.cache.files import max_files
+from cleanfs.cache.pagecache import PageCache
 from cleanfs.linux import syscalls
 from cleanfs.memory.available import MemoryWatch, least_limit
 from cleanfs.memory.least_sizes import check_sizes, least_sizes

@@ -16,7 +16,8 @@ import trio
 from cleanfs import __version__, backends
 from cleanfs.backends.ops import Backend
 from cleanfs.cache.cleancache import Cleancache
-from cleanfs.cache.pagecache import PageCache, max_files
+from cleanfs.cache.files import max_files
+from cleanfs.cache.pagecache import PageCache
 from cleanfs.cache.resident import Resident, make_resident
 from cleanfs.fs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.fs.operations import CleanFS

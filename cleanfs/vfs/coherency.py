@@ -18,8 +18,9 @@ fingerprint is racy, so the next open flushes.
 from dataclasses import replace
 from enum import StrEnum
 
+from cleanfs.cache.files import CachedFile
 from cleanfs.cache.fingerprint import Fingerprint
-from cleanfs.cache.pagecache import CachedFile, PageCache
+from cleanfs.cache.pagecache import PageCache
 
 
 class Coherency(StrEnum):

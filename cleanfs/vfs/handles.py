@@ -12,8 +12,11 @@ from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
 
+from cleanfs.cache.files import CachedFile
 from cleanfs.cache.fingerprint import own_fingerprint
-from cleanfs.cache.pagecache import Buffer, CachedFile, PageCache, Writing
+from cleanfs.cache.in_flight import Buffer
+from cleanfs.cache.pagecache import PageCache
+from cleanfs.cache.pending_writes import PendingWrite
 from cleanfs.cache.read_ranges import RangeSet
 from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
@@ -176,12 +179,12 @@ class FileHandle:
         if not self.writable or services.writeback:  # then the kernel drops nothing unwritten
             return
         notifier = services.notifier
-        if file.answers is None:
-            file.answers = RangeSet(dropped=not notifier.explicit)
-            notifier.in_writing(self.inode.node, file.answers)
+        if file.read_ranges is None:
+            file.read_ranges = RangeSet(dropped=not notifier.explicit)
+            notifier.in_writing(self.inode.node, file.read_ranges)
         if file.drops_due > self._drop_due or notifier.drops_pages(self.inode.node):
-            file.answers.dropped = True
-        file.answers.writers += 1
+            file.read_ranges.dropped = True
+        file.read_ranges.writers += 1
         self._writes = True
 
     def drops_pages(self) -> None:
@@ -192,9 +195,9 @@ class FileHandle:
         if not self._drop_due:
             self._drop_due = True
             self.file.drops_due += 1
-        answers = self.file.answers
-        if answers is not None and answers.writers > self._writes:
-            answers.dropped = True
+        read_ranges = self.file.read_ranges
+        if read_ranges is not None and read_ranges.writers > self._writes:
+            read_ranges.dropped = True
 
     async def read(self, offset: int, size: int) -> Buffer:
         """The hook: page cache, then cleancache, then the source."""
@@ -204,17 +207,17 @@ class FileHandle:
                 self._opener_ran()
             pagecache = self._pagecache
             if self.file.writes:
-                for write in [write for write in self.file.writes if write.touches(offset, size)]:
+                for write in [write for write in self.file.writes if write.overlaps(offset, size)]:
                     await write.wait()
-            answers = self.file.answers
-            if answers is None:
+            read_ranges = self.file.read_ranges
+            if read_ranges is None:
                 data, found_in = await pagecache.read(self.file, self._source, offset, size)
             else:  # with O_DIRECT as well: a mapping has pages all the same
-                answers.begin(offset, offset + size)
+                read_ranges.begin(offset, offset + size)
                 try:
                     data, found_in = await pagecache.read(self.file, self._source, offset, size)
                 finally:
-                    answers.end(offset, offset + size)
+                    read_ranges.end(offset, offset + size)
             self._latencies.read(found_in, perf_counter_ns() - began, len(data))
             return data
 
@@ -239,16 +242,16 @@ class FileHandle:
         end = offset + len(data)
         append = self._appends and self.inode.appends(offset, end)
         stop = None if append else end
-        writing = Writing(min(offset, file.size) if append else offset, stop)
-        file.writes.append(writing)
+        pending = PendingWrite(min(offset, file.size) if append else offset, stop)
+        file.writes.append(pending)
         try:
             written, told = await self._apply_write(offset, data, append, stop)
         finally:
-            file.writes.remove(writing)
-            writing.end()
-        answers = file.answers
-        if answers is not None and answers.written(offset, end, mmap.PAGESIZE):
-            read = functools.partial(answers.being_read, offset, end)
+            file.writes.remove(pending)
+            pending.end()
+        read_ranges = file.read_ranges
+        if read_ranges is not None and read_ranges.written(offset, end, mmap.PAGESIZE):
+            read = functools.partial(read_ranges.being_read, offset, end)
             await self._services.notifier.written(self.inode.node, offset, end, read)
         self._latencies.write(perf_counter_ns() - began, written.count)
         rollback = functools.partial(tell, self._services.notifier, self.inode, before=told)
@@ -305,11 +308,11 @@ class FileHandle:
         await self.use.ended()
         file.pins -= 1
         file.handles -= 1
-        if self._writes and file.answers is not None:
-            file.answers.writers -= 1
-            if not file.answers.writers:
-                services.notifier.not_in_writing(self.inode.node, file.answers)
-                file.answers = None
+        if self._writes and file.read_ranges is not None:
+            file.read_ranges.writers -= 1
+            if not file.read_ranges.writers:
+                services.notifier.not_in_writing(self.inode.node, file.read_ranges)
+                file.read_ranges = None
         await self._source.drop_rest()
         st = await services.inline_if_local(self.inode, fstat_and_close, self.fd)
         if st.st_nlink == 0:

@@ -17,8 +17,8 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from cleanfs.backends.ops import FileKey
+from cleanfs.cache.files import CachedFile
 from cleanfs.cache.fingerprint import Fingerprint, fingerprint, own_fingerprint
-from cleanfs.cache.pagecache import CachedFile
 from cleanfs.linux import syscalls
 from cleanfs.source import namespace
 from cleanfs.source.caller import Caller

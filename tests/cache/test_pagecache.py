@@ -17,7 +17,8 @@ from cleanfs.backends import zcache
 from cleanfs.backends.ops import Backend, FileKey
 from cleanfs.backends.options import BackendOptions
 from cleanfs.cache.cleancache import Cleancache
-from cleanfs.cache.pagecache import MIN_FILES, CachedFile, PageCache, max_files
+from cleanfs.cache.files import MIN_FILES, CachedFile, max_files
+from cleanfs.cache.pagecache import PageCache
 from cleanfs.cache.resident import make_resident
 from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 
@@ -159,10 +160,10 @@ class Rig:
 
     def check(self) -> None:
         cache = self.cache
-        resident = sum(len(cache._resident.indices(file.serial)) for file in cache._files.values())
+        resident = sum(len(cache._resident.indices(file.serial)) for file in cache.files())
         assert len(cache._resident) == resident
         assert cache.stats().used == resident * COST <= max(cache.limit, 0)
-        assert not any(file.in_flight for file in cache._files.values())
+        assert not any(file.in_flight for file in cache.files())
 
 
 @pytest.fixture

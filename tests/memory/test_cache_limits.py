@@ -11,7 +11,8 @@ from cleanfs.backends.ops import FileKey
 from cleanfs.backends.options import BackendOptions
 from cleanfs.backends.reference import ReferenceZcache
 from cleanfs.cache.cleancache import Cleancache
-from cleanfs.cache.pagecache import PageCache, max_files
+from cleanfs.cache.files import max_files
+from cleanfs.cache.pagecache import PageCache
 from cleanfs.cache.resident import make_resident
 from cleanfs.memory import cache_limits
 from cleanfs.memory.available import Limit, MemoryWatch

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cleanfs.cache.pagecache import Buffer
+from cleanfs.cache.in_flight import Buffer
 from cleanfs.linux.syscalls import RWF_DONTCACHE
 from cleanfs.source.drop_behind import AHEAD, NEAR
 from cleanfs.source.file import MAX_OFFSET, SourceFile

@@ -9,6 +9,7 @@ import pytest
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.cache.cleancache import Cleancache
+from cleanfs.cache.files import CachedFile
 from cleanfs.cache.fingerprint import (
     COARSE_NS,
     FINE_NS,
@@ -17,7 +18,7 @@ from cleanfs.cache.fingerprint import (
     fingerprint,
     granularity_ns,
 )
-from cleanfs.cache.pagecache import CachedFile, PageCache
+from cleanfs.cache.pagecache import PageCache
 from cleanfs.cache.resident import make_resident
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 

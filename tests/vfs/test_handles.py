@@ -27,7 +27,8 @@ from pyfuse3 import (
 from trio.testing import wait_all_tasks_blocked
 
 from cleanfs.cache.cleancache import Cleancache
-from cleanfs.cache.pagecache import PageCache, Writing
+from cleanfs.cache.pagecache import PageCache
+from cleanfs.cache.pending_writes import PendingWrite
 from cleanfs.cache.resident import make_resident
 from cleanfs.fs.control import Control, Operator
 from cleanfs.fs.operations import CleanFS
@@ -190,7 +191,7 @@ def test_a_directory_is_local_with_all_that_is_mounted_below(
 
 
 async def test_a_read_that_waits_for_two_writes_is_not_late_for_the_second() -> None:
-    first, second = Writing(0, 10), Writing(0, 10)
+    first, second = PendingWrite(0, 10), PendingWrite(0, 10)
 
     async def read() -> None:
         for write in (first, second):

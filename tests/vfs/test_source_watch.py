@@ -10,7 +10,8 @@ import trio
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.cache.cleancache import Cleancache
-from cleanfs.cache.pagecache import CachedFile, PageCache
+from cleanfs.cache.files import CachedFile
+from cleanfs.cache.pagecache import PageCache
 from cleanfs.cache.resident import make_resident
 from cleanfs.fuse.notify import Expiry, Notifier
 from cleanfs.latency import Latencies

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from cleanfs.cache.pagecache import max_files
+from cleanfs.cache.files import max_files
 
 from .lab import Daemon, Lab, in_processes, promised_mib
 

@@ -1,0 +1,145 @@
+"""The records of files with cached pages. They outlive inodes, and their number is bounded.
+
+The kernel forgets inodes; the pages that cleanfs keeps stay, and with them a record: the file's
+version, the fingerprint under which its pages were read, and what is under way. A record in use is
+pinned. Of the others the longest unused is forgotten first, and its pages are flushed with it. Main
+thread only; nothing here awaits.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import count, islice
+
+import trio
+
+from cleanfs.backends.ops import FileKey
+from cleanfs.cache.fingerprint import Fingerprint
+from cleanfs.cache.in_flight import InFlightRead
+from cleanfs.cache.pending_writes import PendingWrite
+from cleanfs.cache.read_ranges import RangeSet
+from cleanfs.source.identity import Dentry
+
+MIN_FILES = 1 << 14
+POOL_BYTES_PER_FILE = 4096
+"""File records kept, 0.7 KiB each: one for so many bytes that cleancache may use, at least MIN_FILES.
+Beyond, the longest unused files are flushed and forgotten. A program that reads more files than that in
+turn, again and again, finds none of them."""
+
+FORGET_BATCH = 64
+"""File records looked at when one must go."""
+
+
+def max_files(pool_limit: int) -> int:
+    """How many file records go with a pool of that limit."""
+    return max(MIN_FILES, pool_limit // POOL_BYTES_PER_FILE)
+
+
+class CachedFile:
+    """What is known of one file for as long as pages of it may be cached anywhere."""
+
+    __slots__ = (
+        "dentry",
+        "drops_due",
+        "fingerprint",
+        "handles",
+        "in_flight",
+        "key",
+        "lock",
+        "mutations",
+        "pins",
+        "read_ranges",
+        "serial",
+        "size",
+        "version",
+        "writes",
+    )  # fmt: skip
+
+    def __init__(self, key: FileKey, serial: int) -> None:
+        """Nothing of the file is cached yet."""
+        self.key = key
+        self.dentry: Dentry | None = None
+        """What the file is found again by, if not by its inode: kept as long as the record is."""
+        self.serial = serial
+        """Its name among the resident pages; never used again."""
+        self.in_flight: list[InFlightRead] = []
+        self.version = 0
+        """Stamp of the last invalidation, from the clock of the page cache (``PageCache.clock``)."""
+        self.lock: trio.Lock | None = None
+        """Held by the change of ours that is under way; made for the first one. Never held across
+        a notification to the kernel."""
+        self.mutations = 0
+        """1 while there is one."""
+        self.writes: list[PendingWrite] = []
+        """Writes that programs have asked for and the source does not have yet, in order."""
+        self.read_ranges: RangeSet | None = None
+        """There while the file is open for writing."""
+        self.handles = 0
+        """Open handles."""
+        self.drops_due = 0
+        """Of these, those whose opening had the kernel drop the file's pages, perhaps not yet."""
+        self.pins = 0
+        """Users (open handles, reads under way): the record stays while there is one."""
+        self.fingerprint: Fingerprint | None = None
+        self.size = 0
+        """Bytes, as of the fingerprint; 0 if there is none. Caches answer for these bytes only."""
+
+
+class FileRecords:
+    """The records by key and by serial, the longest unused first (see the module)."""
+
+    def __init__(self, max_files: int, invalidate: Callable[[CachedFile], None]) -> None:
+        """Start with none. ``invalidate`` flushes all pages of a file."""
+        self.max_files = max_files
+        """Records kept, except those in use."""
+        self._invalidate = invalidate
+        self._by_key: OrderedDict[FileKey, CachedFile] = OrderedDict()
+        self._by_serial: dict[int, CachedFile] = {}
+        self._serials = count(1)
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._by_key)
+
+    def use(self, key: FileKey, dentry: Dentry | None) -> CachedFile:
+        """The record of a file, which is now the last to be forgotten; made if there is none."""
+        file = self._by_key.get(key)
+        if file is not None:
+            self._by_key.move_to_end(key)
+            return file
+        serial = next(self._serials)
+        file = CachedFile(key, serial)
+        file.dentry = dentry
+        self._by_key[key] = self._by_serial[serial] = file
+        if len(self._by_key) > self.max_files:
+            self._forget_oldest()
+        return file
+
+    def get(self, key: FileKey) -> CachedFile | None:
+        """The record of a file, if there is one."""
+        return self._by_key.get(key)
+
+    def of_serial(self, serial: int) -> CachedFile:
+        """The record of a file with resident pages."""
+        return self._by_serial[serial]
+
+    def all(self) -> list[CachedFile]:
+        """All records, the longest unused first."""
+        return list(self._by_key.values())
+
+    def forget(self, file: CachedFile) -> None:
+        """Flush a file, and drop its record unless it is in use."""
+        self._invalidate(file)
+        if self._by_key.get(file.key) is file and not file.pins:
+            del self._by_key[file.key]
+            del self._by_serial[file.serial]
+
+    def _forget_oldest(self) -> None:
+        # All but the newest, which is being made; some at a time, as many may be pinned.
+        oldest = islice(self._by_key.values(), min(len(self._by_key) - 1, FORGET_BATCH))
+        for file in list(oldest):
+            if len(self._by_key) <= self.max_files:
+                return
+            if file.pins:
+                self._by_key.move_to_end(file.key)
+            else:
+                self.forget(file)
