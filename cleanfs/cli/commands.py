@@ -45,7 +45,7 @@ from cleanfs.mount.config import LOG_LEVELS, MountConfig, MountError, OptionErro
 from cleanfs.mount.daemon import daemonise
 from cleanfs.mount.mount import serve
 from cleanfs.mount.mountpoint import is_dead, resolved, unmount
-from cleanfs.mount.options import MountOptions, asks_for_remount, parse
+from cleanfs.mount.options import MountOptions, is_remount, parse
 from cleanfs.printable import printable
 from cleanfs.source.io import SourceCache
 from cleanfs.vfs.coherency import ATTR_TIMEOUTS, Coherency
@@ -151,7 +151,7 @@ def _complain(message: str) -> None:
 
 
 def _say(text: str) -> None:
-    """On stderr; the status says it, too, to whoever can not read it there."""
+    """On stderr; the status says it, too, to whoever cannot read it there."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
@@ -323,7 +323,7 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
     """Mount SOURCE on MOUNTPOINT."""
     mountpoint = resolved(ctx.params["mountpoint"])
     try:
-        unchanged = kernel_options(mountpoint) if asks_for_remount(mount_options) else ()
+        unchanged = kernel_options(mountpoint) if is_remount(mount_options) else ()
         options = parse(mount_options, unchanged)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
@@ -337,7 +337,7 @@ def mount(ctx: click.Context, /, mount_options: tuple[str, ...], **_: object) ->
     if options.remount:
         remount(config, named, (*config.flags, "ro" if config.read_only else "rw"))
         return
-    # A log that can not be written is found out now.
+    # A log that cannot be written is found out now.
     log_file = None if config.log_file is None else _open_log(ctx.params["log_file"])
     check(config)
     if log_file is not None or not ctx.params["foreground"]:  # else the log is where this would go

@@ -29,13 +29,13 @@ def remount(wanted: MountConfig, named: Collection[str], words: Iterable[str]) -
     changed = [name for name in asked if name in named and asked[name] != current.get(name)]
     fixed = [name for name in changed if name not in AT_RUN_TIME]
     if fixed := fixed + _new_words(wanted, current):
-        raise MountError(f"can not change {', '.join(fixed)} while mounted: unmount first")
+        raise MountError(f"cannot change {', '.join(fixed)} while mounted: unmount first")
     before, after = flags_of(point), remounted(flags_of(point), words)
     if before & PRIVILEGES & ~after and point.owner != 0:
         raise MountError("suid and dev are not for a mount that an ordinary user made")
     if changed and before & after & RDONLY:
         raise MountError(
-            f"can not change {', '.join(changed)} of a read-only mount: remount it rw first"
+            f"cannot change {', '.join(changed)} of a read-only mount: remount it rw first"
         )
     _check_sizes({**current, **{name: asked[name] for name in changed}})
     if before & RDONLY:  # so are the control files, until then
@@ -71,7 +71,7 @@ def _refuse_other_source(point: MountPoint, source: str, current: Mapping[str, o
     """mount(8) hands over what mountinfo has, in which names are escaped, or what fstab has."""
     if source not in (current.get("source"), os.path.realpath(point.source)):
         raise MountError(
-            f"can not change the source, {current.get('source')}, while mounted: unmount first"
+            f"cannot change the source, {current.get('source')}, while mounted: unmount first"
         )
 
 

@@ -4,16 +4,16 @@ The kernel asks for ``security.capability`` before each write, one request for e
 file system says in its answer to FUSE_INIT that it takes care of privileges itself: that a write takes
 capabilities and set-id bits away (FUSE_HANDLE_KILLPRIV_V2, Linux 5.11). Then it asks once for a file,
 and again only when attributes were refreshed, or before each write if there are set-id bits. libfuse
-3.14 can not say it, and does not tell whether a write is to take the bits: see ``Inode.asked_for``.
+3.14 cannot say it, and does not tell whether a write is to take the bits: see ``Inode.asked_for``.
 
 And it applies the umask to the mode of what is made, unless the file system says that it does so
 itself (FUSE_DONT_MASK), as it must: in a directory with a default ACL the umask does not apply
-(``Actor.mode``). pyfuse3 can not say that.
+(``Actor.mode``). pyfuse3 cannot say that.
 
 And it drops all pages of a file as soon as it is told of another mtime (FUSE_AUTO_INVAL_DATA), which
 each write of ours brings about: who reads and writes a file in turn would find nothing of it in the
 kernel. Where we tell it ourselves (see ``Notifier.explicit``), it should leave them alone until then
-(FUSE_EXPLICIT_INVAL_DATA, Linux 5.2). pyfuse3 can not ask for that, and libfuse sets the other flag.
+(FUSE_EXPLICIT_INVAL_DATA, Linux 5.2). pyfuse3 cannot ask for that, and libfuse sets the other flag.
 
 So for the length of that exchange libfuse reads and writes a socket in place of the device, and we are
 the other end of it: the question goes in as it came, the answer goes out with some bits more. pyfuse3

@@ -193,9 +193,7 @@ class Notifier:
         if can_refresh():
             self._where = where
         else:
-            log.info(
-                "the kernel can not be asked what size it believes: CAP_DAC_READ_SEARCH is missing"
-            )
+            log.info("the kernel cannot be asked what size it believes: CAP_DAC_READ_SEARCH is missing")
 
     def hurry(self) -> None:
         """Nobody is kept waiting any more for what is out of date to be dropped.
@@ -370,7 +368,7 @@ class Notifier:
             except RuntimeError as exc:  # a limit on processes, or no memory
                 if begun:
                     raise
-                log.warning("the kernel can not be told now of what is out of date: %s", exc)
+                log.warning("the kernel cannot be told now of what is out of date: %s", exc)
                 await trio.sleep(NO_THREAD_SECONDS)
 
     async def attributes_changed(self, node: int) -> None:

@@ -26,7 +26,7 @@ CONGESTED: Final = 48
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What the kernel keeps to; -1 where it can not be known."""
+    """What the kernel keeps to; -1 where it cannot be known."""
 
     read_ahead_kb: int = -1
     max_background: int = -1
@@ -60,7 +60,7 @@ def _set_max_background(connection: int) -> int:
 
 
 def _set(path: str, value: int) -> int:
-    """Write a number if we may; the number that is there then, -1 if it can not be read."""
+    """Write a number if we may; the number that is there then, -1 if it cannot be read."""
     with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as file:
         file.write(f"{value}\n")
     try:

@@ -1,1 +1,1 @@
-"""One mount's life, from its options to its end."""
+"""Manage one mount, from its options to its unmount."""

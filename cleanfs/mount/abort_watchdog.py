@@ -1,13 +1,15 @@
-"""Severing the connection of a daemon that can not end.
+"""Abort the FUSE connection of a daemon that cannot end.
 
-A process ends when all its threads have. One that waits for a page to be dropped that is being
-read, or for a FUSE source that does not answer, has not; so the FUSE device stays open, and programs on
-the mount wait for answers that nobody will give, among them the one that would let the thread go. Only
-the connection's ``abort`` file (fusectl) ends that. So a child writes to it when our main thread is
-gone, which is what PR_SET_PDEATHSIG tells of: a process's parent, there, is a thread (prctl(2)). And it
-does when we have unmounted, as a thread may be in such a wait then, too.
+A process ends once all its threads have. A thread may wait for the kernel to drop a page that is being
+read, or for a FUSE source that does not reply. Then the FUSE device stays open, and programs on the
+mount wait for replies that never come, among them the one that would release the thread. Only the
+connection's ``abort`` file (fusectl) ends that.
 
-The child is a shell, as that is the smallest that we can have, and it keeps none of our memory.
+So a child writes to it when our main thread is gone. PR_SET_PDEATHSIG reports that, as its "parent" is
+a thread (prctl(2)). The child also writes after an unmount, since a thread may be in such a wait then,
+too.
+
+The child is a shell, because that is the smallest process available, and it shares none of our memory.
 """
 
 import contextlib
@@ -37,24 +39,25 @@ trap 'echo 1 >&3; exit' USR1
 [ -n "$killed" ] || { echo; read -r end; }
 echo 1 >&3
 """
-"""Another connection may have the number when the child opens the file: so it compares the file's inode
-(fdinfo has it since Linux 5.14). Once open, the file does nothing when its connection is gone."""
+"""Another connection may have the number by the time the child opens the file. So the child compares
+the inode number (in fdinfo since Linux 5.14). A write to the open file of an ended connection does
+nothing."""
 
 READY_SECONDS: Final = 5.0
 END_SECONDS: Final = 5.0
-"""What it gets to begin, and to end. It has nothing to wait for."""
+"""How long the child may take to start, and to end. It waits for nothing."""
 
 
 class AbortWatchdog:
-    """The child of one mount. Main thread only: it is that thread's end which the child is told of."""
+    """Runs the child of one mount. Use it from the main thread only, whose end triggers the child."""
 
     def __init__(self) -> None:
-        """None yet."""
+        """Start without a child."""
         self._child: subprocess.Popen[bytes] | None = None
         self._lacks = ""
 
     def start(self) -> None:
-        """Start it, before there is a mount in whose way it could come."""
+        """Start the child, before the mount exists."""
         setpriv, shell = shutil.which("setpriv"), shutil.which("sh")
         if setpriv is None or shell is None:
             self._lacks = "there is no setpriv (util-linux)"
@@ -62,7 +65,7 @@ class AbortWatchdog:
         try:
             connections = open_connections()
         except OSError as exc:
-            self._lacks = f"the directory of FUSE connections can not be opened: {exc}"
+            self._lacks = f"the directory of FUSE connections cannot be opened: {exc}"
             return
         command = [setpriv, "--pdeathsig", "USR1", shell, "-c", SCRIPT]
         try:
@@ -83,31 +86,31 @@ class AbortWatchdog:
         finally:
             os.close(connections)
 
-    def tell(self, connection: Connection | None) -> None:
-        """Which connection it is. From here on, or a moment later, it is severed if we are killed."""
+    def set_connection(self, connection: Connection | None) -> None:
+        """Tell the child the connection. Soon afterwards it will abort it if we are killed."""
         if self._child is None:
             return
         assert self._child.stdin is not None
         if connection is None:
             self._lacks = "the number of the connection is not known"
         else:
-            with contextlib.suppress(OSError):  # EPIPE: it has ended
-                told = f"{connection.number} {connection.abort_inode}\n"
-                self._child.stdin.write(told.encode())
+            with contextlib.suppress(OSError):  # EPIPE: the child has ended
+                line = f"{connection.number} {connection.abort_inode}\n"
+                self._child.stdin.write(line.encode())
 
     async def ready(self) -> None:
-        """Return when it is, or say why there is none."""
+        """Return when the child is ready; log the reason if there is none."""
         if self._child is not None and not self._lacks:
             assert self._child.stdout is not None
             with trio.move_on_after(READY_SECONDS):
                 await trio.lowlevel.wait_readable(self._child.stdout)
                 if self._child.stdout.read(1):
                     return
-            self._lacks = "it can not open the connection, or setpriv is another one"
+            self._lacks = "it cannot open the connection, or this setpriv lacks --pdeathsig"
         log.info("if the daemon is killed, the mount may hang (umount -f ends that): %s", self._lacks)
 
     def close(self) -> None:
-        """The mount is gone. Whoever still waits for an answer gets ECONNABORTED."""
+        """Abort the connection after the unmount: pending requests fail with ECONNABORTED."""
         if self._child is None:
             return
         assert self._child.stdin is not None
@@ -116,7 +119,7 @@ class AbortWatchdog:
         try:
             self._child.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            log.warning("the guardian does not end")
+            log.warning("the abort watchdog does not end")
             self._child.kill()
             self._child.wait()
         self._child.stdout.close()
@@ -125,12 +128,12 @@ class AbortWatchdog:
 
 @contextlib.contextmanager
 def _default_signal(number: int) -> Iterator[None]:
-    """A child that is started here can be told by this signal, whatever we were told to do with it."""
+    """Let a child started in this block receive a signal, even if we ignore or block it."""
     before = signal.signal(number, signal.SIG_DFL)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if before is not None:  # else it is nobody's who would speak Python
+        if before is not None:  # else the handler was not set from Python
             signal.signal(number, before)

@@ -1,4 +1,4 @@
-"""What can be known to fail before a mount is tried, and why one failed that was."""
+"""Find the reasons why a mount would fail, or has failed."""
 
 import errno
 import os
@@ -20,17 +20,17 @@ DEVICE_REMEDIES = {
     errno.EACCES: "its mode keeps you out: mount as root, or have root run chmod 666 /dev/fuse",
     errno.EPERM: "a container must be given it (--device /dev/fuse --cap-add SYS_ADMIN)",
 }
-"""What to do when the device cannot be opened, by errno."""
+"""What the user can do if the device cannot be opened, by errno."""
 
 CAP_SYS_ADMIN = 21
-"""Bit in the sets of capabilities(7)."""
+"""A bit number in the sets of capabilities(7)."""
 
 PRIVILEGED = frozenset({"suid", "dev", "nosymfollow"})
-"""Flags that fusermount3 does not set, or lift, for an ordinary user."""
+"""Mount options that fusermount3 refuses to an ordinary user."""
 
 
 def check(config: MountConfig) -> None:
-    """Everything that can be known to fail before mounting. Raises MountError."""
+    """Check all that can be known to fail before mounting. Raises MountError."""
     source, mountpoint = config.source, config.mountpoint
     _check_directory("source", source)
     if not os.access(source, os.R_OK | os.X_OK, effective_ids=True):
@@ -40,12 +40,12 @@ def check(config: MountConfig) -> None:
         raise MountError(f"source {source} has an entry {name}, the name of the control directory")
     reuse_dead_mountpoint(mountpoint)
     mounted = mounted_at(mountpoint)
-    # On the source itself is fine: what we hold is below the mount, and nothing leads back into it.
+    # Mounting on the source itself is fine: we hold the directory below the mount.
     if mounted is not None and (mountpoint != source or mounted.fs_type == FS_TYPE):
         raise MountError(f"mount point {mountpoint} is already a mount ({mounted.fs_type})")
     if not os.path.lexists(mountpoint):
         raise MountError(f"mount point {mountpoint} does not exist: make the directory first")
-    _check_directory("mount point", mountpoint)  # what is mounted there may not answer
+    _check_directory("mount point", mountpoint)  # what is mounted there may not reply
     if mountpoint.startswith(source.rstrip("/") + "/"):
         raise MountError(f"mount point {mountpoint} is inside the source {source}: it would recurse")
     if os.geteuid() != 0 and (words := PRIVILEGED & set(config.flags)):
@@ -58,7 +58,7 @@ def check(config: MountConfig) -> None:
 
 
 def why_no_mount(complaint: str) -> str:
-    """Why libfuse could not mount, and what to do; ``complaint`` is the last line that it printed."""
+    """Say why libfuse could not mount, and what to do; ``complaint`` is the last line it printed."""
     if os.geteuid() == 0:
         if not _capabilities() >> CAP_SYS_ADMIN & 1:
             return "root lacks CAP_SYS_ADMIN here (for a container: --cap-add SYS_ADMIN)"
@@ -72,18 +72,18 @@ def why_no_mount(complaint: str) -> str:
 
 
 def _capabilities() -> int:
-    """This process's effective capabilities, as a set of bits."""
+    """Return this process's effective capabilities as a bit set."""
     return int(_status_line("CapEff"), 16)
 
 
 def _status_line(name: str) -> str:
-    """What ``/proc/self/status`` says of this process."""
+    """Return a value from ``/proc/self/status``."""
     with open("/proc/self/status", encoding="utf-8", errors="surrogateescape") as lines:
         return next(line.split()[1] for line in lines if line.startswith(f"{name}:"))
 
 
 def check_device() -> None:
-    """Raise MountError, with what to do about it, if /dev/fuse cannot be opened."""
+    """Raise MountError, with advice, if /dev/fuse cannot be opened."""
     try:
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
@@ -93,7 +93,7 @@ def check_device() -> None:
 
 
 def user_allow_other() -> bool:
-    """Whether /etc/fuse.conf lets users other than root use allow_other."""
+    """Return whether /etc/fuse.conf lets users other than root use allow_other."""
     try:
         with open("/etc/fuse.conf", encoding="utf-8") as lines:
             return any(line.strip() == "user_allow_other" for line in lines)

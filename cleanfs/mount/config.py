@@ -1,4 +1,4 @@
-"""What a mount is asked to be."""
+"""Define the configuration of a mount, and its errors."""
 
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -12,16 +12,16 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class MountError(Exception):
-    """The mount can not be made; the message is for the user."""
+    """Says why the mount fails; the message is for the user."""
 
 
 class OptionError(MountError):
-    """It was asked for by options that contradict each other, or that the backend cannot follow."""
+    """Says that options contradict each other, or that the backend cannot honour them."""
 
 
 @dataclass(frozen=True, slots=True)
 class MountConfig:
-    """What ``cleanfs mount`` was asked for. Sizes in bytes, paths absolute and resolved."""
+    """Holds the options of ``cleanfs mount``. Sizes are in bytes, paths absolute and resolved."""
 
     source: str
     mountpoint: str
@@ -44,16 +44,16 @@ class MountConfig:
     source_cache: SourceCache = SourceCache.AUTO
     read_ahead: int = 1 << 20
     memory_pressure: bool = True
-    """Whether the caches yield while memory is short."""
+    """Whether the caches shrink while memory is short."""
     log_file: str | None = None
     log_level: str = "info"
     flags: tuple[str, ...] = ()
-    """Words of ``mountflags``: noexec, dev, suid..."""
+    """Names in ``flags.FLAGS``: noexec, dev, suid..."""
     fuse_options: tuple[str, ...] = ()
-    """Further options for libfuse and the kernel, as they were given."""
+    """Further options for libfuse and the kernel, unchanged."""
 
     def options(self) -> dict[str, object]:
-        """All but the mount point and what the kernel keeps to, by the options' names, for JSON."""
+        """Return all options but the mount point and the kernel's flags, by name, for JSON."""
         skipped = {"mountpoint", "read_only", "flags"}
         return {
             field.name.removesuffix("_us"): _plain(getattr(self, field.name))
@@ -62,7 +62,7 @@ class MountConfig:
         }
 
     def backend_options(self, pool_limit: int) -> BackendOptions:
-        """What a backend is made with, at a limit that may have changed since."""
+        """Return the options for a backend with a limit that may have changed since."""
         return BackendOptions(
             pool_limit, self.compression, self.allocator, self.poor, self.admission, self.checksum
         )

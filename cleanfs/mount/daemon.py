@@ -1,4 +1,4 @@
-"""Serving a mount from a background process that the caller can wait for."""
+"""Serve a mount from a background process that the caller can wait for."""
 
 import contextlib
 import logging
@@ -12,17 +12,17 @@ from cleanfs.mount.mountpoint import reuse_dead_mountpoint
 log = logging.getLogger(__name__)
 
 READY = "ready"
-"""What the daemon tells the process that waits for it."""
+"""The daemon's message to the waiting process once the mount replies."""
 
 WRONG_OPTION = "wrong option: "
-"""What precedes the message of an OptionError on its way to that process."""
+"""The prefix that marks the message of an OptionError."""
 
 
 def daemonise(config: MountConfig, setup_logging: Callable[[], None], *keep: int) -> None:
-    """Serve from a background process; returns in the caller once the mount answers.
+    """Serve from a background process; returns in the caller once the mount replies.
 
-    Of the caller's descriptors it has those of ``keep``, and no others. Raises MountError with the
-    daemon's reason if it does not come up.
+    Of the caller's fds the daemon keeps only ``keep``. Raises MountError with the daemon's reason if it
+    fails to start.
     """
     reader, writer = os.pipe()
     if os.fork():
@@ -30,7 +30,7 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None], *keep: int
         with os.fdopen(reader, "rb") as pipe:
             message = pipe.read().decode(errors="surrogateescape")
         if message != READY:
-            with contextlib.suppress(MountError):  # if it was killed, its mount is still there
+            with contextlib.suppress(MountError):  # a killed daemon leaves its mount
                 reuse_dead_mountpoint(config.mountpoint)
             if message.startswith(WRONG_OPTION):
                 raise OptionError(message.removeprefix(WRONG_OPTION))
@@ -47,7 +47,7 @@ def daemonise(config: MountConfig, setup_logging: Callable[[], None], *keep: int
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
-        # What the caller had open is not ours to keep: somebody may wait for the end of a pipe.
+        # Another process may wait for the end of an inherited pipe.
         first = 3
         for fd in sorted((writer, *keep)):
             os.closerange(first, fd)

@@ -1,4 +1,4 @@
-"""Flags of a mount that the kernel keeps to (mount(2)): their words, and how they change."""
+"""Translate the names of mount(8) into the flags of mount(2), and change a mount's flags."""
 
 import errno
 import os
@@ -47,21 +47,21 @@ FLAGS: Final = {
     "lazytime": (LAZYTIME, True),
     "nolazytime": (LAZYTIME, False),
 }
-"""A word's flag, and whether it sets it."""
+"""Flags by name, and whether the name sets or clears the flag."""
 
 ACCESS_TIMES: Final = NOATIME | RELATIME | STRICTATIME
-"""One of them holds."""
+"""Exactly one of them is in force."""
 
 PRIVILEGES: Final = NOSUID | NODEV
 
 LIBFUSE: Final = frozenset(
     {"nosuid", "suid", "nodev", "dev", "noexec", "exec", "sync", "async", "dirsync", "noatime"}
 )
-"""Words that libfuse 3.14 and its fusermount3 understand. It refuses all others."""
+"""The names that libfuse 3.14 and its fusermount3 accept; they refuse all others."""
 
 
 def last_of_each(words: Iterable[str]) -> tuple[str, ...]:
-    """Of words about one flag the last one, in the order in which they hold."""
+    """Keep only the last name of each flag, in order."""
     last: dict[int, str] = {}
     for word in words:
         flag, _ = FLAGS[word]
@@ -70,8 +70,8 @@ def last_of_each(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(last.values())
 
 
-def with_words(flags: int, words: Iterable[str]) -> int:
-    """Flags changed by words, of which the last holds."""
+def with_names(flags: int, words: Iterable[str]) -> int:
+    """Return flags after applying names in order."""
     for word in words:
         flag, is_set = FLAGS[word]
         if is_set and flag & ACCESS_TIMES:
@@ -81,26 +81,26 @@ def with_words(flags: int, words: Iterable[str]) -> int:
 
 
 def flags_of(point: MountPoint) -> int:
-    """The flags of a mount, as mountinfo has them."""
+    """Return the flags of a mount, from mountinfo."""
     flags = 0
     for options in (point.options, point.super_options):
-        flags |= with_words(0, (word for word in options.split(",") if word in FLAGS))
-    return flags if flags & ACCESS_TIMES else flags | STRICTATIME  # which it does not show
+        flags |= with_names(0, (word for word in options.split(",") if word in FLAGS))
+    return flags if flags & ACCESS_TIMES else flags | STRICTATIME  # mountinfo does not show strictatime
 
 
 def remounted(flags: int, words: Iterable[str]) -> int:
-    """The flags that a remount asks for.
+    """Return the flags after a remount.
 
-    mount(8) names all flags that there are to be and leaves out the others, so what it does not name
-    is taken away. But ``suid`` and ``dev`` it does not name, and they are not lifted by its silence:
-    where ``nosuid`` and ``nodev`` hold, they hold until somebody says ``allow_suid`` or ``allow_dev``.
+    mount(8) names all flags to be set, so a flag without a name is cleared. But it never passes on
+    ``suid`` and ``dev``. So ``nosuid`` and ``nodev`` stay in force until the user passes ``allow_suid``
+    or ``allow_dev``.
     """
-    wanted = with_words(flags & PRIVILEGES, words)
+    wanted = with_names(flags & PRIVILEGES, words)
     return wanted if wanted & ACCESS_TIMES else wanted | flags & ACCESS_TIMES
 
 
 def set_flags(point: MountPoint, flags: int) -> None:
-    """Give a mount these flags, and no others. Raises MountError."""
+    """Replace all flags of a mount. Raises MountError."""
     if flags == flags_of(point):
         return
     try:
@@ -110,4 +110,4 @@ def set_flags(point: MountPoint, flags: int) -> None:
             raise MountError(f"{point.path} is busy: files are open for writing there") from exc
         if exc.errno == errno.EPERM and os.geteuid():
             raise MountError("only root can change flags of a mount, such as ro and rw") from exc
-        raise MountError(f"can not remount {point.path}: {exc.strerror}") from exc
+        raise MountError(f"cannot remount {point.path}: {exc.strerror}") from exc

@@ -1,4 +1,4 @@
-"""Mount points, alive and dead: telling them apart, and getting rid of them."""
+"""Resolve, probe and unmount mount points."""
 
 import errno
 import logging
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 
 def resolved(path: str) -> str:
-    """The absolute path of a mount point, without links. The file system there is not asked.
+    """Return the absolute path of a mount point, without symlinks, and without a request to the mount.
 
-    ``os.path.realpath`` would ask what is mounted there whether it is a link.
+    ``os.path.realpath`` would send one, to learn whether the mount point is a link.
     """
     if ".." not in path.split(os.sep):
         parent, name = os.path.split(os.path.abspath(path))
@@ -29,10 +29,10 @@ def resolved(path: str) -> str:
 
 
 def is_dead(mountpoint: str, seconds: float = REPLY_SECONDS) -> bool:
-    """Whether a FUSE mount has lost its daemon.
+    """Return whether a FUSE mount has lost its daemon.
 
-    The kernel's cached attributes do not tell; a name that it never caches does. One that does not
-    answer is not dead.
+    The kernel may reply from cached attributes, so the probe uses a name that it never caches. A mount
+    that does not reply is not dead.
     """
     try:
         forked_call(lambda: _exists(mountpoint), mountpoint, seconds)
@@ -47,7 +47,7 @@ def _exists(mountpoint: str) -> bytes:
 
 
 def reuse_dead_mountpoint(mountpoint: str) -> None:
-    """Unmount what a killed daemon left ("Transport endpoint is not connected"); ours only."""
+    """Unmount a cleanfs mount whose daemon was killed ("Transport endpoint is not connected")."""
     mounted = mounted_at(mountpoint)
     if mounted is not None and mounted.fs_type == FS_TYPE and is_dead(mountpoint):
         unmount(mountpoint, lazy=True)
@@ -55,13 +55,13 @@ def reuse_dead_mountpoint(mountpoint: str) -> None:
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
-    """Unmount what is at a ``resolved`` path, as root or as the user who mounted. Raises MountError."""
+    """Unmount a ``resolved`` path, as root or as the user who mounted it. Raises MountError."""
     root = os.geteuid() == 0
     point = mounted_at(mountpoint)
     if point is not None and not root and point.owner != os.getuid():
         owner = _user_name(point.owner)
         raise MountError(f"{mountpoint} was mounted by {owner}: only {_and_root(owner)} can unmount it")
-    # Without -c it asks what is mounted there, which may hang, whether it is a link.
+    # Without -c, umount looks for a symlink, which sends a request to a mount that may hang.
     command = ["umount", "-c"] if root else ["fusermount3", "-u"]
     if lazy:
         command.append("-l" if root else "-z")

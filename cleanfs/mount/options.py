@@ -1,4 +1,4 @@
-"""The words of ``-o`` that mount(8), fstab and libfuse know (docs/mounting.md)."""
+"""Parse ``-o`` with the options that mount(8), fstab and libfuse know (docs/mounting.md)."""
 
 import re
 from collections.abc import Iterable
@@ -9,25 +9,26 @@ from cleanfs.linux.mounts import FS_TYPE
 from cleanfs.mount.flags import FLAGS, last_of_each
 
 ALIASES: Final = {"allow_suid": "suid", "allow_dev": "dev", "read_only": "ro", "read-only": "ro"}
-"""mount(8) keeps ``suid`` and ``dev`` to itself, as they are what it takes for the default."""
+"""Other names of options. mount(8) does not pass on ``suid`` and ``dev``, which it takes for
+defaults."""
 
 WITHOUT_MEANING: Final = frozenset(
     {
-        # mount(8), fstab and systemd have them for themselves.
+        # For mount(8), fstab and systemd.
         "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "nousers",
         "owner", "noowner", "group", "nogroup", "comment", "helper", "uhelper",
-        # Always so.
+        # Always in force.
         "default_permissions", "user_xattr", "acl", "nomand", "nonempty",
-        # FUSE keeps no change counter and prints nothing.
+        # FUSE has no change counter and prints nothing.
         "iversion", "noiversion", "silent", "loud",
     }
 )  # fmt: skip
-"""Taken, and nothing follows from them. So it is with all that begins with ``x-`` or ``X-``."""
+"""Options that are accepted and ignored, as are all that begin with ``x-`` or ``X-``."""
 
 SOURCE_DECIDES: Final = "owners and modes are the source's"
 IS_DIRECTORY: Final = "the source is a directory"
-KERNELS_OWN: Final = "FUSE itself tells the kernel"
-COHERENCY_DECIDES: Final = "what the kernel keeps follows from coherency"
+SET_BY_FUSE: Final = "libfuse sets it"
+COHERENCY_DECIDES: Final = "coherency decides what the kernel caches"
 
 REFUSED: Final = {
     "uid": SOURCE_DECIDES,
@@ -41,42 +42,42 @@ REFUSED: Final = {
     "mand": "FUSE has no mandatory locks",
     "blkdev": IS_DIRECTORY,
     "loop": IS_DIRECTORY,
-    "allow_root": "use allow_other, which lets nobody do more than the source's permissions do",
-    "max_read": "libfuse agrees to no size but its own; use read_ahead",
+    "allow_root": "use allow_other, under which the source's permissions still apply",
+    "max_read": "libfuse allows no size but its own; use read_ahead",
     "kernel_cache": COHERENCY_DECIDES,
     "auto_cache": COHERENCY_DECIDES,
     "direct_io": COHERENCY_DECIDES,
-    "entry_timeout": "attr_timeout is for names, too",
-    "negative_timeout": "attr_timeout is for names, too",
-    "fd": KERNELS_OWN,
-    "rootmode": KERNELS_OWN,
-    "user_id": KERNELS_OWN,
-    "group_id": KERNELS_OWN,
+    "entry_timeout": "attr_timeout applies to names, too",
+    "negative_timeout": "attr_timeout applies to names, too",
+    "fd": SET_BY_FUSE,
+    "rootmode": SET_BY_FUSE,
+    "user_id": SET_BY_FUSE,
+    "group_id": SET_BY_FUSE,
 }
-"""Words that can not be honoured, and why."""
+"""Options that cannot be honoured, and why."""
 
 REMOUNT: Final = "remount"
 
 SELINUX: Final = ("context", "fscontext", "defcontext", "rootcontext")
-"""For SELinux. Where there is none, mount(8) drops them, and so do we."""
+"""Options of SELinux. Without SELinux, mount(8) drops them, and so do we."""
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """What is left of ``-o`` for us to do something about."""
+    """Holds the options of ``-o`` that have an effect."""
 
     remount: bool
     flags: tuple[str, ...]
-    """Words of ``mountflags``, of each flag the last."""
+    """Names in ``flags.FLAGS``, the last one of each flag."""
     for_kernel: tuple[str, ...]
     ours: tuple[tuple[str, str | None], ...]
-    """Names of our own options, or unknown ones, and their values."""
+    """Names and values of cleanfs's own options, and of unknown ones."""
 
 
 def parse(texts: Iterable[str], unchanged: Iterable[str] = ()) -> MountOptions:
-    """Understand all ``-o`` of a call. Raises ValueError, with a message for the user.
+    """Parse all ``-o`` options of a command. Raises ValueError, with a message for the user.
 
-    ``unchanged`` are words of the mount that a remount names again.
+    ``unchanged`` are options that the mount has, and that mount(8) repeats in a remount.
     """
     words = _split(texts)
     known = frozenset(unchanged)
@@ -91,7 +92,7 @@ def parse(texts: Iterable[str], unchanged: Iterable[str] = ()) -> MountOptions:
         elif (name in (*SELINUX, "fsname") and value) or word == "auto_unmount":
             for_kernel.append(word)
         elif name in REFUSED:
-            raise ValueError(f"mount option {name!r} can not be had: {REFUSED[name]}")
+            raise ValueError(f"mount option {name!r} is refused: {REFUSED[name]}")
         elif name == "subtype":
             if f"fuse.{value}" != FS_TYPE:
                 raise ValueError(
@@ -102,11 +103,11 @@ def parse(texts: Iterable[str], unchanged: Iterable[str] = ()) -> MountOptions:
     return MountOptions(REMOUNT in words, last_of_each(flags), tuple(for_kernel), tuple(ours))
 
 
-def asks_for_remount(texts: Iterable[str]) -> bool:
-    """Whether a call is about a mount that there is already."""
+def is_remount(texts: Iterable[str]) -> bool:
+    """Return whether the options ask to change an existing mount."""
     return REMOUNT in _split(texts)
 
 
 def _split(texts: Iterable[str]) -> list[str]:
-    """Split at commas, but for those within double quotes, as mount(8) does."""
+    """Split at commas outside double quotes, as mount(8) does."""
     return re.findall(r'(?:"[^"]*"|[^,])+', ",".join(texts))

@@ -387,7 +387,7 @@ def test_a_source_that_can_not_be_watched_is_refused(tmp_path: Path) -> None:
     done = cleanfs("mount", "--coherency", "watch", "/proc", tmp_path / "mnt")
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
-    assert line.startswith("cleanfs: can not watch /proc: ")
+    assert line.startswith("cleanfs: cannot watch /proc: ")
     assert line.endswith("use --coherency open")
 
 

@@ -24,7 +24,7 @@ from cleanfs.cli.params import (
 )
 from cleanfs.fuse.init_flags import ANSWER, WANTED, offered, with_flags
 from cleanfs.linux.mounts import MountPoint, parse_mountinfo
-from cleanfs.mount.mount import option_text
+from cleanfs.mount.libfuse import option_text
 from cleanfs.printable import printable
 from cleanfs.sizes import MAX_SIZE, parse_size
 from tests.harness.fuzzing import ARGUMENTS, NUMBERS, SIZES, UNITS, examples

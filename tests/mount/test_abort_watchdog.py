@@ -1,4 +1,4 @@
-"""The guardian severs one connection and no other, whichever has that one's number by then."""
+"""Test that the watchdog aborts its own connection and no later one with the same number."""
 
 import os
 import select
@@ -13,10 +13,10 @@ from tests.harness.unserved import fuse_mount
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="this takes root")
 
 ATTEMPTS = 50
-"""Other mounts of this machine may get the number first."""
+"""Other mounts on this machine may get the number first."""
 
 
-def is_severed(device: int) -> bool:
+def is_aborted(device: int) -> bool:
     poll = select.poll()
     poll.register(device, select.POLLIN)
     return any(event & select.POLLERR for _, event in poll.poll(0))
@@ -28,40 +28,38 @@ def connection(device: int, path: Path) -> Connection:
     return found
 
 
-async def guard(watchdog: AbortWatchdog, told: Connection) -> None:
-    """What a watchdog does for a daemon that ends in order."""
-    watchdog.tell(told)
+async def run_watchdog(watchdog: AbortWatchdog, watched: Connection) -> None:
+    """Use a watchdog as a daemon does that ends in order."""
+    watchdog.set_connection(watched)
     await watchdog.ready()
     watchdog.close()
 
 
 @pytest.fixture
 def watchdog() -> AbortWatchdog:
-    """Start it before the mount, as a daemon does: fusectl numbers inodes anew while nobody has it."""
+    """Start it before the mount, as a daemon does: unmounted, fusectl numbers its inodes anew."""
     started = AbortWatchdog()
     started.start()
     return started
 
 
-async def test_the_connection_that_it_was_told_of_is_severed(
-    tmp_path: Path, watchdog: AbortWatchdog
-) -> None:
+async def test_the_watched_connection_is_aborted(tmp_path: Path, watchdog: AbortWatchdog) -> None:
     with fuse_mount(tmp_path) as device:
-        await guard(watchdog, connection(device, tmp_path))
-        assert is_severed(device)
-        assert connection_of(device, str(tmp_path)) is None, "its number may be another's next"
+        await run_watchdog(watchdog, connection(device, tmp_path))
+        assert is_aborted(device)
+        assert connection_of(device, str(tmp_path)) is None, "its number may be reused"
 
 
-async def test_a_connection_that_got_the_number_of_one_that_is_gone_is_left_alone(
+async def test_a_later_connection_with_the_same_number_is_left_alone(
     tmp_path: Path, watchdog: AbortWatchdog
 ) -> None:
-    """The child gets to run late on a busy machine: another mount may have the number by then."""
+    """On a busy machine the child runs late: another mount may have the number by then."""
     for _ in range(ATTEMPTS):
         with fuse_mount(tmp_path) as device:
-            told = connection(device, tmp_path)
+            watched = connection(device, tmp_path)
         with fuse_mount(tmp_path) as device:
-            if connection(device, tmp_path).number == told.number:
-                await guard(watchdog, told)
-                assert not is_severed(device)
+            if connection(device, tmp_path).number == watched.number:
+                await run_watchdog(watchdog, watched)
+                assert not is_aborted(device)
                 return
-    pytest.fail("other mounts of this machine took the number each time")
+    pytest.fail("other mounts on this machine took the number each time")

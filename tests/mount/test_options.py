@@ -1,4 +1,4 @@
-"""The words of ``-o``, and what they make of a mount's flags."""
+"""Test the options of ``-o``, and the flags of a mount that they change."""
 
 import pytest
 
@@ -16,9 +16,9 @@ from cleanfs.mount.flags import (
     STRICTATIME,
     flags_of,
     remounted,
-    with_words,
+    with_names,
 )
-from cleanfs.mount.options import REFUSED, WITHOUT_MEANING, asks_for_remount, parse
+from cleanfs.mount.options import REFUSED, WITHOUT_MEANING, is_remount, parse
 
 DEFAULT = NOSUID | NODEV | RELATIME
 
@@ -27,7 +27,7 @@ def point(options: str, super_options: str = "rw") -> MountPoint:
     return MountPoint(1, "/mnt", "fuse.cleanfs", "/src", options, super_options)
 
 
-def test_each_word_goes_where_it_belongs() -> None:
+def test_options_are_sorted_by_kind() -> None:
     text = 'rw,noatime,pool_limit=1G,x-a=b,context="a:b,c",checksum,fsname=x,X-y,_netdev,allow_suid'
     options = parse([text, "ro"])
     assert not options.remount
@@ -37,30 +37,30 @@ def test_each_word_goes_where_it_belongs() -> None:
 
 
 @pytest.mark.parametrize("word", sorted(WITHOUT_MEANING))
-def test_what_has_no_meaning_leaves_nothing(word: str) -> None:
+def test_ignored_options_have_no_effect(word: str) -> None:
     for text in (word, f"{word}=x"):
         options = parse([text])
         assert (options.flags, options.for_kernel, options.ours) == ((), (), ())
 
 
 @pytest.mark.parametrize("word", sorted(REFUSED))
-def test_what_can_not_be_honoured_has_a_reason(word: str) -> None:
+def test_refused_options_give_a_reason(word: str) -> None:
     for text in (word, f"{word}=1"):
-        with pytest.raises(ValueError, match=rf"'{word}' can not be had: \w+"):
+        with pytest.raises(ValueError, match=rf"'{word}' is refused: \w+"):
             parse(["rw", text])
 
 
-def test_the_type_is_always_ours() -> None:
+def test_the_subtype_is_always_cleanfs() -> None:
     assert parse(["subtype=cleanfs"]).ours == ()
     for text in ("subtype=x", "subtype"):
         with pytest.raises(ValueError, match="always"):
             parse([text])
 
 
-def test_a_remount_may_name_what_is_already_so() -> None:
+def test_a_remount_may_repeat_unchanged_options() -> None:
     words = ["ro,remount,user_id=0,allow_other,page_size=4096"]
-    assert asks_for_remount(words)
-    assert not asks_for_remount(["x-remount,remounts,remount=1"])
+    assert is_remount(words)
+    assert not is_remount(["x-remount,remounts,remount=1"])
     options = parse(words, ["rw", "user_id=0", "group_id=0", "allow_other"])
     assert options.remount
     assert (options.flags, options.ours) == (("ro",), (("page_size", "4096"),))
@@ -81,7 +81,9 @@ def test_a_remount_may_name_what_is_already_so() -> None:
         ("rw,noexec,noatime", "rw", NOEXEC | NOATIME),
     ],
 )
-def test_mountinfo_shows_all_flags_but_one(options: str, super_options: str, flags: int) -> None:
+def test_flags_come_from_mountinfo_which_hides_strictatime(
+    options: str, super_options: str, flags: int
+) -> None:
     assert flags_of(point(options, super_options)) == flags
 
 
@@ -95,11 +97,11 @@ def test_mountinfo_shows_all_flags_but_one(options: str, super_options: str, fla
         ("noexec,exec", DEFAULT),
     ],
 )
-def test_words_change_flags(words: str, flags: int) -> None:
-    assert with_words(DEFAULT, words.split(",")) == flags
+def test_names_change_flags(words: str, flags: int) -> None:
+    assert with_names(DEFAULT, words.split(",")) == flags
 
 
-def test_a_remount_takes_away_what_is_not_named_but_for_nosuid_and_nodev() -> None:
+def test_a_remount_clears_unnamed_flags_except_nosuid_and_nodev() -> None:
     before = DEFAULT | NOEXEC | RDONLY
     assert remounted(before, ["rw"]) == DEFAULT
     assert remounted(before, ["ro", "noexec", "relatime"]) == before
