@@ -195,7 +195,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(b"null")
 def test_any_content_is_statistics_or_one_error(place: Path, content: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "answer", lambda call, _: call())  # no child for each of so many
+        patch.setattr(client, "forked_call", lambda call, _: call())  # no child for each of so many
         any_content(place, content)
 
 
