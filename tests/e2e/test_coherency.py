@@ -289,7 +289,7 @@ def test_pages_are_kept_when_the_first_open_has_dropped_them_for_sure(
     source: Path, mount: Mounter, first: str
 ) -> None:
     """Before it is used its opener may not have got to run, although half a second went by."""
-    fs = mount(patch="from cleanfs.fs import operations as filesystem; filesystem.DROP_SECONDS = 0")
+    fs = mount(patch="from cleanfs.fs import opening; opening.DROP_SECONDS = 0")
     (source / "f").write_bytes(b"1")
     settle()
     with held(fs.path / "f") as other:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from cleanfs.cache.fingerprint import COARSE_NS
-from cleanfs.fs.operations import DROP_SECONDS
+from cleanfs.fs.opening import DROP_SECONDS
 from cleanfs.fuse.interrupts import GUARD_SECONDS
 from cleanfs.fuse.notify import REFRESH_SECONDS
 from cleanfs.source.inline_policy import RECENT_SECONDS

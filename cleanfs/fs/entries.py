@@ -1,0 +1,140 @@
+"""Translate attributes for pyfuse3; make the entries that replies carry, with their timeouts."""
+
+import os
+import stat as stat_module
+from typing import Final
+
+from pyfuse3 import EntryAttributes, InodeT, ModeT, SetattrFields, StatvfsData
+
+from cleanfs.fs.control import Node
+from cleanfs.source.namespace import NewAttributes
+from cleanfs.vfs.coherency import ATTR_TIMEOUTS, Coherency
+from cleanfs.vfs.handles import DirHandle
+from cleanfs.vfs.inodes import Inode, InodeTable, access_of, stamps_of
+from cleanfs.vfs.source_watch import SourceWatch
+
+UNANNOUNCED_SECONDS: Final = ATTR_TIMEOUTS[Coherency.WATCH]
+"""With ``--coherency watch``, the longest attribute and entry timeout of what has no watch."""
+
+
+STATVFS_FIELDS: Final = (
+    *("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail"),
+    *("f_files", "f_ffree", "f_favail", "f_namemax"),
+)
+
+
+class Entries:
+    """The entry makers of one mount."""
+
+    def __init__(self, inodes: InodeTable, timeout: float, watch: SourceWatch | None) -> None:
+        """``timeout`` in seconds, for attributes and names."""
+        self._inodes = inodes
+        self._timeout = timeout
+        # A timeout longer than that holds only where changes are announced.
+        self._watch = watch if timeout > UNANNOUNCED_SECONDS else None
+
+    def attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
+        """Make the entry of an inode, and record that the kernel is told of it."""
+        entry = _entry(st)
+        if inode is not self._inodes.root:  # the root's node id is FUSE's, its number its own
+            entry.st_ino = InodeT(inode.node)
+        entry.generation = inode.generation
+        entry.attr_timeout = entry.entry_timeout = self._timeout
+        if self._watch is not None:
+            entry.attr_timeout = self._timeout_of(inode, self._watch)
+            entry.entry_timeout = self._timeout_of(inode.parent or inode, self._watch)
+        now = stamps_of(st)
+        if inode.sent not in (None, now):
+            inode.doubts += 1
+        inode.sent = now
+        inode.access, inode.access_ctime = access_of(st), st.st_ctime_ns
+        inode.told_size(st.st_size)
+        return entry
+
+    def _timeout_of(self, inode: Inode, watch: SourceWatch) -> float:
+        return self._timeout if watch.announces(inode) else UNANNOUNCED_SECONDS
+
+    def dot(self, directory: DirHandle, name: bytes) -> EntryAttributes:
+        """Make the entry of ``.`` or ``..`` in a listing; the kernel takes no reference to them."""
+        if directory.inode is self._inodes.root:
+            return _entry(directory.dot(b"."))  # what is above is not ours to show
+        entry = _entry(directory.dot(name))
+        known = self._inodes.find(directory.dot(name))
+        if directory.inode.dentry is not None:
+            known = directory.inode if name == b"." else directory.inode.parent
+        if known is not None and known is not self._inodes.root:
+            entry.st_ino = InodeT(known.node)
+        return entry
+
+    def unknown(self) -> EntryAttributes:
+        """Make the entry of a name whose stat failed: it is listed, and a lookup of it gets the error.
+
+        It is shown as a directory, as dead mount points are what fails in practice. Its node id is
+        given out once, stands for nothing, and expires at once.
+        """
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(self._inodes.next_dynamic())
+        entry.st_mode = ModeT(stat_module.S_IFDIR)
+        entry.attr_timeout = entry.entry_timeout = 0
+        return entry
+
+    def absent(self) -> EntryAttributes:
+        """Make the entry that says that there is no such name, for the usual entry timeout.
+
+        The kernel drops it by itself when the name is made through the mount.
+        """
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(0)
+        entry.attr_timeout, entry.entry_timeout = 0, self._timeout
+        return entry
+
+
+def control_entry(node: Node) -> EntryAttributes:
+    """Make the entry of a control file or directory."""
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(node.number)
+    entry.st_mode = ModeT(node.mode)
+    entry.st_nlink = 1
+    entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
+    entry.st_size = len(node.text)
+    entry.st_blocks = -(-len(node.text) // 512)  # none at all would be a file that is one hole
+    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.made_ns
+    entry.attr_timeout = entry.entry_timeout = 0
+    return entry
+
+
+def new_attributes(attr: EntryAttributes, fields: SetattrFields) -> NewAttributes:
+    """Translate the attributes that a setattr is to set."""
+    return NewAttributes(
+        mode=attr.st_mode if fields.update_mode else None,
+        uid=attr.st_uid if fields.update_uid else None,
+        gid=attr.st_gid if fields.update_gid else None,
+        size=attr.st_size if fields.update_size else None,
+        atime_ns=attr.st_atime_ns if fields.update_atime else None,
+        mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+    )
+
+
+def statvfs_data(st: os.statvfs_result) -> StatvfsData:
+    """Translate free space for pyfuse3."""
+    data = StatvfsData()
+    for name in STATVFS_FIELDS:
+        setattr(data, name, getattr(st, name))
+    return data
+
+
+def _entry(st: os.stat_result) -> EntryAttributes:
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(st.st_ino)
+    entry.st_mode = ModeT(st.st_mode)
+    entry.st_nlink = st.st_nlink
+    entry.st_uid = st.st_uid
+    entry.st_gid = st.st_gid
+    entry.st_rdev = st.st_rdev
+    entry.st_size = st.st_size
+    entry.st_blksize = st.st_blksize
+    entry.st_blocks = st.st_blocks
+    entry.st_atime_ns = st.st_atime_ns
+    entry.st_mtime_ns = st.st_mtime_ns
+    entry.st_ctime_ns = st.st_ctime_ns
+    return entry

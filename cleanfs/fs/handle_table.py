@@ -1,0 +1,105 @@
+"""The open file handles of a mount, by the numbers that the kernel knows them by."""
+
+import contextlib
+import logging
+from itertools import count
+
+import trio
+from pyfuse3 import FileHandleT
+
+from cleanfs.fs.control import Node
+from cleanfs.vfs.handles import DirHandle, FileHandle, Handle
+from cleanfs.vfs.inodes import InodeTable
+from cleanfs.vfs.open_files import OpenFiles
+
+log = logging.getLogger(__name__)
+
+
+class HandleTable:
+    """Files, directories and control directories that are open."""
+
+    def __init__(self, inodes: InodeTable, open_files: OpenFiles) -> None:
+        """Nothing is open."""
+        self._inodes = inodes
+        self._open_files = open_files
+        self._files: dict[int, Handle] = {}
+        self._directories: dict[int, DirHandle | Node] = {}
+        self._numbers = count(1)
+        self._abandoned: list[FileHandleT] = []
+        self._some_abandoned = trio.Event()
+
+    def __getitem__(self, fh: int) -> Handle:
+        """The open file of a number."""
+        return self._files[fh]
+
+    def get(self, fh: int) -> Handle | None:
+        """The same, None if there is none."""
+        return self._files.get(fh)
+
+    def directory(self, fh: int) -> DirHandle | Node:
+        """The open directory of a number, or the control directory that it stands for."""
+        return self._directories[fh]
+
+    @property
+    def count(self) -> int:
+        """How many files and directories are open, control files included."""
+        directories = [found for found in self._directories.values() if isinstance(found, DirHandle)]
+        return len(self._files) + len(directories)
+
+    def open_for_writing(self) -> set[int]:
+        """Nodes of the files that are open for writing."""
+        handles = [handle for handle in self._files.values() if isinstance(handle, FileHandle)]
+        return {handle.inode.node for handle in handles if handle.writable}
+
+    def add(self, handle: Handle) -> FileHandleT:
+        """Number an open file."""
+        fh = FileHandleT(next(self._numbers))
+        self._files[fh] = handle
+        return fh
+
+    def add_directory(self, directory: DirHandle | Node) -> FileHandleT:
+        """Number an open directory. The descriptor of a ``DirHandle`` counts from now on."""
+        fh = FileHandleT(next(self._numbers))
+        self._directories[fh] = directory
+        if isinstance(directory, DirHandle):
+            self._inodes.opened(directory.inode, directory.fd)
+        return fh
+
+    async def release(self, fh: FileHandleT) -> None:
+        """Close a file."""
+        handle = self._files.pop(fh)
+        if isinstance(handle, FileHandle):
+            with self._inodes.closing(handle.inode, handle.fd):
+                self._open_files.closed(handle.inode)
+                await handle.release()
+        else:
+            await handle.release()
+
+    async def release_directory(self, fh: FileHandleT) -> None:
+        """Close a directory."""
+        directory = self._directories.pop(fh)
+        if isinstance(directory, DirHandle):
+            with self._inodes.closing(directory.inode, directory.fd):
+                await directory.release()
+
+    def abandon(self, fh: FileHandleT) -> None:
+        """Have ``release_abandoned`` close what the kernel does not know to be open."""
+        self._abandoned.append(fh)
+        self._some_abandoned.set()
+
+    async def release_abandoned(self) -> None:
+        """Close abandoned files and directories, each in a task of its own; never ends."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._some_abandoned.wait()
+                self._some_abandoned = trio.Event()
+                while self._abandoned:
+                    nursery.start_soon(self._release_quietly, self._abandoned.pop())
+
+    async def _release_quietly(self, fh: FileHandleT) -> None:
+        release = self.release if fh in self._files else self.release_directory
+        try:
+            with contextlib.suppress(OSError):  # nobody is left to be told
+                await release(fh)
+        except Exception:
+            log.exception("the release of an abandoned file failed")

@@ -1,0 +1,172 @@
+"""Open files: compare the source with what is known, and decide whether the kernel keeps its pages."""
+
+import math
+import os
+from typing import Final
+
+import trio
+from pyfuse3 import FileHandleT, FileInfo, RequestContext
+
+from cleanfs.fs.handle_table import HandleTable
+from cleanfs.fs.permissions import Permissions
+from cleanfs.source.caller import Caller
+from cleanfs.source.io import without_set_id
+from cleanfs.source.namespace import NewAttributes, OpenedFile
+from cleanfs.vfs.coherency import Coherency
+from cleanfs.vfs.handles import Before, DirHandle, FileHandle, Services
+from cleanfs.vfs.inodes import Inode, InodeTable, stamps_of
+from cleanfs.vfs.open_files import OpenFiles
+from cleanfs.vfs.tree import Tree
+
+DROP_SECONDS: Final = 0.5
+"""What the kernel gets to drop a file's pages after the reply to an open says so. Until then, or until
+what was opened is closed, every open says so; after that the kernel is notified."""
+
+FLAGS_FOR_AN_IOCTL: Final = os.O_RDONLY
+"""With these alone, and no O_LARGEFILE, the kernel opens what is open for FS_IOC_GETFLAGS and its like
+(``fuse_priv_ioctl_prepare``), once more for each call. It drops no pages then, whatever it is told
+(Linux 6.18). A 32-bit program may open a file so, too."""
+
+
+class Opener:
+    """Opens files and directories, and makes handles of them."""
+
+    def __init__(
+        self,
+        services: Services,
+        inodes: InodeTable,
+        tree: Tree,
+        permissions: Permissions,
+        handles: HandleTable,
+        open_files: OpenFiles,
+    ) -> None:
+        """Handles go into ``handles``, and their inodes into ``open_files``."""
+        self._services = services
+        self._inodes = inodes
+        self._tree = tree
+        self._permissions = permissions
+        self._handles = handles
+        self._open_files = open_files
+
+    async def open(
+        self, inode: Inode, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, os.stat_result]:
+        """Open a file, without truncating it. Return its attributes, too. Raises OSError."""
+        before, truncates = self._services.before(), flags & os.O_TRUNC
+        opened = await self._tree.open(inode, flags)
+        fd, st = opened.fd, opened.stat
+        await self._permissions.check_opened(inode, fd, st, ctx, truncates=truncates)
+        return await self.make_handle(inode, opened, flags & ~os.O_TRUNC, before), st
+
+    async def open_directory(self, inode: Inode, ctx: RequestContext) -> FileHandleT:
+        """Open a directory. Raises OSError."""
+        fd = await self._tree.open_directory(inode)
+        try:
+            st = await self._services.inline_if_local(inode, os.fstat, fd)
+        except BaseException:
+            await self._tree.close(inode, fd)
+            raise
+        await self._permissions.check_opened(inode, fd, st, ctx)
+        directory = DirHandle(self._services, inode, fd, handles=self._inodes.exports)
+        return self._handles.add_directory(directory)
+
+    async def make_handle(
+        self, inode: Inode, opened: OpenedFile, flags: int, before: Before
+    ) -> FileInfo:
+        """Make a handle of a file that was opened after ``before``; takes over its descriptor."""
+        services = self._services
+        inode.file_key = opened.key
+        if inode.dentry is None:
+            inode.handle = opened.key.generation
+        file = services.pagecache.file(opened.key, inode.dentry)
+        handle = FileHandle(services, inode, file, opened.fd, flags)
+        self._inodes.opened(inode, opened.fd)
+        fh = self._handles.add(handle)
+        try:
+            drops = await self._compare(handle, opened.stat, flags, before)
+        except BaseException:
+            if inode.dropped_for is handle:
+                services.notifier.inode(inode.node)
+            await self._handles.release(fh)
+            raise
+        drops = self._must_drop_pages(handle, drops)
+        if drops:
+            handle.drops_pages()
+        handle.may_write()
+        return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not drops)
+
+    async def _compare(
+        self, handle: FileHandle, st: os.stat_result, flags: int, before: Before
+    ) -> bool:
+        """Compare the source with what is known. Return whether this open drops the kernel's pages."""
+        services, inode = self._services, handle.inode
+        now = self._tree.fingerprint(st, before)
+        stale = services.coherency.on_open(handle.file, now, before.clock)
+        drops = stale and flags != FLAGS_FOR_AN_IOCTL
+        if stale and not drops:
+            services.notifier.inode(inode.node)
+        if drops:
+            handle.drops_pages()
+            inode.dropped_for = handle
+            inode.pages_dropped_by = math.inf  # by no other open before this one has its reply
+        stamps = stamps_of(st)
+        if inode.sent != stamps:
+            inode.sent = stamps
+            inode.doubts += 1
+            if stale and services.notifier.explicit:
+                services.notifier.inode(inode.node)  # before anybody is told of another size
+        if services.coherency.mode is not Coherency.NONE:  # else the kernel knows all changes
+            self._open_files.opened(inode)
+            await self._settle_doubts(inode, stale)
+        return drops
+
+    async def _settle_doubts(self, inode: Inode, stale: bool) -> None:
+        """Make the kernel ask for the attributes, above all the size, if it may go by old ones.
+
+        It asks before the reply to the open. Left to the program's first read, another notification or
+        a write could overtake the reply; then the kernel drops that, and goes by the old size.
+
+        ``stale`` says that its pages are: those go before it knows of another size.
+        """
+        pages = stale and self._services.notifier.explicit
+        known = inode.doubts  # those that come meanwhile are for later opens
+        while inode.doubts_settled < known:
+            if inode.settling is not None:
+                await inode.settling.wait()
+                continue
+            inode.settling = settled = trio.Event()
+            doubts = inode.doubts
+            try:
+                await self._services.notifier.refreshed(inode.node, inode.generation, pages=pages)
+                inode.doubts_settled = doubts
+            finally:
+                inode.settling = None
+                settled.set()
+
+    def _must_drop_pages(self, handle: FileHandle, drops: bool) -> bool:
+        """Decide, right before the reply, whether it tells the kernel to drop its pages."""
+        notifier, inode, moment = self._services.notifier, handle.inode, trio.current_time()
+        if inode.dropped_for is handle:
+            inode.pages_dropped_by = moment + DROP_SECONDS
+        drops = drops or moment < inode.pages_dropped_by
+        if inode.dropped_for is not None and not drops:
+            notifier.inode(inode.node)  # that opener may still not have run
+            inode.dropped_for = None
+        return drops or notifier.is_pending(inode.node)
+
+    async def truncate(
+        self, inode: Inode, fh: FileHandleT, st: os.stat_result, ctx: RequestContext
+    ) -> None:
+        """Do the O_TRUNC of an open, which also clears the set-id bits unless root asks for it."""
+        handle = self._handles[fh]
+        assert isinstance(handle, FileHandle)
+        handle.drops_pages()
+        io_fd = handle.fd if handle.writable else -1
+        cleared = without_set_id(st, Caller.of(ctx))
+        try:
+            new = NewAttributes(size=0, mode=cleared)
+            inode.sent = stamps_of(await self._tree.set_attributes(inode, io_fd, new))
+            inode.set_size(0)
+        except BaseException:
+            await self._handles.release(fh)
+            raise

@@ -1,0 +1,179 @@
+"""Refuse what the requester may not do, where the kernel's own check does not suffice.
+
+The kernel checks permissions by the mode, owners and ACL that it was told, which may be stale. ESTALE
+makes it ask for them, and check again.
+"""
+
+import errno
+import os
+from dataclasses import replace
+from typing import Final
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, RequestContext
+
+from cleanfs.source import namespace
+from cleanfs.source.caller import Caller
+from cleanfs.source.errors import StaleError
+from cleanfs.source.io import without_set_id
+from cleanfs.source.namespace import NewAttributes
+from cleanfs.source.self_copy import forbid_self_copy, open_to_read
+from cleanfs.vfs.handles import Services
+from cleanfs.vfs.inodes import NOT_TOLD, Inode, access_of
+from cleanfs.vfs.root import ACL_NAMES
+from cleanfs.vfs.stale_names import StaleNames
+from cleanfs.vfs.tree import Tree
+
+NOBODY_ELSE: Final = -1
+"""As an owner, for chown: no other than now. That moves ctime, and takes set-id bits away."""
+
+NO_ATTRIBUTES: Final = NewAttributes()
+
+
+class Permissions:
+    """The checks of one mount. Each raises StaleError or another OSError."""
+
+    def __init__(self, services: Services, tree: Tree, stale_names: StaleNames) -> None:
+        """Checks that go by names use ``stale_names``."""
+        self._services = services
+        self._tree = tree
+        self._stale_names = stale_names
+
+    async def check_opened(
+        self,
+        inode: Inode,
+        fd: int,
+        st: os.stat_result,
+        ctx: RequestContext,
+        *,
+        truncates: int = 0,
+    ) -> None:
+        """Check that what was opened is what the requester named, and may have. Else close ``fd``."""
+        try:
+            await self._stale_names.check(inode, ctx)
+            await self._check_access(inode, fd, st, ctx)
+            if truncates and st.st_size and (readers := open_to_read(ctx.pid, st.st_ino)):
+                await self._tree.in_thread_with_retry(forbid_self_copy, readers, st)
+        except BaseException:
+            await self._tree.close(inode, fd)
+            raise
+
+    async def _check_access(
+        self, inode: Inode, fd: int, st: os.stat_result, ctx: RequestContext
+    ) -> None:
+        """Check that mode, owners and ACL are still those that the kernel let the requester in by.
+
+        ctime moves with each of them. Root is let in anyway, and should not fail because somebody
+        changes them all the time: the kernel asks again only once.
+        """
+        if ctx.uid == 0:
+            return
+        same = inode.access in (NOT_TOLD, access_of(st))
+        if same and inode.access != NOT_TOLD and inode.access_ctime != st.st_ctime_ns:
+            same = await self._services.inline_if_local(inode, namespace.access_acl, fd) == inode.acl
+        if not same:
+            await self._services.notifier.attributes_changed(inode.node)
+            raise StaleError
+        inode.access_ctime = st.st_ctime_ns
+
+    async def check_removed(self, inode: Inode, ctx: RequestContext) -> None:
+        """Check whether to give attributes of an inode without a link.
+
+        fstat and stat send the same request. A descriptor may be meant if the file is open here, or was
+        removed here, upon which the kernel forgot the name. Then there is a reply, and the kernel is
+        made to look up the name that it may still have.
+        """
+        if self._services.space_retry.is_removed(inode.node):
+            return
+        if not inode.open_fds:
+            await self._stale_names.check(inode, ctx, comes_again=False)
+        elif inode.parent is not None:
+            self._services.notifier.expire(inode.parent.node, inode.name)
+
+    async def check_owner(self, inode: Inode, ctx: RequestContext) -> os.stat_result:
+        """Check a change that only the owner may make. Return the attributes now.
+
+        It fails if the kernel went by other owners, unless the requester is the owner all the same.
+        """
+        st = await self._tree.inline_if_local(inode, os.fstat, inode.fd)
+        if ctx.uid not in (0, st.st_uid) and inode.access not in (NOT_TOLD, access_of(st)):
+            await self._services.notifier.attributes_changed(inode.node)
+            raise StaleError
+        return st
+
+    async def check_setattr(
+        self, inode: Inode, io_fd: int, new: NewAttributes, ctx: RequestContext
+    ) -> tuple[NewAttributes, os.stat_result | None]:
+        """Check a setattr. Return what to set; or nothing to set, and the attributes to reply with.
+
+        ``io_fd`` is the descriptor by which the requester has the file open for writing, or -1.
+        """
+        if io_fd < 0 and _may_be_by_name(inode, new):
+            await self._stale_names.check(inode, ctx)
+        if new == NO_ATTRIBUTES:
+            st = await self.check_owner(inode, ctx)
+            lost_capability, inode.lost_capability = inode.lost_capability, False
+            if _is_before_a_write(st, Caller.of(ctx), lost_capability):
+                return new, st
+            return NewAttributes(uid=NOBODY_ELSE), None
+        if ctx.uid != 0:
+            if io_fd < 0:
+                st = await self.check_owner(inode, ctx)
+            else:  # an open file may be changed whatever became of the permissions
+                st = await self._tree.inline_if_local(inode, os.fstat, inode.fd)
+            if new.size is not None and new.mode is None:
+                new = replace(new, mode=without_set_id(st, Caller.of(ctx)))
+        return new, None
+
+    async def check_xattr_change(self, inode: Inode, name: bytes, ctx: RequestContext) -> None:
+        """Check a change of an extended attribute. Raises PermissionError, too.
+
+        The kernel checks ``user``, ``trusted``, ``security`` and POSIX ACLs. The rest of ``system`` it
+        leaves to file systems: there are ACLs of NFS, CIFS and NTFS. The source would check the daemon.
+        """
+        if not inode.open_fds:  # else it may be by a descriptor
+            await self._stale_names.check(inode, ctx)
+        st = await self.check_owner(inode, ctx)
+        if name.startswith(b"system.") and name not in ACL_NAMES and ctx.uid not in (0, st.st_uid):
+            try:
+                await self._tree.inline_if_local(inode, os.getxattr, inode.path(), name)
+            except OSError as exc:
+                if exc.errno == errno.EOPNOTSUPP:  # where there are none, that comes first
+                    raise
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def is_granted(attr: EntryAttributes, mode: int, ctx: RequestContext) -> bool:
+    """Whether mode and owners give the requester the access ``mode`` (``access(2)``)."""
+    if ctx.uid == 0:
+        return not mode & os.X_OK or bool(attr.st_mode & 0o111)
+    if ctx.uid == attr.st_uid:
+        granted = attr.st_mode >> 6
+    elif attr.st_gid == ctx.gid or attr.st_gid in pyfuse3.get_sup_groups(ctx.pid):
+        granted = attr.st_mode >> 3
+    else:
+        granted = attr.st_mode
+    return not mode & ~granted & 0o7
+
+
+def _may_be_by_name(inode: Inode, new: NewAttributes) -> bool:
+    """Whether a setattr that names no open file is by a path, so that the kernel can retry it.
+
+    ftruncate names its file. fchmod and its like do not, so they can only be told apart where no file
+    is open. Times alone may be the kernel's own, which sets them late (``--writeback``).
+    """
+    if new.size is not None:
+        return True
+    return not inode.open_fds and (new.mode, new.uid, new.gid) != (None, None, None)
+
+
+def _is_before_a_write(st: os.stat_result, caller: Caller, lost_capability: bool) -> bool:
+    """Whether a setattr of no attribute only announces a write, which will clear set-id bits.
+
+    The kernel sends one then, and also for a chown to nobody else. A user can chown such a file only
+    as its owner; and there is no harm if an owner's bits go a moment before the write. Root's
+    write leaves set-id bits alone: it is announced only after it has taken a capability away.
+    """
+    if caller.privileged:
+        return lost_capability
+    return caller.uid != st.st_uid and without_set_id(st, caller) is not None

@@ -1,0 +1,93 @@
+"""Extended attributes and ACLs."""
+
+import errno
+import os
+
+import pyfuse3
+from pyfuse3 import FUSEError, RequestContext
+
+from cleanfs.fs.permissions import Permissions
+from cleanfs.fs.rollback import ReplyRollback
+from cleanfs.source.caller import Caller
+from cleanfs.source.namespace import ACCESS_ACL
+from cleanfs.vfs.handles import Services
+from cleanfs.vfs.inodes import Inode, InodeTable
+from cleanfs.vfs.root import ACL_NAMES
+from cleanfs.vfs.tree import Tree
+
+CAPABILITY = b"security.capability"
+
+
+class Xattrs:
+    """The extended attributes of one mount."""
+
+    def __init__(
+        self,
+        services: Services,
+        inodes: InodeTable,
+        tree: Tree,
+        permissions: Permissions,
+        rollback: ReplyRollback,
+    ) -> None:
+        """``permissions`` checks changes."""
+        self._services = services
+        self._inodes = inodes
+        self._tree = tree
+        self._permissions = permissions
+        self._rollback = rollback
+
+    def capability(self, node: int, ctx: RequestContext) -> bytes | None:
+        """Read CAPABILITY without waiting, or return None. Raises FUSEError (ENOATTR).
+
+        The kernel asks for it before a write (see ``init_flags``). An open file has a descriptor that
+        can be asked at once; other errors are left to ``get``.
+        """
+        inode = self._inodes.get(node)
+        if inode is None:
+            return None
+        if ctx.uid:
+            # Root's request does not take the place of a user's: in doubt the bits go.
+            inode.asked_for = Caller.of(ctx)
+        if not (inode.open_fds and self._services.is_local(inode)):
+            return None
+        self._rollback.nothing()
+        try:
+            return os.getxattr(inode.open_fds[-1], CAPABILITY)
+        except OSError as exc:
+            if exc.errno == errno.ENODATA:
+                raise FUSEError(pyfuse3.ENOATTR) from None
+        return None
+
+    async def get(self, inode: Inode, name: bytes) -> bytes:
+        """Read an extended attribute. Raises OSError (ENODATA)."""
+        acl_before = inode.acl
+        if name == ACCESS_ACL:
+            inode.acl = b""
+        try:
+            value = await self._tree.inline_if_local(inode, os.getxattr, inode.path(), name)
+        except OSError as exc:
+            # A source without ACLs has none. The kernel, which reads the ACL before it lets anybody
+            # in, would take any other error for its result.
+            if exc.errno == errno.EOPNOTSUPP and name in ACL_NAMES:
+                raise FUSEError(pyfuse3.ENOATTR) from exc
+            raise
+        self._rollback.nothing()
+        if name == ACCESS_ACL:
+            inode.acl = value
+            if value != acl_before:
+                self._rollback.acl(inode)
+        return value
+
+    async def set(self, inode: Inode, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        """Set an extended attribute."""
+        await self._permissions.check_xattr_change(inode, name, ctx)
+        caller = Caller.of(ctx) if name == ACCESS_ACL else None
+        await self._tree.change_xattr(inode, name, value, caller)
+        self._rollback.change(inode)
+
+    async def remove(self, inode: Inode, name: bytes, ctx: RequestContext) -> None:
+        """Remove an extended attribute."""
+        await self._permissions.check_xattr_change(inode, name, ctx)
+        await self._tree.change_xattr(inode, name, None)
+        inode.lost_capability = name == CAPABILITY
+        self._rollback.change(inode)
