@@ -1,14 +1,14 @@
-"""Paths hold any bytes; a terminal obeys some of them, and a line ends at one."""
+"""Escape text for terminals and logs: a path may contain control characters and newlines."""
 
 
 def printable(text: str) -> str:
-    """What is not printable as backslash escapes: controls, and bytes that are no UTF-8."""
+    """Return text with control characters and invalid UTF-8 as backslash escapes."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def _escaped(char: str) -> str:
     if char.isprintable():
         return char
-    if "\udc80" <= char <= "\udcff":  # a byte, as surrogateescape has it
+    if "\udc80" <= char <= "\udcff":  # a byte under surrogateescape
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()

@@ -1,9 +1,9 @@
-"""The control files of a mount as the command line sees them: from outside, and trusting nobody.
+"""Access the control files of a mount from the command line, without trusting them.
 
-What says that it is a cleanfs mount need not be one: the type is anybody's to claim, a directory of a
-mount can be bound to another place, and the daemon may be of another version, or stopped. So nothing
-here follows links, waits without end, reads without end, creates or truncates; and statistics are held
-against what is read of them before anybody computes with them.
+A mount that claims to be cleanfs need not be: any FUSE file system can claim the type, a directory can
+be bind-mounted elsewhere, and the daemon may have another version or be stopped. So nothing here
+follows links, waits or reads without a limit, creates or truncates. Statistics are validated before
+use.
 """
 
 import errno
@@ -22,7 +22,7 @@ from cleanfs.linux.forked_call import forked_call
 from cleanfs.mount.config import MountError
 
 MAX_TEXT = 1 << 20
-"""Bytes of a control file. The statistics take some KiB."""
+"""The largest control file, in bytes. The statistics take some KiB."""
 
 MAX_NUMBER = 1 << 64
 
@@ -37,11 +37,11 @@ NUMBERS = (
     "memory_withheld_bytes",
     *(f"latency_{kind}_{value}" for kind in KINDS for value in ("count", "p50_us", "p99_us")),
 )  # fmt: skip
-"""What tables and lines are made of."""
+"""The numbers that tables and lines use."""
 
 
 def read_control(mountpoint: str, name: bytes) -> bytes:
-    """The content of a control file. Raises OSError, MountError."""
+    """Read a control file. Raises OSError, MountError."""
     content = forked_call(lambda: _read(mountpoint, name), _path(mountpoint, name))
     if len(content) > MAX_TEXT:
         raise MountError(f"{_path(mountpoint, name)} is too long for a control file")
@@ -49,7 +49,7 @@ def read_control(mountpoint: str, name: bytes) -> bytes:
 
 
 def _read(mountpoint: str, name: bytes) -> bytes:
-    """Not much more than MAX_TEXT bytes of it, if it has more."""
+    """Read a control file, but not much more than MAX_TEXT bytes."""
     content = b""
     with _opened(mountpoint, name, os.O_RDONLY) as fd:
         while len(content) <= MAX_TEXT and (piece := os.read(fd, MAX_TEXT)):
@@ -58,7 +58,7 @@ def _read(mountpoint: str, name: bytes) -> bytes:
 
 
 def write_control(mountpoint: str, name: bytes, text: str) -> None:
-    """Write to a control file that is there. Raises OSError, MountError."""
+    """Write to an existing control file. Raises OSError, MountError."""
     forked_call(lambda: _write(mountpoint, name, text), _path(mountpoint, name))
 
 
@@ -69,12 +69,12 @@ def _write(mountpoint: str, name: bytes, text: str) -> bytes:
 
 
 def read_json(mountpoint: str) -> Stats:
-    """``stats.json``, whatever its values are. Raises OSError, MountError."""
+    """Read ``stats.json`` without validating its values. Raises OSError, MountError."""
     return _read_object(mountpoint, b"stats.json", "statistics")
 
 
 def read_options(mountpoint: str) -> dict[str, Any]:
-    """``options.json``, whatever its values are. Raises OSError, MountError."""
+    """Read ``options.json`` without validating its values. Raises OSError, MountError."""
     return _read_object(mountpoint, b"options.json", "options")
 
 
@@ -91,7 +91,7 @@ def _read_object(mountpoint: str, name: bytes, what: str) -> dict[str, Any]:
 
 
 def read_stats(mountpoint: str) -> Stats:
-    """The statistics; what this version reads of them is there, and of its type.
+    """Read the statistics and validate the members that this version uses.
 
     Raises OSError, MountError.
     """
@@ -102,7 +102,7 @@ def read_stats(mountpoint: str) -> Stats:
 
 
 def read_pid(mountpoint: str) -> int | None:
-    """The daemon's process id, if it says so."""
+    """Return the daemon's process id, if its statistics can be read."""
     try:
         pid = read_json(mountpoint).get("pid")
     except (OSError, MountError):
@@ -111,7 +111,7 @@ def read_pid(mountpoint: str) -> int | None:
 
 
 def wrong_member(stats: Stats) -> str | None:
-    """The name of a member that is missing or not what it is taken for."""
+    """Return the name of a member that is missing or has the wrong type."""
     for name in STRINGS:
         if not isinstance(stats.get(name), str):
             return name
@@ -163,7 +163,7 @@ def _path(mountpoint: str, name: bytes) -> str:
 
 @contextmanager
 def _opened(mountpoint: str, name: bytes, flags: int) -> Iterator[int]:
-    """A descriptor of a control file that is one: a plain file in a directory, without links."""
+    """Open a control file, which must be a regular file in a directory, without symlinks."""
     path = _path(mountpoint, name)
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:

@@ -1,4 +1,4 @@
-"""The cleanfs mounts of a machine, for ``cleanfs list``."""
+"""List the cleanfs mounts of a machine, for ``cleanfs list``."""
 
 import errno
 import os
@@ -18,28 +18,28 @@ STATES = {
     errno.EACCES: "no access",
     errno.ENOENT: "not ours",
 }
-"""The state of a mount by the error of asking it. Other errors are a state as the kernel words them."""
+"""The state of a mount whose statistics fail with an errno. For other errors it is strerror's text."""
 
 
 @dataclass(frozen=True, slots=True)
 class MountState:
-    """One mount. What only its daemon knows is None where the daemon did not say it."""
+    """Describes one mount. Members that only its daemon knows are None if it did not reply."""
 
     mountpoint: str
     source: str
     state: str
-    """``ok``, one of STATES, ``other version`` (its statistics are not this one's), or an error."""
+    """``ok``, one of STATES, ``other version`` (of the statistics), or an error."""
     backend: str | None = None
     hit_ratio: float | None = None
     pid: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Members by name; null for what is not known."""
+        """Return the members by name; unknown ones are null."""
         return asdict(self)
 
 
 def mount_state(point: MountPoint) -> MountState:
-    """Ask one mount; takes as long as ``forked_call`` waits, at most."""
+    """Read the state of one mount, within the time limit of ``forked_call``."""
     try:
         now = read_stats(point.path)
     except MountError:
@@ -51,7 +51,7 @@ def mount_state(point: MountPoint) -> MountState:
 
 
 def as_table(mounts: list[MountState]) -> Table:
-    """One line each, if there is the width for it."""
+    """Make a table with one line for each mount, if the width suffices."""
     table = Table(box=None, pad_edge=False, header_style="")
     for heading in ("MOUNT POINT", "SOURCE"):
         table.add_column(heading, overflow="fold")

@@ -1,4 +1,4 @@
-"""Types of command line options: what is wrong is refused with a line that says so."""
+"""Define the types of command-line options; each refuses a wrong value with one line."""
 
 import math
 
@@ -13,12 +13,12 @@ MAX_PAGE_SIZE = 1 << 20
 
 
 class PathType(click.ParamType[str]):
-    """A path of any kind. The empty one is none, as the kernel has it: not the current directory."""
+    """Any path but the empty one, which the kernel refuses, too."""
 
     name = "path"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """As it was given."""
+        """Return the path unchanged."""
         if not value:
             self.fail("an empty path names nothing", param, ctx)
         return str(value)
@@ -30,12 +30,12 @@ class SizeType(click.ParamType[int]):
     name = "size"
 
     def __init__(self, least: int, zero: bool = False) -> None:
-        """See the class."""
+        """Accept sizes from ``least`` bytes, and 0 if ``zero``."""
         self._least = least
         self._zero = zero
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
+        """Return the size in bytes."""
         if isinstance(value, int):
             return value
         try:
@@ -53,7 +53,7 @@ class PageSizeType(SizeType):
     name = "page size"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
+        """Return the size in bytes."""
         size = super().convert(value, param, ctx)
         if size & (size - 1) or size > MAX_PAGE_SIZE:
             self.fail(f"{value!r} is not a power of two from 4K to 1M", param, ctx)
@@ -61,15 +61,15 @@ class PageSizeType(SizeType):
 
 
 class Duration(click.ParamType[float]):
-    """A number of the unit that ``name`` says, from ``least`` to ``most``."""
+    """A number in the unit ``name``."""
 
     def __init__(self, least: float, most: float) -> None:
-        """See the class."""
+        """Accept numbers from ``least`` to ``most``."""
         self._least = least
         self._most = most
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """In that unit."""
+        """Return the number."""
         try:
             duration = float(str(value))
         except ValueError:
@@ -81,24 +81,24 @@ class Duration(click.ParamType[float]):
 
 
 class Seconds(Duration):
-    """Seconds."""
+    """A number of seconds."""
 
     name = "seconds"
 
 
 class Microseconds(Duration):
-    """Microseconds."""
+    """A number of microseconds."""
 
     name = "microseconds"
 
 
 class BackendType(click.ParamType[str]):
-    """An installed backend, or none."""
+    """The name of an installed backend, or none."""
 
     name = "backend"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Its name."""
+        """Return the name, checked."""
         known = [*backends.names(), NO_BACKEND]
         if value not in known:
             self.fail(f"unknown backend {value!r} (one of {', '.join(known)})", param, ctx)
@@ -106,12 +106,12 @@ class BackendType(click.ParamType[str]):
 
 
 class CompressionType(click.ParamType[str]):
-    """What the codecs of our backends accept."""
+    """A compression that the codecs of our backends accept."""
 
     name = "compression"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The specification, checked."""
+        """Return the specification, checked."""
         try:
             codec.parse(str(value))
         except ValueError as exc:

@@ -1,7 +1,7 @@
-"""Changing a mount while it is mounted: ``mount -o remount``.
+"""Change the options of a mount: ``mount -o remount``.
 
-What the kernel keeps to it is told, as for any file system. What the daemon keeps to is written to its
-control files. All else needs a new mount, and is refused if it is not as it is.
+The kernel's flags are set as for any file system. The daemon's run-time options are written to its
+control files. All other options need a new mount, so changing one is refused.
 """
 
 import os
@@ -19,7 +19,7 @@ AT_RUN_TIME = ("backend", "page_cache", "pool_limit", "log_level")
 
 
 def remount(wanted: MountConfig, named: Collection[str], words: Iterable[str]) -> None:
-    """Change the flags to what ``words`` say, and the options of these names to the wanted ones.
+    """Set the flags in ``words``, and the options in ``named`` to their wanted values.
 
     All or nothing. Raises MountError, OSError.
     """
@@ -32,13 +32,13 @@ def remount(wanted: MountConfig, named: Collection[str], words: Iterable[str]) -
         raise MountError(f"cannot change {', '.join(fixed)} while mounted: unmount first")
     before, after = flags_of(point), remounted(flags_of(point), words)
     if before & PRIVILEGES & ~after and point.owner != 0:
-        raise MountError("suid and dev are not for a mount that an ordinary user made")
+        raise MountError("suid and dev are refused for a mount that an ordinary user made")
     if changed and before & after & RDONLY:
         raise MountError(
             f"cannot change {', '.join(changed)} of a read-only mount: remount it rw first"
         )
     _check_sizes({**current, **{name: asked[name] for name in changed}})
-    if before & RDONLY:  # so are the control files, until then
+    if before & RDONLY:  # the control files are read-only until the flags are set
         set_flags(point, after)
         try:
             _write(point.path, changed, asked, current)
@@ -55,20 +55,20 @@ def remount(wanted: MountConfig, named: Collection[str], words: Iterable[str]) -
 
 
 def cleanfs_mount(path: str) -> MountPoint:
-    """The mount at a path. Raises MountError if it is none of ours."""
+    """Return the mount at a path. Raises MountError if it is not a cleanfs mount."""
     point = mounted_at(resolved(path))
     if point is None or point.fs_type != FS_TYPE:
-        raise MountError(f"{path} is not a cleanfs mount point (cleanfs list shows those there are)")
+        raise MountError(f"{path} is not a cleanfs mount point (cleanfs list shows them)")
     return point
 
 
 def kernel_options(path: str) -> list[str]:
-    """What the kernel shows of a mount's options, and mount(8) hands over. Raises MountError."""
+    """Return a mount's options in mountinfo, which mount(8) repeats. Raises MountError."""
     return cleanfs_mount(path).super_options.split(",")
 
 
 def _refuse_other_source(point: MountPoint, source: str, current: Mapping[str, object]) -> None:
-    """mount(8) hands over what mountinfo has, in which names are escaped, or what fstab has."""
+    """Refuse another source. mount(8) passes on that of fstab, or of mountinfo, with escapes."""
     if source not in (current.get("source"), os.path.realpath(point.source)):
         raise MountError(
             f"cannot change the source, {current.get('source')}, while mounted: unmount first"
@@ -76,7 +76,7 @@ def _refuse_other_source(point: MountPoint, source: str, current: Mapping[str, o
 
 
 def _new_words(wanted: MountConfig, current: Mapping[str, object]) -> list[str]:
-    """Names of what is for libfuse and the kernel, and not as it is."""
+    """Return the names of changed options for libfuse and the kernel."""
     known = current.get("fuse_options")
     new = [word for word in wanted.fuse_options if not isinstance(known, list) or word not in known]
     return [word.partition("=")[0] for word in new]
@@ -93,7 +93,7 @@ def _check_sizes(options: Mapping[str, object]) -> None:
 def _write(
     path: str, names: Iterable[str], values: Mapping[str, object], before: Mapping[str, object]
 ) -> None:
-    """Write to control files; if one of them refuses, those before it get back what they had."""
+    """Write to control files; if one fails, restore those before it."""
     done: list[str] = []
     try:
         for name in names:

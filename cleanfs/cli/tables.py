@@ -1,4 +1,4 @@
-"""Statistics as a table for people."""
+"""Show statistics as a table."""
 
 from rich.table import Table
 from rich.text import Text
@@ -11,7 +11,7 @@ from cleanfs.source.identity import Rule
 
 
 def stats_table(stats: Stats) -> Table:
-    """What matters at a glance."""
+    """Make a table of the most important statistics."""
     table = Table(title=plain(f"{stats['source']} on {stats['mountpoint']}"), title_justify="left")
     table.add_column("")
     table.add_column("total", justify="right")
@@ -56,7 +56,7 @@ def stats_table(stats: Stats) -> Table:
 
 
 def plain(text: str) -> Text:
-    """Somebody else's text as it is: no markup, and nothing that a terminal obeys."""
+    """Return untrusted text without markup or terminal control characters."""
     return Text(printable(text))
 
 

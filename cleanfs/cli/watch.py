@@ -1,4 +1,5 @@
-"""What a mount does, one line per interval: ``cleanfs stats --watch``, after vmstat and arcstat."""
+"""Show a mount's activity, one line per interval: ``cleanfs stats --watch``, after vmstat and
+arcstat."""
 
 import time
 from collections.abc import Iterator
@@ -8,13 +9,13 @@ from cleanfs.latency import READ_KINDS, HistogramSnapshot
 from cleanfs.sizes import format_size
 
 Stats = dict[str, Any]
-"""The parsed ``stats.json``: the values are what their names say (stats.MountStats.values)."""
+"""The parsed ``stats.json``; ``stats.MountStats`` describes the values."""
 
 COLUMNS = (
     ("time", 8), ("reads/s", 8), ("MB/s", 8), ("pc%", 6), ("zc%", 6), ("srcMB/s", 8), ("pool", 16),
     ("ratio", 6), ("p50", 7), ("p99", 7),
 )  # fmt: skip
-"""Headings, of one word each, and widths."""
+"""Headings, each of one word, and widths."""
 
 LINES_PER_HEADER = 20
 
@@ -22,13 +23,13 @@ HEADER = " ".join(heading.rjust(width) for heading, width in COLUMNS)
 
 
 def watch_line(now: Stats, before: Stats) -> str:
-    """What happened between two snapshots, of one daemon and not of one moment."""
+    """Format the activity between two snapshots of one daemon, taken at different times."""
     seconds = now["uptime_seconds"] - before["uptime_seconds"]
 
     def grown(name: str) -> float:
         return now[name] - before[name]  # type: ignore[no-any-return]  # numbers, as JSON has them
 
-    asked = grown("pagecache_hits") + grown("pagecache_misses")
+    pages = grown("pagecache_hits") + grown("pagecache_misses")
     latency = sum((_since(now, before, kind) for kind in READ_KINDS), HistogramSnapshot())
     idle = not latency.total
     counters = now["backend_counters"]
@@ -36,8 +37,8 @@ def watch_line(now: Stats, before: Stats) -> str:
         time.strftime("%H:%M:%S"),
         f"{grown('reads') / seconds:.0f}",
         f"{grown('read_bytes') / seconds / 1e6:.1f}",
-        f"{100 * grown('pagecache_hits') / asked:.1f}" if asked else "-",
-        f"{100 * grown('succ_gets') / asked:.1f}" if asked else "-",
+        f"{100 * grown('pagecache_hits') / pages:.1f}" if pages else "-",
+        f"{100 * grown('succ_gets') / pages:.1f}" if pages else "-",
         f"{grown('source_read_bytes') / seconds / 1e6:.1f}",
         _of(counters.get("pool_used"), counters.get("pool_limit")),
         f"{now['compression_ratio']:.2f}" if counters else "-",
@@ -48,7 +49,7 @@ def watch_line(now: Stats, before: Stats) -> str:
 
 
 def watch_lines(snapshots: Iterator[Stats]) -> Iterator[str]:
-    """A header at once, then a line for each snapshot after the first, and the header now and then."""
+    """Yield the header at once, a line for each snapshot but the first, and the header regularly."""
     before = next(snapshots)
     yield HEADER
     lines = 0
@@ -63,7 +64,8 @@ def watch_lines(snapshots: Iterator[Stats]) -> Iterator[str]:
 
 
 def format_ns(ns: float) -> str:
-    """A duration in two digits or more and a unit: ``9.2us``, ``31us``, ``1.2ms``, ``2.0s``."""
+    """Format a duration with two or three digits and a unit: ``9.2us``, ``31us``, ``1.2ms``,
+    ``2.0s``."""
     value, unit = ns / 1e3, "us"
     if value >= 999.5:
         value, unit = ns / 1e6, "ms"
@@ -82,5 +84,5 @@ def _of(used: float | None, limit: float | None) -> str:
 
 
 def _short(size: float) -> str:
-    """``44.6M``: without a space, so that a line has a fixed number of words."""
+    """Format a size without a space (``44.6M``), so that each line has the same number of words."""
     return format_size(size).replace(" ", "").removesuffix("iB")

@@ -1,4 +1,4 @@
-"""The lines of ``stats --watch``: made from two snapshots, they add up."""
+"""Test the lines of ``stats --watch``, each made from two snapshots."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ HEADINGS = [heading for heading, _ in COLUMNS]
 
 
 def parsed(seconds: float, latencies: Latencies, **pages: int) -> dict[str, Any]:
-    """``stats.json`` at a moment in a mount's life."""
+    """Make a ``stats.json`` of a mount of that age."""
     stats = replace(
         STATS,
         uptime_seconds=seconds,
@@ -34,7 +34,7 @@ def cells(line: str) -> dict[str, str]:
     return dict(zip(HEADINGS, words, strict=True))
 
 
-def test_a_line_tells_of_its_interval_only() -> None:
+def test_a_line_covers_its_interval_only() -> None:
     latencies = Latencies()
     for _ in range(1000):
         latencies.read(SOURCE_READ, 900_000_000, 1_000_000)
@@ -69,7 +69,7 @@ def test_without_a_backend_there_is_no_pool() -> None:
     assert (line["pool"], line["ratio"]) == ("-", "-")
 
 
-def test_headings_stand_over_their_columns() -> None:
+def test_headings_are_aligned_with_their_columns() -> None:
     line = watch_line(parsed(2, Latencies()), parsed(1, Latencies()))
     end = -1
     for heading, width in COLUMNS:
@@ -79,7 +79,7 @@ def test_headings_stand_over_their_columns() -> None:
     assert len(line) == len(HEADER) == end < 100
 
 
-def test_the_header_comes_at_once_and_again_after_a_screen() -> None:
+def test_the_header_comes_first_and_again_after_each_screen() -> None:
     lines = watch_lines(iter([parsed(i, Latencies()) for i in range(2 * LINES_PER_HEADER + 2)]))
     assert next(lines) == HEADER
     rest = list(lines)
@@ -90,7 +90,7 @@ def test_the_header_comes_at_once_and_again_after_a_screen() -> None:
     assert len(rest) == 2 * LINES_PER_HEADER + 1 + 2
 
 
-def test_a_new_daemon_begins_anew() -> None:
+def test_a_new_daemon_starts_from_zero() -> None:
     busy = Latencies()
     busy.read(PAGECACHE_HIT, 25_000, 4096)
     old, new = parsed(100, busy, hits=7), {**parsed(1, Latencies()), "pid": 4343}

@@ -1,4 +1,4 @@
-"""Any command line: it is understood, or ends with one line and a status that says whose fault."""
+"""Test that any command line runs, or ends with one line and the right status."""
 
 import io
 import itertools
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cleanfs.cli import commands
+from cleanfs.cli import commands, mount_command
 from cleanfs.memory.least_sizes import check_sizes
 from cleanfs.mount.config import MountConfig
 from tests.harness.fuzzing import ARGUMENTS, NUMBERS, SIZES, examples
@@ -22,7 +22,7 @@ from tests.harness.fuzzing import ARGUMENTS, NUMBERS, SIZES, examples
 
 @dataclass
 class Call:
-    """What a call of the program did, up to what would have been a mount."""
+    """Records what a run of the program did, up to the mount."""
 
     status: int
     out: str
@@ -32,7 +32,7 @@ class Call:
 
 
 def call(program: Callable[[], NoReturn], *args: str) -> Call:
-    """Run it in this process; nothing is mounted, and no log is opened."""
+    """Run the program in this process, without mounting or opening a log."""
     done = Call(-1, "", "")
     out, err = io.StringIO(), io.StringIO()
 
@@ -44,12 +44,12 @@ def call(program: Callable[[], NoReturn], *args: str) -> Call:
         patch.setattr(sys, "argv", ["cleanfs", *args])
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", err)
-        patch.setattr(commands, "check", lambda _: None)
-        patch.setattr(commands, "mount_points", list)  # other tests' are kept busy by who asks them
-        patch.setattr(commands, "daemonise", lambda config, _: done.configs.append(config))
-        patch.setattr(commands, "serve", lambda config, _: done.configs.append(config))
-        patch.setattr(commands, "_open_log", open_log)
-        patch.setattr(commands, "_log_to", lambda *_, **__: None)
+        patch.setattr(mount_command, "check", lambda _: None)
+        patch.setattr(commands, "mount_points", list)  # requests would keep other tests' mounts busy
+        patch.setattr(mount_command, "daemonise", lambda config, _: done.configs.append(config))
+        patch.setattr(mount_command, "serve", lambda config, _: done.configs.append(config))
+        patch.setattr(mount_command, "open_log", open_log)
+        patch.setattr(mount_command, "log_to", lambda *_, **__: None)
         with pytest.raises(SystemExit) as ended:
             program()
     assert isinstance(ended.value.code, int)
@@ -58,7 +58,7 @@ def call(program: Callable[[], NoReturn], *args: str) -> Call:
 
 
 def ended_well(done: Call) -> None:
-    """The promise of cli.py."""
+    """Check what ``commands`` promises."""
     assert done.status in (0, 1, 2), done
     if done.status:
         assert not done.configs
@@ -131,7 +131,7 @@ def flat(parts: list[tuple[str, ...]]) -> list[str]:
 @example([("--compression", "lz4:" + "9" * 5000)], ["s", "m"], False)
 @example([("--pool-limit", "\x1b[2J\n\u202e")], ["s", "m"], False)
 @example([("-o", "\udcff\r")], ["s", "m"], False)
-def test_mount_understands_or_complains(
+def test_mount_runs_or_reports_an_error(
     options: list[tuple[str, ...]], paths: list[str], dashes: bool
 ) -> None:
     done = call(commands.main, "mount", *flat(options), *(["--"] if dashes else []), *paths)
@@ -164,9 +164,9 @@ def test_mount_understands_or_complains(
 @example("umount", [""])
 @example("stats", ["/proc"])
 @example("stats", ["--watch=\u0663", "/"])
-def test_every_command_understands_or_complains(command: str, args: list[str]) -> None:
+def test_every_command_runs_or_reports_an_error(command: str, args: list[str]) -> None:
     if command == "mount":
-        args = args[:1]  # more is the test above
+        args = args[:1]  # the test above covers more
     ended_well(call(commands.main, command, *args))
 
 
@@ -178,7 +178,7 @@ def test_every_command_understands_or_complains(command: str, args: list[str]) -
     st.lists(st.one_of(OPTIONS, st.just(("-f",)), st.just(("-N", "/proc/1/ns/mnt"))), max_size=1),
 )
 @examples(100)
-def test_the_helper_understands_or_complains(
+def test_the_helper_runs_or_reports_an_error(
     parts: list[tuple[str, ...]], options: list[tuple[str, ...]], more: list[tuple[str, ...]]
 ) -> None:
     done = call(commands.mount_helper, *flat(parts), *flat(options), *flat(more))
@@ -198,7 +198,7 @@ def test_the_helper_understands_or_complains(
 @example(["noexec", "exec"])
 @example(["ro", "rw"])
 @example(["async", "sync", "dirsync"])
-def test_of_mount_options_that_contradict_each_other_the_last_holds(words: list[str]) -> None:
+def test_the_last_of_contradicting_mount_options_wins(words: list[str]) -> None:
     done = call(commands.main, "mount", "-o", ",".join(words), "s", "m")
     [config] = done.configs
     last = {("sync" if word == "async" else re.sub("^no", "", word)): word for word in words}

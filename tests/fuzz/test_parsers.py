@@ -1,4 +1,4 @@
-"""Whatever text or bytes a parser gets: what it means, or one well-defined error."""
+"""Test that a parser turns any input into a correct value or one well-defined error."""
 
 import os
 import re
@@ -33,7 +33,7 @@ POWERS = {unit: 1024**power for power, unit in enumerate("BKMGTPE")}
 
 
 def size_of(text: str) -> int | None:
-    """What a size with a one-letter unit means, computed without floats."""
+    """Parse a size with a one-letter unit, without floats."""
     found = re.fullmatch(r"[ \t\r\n]*([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?([A-Za-z]?)[ \t\r\n]*", text)
     if (
         not found
@@ -47,7 +47,7 @@ def size_of(text: str) -> int | None:
     if not found[2] and " " in found[0].strip(" \t\r\n"):
         return None
     if len(found[1]) > sys.get_int_max_str_digits():
-        return None  # Python makes no number of it
+        return None  # Python refuses to parse it
     bytes_ = Fraction(found[1]) * POWERS[found[2].upper() or "B"]
     return int(bytes_) if bytes_ <= MAX_SIZE and (not bytes_ or bytes_ >= 1) else None
 
@@ -64,7 +64,7 @@ def size_of(text: str) -> int | None:
 @example(".0001K")
 @example("\x1c5")
 @example("5\nK")
-def test_a_size_is_what_it_says_or_refused(text: str) -> None:
+def test_a_size_is_parsed_exactly_or_refused(text: str) -> None:
     try:
         size = parse_size(text)
     except ValueError as exc:
@@ -94,7 +94,7 @@ SPECS = st.one_of(
 
 @given(SPECS)
 @examples(300)
-def test_a_compression_is_what_it_says_or_refused(spec: str) -> None:
+def test_a_compression_is_parsed_or_refused(spec: str) -> None:
     try:
         parsed = codec.parse(spec)
     except ValueError:
@@ -126,7 +126,7 @@ TYPES: dict[str, click.ParamType] = {
 @examples(60)
 @example(text="")
 @example(text="nan")
-def test_an_option_is_a_value_in_its_range_or_a_bad_parameter(name: str, text: str) -> None:
+def test_an_option_is_in_its_range_or_a_bad_parameter(name: str, text: str) -> None:
     try:
         value = TYPES[name].convert(text, None, None)
     except click.BadParameter:
@@ -179,7 +179,7 @@ LINES = st.lists(
 @examples(100)
 @example([(0, 40, b"/a\rb", b"tmpfs", b"none", b"", 0)])
 @example([(0, 40, b"/\x85\xe2\x80\xa8\x1c", b"tmpfs", b"", b"", 1000)])
-def test_mountinfo_is_read_as_the_kernel_writes_it(
+def test_mountinfo_is_parsed_as_the_kernel_writes_it(
     lines: list[tuple[int, int, bytes, bytes, bytes, bytes, int]],
 ) -> None:
     content = b"".join(
@@ -202,7 +202,7 @@ def test_mountinfo_is_read_as_the_kernel_writes_it(
 
 @given(ARGUMENTS)
 @examples(100)
-def test_a_path_as_a_fuse_option_is_one_option(path: str) -> None:
+def test_a_path_becomes_a_single_fuse_option(path: str) -> None:
     text = option_text(path)
     assert text.isascii()
     # As libfuse reads it: a backslash takes the next character as it is, a comma ends the option.
@@ -249,7 +249,7 @@ def test_an_answer_keeps_all_but_what_is_wanted(message: bytes, head: tuple[int,
 )
 @examples(200)
 @example("\x1b[2J\x9b31m\r\n\u202e\u2028")
-def test_nothing_that_is_printed_moves_a_terminal(text: str) -> None:
+def test_printable_text_has_no_control_characters(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
     if text.isprintable():

@@ -1,4 +1,4 @@
-"""Statistics of mounts with any names and counters, and what only claims to be statistics."""
+"""Test statistics with any names and counters, and content that only claims to be statistics."""
 
 import copy
 import io
@@ -39,7 +39,7 @@ VALID: dict[str, Any] = json.loads(STATS.as_json())
 @examples(40)
 @example('a"b\\', "\n\\n\r", {}, (0, 0, 0, 0, 0))
 @example("\udcff\x1b[31m", "{}=,", {"puts": 1}, (1 << 64, 0, 0, 0, 0))
-def test_all_forms_say_the_same_whatever_the_names_are(
+def test_all_formats_agree_for_any_names(
     source: str, mountpoint: str, counters: dict[str, int], counts: tuple[int, ...]
 ) -> None:
     stats = replace(
@@ -72,7 +72,7 @@ def test_all_forms_say_the_same_whatever_the_names_are(
 
 
 def rendered(stats: dict[str, Any]) -> str:
-    """The table, on something that takes colours."""
+    """Render the table for a terminal."""
     console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=200)
     console.print(stats_table(stats))
     assert isinstance(console.file, io.StringIO)
@@ -80,11 +80,11 @@ def rendered(stats: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("name", ["[/x]", "[bold]", "[link=file:///etc]x", ":smile:", "[", "\\["])
-def test_a_path_is_no_markup(name: str) -> None:
+def test_a_path_is_not_parsed_as_markup(name: str) -> None:
     assert f"/{name} on" in rendered(VALID | {"source": f"/{name}"})
 
 
-def test_the_table_says_by_what_files_are_known_where_that_may_matter() -> None:
+def test_the_table_shows_how_files_are_identified_if_not_by_inode() -> None:
     text = rendered(VALID | {"identity": "inode", "pagecache_lost_files": 0})
     assert "known by" not in text
     assert "pages lost" not in text
@@ -95,7 +95,7 @@ def test_the_table_says_by_what_files_are_known_where_that_may_matter() -> None:
     assert re.search(r"pages lost, as no name led to them +│ +12,345", text)
 
 
-# -- what is no statistics -----------------------------------------------------------------------------
+# -- invalid statistics --------------------------------------------------------------------------------
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-(1 << 70), 1 << 70), st.floats(), st.text(max_size=5),
@@ -142,7 +142,7 @@ def mutated(changes: list[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
 @example([], {"-1": 3})
 @example([], {str(1 << 70): 3})
 @example([], {"8": 1.5})
-def test_what_passes_for_statistics_can_be_shown(
+def test_valid_statistics_can_be_shown(
     changes: list[tuple[tuple[str, ...], Any]], buckets: dict[str, Any]
 ) -> None:
     stats = mutated(changes)
@@ -161,7 +161,7 @@ def test_what_passes_for_statistics_can_be_shown(
 
 @pytest.fixture
 def control(tmp_path: Path) -> Path:
-    """The control directory of something that is no mount of ours."""
+    """Make a control directory that no mount serves."""
     path = tmp_path / ".cleancache"
     path.mkdir()
     return path
@@ -169,7 +169,7 @@ def control(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same for all examples of a test."""
+    """Make a control directory for all examples of a test."""
     path = tmp_path_factory.mktemp("place")
     (path / ".cleancache").mkdir()
     return path
@@ -193,9 +193,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(b'{"pid": NaN}')
 @example(b"\xff\xfe{\0}\0")
 @example(b"null")
-def test_any_content_is_statistics_or_one_error(place: Path, content: bytes) -> None:
+def test_any_content_is_valid_statistics_or_one_error(place: Path, content: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "forked_call", lambda call, _: call())  # no child for each of so many
+        patch.setattr(client, "forked_call", lambda call, _: call())  # a child for each example is slow
         any_content(place, content)
 
 
@@ -231,7 +231,7 @@ ENTRIES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", ENTRIES)
-def test_what_is_no_control_file_is_neither_read_nor_written(
+def test_other_kinds_of_files_are_neither_read_nor_written(
     control: Path, tmp_path: Path, kind: str
 ) -> None:
     (tmp_path / "good").write_text(STATS.as_json())
@@ -251,7 +251,7 @@ def test_what_is_no_control_file_is_neither_read_nor_written(
     assert (control / "drop").exists() or kind in ("nothing", "a dangling link", "a loop")
 
 
-def test_a_linked_control_directory_is_none(tmp_path: Path) -> None:
+def test_a_symlink_to_a_control_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "stats.json").write_text(STATS.as_json())
     (tmp_path / ".cleancache").symlink_to("other")
@@ -259,7 +259,7 @@ def test_a_linked_control_directory_is_none(tmp_path: Path) -> None:
         read_stats(str(tmp_path))
 
 
-def test_what_is_written_truncates_nothing(control: Path) -> None:
+def test_a_write_does_not_truncate(control: Path) -> None:
     (control / "drop").write_text("precious")
     write_control(str(control.parent), b"drop", "3\n")
     assert (control / "drop").read_text() == "3\necious"
