@@ -1,5 +1,4 @@
-"""Show a mount's activity, one line per interval: ``cleanfs stats --watch``, after vmstat and
-arcstat."""
+"""Show a mount's activity, one line per interval (``cleanfs stats --watch``), like vmstat, arcstat."""
 
 import time
 from collections.abc import Iterator
@@ -64,8 +63,7 @@ def watch_lines(snapshots: Iterator[Stats]) -> Iterator[str]:
 
 
 def format_ns(ns: float) -> str:
-    """Format a duration with two or three digits and a unit: ``9.2us``, ``31us``, ``1.2ms``,
-    ``2.0s``."""
+    """Format a duration with two digits or more and a unit: ``9.2us``, ``31us``, ``1.2ms``."""
     value, unit = ns / 1e3, "us"
     if value >= 999.5:
         value, unit = ns / 1e6, "ms"
