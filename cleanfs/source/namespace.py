@@ -8,17 +8,17 @@ return. All raise OSError.
 import errno
 import os
 import stat as stat_module
-from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import NamedTuple, Self
+from typing import Self
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.linux import credentials, syscalls
 from cleanfs.source.caller import Caller
 from cleanfs.source.errors import HalfDoneError, StaleError
+
+PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 ACCESS_ACL = b"system.posix_acl_access"
 
@@ -376,84 +376,6 @@ def set_attributes(fd: int, io_fd: int, new: NewAttributes) -> tuple[os.stat_res
     return before, os.fstat(fd)
 
 
-def _handle_of_name(dir_fd: int, name: bytes) -> bytes | None:
-    try:
-        return syscalls.name_to_handle(dir_fd, 0, name)
-    except OSError:  # its attributes are what was asked for
-        return None
-
-
-class ListedEntry(NamedTuple):
-    """What is known of a directory entry."""
-
-    stat: os.stat_result
-    handle: bytes | None
-    """Its file handle, if asked for and to be had; empty if the file system has none."""
-
-
-EntryStat = ListedEntry | OSError | None
-"""What came of the stat of a directory entry: attributes, an error, or None if it is gone."""
-
-
-def stat_names(dir_fd: int, names: list[bytes], handles: bool = False) -> list[EntryStat]:
-    """Stat directory entries. That one of them fails says nothing about its neighbours."""
-    stats: list[EntryStat] = []
-    for name in names:
-        try:
-            st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            stats.append(ListedEntry(st, _handle_of_name(dir_fd, name) if handles else None))
-        except FileNotFoundError:
-            stats.append(None)
-        except OSError as exc:
-            stats.append(exc)
-    return stats
-
-
-class Names:
-    """Names in a directory, in order.
-
-    Packed, as each open directory keeps them: a list of 20,000 took 82 bytes a name, a fifth of which
-    stayed when it was gone. A name and 9 bytes it is here.
-    """
-
-    __slots__ = ("_packed", "_starts")
-
-    def __init__(self, names: Sequence[bytes] = ()) -> None:
-        """Pack them."""
-        self._packed = b"/".join(names)
-        self._starts = array("Q", accumulate((len(name) + 1 for name in names), initial=0))
-
-    def __len__(self) -> int:
-        """How many."""
-        return len(self._starts) - 1
-
-    def __getitem__(self, position: int) -> bytes:
-        """The one at a position >= 0. Raises IndexError."""
-        stop = self._starts[position + 1] - 1
-        return self._packed[self._starts[position] : stop]
-
-    def some(self, position: int, count: int) -> list[bytes]:
-        """Up to ``count`` of them from a position on."""
-        return [self[i] for i in range(position, min(position + count, len(self)))]
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A directory at one moment: names without the dots, and the attributes of the first ones."""
-
-    names: Names
-    stats: list[EntryStat]
-    dot: os.stat_result
-    dot_dot: os.stat_result
-
-
-def list_directory(dir_fd: int, batch: int, handles: bool = False) -> Listing:
-    """List, with attributes of the first ``batch`` names; names are in the source's order."""
-    names = [os.fsencode(name) for name in os.listdir(dir_fd)]
-    stats = stat_names(dir_fd, names[:batch], handles)
-    return Listing(Names(names), stats, os.fstat(dir_fd), os.stat("..", dir_fd=dir_fd))
-
-
 def sync(fd: int, data_only: bool) -> None:
     """``fsync`` or ``fdatasync``."""
     (os.fdatasync if data_only else os.fsync)(fd)
@@ -520,6 +442,3 @@ def forbid_slash(name: bytes) -> None:
     """A name from the kernel is one component. Raises OSError (EINVAL) for one that leads away."""
     if name in (b"", b".", b"..") or b"/" in name:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-
-PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -21,10 +21,10 @@ from cleanfs.cache.read_ranges import RangeSet
 from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
-from cleanfs.source import namespace
+from cleanfs.source import listing, namespace
 from cleanfs.source.file import SourceFile, Written
 from cleanfs.source.io import Backing, SourceFs
-from cleanfs.source.namespace import EntryStat
+from cleanfs.source.listing import EntryStat
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.inodes import Inode, Told, stamps_of
@@ -347,7 +347,7 @@ class DirHandle:
         self.fd = fd
         self._handles = handles
         self.use = Use()
-        self._names = namespace.Names()
+        self._names = listing.Names()
         self._entries: dict[int, tuple[bytes, EntryStat]] = {}
         self._entries_before = Before(0, 0)
         self._dots: dict[bytes, os.stat_result] = {}
@@ -362,10 +362,10 @@ class DirHandle:
         """Take the snapshot. Raises OSError."""
         before = self._services.before()
         run = self._services.backing.in_thread
-        listing = await run(namespace.list_directory, self.fd, self.batch, self._handles)
-        self._names = listing.names
-        self._keep(0, listing.names.some(0, len(listing.stats)), listing.stats, before)
-        self._dots = {b".": listing.dot, b"..": listing.dot_dot}
+        listed = await run(listing.list_directory, self.fd, self.batch, self._handles)
+        self._names = listed.names
+        self._keep(0, listed.names.some(0, len(listed.stats)), listed.stats, before)
+        self._dots = {b".": listed.dot, b"..": listed.dot_dot}
 
     def _keep(self, start: int, names: list[bytes], stats: list[EntryStat], before: Before) -> None:
         self._entries = dict(enumerate(zip(names, stats, strict=True), start))
@@ -387,7 +387,7 @@ class DirHandle:
             before = self._services.before()
             names = self._names.some(position, self.batch)
             run = self._services.backing.in_thread
-            stats = await run(namespace.stat_names, self.fd, names, self._handles)
+            stats = await run(listing.stat_names, self.fd, names, self._handles)
             self._keep(position, names, stats, before)
         self.before = self._entries_before
         return self._entries[position]

@@ -3,39 +3,15 @@
 import errno
 import os
 import stat
-import sys
-from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cleanfs.linux import syscalls
 from cleanfs.source import namespace
 from cleanfs.source.errors import HalfDoneError
-from cleanfs.source.namespace import Actor, Names
-
-NAMES = st.lists(st.binary(min_size=1, max_size=255).filter(lambda name: b"/" not in name))
-
-
-@given(NAMES, st.integers(0, 20), st.integers(0, 20))
-def test_names_are_what_was_packed(names: list[bytes], position: int, count: int) -> None:
-    packed = Names(names)
-    assert len(packed) == len(names)
-    assert [packed[i] for i in range(len(packed))] == names
-    assert packed.some(position, count) == names[position : position + count]
-    with pytest.raises(IndexError):
-        packed[len(names)]
-
-
-def test_names_take_little() -> None:
-    packed = Names([b"%011d" % i for i in range(1000)])
-    parts = [getattr(packed, name) for name in Names.__slots__]
-    assert [type(part) for part in parts] == [bytes, array]
-    assert sum(map(sys.getsizeof, parts)) < 1000 * (11 + 10)
-
+from cleanfs.source.namespace import Actor
 
 NOBODY = Actor(12345, 12345)
 """For whom things are made by the daemon, and then given."""

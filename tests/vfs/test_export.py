@@ -14,11 +14,11 @@ from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux import syscalls
 from cleanfs.linux.mounts import FileSystemTypes, is_file_system_root
-from cleanfs.source import namespace
+from cleanfs.source import listing
 from cleanfs.source.errors import StaleError
 from cleanfs.source.identity import Rules
 from cleanfs.source.io import Backing
-from cleanfs.source.namespace import ListedEntry
+from cleanfs.source.listing import ListedEntry
 from cleanfs.vfs import export
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.export import LAYOUTS, Export
@@ -86,7 +86,7 @@ async def test_a_source_that_gives_no_handle_gives_the_file_all_the_same(
     assert (inode.handle, st.st_size) == (None, 0)
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
-        [entry] = namespace.stat_names(directory, [b"f"], handles=True)
+        [entry] = listing.stat_names(directory, [b"f"], handles=True)
     finally:
         os.close(directory)
     assert isinstance(entry, ListedEntry)

@@ -37,7 +37,7 @@ from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.latency import Latencies
 from cleanfs.linux import mounts
 from cleanfs.linux.mounts import FileSystemTypes, all_local
-from cleanfs.source import namespace
+from cleanfs.source import listing, namespace
 from cleanfs.source.errors import HalfDoneError
 from cleanfs.source.file import SourceFile
 from cleanfs.source.identity import Rules
@@ -300,7 +300,7 @@ async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
     directory.batch = 100
     await directory.rewind()
     directory.forget_stats()
-    begun, go_on, stat_names = threading.Event(), threading.Event(), namespace.stat_names
+    begun, go_on, stat_names = threading.Event(), threading.Event(), listing.stat_names
 
     def slowly(fd: int, names: list[bytes], handles: bool) -> list[namespace.EntryStat]:
         stats = stat_names(fd, names, handles)
@@ -314,10 +314,10 @@ async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
         found.append(await directory.entry(0))
 
     async with trio.open_nursery() as nursery:
-        monkeypatch.setattr(namespace, "stat_names", slowly)
+        monkeypatch.setattr(listing, "stat_names", slowly)
         nursery.start_soon(list_on)
         assert await trio.to_thread.run_sync(begun.wait, 10)
-        monkeypatch.setattr(namespace, "stat_names", stat_names)
+        monkeypatch.setattr(listing, "stat_names", stat_names)
         inos = {entry.name.encode(): entry.inode() for entry in os.scandir(tmp_path)}
         for i in range(5):
             (tmp_path / f"old{i}").rename(tmp_path / f"new{i}")
