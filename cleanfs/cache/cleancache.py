@@ -5,9 +5,11 @@ backend; a backend that registers later gives the recorded ones their pools then
 lazy initialisation that Dan Magenheimer sketched in 2011 and Linux 3.10 got). A second backend is
 refused while one is registered.
 
-A backend that raises never hurts a reader. The frontend counts the error and answers with a miss,
+A backend that raises never hurts a reader. The frontend counts the error, reports a miss,
 and takes the backend out of service after ``MAX_ERRORS`` in a row. It does so at once when the
-backend fails to *discard*: what it still holds can not be trusted any more.
+backend fails to *discard*: what it still holds cannot be trusted any more.
+
+Main thread only; no call awaits.
 """
 
 import logging
@@ -36,9 +38,9 @@ class CleancacheStats:
     """The four counters of the kernel's frontend, and the faults that were kept from readers."""
 
     succ_gets: int
-    """Pages that a get found."""
+    """Pages that gets found."""
     failed_gets: int
-    """Pages that a get did not find."""
+    """Pages that gets did not find."""
     puts: int
     """Pages offered to the backend."""
     flushes: int
@@ -81,12 +83,12 @@ class CleancacheFs:
     def _checked(
         self, key: FileKey, first: int, count: int, pages: list[bytes | None] | None
     ) -> list[bytes | None]:
-        """What a get may return of a backend's answer (None: it raised), and the counters."""
+        """Check the pages that a backend returned (None: it raised), and count hits and misses."""
         if pages is None:
             pages = [None] * count
             self._cleancache.failed_gets += count
             return pages
-        # A quick look at all of them first: this is the path of every hit.
+        # All of them at once first: this is the path of every hit.
         if None not in pages and set(map(len, pages)) == self._right_sizes and len(pages) == count:  # type: ignore[arg-type]  # no None
             self._cleancache.went_well()
             self._cleancache.succ_gets += count
@@ -99,7 +101,7 @@ class CleancacheFs:
         return pages
 
     def _all_right(self, key: FileKey, first: int, count: int, pages: list[bytes | None]) -> bool:
-        """Whether a backend's answer is sound; if not, it is made misses, and discarded there."""
+        """Tell whether the returned pages are sound; turn bad ones into misses, and discard them."""
         sound = len(pages) == count
         if not sound:
             pages[:] = [None] * count
@@ -114,9 +116,9 @@ class CleancacheFs:
         return sound
 
     def borrow_pages(self, key: FileKey, first: int, count: int) -> bytes | None:
-        """Ask for a range of pages that is not to become resident: each is got and put back.
+        """Copy a range of pages that stays in the backend, as if each were got and put back.
 
-        None if one of them is not there, or the backend can not do that: then nothing was counted.
+        None if one of them is not there, or the backend cannot do that: then nothing was counted.
         """
         cc = self._cleancache
         if self.pool_id < 0 or cc.borrow is None:
@@ -155,7 +157,7 @@ class CleancacheFs:
                 self._discard(partial(_flush_page, self.pool_id, key, index))
 
     def kept_pages(self) -> int:
-        """Pages in the backend, for what it says of them: a counter that not every backend has."""
+        """Return the pages in the backend by its own counter; 0 if it has no such counter."""
         counters: Mapping[str, int] = self._cleancache.call(lambda ops: ops.counters(), {})
         return counters.get("eph_pagebytes", 0) // self.page_size
 
@@ -178,7 +180,7 @@ class CleancacheFs:
             self._discard(lambda ops: ops.flush_inode(self.pool_id, key))
 
     def flush_fs(self) -> None:
-        """Unmount: surrender the pool and be forgotten."""
+        """Surrender the pool and forget the file system: it is unmounted."""
         self._cleancache.forget_fs(self)
         self.surrender_pool()
 
@@ -284,7 +286,7 @@ class Cleancache:
         )
 
     def call(self, use: Callable[[Backend], T], otherwise: T) -> T:
-        """``use(backend)``, or ``otherwise`` if there is none or it raises."""
+        """Return ``use(backend)``, or ``otherwise`` if there is none or it raises."""
         backend = self.backend
         if backend is None:
             return otherwise
@@ -295,11 +297,14 @@ class Cleancache:
             return otherwise
 
     def went_well(self) -> None:
-        """A put was taken or a get gave a good page. That a discard works proves little."""
+        """Reset the errors in a row: a put was taken, or a get gave a good page.
+
+        That a discard works proves little, so it does not reset them.
+        """
         self._errors_in_a_row = 0
 
     def call_ok(self, use: Callable[[Backend], None]) -> bool:
-        """Whether ``use(backend)`` went through; trivially so without a backend."""
+        """Tell whether ``use(backend)`` went through; trivially so without a backend."""
 
         def done(backend: Backend) -> bool:
             use(backend)

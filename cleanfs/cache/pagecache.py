@@ -25,8 +25,8 @@ from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.source.identity import Dentry
 
 BORROWED = 8
-"""Pages of a read, all of them in cleancache, from which on they stay there and do not become resident.
-To move them here, and others from here there, was a quarter of what such a read costs (32 pages)."""
+"""A read of at least so many pages, all of them in cleancache, leaves them there: they do not become
+resident. Moving them here, and as many others there, was a quarter of such a read's cost (32 pages)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class PageCacheStats:
     evictions: int
     """Pages evicted by reclaim, all of them offered to cleancache."""
     shared_reads: int
-    """Misses that waited for somebody else's read of the source."""
+    """Misses that waited for another reader's read of the source."""
     stale_reads: int
     """Source reads whose pages were not inserted: the file had changed meanwhile."""
     lost_files: int
-    """Files given up because nothing led to them any more: the name stands for another, or for none."""
+    """Files given up because no name leads to them: it stands for another file now, or for none."""
     lost_pages: int
     """Their pages, here and in cleancache."""
 
@@ -89,11 +89,11 @@ class PageCache:
         self._records.max_files = number
 
     def file(self, key: FileKey, dentry: Dentry | None = None) -> CachedFile:
-        """The record of a file, made if need be."""
+        """Return the record of a file, made if need be."""
         return self._records.use(key, dentry)
 
     def known(self, key: FileKey) -> CachedFile | None:
-        """The record of a file, if there is one."""
+        """Return the record of a file, if there is one."""
         return self._records.get(key)
 
     def files(self) -> list[CachedFile]:
@@ -101,11 +101,11 @@ class PageCache:
         return self._records.all()
 
     def forget(self, file: CachedFile) -> None:
-        """The file exists no more: flush it and drop its record."""
+        """Flush a file that no longer exists, and drop its record."""
         self._records.forget(file)
 
     def lost(self, key: FileKey) -> None:
-        """Nothing leads to a file any more, though it may be there. Its pages would wait in vain."""
+        """Forget a file that may exist, but that no name leads to: its pages could never be hit."""
         file = self.known(key)
         if file is None:
             return

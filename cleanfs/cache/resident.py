@@ -1,9 +1,10 @@
 """The resident pages of the page cache: found by file and index, evicted in the order of reclaim.
 
-Two engines. ``PythonResident`` is the reference: a dictionary and a policy of ``reclaim``. The native
-one (``native/resident.hpp``) does the same, with ``TwoListReclaim``'s policy, and is the faster.
+There are two engines. ``PythonResident`` is the reference: a dictionary and a policy of ``reclaim``.
+The native one (``native/resident.hpp``) does the same, with ``TwoListReclaim``'s policy, and is faster.
 
-A file is named by a serial number, which is never used again; a page is ``bytes``.
+A file is named by a serial number, which is never used again; a page is ``bytes``. Main thread only; no
+call awaits.
 """
 
 from collections.abc import Sequence
@@ -43,26 +44,26 @@ class Resident(Protocol):
     def look_up(
         self, file: int, first: int, count: int, start: int, stop: int
     ) -> bytes | list[bytes | None]:
-        """Ask for ``count`` pages from index ``first`` on, and note that they were used.
+        """Look up ``count`` pages from index ``first`` on, and mark them referenced.
 
-        If all are resident: the bytes ``start <= i < stop`` of the range. Else the pages, None for
-        each that is not.
+        Returns the bytes ``start <= i < stop`` of the range if all are resident, else the pages, with
+        None for each that is not.
         """
 
     def insert(self, file: int, first: int, pages: Sequence[bytes | None]) -> None:
-        """Pages from index ``first`` on become resident, except those that are, and None."""
+        """Make pages from index ``first`` on resident, except None and those that are already."""
 
     def insert_data(self, file: int, first: int, data: bytes | bytearray | memoryview) -> None:
-        """The same with pages that lie one after the other; the last one is padded with zeros."""
+        """Insert pages that lie one after the other in ``data``; the last one is padded with zeros."""
 
     def evict(self, count: int) -> list[Run]:
-        """Choose and give up to ``count`` pages, the first to go first."""
+        """Evict up to ``count`` pages. Returns them, the first to go first."""
 
     def discard(self, file: int, first: int, stop: int | None) -> None:
         """Forget the pages ``first <= index < stop``; all from ``first`` on if stop is None."""
 
     def indices(self, file: int) -> list[int]:
-        """Which pages of a file are resident, in order."""
+        """List the indices of a file's resident pages, in order."""
 
 
 class PythonResident:
@@ -94,7 +95,7 @@ class PythonResident:
     def look_up(
         self, file: int, first: int, count: int, start: int, stop: int
     ) -> bytes | list[bytes | None]:
-        """Find pages, and note that they were used."""
+        """Look pages up, and mark them referenced."""
         base = file << INDEX_BITS | first
         ids = range(base, base + count)
         pages = list(map(self._pages.get, ids))
@@ -128,7 +129,7 @@ class PythonResident:
         self.insert(file, first, pages)
 
     def evict(self, count: int) -> list[Run]:
-        """Choose and give victims, in runs of one file."""
+        """Evict victims, in runs of one file."""
         runs = []
         for file, ids in groupby(self._policy.victims(count), lambda page_id: page_id >> INDEX_BITS):
             run = list(ids)
@@ -155,7 +156,7 @@ class PythonResident:
         self._policy.discard(gone)
 
     def indices(self, file: int) -> list[int]:
-        """Which pages of a file are resident, in order."""
+        """List the indices of a file's resident pages, in order."""
         return sorted(page_id & INDEX_MASK for page_id in self._files.get(file, ()))
 
     def _forget(self, file: int, ids: list[int]) -> None:
@@ -166,7 +167,7 @@ class PythonResident:
 
 
 def make_resident(page_size: int) -> Resident:
-    """No pages yet, of ``page_size`` bytes. Raises ValueError (``engines.native_module``)."""
+    """Make an empty one for pages of ``page_size`` bytes. Raises ValueError (``native_module``)."""
     native = native_module("cleanfs.cache._resident")
     if native is None:
         return PythonResident(page_size)

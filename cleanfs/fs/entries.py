@@ -7,7 +7,7 @@ from typing import Final
 from pyfuse3 import EntryAttributes, InodeT, ModeT, SetattrFields, StatvfsData
 
 from cleanfs.fs.control import Node
-from cleanfs.source.namespace import NewAttributes
+from cleanfs.source.attributes import NewAttributes
 from cleanfs.vfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.vfs.handles import DirHandle
 from cleanfs.vfs.inodes import Inode, InodeTable, access_of, stamps_of

@@ -9,7 +9,7 @@ from pyfuse3 import FileNameT, ReaddirToken
 from cleanfs.fs.control import CONTROL_NAME, Control, Node
 from cleanfs.fs.entries import Entries, control_entry
 from cleanfs.fs.rollback import ReplyRollback
-from cleanfs.source.namespace import ListedEntry
+from cleanfs.source.listing import ListedEntry
 from cleanfs.vfs.handles import DirHandle
 from cleanfs.vfs.inodes import Inode, InodeTable, Told
 from cleanfs.vfs.tree import Tree, Using

@@ -9,9 +9,9 @@ from pyfuse3 import FileHandleT, FileInfo, RequestContext
 
 from cleanfs.fs.handle_table import HandleTable
 from cleanfs.fs.permissions import Permissions
+from cleanfs.source.attributes import NewAttributes, without_set_id
 from cleanfs.source.caller import Caller
-from cleanfs.source.io import without_set_id
-from cleanfs.source.namespace import NewAttributes, OpenedFile
+from cleanfs.source.namespace import OpenedFile
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.handles import Before, DirHandle, FileHandle, Services
 from cleanfs.vfs.inodes import Inode, InodeTable, stamps_of

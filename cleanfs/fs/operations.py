@@ -44,9 +44,9 @@ from cleanfs.fs.permissions import Permissions, is_granted
 from cleanfs.fs.rollback import ReplyRollback
 from cleanfs.fs.xattrs import CAPABILITY, Xattrs
 from cleanfs.fuse.refused_replies import RefusedReplies
-from cleanfs.source import namespace
+from cleanfs.source import attributes, namespace
+from cleanfs.source.attributes import NewAttributes
 from cleanfs.source.errors import StaleError
-from cleanfs.source.namespace import NewAttributes
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.export import Export
 from cleanfs.vfs.handles import IO_FLAGS, DirHandle, FileHandle, Services
@@ -455,7 +455,7 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             return []
         async with self._tree.using(inode) as held:
-            names = await self._tree.inline_if_local(held, namespace.list_xattrs, held.path())
+            names = await self._tree.inline_if_local(held, attributes.list_xattrs, held.path())
             # The daemon may see more than the requester would on the source itself.
             return [XAttrNameT(n) for n in names if ctx.uid == 0 or not n.startswith(b"trusted.")]
 

@@ -12,11 +12,10 @@ from typing import Final
 import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext
 
-from cleanfs.source import namespace
+from cleanfs.source import attributes
+from cleanfs.source.attributes import NewAttributes, without_set_id
 from cleanfs.source.caller import Caller
 from cleanfs.source.errors import StaleError
-from cleanfs.source.io import without_set_id
-from cleanfs.source.namespace import NewAttributes
 from cleanfs.source.self_copy import forbid_self_copy, open_to_read
 from cleanfs.vfs.handles import Services
 from cleanfs.vfs.inodes import NOT_TOLD, Inode, access_of
@@ -70,7 +69,7 @@ class Permissions:
             return
         same = inode.access in (NOT_TOLD, access_of(st))
         if same and inode.access != NOT_TOLD and inode.access_ctime != st.st_ctime_ns:
-            same = await self._services.inline_if_local(inode, namespace.access_acl, fd) == inode.acl
+            same = await self._services.inline_if_local(inode, attributes.access_acl, fd) == inode.acl
         if not same:
             await self._services.notifier.attributes_changed(inode.node)
             raise StaleError

@@ -8,8 +8,8 @@ from pyfuse3 import FUSEError, RequestContext
 
 from cleanfs.fs.permissions import Permissions
 from cleanfs.fs.rollback import ReplyRollback
+from cleanfs.source.attributes import ACCESS_ACL
 from cleanfs.source.caller import Caller
-from cleanfs.source.namespace import ACCESS_ACL
 from cleanfs.vfs.handles import Services
 from cleanfs.vfs.inodes import Inode, InodeTable
 from cleanfs.vfs.root import ACL_NAMES

@@ -1,4 +1,4 @@
-"""Who makes a request, for what the source can not decide: it sees the daemon do it."""
+"""The process that makes a request. The source sees only the daemon, so some checks are made here."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from pyfuse3 import RequestContext
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The process that a request is from."""
+    """The requester: the process that a request is from."""
 
     uid: int
     gid: int
@@ -17,16 +17,16 @@ class Caller:
 
     @classmethod
     def of(cls, ctx: RequestContext) -> "Caller":
-        """The one of a request."""
+        """Take it from a request."""
         return cls(ctx.uid, ctx.gid, ctx.pid)
 
     @property
     def privileged(self) -> bool:
-        """Whether set-id bits stay whatever it does (CAP_FSETID)."""
+        """Whether its changes leave set-id bits alone (CAP_FSETID)."""
         return self.uid == 0
 
     def in_group(self, gid: int) -> bool:
-        """Whether it is a member of a group. In doubt, as when it is gone, it is not."""
+        """Tell whether it is a member of a group. In doubt, as when it is gone, it is not."""
         if gid == self.gid:
             return True
         try:

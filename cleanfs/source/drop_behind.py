@@ -1,34 +1,34 @@
-"""What the reads of one handle leave in the source's page cache, and when it is to go.
+"""Drop-behind: decide which reads stay in the source's page cache for a while, and when they go.
 
-RWF_DONTCACHE drops what was read at once, but not what the source's kernel reads ahead because of it:
-that begins with a read at offset 0, and with the second of two that follow each other (Linux 6.18). For
-a lone read elsewhere it is right. In a stream it is not: the source's read-ahead brings large folios,
-the requests of the mount overlap and overtake each other, and what is dropped after the first use is
-read from the disk again for the second (a tenth and more on top was seen). So a stream is read as any
+RWF_DONTCACHE drops what was read at once, but not what the kernel reads ahead because of it. Read-ahead
+begins with a read at offset 0, and with the second of two consecutive reads (Linux 6.18). RWF_DONTCACHE
+is right for a lone read elsewhere. In a stream it is not: read-ahead brings large folios, and the
+requests of the mount overlap and overtake each other. What is dropped after the first use is then read
+from the disk again for the second (at least a tenth more reads were seen). So a stream is read as any
 program would, and dropped some way behind. Pure: no I/O in here.
 """
 
 from typing import Final
 
 NEAR: Final = 4 << 20
-"""Bytes from what a stream has read within which a read belongs to it. The kernel sends read-ahead in
+"""A read within so many bytes of what a stream has read belongs to it. The kernel sends read-ahead in
 several requests at a time, in any order."""
 
 READ_AHEAD: Final = 32 << 10
-"""Bytes that a request of read-ahead has, at least, once it may overtake another. A smaller one belongs
-to a stream only where that ends: random reads of some file would be taken for a stream else, and all of
-the file be dropped again and again, also what was not read yet, or just written."""
+"""The least size, in bytes, of read-ahead requests that may overtake each other. A smaller read belongs
+to a stream only if it begins where that ends. Otherwise random reads would be taken for a stream, and
+all of the file be dropped again and again, also what was not read yet, or just written."""
 
 WINDOW: Final = 3 * NEAR
 """Bytes that a stream may leave in the source's page cache, before all but ``NEAR`` are dropped."""
 
 FOLIO: Final = 2 << 20
-"""Bytes before a range that are dropped with it: no folio is larger, and one that the end of the last
-range cut through was left."""
+"""Bytes before a range that are dropped with it. No folio is larger, and one that straddled the end of
+the range before was left."""
 
 AHEAD: Final = 16 << 20
-"""Bytes behind the end of a stream that are dropped with it when the handle is closed, as read-ahead of
-the source may have brought them: 8 MiB were seen where read_ahead_kb is 2560."""
+"""Bytes behind the end of a stream that are dropped with it when the handle is closed: the source's
+read-ahead may have brought them. 8 MiB were seen where read_ahead_kb is 2560."""
 
 Span = tuple[int, int]
 """Bytes ``offset, length`` of a file."""
@@ -42,12 +42,12 @@ class Stream:
     def __init__(self) -> None:
         """No read yet."""
         self._start = self._stop = 0
-        """What may be in the source's page cache because of us."""
+        """The range that these reads may have left in the source's page cache."""
         self._expected = 0
-        """Where a read would begin that makes a stream of the one before."""
+        """The end of the last lone read: a read that begins here makes it a stream."""
 
     def lingers(self, offset: int, size: int, file_size: int) -> bool:
-        """Whether a read is part of a stream, so that it is not to be dropped at once."""
+        """Tell whether a read is part of a stream, so that it is not dropped at once."""
         if offset == 0 and size >= file_size > 0:
             return False  # all that there is to read
         if self._stop and size >= READ_AHEAD:
@@ -62,7 +62,7 @@ class Stream:
         return False
 
     def passed(self, offset: int, size: int) -> Span | None:
-        """A read that lingers was made. What is to be dropped now, if anything."""
+        """Note a read that lingers. Returns the span to drop now, if any."""
         start, stop = self._start, self._stop
         if not stop or not start - NEAR <= offset <= stop + NEAR:
             self._start, self._stop = offset, offset + size  # a new stream
@@ -75,7 +75,7 @@ class Stream:
         return _span(start, self._start)
 
     def rest(self) -> Span | None:
-        """What is to be dropped when the handle is closed, if anything."""
+        """Return the span to drop when the handle is closed, if any."""
         return _span(self._start, self._stop + AHEAD) if self._stop else None
 
 

@@ -5,7 +5,7 @@ import os
 
 
 class StaleError(OSError):
-    """The file is not where it was: the kernel should look it up again."""
+    """The file is not where it was: the kernel must look it up again."""
 
     def __init__(self) -> None:
         """ESTALE."""

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from cleanfs.linux.syscalls import RWF_DONTCACHE
+from cleanfs.source.attributes import without_set_id
 from cleanfs.source.caller import Caller
 from cleanfs.source.drop_behind import Span, Stream
 from cleanfs.source.errors import HalfDoneError
-from cleanfs.source.io import Backing, SourceFs, watched, without_set_id
+from cleanfs.source.io import Backing, SourceFs, watched
 
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -100,7 +101,7 @@ class SourceFile:
         return got
 
     def _read_inline(self, buffer: bytearray, offset: int, drop: bool) -> int:
-        """Read here and now; how long that took decides where the next read is made."""
+        """Read on the main thread; if that waits, the next read is made in a thread."""
         fs = self._fs
         with watched(fs.reads):
             got, fs.dontcache = _preadv_all(self._fd, buffer, offset, 0, fs.dontcache, drop)
@@ -127,7 +128,7 @@ class SourceFile:
             else:
                 fs.nowait = False
             return 0
-        fs.nowait_probe.answered(got > 0)
+        fs.nowait_probe.tried(got > 0)
         return got
 
     # -- writes -----------------------------------------------------------------------------
@@ -200,7 +201,7 @@ class SourceFile:
             if exc.errno in UNSUPPORTED:
                 fs.write_nowait = False
             return 0  # the waiting write meets any other again, and reports it
-        fs.nowait_write_probe.answered(count > 0)
+        fs.nowait_write_probe.tried(count > 0)
         return count
 
 
@@ -281,6 +282,6 @@ def _pwritev_all(
                 break
             raise
         if not done:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))  # it would be so for ever
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # the loop would never end
         count += done
     return Written(count, before, os.fstat(fd))

@@ -1,8 +1,8 @@
-"""Where a call to the source is made: at once, on the main thread, or in a worker thread.
+"""Decide whether a call to the source is made inline, on the main thread, or in a worker thread.
 
-A hop to a thread and back costs 50 us and more. A source that is as fast as memory answers sooner than
-that, so there the hop is most of the time; on any other source, a call without the hop keeps everybody
-waiting. Which one it is can only be told from what it did lately. Pure decisions: no I/O in here.
+A hop to a thread and back costs at least 50 us. A source that is as fast as memory replies sooner than
+that, so there the hop is most of the time. On any other source an inline call makes every request wait.
+Only the source's recent calls tell which kind it is. Pure decisions: no I/O in here.
 """
 
 import math
@@ -14,28 +14,27 @@ FAST_SECONDS: Final = 50e-6
 """A call that takes no longer is not worth a hop."""
 
 SECONDS_PER_BYTE: Final = 1 / (2 << 30)
-"""What each byte may take on top: copying, at a pace that a busy machine still has."""
+"""The additional time for each byte: copying, at a rate that a busy machine still reaches."""
 
 STREAK: Final = 8
-"""Fast calls before the main thread makes them; a slow one takes two of them away."""
+"""Fast calls until the next one is made inline; a slow one takes two of them away."""
 
 SLOW_SECONDS: Final = 1e-3
-"""An inline call that slept and took longer waited for the source. What sleeps less costs no more than
-a few hops."""
+"""An inline call that slept and took longer waited for the source. A shorter sleep costs no more than a
+few hops."""
 
 SHARE: Final = 100
-"""After a wait on the main thread, calls go to threads for at least so many times its length: waits
+"""After a wait on the main thread, calls go to threads for at least so many times its length. So waits
 take at most 1/100 of the main thread's time, however the source behaves."""
 
 FIRST_HOLD_SECONDS: Final = 0.1
 LONGEST_HOLD_SECONDS: Final = 60.0
-"""The first wait also keeps calls in threads for at least the first, and each one that follows soon
-for twice as long as the one before, up to the longest."""
-
+"""The first wait also keeps calls in threads for at least the first of these times. Each wait that
+follows soon doubles the time, up to the longest."""
 
 RECENT_SECONDS: Final = 0.1
-"""How long a call that came back speaks for the next one. A file system that was frozen meanwhile, or
-whose disk does not answer any more, is met in a thread."""
+"""How long a call that returned vouches for the next one. So a call that meets a frozen file system, or
+a dead disk, is made in a thread."""
 
 
 class InlinePolicy:
@@ -44,7 +43,7 @@ class InlinePolicy:
     __slots__ = ("_clock", "_hold", "_not_before", "_returned", "_score", "_steps", "inline")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, steps: int = 1) -> None:
-        """Nothing is known yet: in threads. ``clock`` in seconds; a call is so many ``steps``."""
+        """Begin in threads. ``clock`` in seconds; a call may take ``steps`` times FAST_SECONDS."""
         self._clock = clock
         self._steps = steps
         self._hold = FIRST_HOLD_SECONDS / 2
@@ -56,15 +55,15 @@ class InlinePolicy:
 
     @property
     def recent(self) -> bool:
-        """Whether a call has just come back: the file system is not frozen."""
+        """Whether a call has just returned: the file system is not frozen."""
         return self._clock() - self._returned < RECENT_SECONDS
 
     def returned(self) -> None:
-        """A call has come back, wherever it was made."""
+        """Note that a call has returned, wherever it was made."""
         self._returned = self._clock()
 
     def took(self, seconds: float, size: int) -> None:
-        """A call for ``size`` bytes took so long in a thread, the hop not counted."""
+        """Note how long a call for ``size`` bytes took in a thread, without the hop."""
         self.returned()
         if seconds > self._steps * FAST_SECONDS + size * SECONDS_PER_BYTE:
             self._score = max(self._score - 2, 0)
@@ -75,7 +74,7 @@ class InlinePolicy:
             self.inline = True
 
     def waited(self, seconds: float) -> None:
-        """An inline call waited for so long: back to threads."""
+        """Go back to threads: an inline call waited for so long."""
         now = self._clock()
         calm = now - self._not_before > self._hold
         self._hold = FIRST_HOLD_SECONDS if calm else min(2 * self._hold, LONGEST_HOLD_SECONDS)
@@ -85,9 +84,9 @@ class InlinePolicy:
 
 
 class NowaitProbe:
-    """Whether to ask for something that a source may never have (RWF_NOWAIT on a cold disk).
+    """Decide whether to try RWF_NOWAIT, which a cold disk refuses again and again.
 
-    After ``PATIENCE`` refusals in a row only every ``STEP``-th call asks; one success, and all do.
+    After ``PATIENCE`` refusals in a row only every ``STEP``-th call tries; after one success all do.
     """
 
     PATIENCE: Final = 16
@@ -96,16 +95,16 @@ class NowaitProbe:
     __slots__ = ("_refused",)
 
     def __init__(self) -> None:
-        """Ask."""
+        """Begin by trying."""
         self._refused = 0
 
     def worthwhile(self) -> bool:
-        """Whether this call should ask. One that does not counts as refused."""
+        """Tell whether this call should try. One that does not counts as refused."""
         if self._refused < self.PATIENCE or self._refused % self.STEP == 0:
             return True
         self._refused += 1
         return False
 
-    def answered(self, got: bool) -> None:
-        """What came of asking."""
-        self._refused = 0 if got else self._refused + 1
+    def tried(self, succeeded: bool) -> None:
+        """Note the outcome of a try."""
+        self._refused = 0 if succeeded else self._refused + 1

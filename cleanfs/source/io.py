@@ -1,15 +1,13 @@
-"""The source as a whole: where calls to it are made, and the traffic with it.
+"""The source as a whole: run calls to it in threads or inline, and count the traffic.
 
 A call that may wait for the source runs in a worker thread. On local file systems calls on names that
-prove as fast as memory are made inline, for as long as none of them waits (``inline_policy``).
+prove as fast as memory run inline, on the main thread, until one of them waits (``inline_policy``).
 ``file`` does the same for reads and writes.
 """
 
 import contextlib
 import functools
-import os
 import resource
-import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ from typing import NoReturn, TypeVar, TypeVarTuple, cast
 
 import trio
 
-from cleanfs.source.caller import Caller
 from cleanfs.source.inline_policy import SLOW_SECONDS, InlinePolicy, NowaitProbe
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.source.thread_limiter import ThreadLimiter
@@ -82,9 +79,9 @@ class SourceFs:
     )  # fmt: skip
 
     def __init__(self, local: bool) -> None:
-        """Nothing is known of its abilities yet; each is tried until it is refused."""
+        """Assume that it can do everything; each ability is tried until it is refused."""
         self.local = local
-        """Whether calls may ever be made inline that could wait."""
+        """Whether calls that could wait may ever be made inline."""
         self.nowait = self.write_nowait = self.dontcache = True
         self.reads = InlinePolicy()
         self.writes = InlinePolicy()
@@ -97,18 +94,18 @@ class Backing:
     """The source, as seen by the file handlers. Counts its traffic."""
 
     def __init__(self) -> None:
-        """No file system of it was used yet."""
+        """Start without traffic."""
         self.drop_behind = True
         """Whether what was read is dropped from the source's page cache."""
         self.thread_limiter = ThreadLimiter()
         self.space_retry = SpaceRetry()
         self.orphans = 0
-        """Requests under way whose programs are gone."""
+        """Requests under way whose requesters are gone."""
         self.traffic = Traffic()
         self._file_systems: dict[int, SourceFs] = {}
 
     def file_system(self, device: int, local: bool) -> SourceFs:
-        """What is known of the file system of a device; one of another kind has taken its number."""
+        """Return what is known of a device's file system, anew once another kind has its number."""
         known = self._file_systems.get(device)
         if known is None or known.local != local:
             known = self._file_systems[device] = SourceFs(local)
@@ -122,7 +119,7 @@ class Backing:
         return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
 
     async def run_on_names(self, fs: SourceFs, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run a call on names of a local file system: at once, if those before it did not wait."""
+        """Run a call on names of a local file system: inline, if those before it did not wait."""
         policy = fs.names
         if policy.inline and policy.recent:
             with watched(policy):
@@ -145,21 +142,6 @@ class Backing:
         )
 
 
-def without_set_id(st: os.stat_result, caller: Caller) -> int | None:
-    """The permissions that a caller's change of the data leaves; None if it leaves them as they are.
-
-    A set-gid bit without execution for the group stays for the group's members: the kernel's
-    ``setattr_should_drop_sgid`` (Linux 6.2).
-    """
-    mode = st.st_mode
-    if not mode & (stat.S_ISUID | stat.S_ISGID) or not stat.S_ISREG(mode) or caller.privileged:
-        return None
-    cleared = mode & ~stat.S_ISUID
-    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not caller.in_group(st.st_gid)):
-        cleared &= ~stat.S_ISGID
-    return None if cleared == mode else stat.S_IMODE(cleared)
-
-
 @contextlib.contextmanager
 def watched(policy: InlinePolicy) -> Iterator[None]:
     """Watch a block on the main thread: if it waits, the next call of its kind is made in a thread."""
@@ -174,7 +156,7 @@ def watched(policy: InlinePolicy) -> Iterator[None]:
 
 
 def _sleeps() -> int:
-    """How often this thread has slept. One that was only preempted did not wait for anything."""
+    """Count how often this thread has slept. Preemption does not count: it is no wait."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 

@@ -25,15 +25,15 @@ class ListedEntry(NamedTuple):
 
     stat: os.stat_result
     handle: bytes | None
-    """Its file handle, if asked for and to be had; empty if the file system has none."""
+    """Its file handle: None if not asked for or not to be had, empty if the file system has none."""
 
 
 EntryStat = ListedEntry | OSError | None
-"""What came of the stat of a directory entry: attributes, an error, or None if it is gone."""
+"""The outcome of the stat of a directory entry: attributes, an error, or None if it is gone."""
 
 
 def stat_names(dir_fd: int, names: list[bytes], handles: bool = False) -> list[EntryStat]:
-    """Stat directory entries. That one of them fails says nothing about its neighbours."""
+    """Stat directory entries. An entry whose stat fails does not fail the others."""
     stats: list[EntryStat] = []
     for name in names:
         try:
@@ -47,10 +47,10 @@ def stat_names(dir_fd: int, names: list[bytes], handles: bool = False) -> list[E
 
 
 class Names:
-    """Names in a directory, in order.
+    """The names in a directory, in order, packed.
 
-    Packed, as each open directory keeps them: a list of 20,000 took 82 bytes a name, a fifth of which
-    stayed when it was gone. A name and 9 bytes it is here.
+    Each open directory keeps its names. A list of 20,000 took 82 bytes a name, a fifth of which
+    stayed when it was gone; packed, a name takes its own length and 9 bytes.
     """
 
     __slots__ = ("_packed", "_starts")
@@ -85,7 +85,7 @@ class Listing:
 
 
 def list_directory(dir_fd: int, batch: int, handles: bool = False) -> Listing:
-    """List, with attributes of the first ``batch`` names; names are in the source's order."""
+    """List a directory in the source's order, with the attributes of the first ``batch`` names."""
     names = [os.fsencode(name) for name in os.listdir(dir_fd)]
     stats = stat_names(dir_fd, names[:batch], handles)
     return Listing(Names(names), stats, os.fstat(dir_fd), os.stat("..", dir_fd=dir_fd))

@@ -1,4 +1,4 @@
-"""Names and attributes of the source: the system calls behind the metadata handlers.
+"""Names of the source: look them up, open, create, remove and rename.
 
 Plain functions over descriptors, run in worker threads. They touch no state of ours; what the
 caller must know afterwards (attributes before and after, what became of a replaced file) they
@@ -15,12 +15,10 @@ from typing import Self
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.linux import credentials, syscalls
-from cleanfs.source.caller import Caller
+from cleanfs.source.attributes import has_default_acl
 from cleanfs.source.errors import HalfDoneError, StaleError
 
 PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-
-ACCESS_ACL = b"system.posix_acl_access"
 
 SPECIAL_BITS = stat_module.S_ISUID | stat_module.S_ISGID | stat_module.S_ISVTX
 
@@ -35,11 +33,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class OpenedFile(Opened):
-    """A regular file, opened for I/O, with the key that its pages hang on."""
+    """A regular file, opened for I/O, with the key of its cached pages."""
 
     key: FileKey
     direct: bool = False
-    """The kernel must keep nothing of what is written to it."""
+    """The kernel must not cache what is written to it (FOPEN_DIRECT_IO)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class Changed:
     key: FileKey
     before: os.stat_result
     after: os.stat_result | None
-    """None if the source did not say: what was done is done nevertheless."""
+    """None if the stat after the operation failed; the operation is done nevertheless."""
 
     @property
     def gone(self) -> bool:
@@ -58,7 +56,7 @@ class Changed:
 
 
 def file_key(fd: int, st: os.stat_result) -> FileKey:
-    """The key of the file that ``fd`` (O_PATH too) refers to."""
+    """Make the key of the file that ``fd`` (O_PATH too) refers to."""
     return FileKey(st.st_dev, st.st_ino, syscalls.name_to_handle(fd))
 
 
@@ -81,7 +79,7 @@ def identify(parent_fd: int, name: bytes) -> tuple[int, int]:
 
 
 def lookup_here(parent_fd: int, name: bytes) -> Opened:
-    """``lookup`` that never asks another file system. Raises OSError: EXDEV if one is mounted there."""
+    """Do a ``lookup`` that stays on this file system. Raises OSError: EXDEV at a mount point."""
     if not syscalls.can_open_here():
         return lookup(parent_fd, name)
     fd = syscalls.openat_here(parent_fd, name, PATH_FLAGS)
@@ -93,9 +91,10 @@ def lookup_here(parent_fd: int, name: bytes) -> Opened:
 
 
 def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
-    """``lookup`` without waiting; None if that takes more than the dentry cache and a descriptor.
+    """Do a ``lookup`` without waiting; None if the dentry cache does not have the name.
 
-    Only in a directory of a local file system: on others, fstat may wait for what open did not.
+    Call it only for a directory of a local file system: on others the fstat may wait even if the open
+    did not. None is also returned at a mount point, and when descriptors are short.
     """
     try:
         fd = syscalls.openat_cached(parent_fd, name, PATH_FLAGS)
@@ -109,8 +108,8 @@ def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
 def open_file(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
     """Open a file for I/O by the /proc path of its O_PATH descriptor; ``key`` is its own, if known.
 
-    O_NOATIME is for the owner; the program's may not be ours, and it is advice. A file with the
-    append-only attribute opens with O_APPEND alone.
+    O_NOATIME is only advice, and only the owner may give it: the program may be that, and the daemon
+    not. A file with the append-only attribute can only be opened with O_APPEND.
     """
     try:
         fd = os.open(path, flags & ~os.O_APPEND | os.O_CLOEXEC)
@@ -127,10 +126,10 @@ def open_file(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
 
 
 def open_for_writeback(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
-    """``open_file`` for a kernel that writes later: whole pages, which it reads if it has a part.
+    """Do an ``open_file`` for a kernel with write-back: it writes whole pages, and reads partial ones.
 
-    So what a program opens for writing alone is opened for reading, too. What may not be read, or
-    only be appended to, is marked ``direct``: a page of it can neither be completed nor written back.
+    So what a program opens for writing alone is opened for reading, too. A file that may not be read,
+    or only be appended to, is marked ``direct``: its pages can neither be completed nor written back.
     """
     writes = flags & os.O_ACCMODE != os.O_RDONLY
     both = flags & ~os.O_ACCMODE | os.O_RDWR if writes else flags
@@ -144,38 +143,39 @@ def open_for_writeback(path: str, flags: int, key: FileKey | None = None) -> Ope
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks for a change of names: what is made becomes the caller's, not the daemon's."""
+    """The requester of a change of names: what is made becomes its own, not the daemon's."""
 
     uid: int
     gid: int
     umask: int = 0
     local: bool = False
-    """The source is this machine's: it goes by the ids and capabilities of the thread alone. A server
-    would go by groups, too, which are not the thread's."""
+    """The source is a local file system: it checks only the thread's ids and capabilities. A server
+    would also check the requester's groups, which the thread does not have."""
 
     def mode(self, mode: int, parent_fd: int) -> int:
-        """The permissions to ask for: the umask applies where the parent has no default ACL.
+        """Compute the permissions to ask for: the umask applies if the parent has no default ACL.
 
-        The kernel leaves that to us (``handshake``). Where it did not, the umask changes nothing.
+        The kernel leaves that to the file system (FUSE_DONT_MASK, see ``init_flags``). Where it has
+        applied the umask itself, doing so again changes nothing.
         """
-        if mode & self.umask & 0o777 and not _has_default_acl(parent_fd):
+        if mode & self.umask & 0o777 and not has_default_acl(parent_fd):
             mode &= ~self.umask
         return mode
 
     def acts(self) -> bool:
-        """Whether changes can be made as the actor."""
+        """Tell whether a thread can take the actor's ids for a change."""
         return self.local and credentials.can_act()
 
     def is_daemon(self) -> bool:
-        """Whether it has the daemon's own ids: acting as it changes nothing of a thread."""
+        """Tell whether these are the daemon's own ids, so that a thread need not change its own."""
         return (self.uid, self.gid) == (os.geteuid(), os.getegid())
 
     def acting(self) -> AbstractContextManager[None]:
-        """A block as the caller, or if that can not be, as the daemon."""
+        """Run a block with the actor's ids; where that cannot be, with the daemon's."""
         return credentials.acting_as(self.uid, self.gid) if self.acts() else nullcontext()
 
     def take(self, fd: int, st: os.stat_result, parent_fd: int) -> None:
-        """Take over what the daemon made (``fd``, O_PATH too); its group is a set-gid parent's."""
+        """Give the actor what the daemon made (``fd``, O_PATH too); a set-gid parent sets its group."""
         inherits = os.fstat(parent_fd).st_mode & stat_module.S_ISGID
         gid = st.st_gid if inherits else self.gid
         if (st.st_uid, st.st_gid) != (self.uid, gid):
@@ -185,10 +185,10 @@ class Actor:
 def create_file(parent_fd: int, name: bytes, mode: int, flags: int, actor: Actor) -> OpenedFile:
     """Create and open a file.
 
-    Raises StaleError if somebody was faster and ``flags`` lack O_EXCL: the kernel then finds the file,
-    and checks whether it may be opened, which for a new one it does not do.
+    Raises StaleError if the name exists by now and ``flags`` lack O_EXCL: the kernel then looks the
+    file up and checks whether it may be opened, which it does not do for a new one.
     """
-    flags = flags & ~os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC  # appending is said write by write
+    flags = flags & ~os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC  # each write says whether it appends
     mode = actor.mode(mode, parent_fd)
     acts = actor.acts()
     first = mode if acts else mode & ~SPECIAL_BITS
@@ -233,7 +233,7 @@ def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, 
             _undo(undo, name, parent_fd)
             raise
     if acts:
-        return made  # whatever has that name by now: it is only looked at
+        return made  # another object may have the name by now: it is only looked at
     try:
         actor.take(made.fd, made.stat, parent_fd)
         special = mode & SPECIAL_BITS
@@ -317,7 +317,7 @@ def _take_whiteout(directory: int, name: bytes, actor: Actor) -> None:
 
 
 class _Holding:
-    """Holds on to what a name refers to, to see what becomes of it. A mount point stays: EBUSY."""
+    """Hold what a name refers to, to see what becomes of it. A mount point cannot be changed: EBUSY."""
 
     def __init__(self, parent_fd: int, name: bytes) -> None:
         try:
@@ -345,100 +345,22 @@ def _stat_after(fd: int) -> os.stat_result | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class NewAttributes:
-    """What ``setattr`` is to set; None leaves a field alone."""
-
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    size: int | None = None
-    atime_ns: int | None = None
-    mtime_ns: int | None = None
-
-
-def set_attributes(fd: int, io_fd: int, new: NewAttributes) -> tuple[os.stat_result, os.stat_result]:
-    """Set attributes of the object of ``fd`` (O_PATH). Its attributes before and after.
-
-    ``io_fd`` is a descriptor that it is open for writing with, or -1: it may be truncated by that
-    although its mode would not let us now.
-    """
-    path = f"/proc/self/fd/{fd}"
-    before = os.fstat(fd)
-    if new.uid is not None or new.gid is not None:
-        os.chown(path, -1 if new.uid is None else new.uid, -1 if new.gid is None else new.gid)
-    if new.size is not None:
-        os.truncate(path if io_fd < 0 else io_fd, new.size)
-    if new.mode is not None:  # after what clears set-uid bits
-        os.chmod(path, stat_module.S_IMODE(new.mode))
-    if new.atime_ns is not None or new.mtime_ns is not None:
-        syscalls.utimens(path, new.atime_ns, new.mtime_ns)
-    return before, os.fstat(fd)
-
-
 def sync(fd: int, data_only: bool) -> None:
     """``fsync`` or ``fdatasync``."""
     (os.fdatasync if data_only else os.fsync)(fd)
 
 
 def flush(fd: int) -> None:
-    """What close would report now (a full disk, a lost server), without closing ``fd``."""
+    """Raise what a close would report now (a full disk, a lost server), without closing ``fd``."""
     os.close(os.dup(fd))
 
 
-def list_xattrs(path: str) -> list[bytes]:
-    """Names of extended attributes."""
-    return [os.fsencode(name) for name in os.listxattr(path)]
-
-
-def access_acl(fd: int) -> bytes:
-    """The POSIX ACL of an open file, empty if there is none, or none that anybody goes by here."""
-    try:
-        return os.getxattr(fd, ACCESS_ACL)
-    except OSError as exc:
-        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-            return b""
-        raise
-
-
-def change_xattr(
-    fd: int, name: bytes, value: bytes | None, caller: Caller | None = None
-) -> tuple[os.stat_result, os.stat_result]:
-    """Set an extended attribute, or remove it if ``value`` is None. Attributes before and after.
-
-    ``caller`` is who sets an access ACL: that takes the set-gid bit away from whoever is not in the
-    group (``posix_acl_update_mode`` of the kernel).
-    """
-    path = f"/proc/self/fd/{fd}"
-    before = os.fstat(fd)
-    if value is None:
-        os.removexattr(path, name)
-        return before, os.fstat(fd)
-    os.setxattr(path, name, value)
-    after = os.fstat(fd)
-    set_gid = after.st_mode & stat_module.S_ISGID
-    if caller is not None and set_gid and not (caller.privileged or caller.in_group(after.st_gid)):
-        os.chmod(path, stat_module.S_IMODE(after.st_mode) & ~stat_module.S_ISGID)
-        after = os.fstat(fd)
-    return before, after
-
-
-def _has_default_acl(directory_fd: int) -> bool:
-    """Whether what is made in a directory gets its permissions from a list."""
-    try:
-        return bool(os.getxattr(f"/proc/self/fd/{directory_fd}", "system.posix_acl_default"))
-    except OSError as exc:
-        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-            return False
-        raise
-
-
 def read_link(fd: int) -> bytes:
-    """The target of the symbolic link that ``fd`` (O_PATH) refers to."""
+    """Read the target of the symbolic link that ``fd`` (O_PATH) refers to."""
     return os.readlink(b"", dir_fd=fd)
 
 
 def forbid_slash(name: bytes) -> None:
-    """A name from the kernel is one component. Raises OSError (EINVAL) for one that leads away."""
+    """Raise OSError (EINVAL) unless a name is a single path component that leads to a child."""
     if name in (b"", b".", b"..") or b"/" in name:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

@@ -1,8 +1,8 @@
 """Refuse to empty a file for a program that is about to copy it onto itself.
 
 ``cp SOURCE/f MOUNT/f`` opens one file by its two paths: for reading in the source, with O_TRUNC on the
-mount. It compares device and inode number to find that out, but the mount has another device. So
-whoever has the file open for reading in the source may not empty it through the mount.
+mount. ``cp`` compares device and inode number to detect that, but the mount has another device. So a
+process that has the file open for reading in the source may not empty it through the mount.
 """
 
 import errno
@@ -12,14 +12,14 @@ from typing import Final
 from cleanfs.linux import syscalls
 
 MAX_DESCRIPTORS: Final = 256
-"""A program with more open files is no copying tool. To look at one takes 10 us."""
+"""A process with more open files is no copying tool. Looking at one takes 10 us."""
 
 
 def open_to_read(pid: int, ino: int) -> list[str]:
-    """Descriptors of a process, as paths, that are for reading an inode of that number somewhere.
+    """List a process's descriptors, as paths, that are open for reading an inode of that number.
 
-    Waits for no file system: what a program has open may hang. Empty before Linux 5.14, and for
-    processes whose descriptors we may not see.
+    The inode may be on any file system. The call waits for none of them: an open file may hang. The
+    list is empty before Linux 5.14, and for processes whose descriptors the daemon may not see.
     """
     try:
         descriptors = os.listdir(f"/proc/{pid}/fdinfo") if pid else []
@@ -44,7 +44,7 @@ def _is_to_read(fdinfo: str, ino: bytes) -> bool:
 
 
 def forbid_self_copy(descriptors: list[str], st: os.stat_result) -> None:
-    """Raise OSError (EBUSY) if one of them is of the very file that was stat'ed. May wait."""
+    """Raise OSError (EBUSY) if a descriptor is of the very file that ``st`` describes. May wait."""
     for path in descriptors:
         try:
             found = syscalls.known_id(path)

@@ -1,9 +1,9 @@
-"""Space that removed files still take.
+"""Retry a call that finds the source full, once removed files have given up their space.
 
-A removed file gives up its space when nobody holds it any more, and the daemon does: until the kernel
-forgets the inode. It says so after the removal was answered, and while a notification or its writeback
-holds the inode, some ms after. Without us, who removes a file can use its space at once. So a call
-that finds the source full is made again when something that was removed lately has been given up.
+A removed file gives up its space when nothing holds it any more. The daemon holds it until the kernel
+forgets the inode. The FORGET comes after the reply to the removal: some ms later, if a notification or
+write-back holds the inode. On the source itself a program can use the space of a removed file at once.
+So a call that fails for lack of space is retried when a recently removed inode is given up.
 """
 
 import errno
@@ -22,44 +22,45 @@ Ts = TypeVarTuple("Ts")
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 LATELY_SECONDS: Final = 0.5
-"""How long after its removal, or its last close after that, an inode is waited for; and how long a call
-waits altogether. Some programs keep files open that they removed: their space does not come."""
+"""How long an inode is waited for, from its removal or from its last close after that; and how long a
+call waits altogether. Some programs keep removed files open: that space does not come free."""
 
 
 class SpaceRetry:
-    """What was removed and has not been given up."""
+    """The inodes that were removed and are still held, and the retries that wait for them."""
 
     def __init__(self) -> None:
-        """Nothing."""
+        """Start with none."""
         self._since: dict[int, float] = {}  # by node, the latest last
         self._given_up = 0
         self._news = trio.Event()
 
     def removed(self, node: int) -> None:
-        """The last name of an inode is gone."""
+        """Note that the last name of an inode is gone."""
         self._since.pop(node, None)
         self._since[node] = trio.current_time()
 
     def is_removed(self, node: int) -> bool:
-        """Whether the last name of an inode was removed by us, and something of it is held."""
+        """Tell whether an inode is held whose last name was removed through the mount."""
         return node in self._since
 
     def closing(self, node: int) -> None:
-        """An open file of an inode is being closed; the kernel may forget it next."""
+        """Note that an open file of an inode is being closed; the kernel may forget it next."""
         if node in self._since:
             self.removed(node)
 
     def given_up(self, node: int) -> None:
-        """Nothing of an inode is held any more."""
+        """Note that nothing of an inode is held any more."""
         if self._since.pop(node, None) is not None:
             self._given_up += 1
             self._news.set()
             self._news = trio.Event()
 
     async def retrying(self, call: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-        """Await a call that takes space. What it did before it failed (EDQUOT, ENOSPC) it may do again.
+        """Await a call that takes space, again if it fails for lack of it (EDQUOT, ENOSPC).
 
-        Raises OSError; HalfDoneError at once.
+        The call must be able to repeat what it did before it failed; if it cannot, it raises
+        HalfDoneError, which is not retried. Raises OSError.
         """
         until = math.inf
         while True:
@@ -75,7 +76,7 @@ class SpaceRetry:
                     raise
 
     async def _more_since(self, seen: int, until: float) -> bool:
-        """Whether something was given up since there was ``seen``, after a wait for what may be."""
+        """Wait until an inode is given up after ``seen`` were. Returns whether one was."""
         if self._given_up == seen and self._since:
             latest = next(reversed(self._since.values()))
             seconds = min(until, latest + LATELY_SECONDS) - trio.current_time()

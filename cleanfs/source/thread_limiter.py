@@ -1,8 +1,8 @@
-"""How many calls may wait for the source at one time, and which of them hang.
+"""A limiter of the threads that wait for the source, which does not count hung calls.
 
-A bound is needed, as each call is a thread. But a source that hangs in one file would use it up, and
-whoever asks for another one would wait, too. So a call that takes long no longer counts: its place is
-given to somebody else, up to a second bound that only a source with hundreds of hung calls reaches.
+A bound is needed, as each call takes a thread. But a source that hangs in one file would use it up, and
+requests for other files would wait, too. So a call that takes long no longer counts: its slot is given
+to another call, up to a second bound that only a source with hundreds of hung calls reaches.
 """
 
 import time
@@ -13,20 +13,20 @@ from typing import Final
 import trio
 
 MAX_THREADS: Final = 64
-"""Calls that may wait for the source at one time, those that hang not counted."""
+"""Calls that may wait for the source at one time, without those that hang."""
 
 MAX_HUNG: Final = 1024
-"""Calls beyond that, in place of as many that hang."""
+"""Calls beyond that, one for each that hangs."""
 
 HUNG_SECONDS: Final = 0.5
-"""A call that takes longer hangs: it is not the disk's business that keeps it."""
+"""A call that takes longer hangs: a busy disk does not explain it."""
 
 
 class ThreadLimiter:
     """A limiter for ``trio.to_thread.run_sync``. Main thread only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """No call is made. ``clock`` in seconds."""
+        """Start without calls. ``clock`` in seconds."""
         self._clock = clock
         self._running: dict[object, float] = {}  # since when; oldest first
         self._turnstile = trio.Lock()
@@ -35,7 +35,7 @@ class ThreadLimiter:
 
     @property
     def oldest_seconds(self) -> float:
-        """How long the oldest call has been waiting; 0 if there is none."""
+        """How long the oldest call has waited; 0 if there is none."""
         for since in self._running.values():
             return self._clock() - since
         return 0.0
@@ -71,7 +71,7 @@ class ThreadLimiter:
         self._freed.set()
 
     def _seconds_to_free(self) -> float:
-        """0 if another call may be made now, else when there may be one at the latest."""
+        """Return 0 if another call may be made now, else in how many seconds at the latest."""
         number = len(self._running)
         if number < MAX_THREADS:
             return 0.0

@@ -20,10 +20,11 @@ from cleanfs.backends.ops import FileKey
 from cleanfs.cache.files import CachedFile
 from cleanfs.cache.fingerprint import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.linux import syscalls
-from cleanfs.source import namespace
+from cleanfs.source import attributes, namespace
+from cleanfs.source.attributes import NewAttributes
 from cleanfs.source.caller import Caller
 from cleanfs.source.errors import HalfDoneError, StaleError
-from cleanfs.source.namespace import Actor, Changed, NewAttributes, OpenedFile
+from cleanfs.source.namespace import Actor, Changed, OpenedFile
 from cleanfs.vfs.handles import IO_FLAGS, Before, Services
 from cleanfs.vfs.inodes import Inode, InodeTable, is_parked, open_parked
 
@@ -280,11 +281,11 @@ class Tree:
         return pagecache.file(inode.file_key, inode.dentry) if make else pagecache.known(inode.file_key)
 
     async def set_attributes(self, inode: Inode, io_fd: int, new: NewAttributes) -> os.stat_result:
-        """Set attributes (``namespace.set_attributes``), flushing what a new size makes wrong."""
+        """Set attributes (``attributes.set_attributes``), flushing what a new size makes wrong."""
         file = await self._known_file(inode, make=new.size is not None)
         if file is None:
             try:
-                call = namespace.set_attributes
+                call = attributes.set_attributes
                 _, after = await self._run_change(inode, new.size, call, inode.fd, io_fd, new)
             except OSError:
                 self.services.notifier.inode(inode.node)  # a part of it may have been done
@@ -295,7 +296,7 @@ class Tree:
         async with pagecache.changing(file) if size is None else pagecache.mutating(file, size):
             data = size is not None or new.mtime_ns is not None
             return await self._bracketed(
-                inode, file, size, data, namespace.set_attributes, inode.fd, io_fd, new
+                inode, file, size, data, attributes.set_attributes, inode.fd, io_fd, new
             )
 
     async def _run_change(
@@ -396,14 +397,14 @@ class Tree:
     async def change_xattr(
         self, inode: Inode, name: bytes, value: bytes | None, caller: Caller | None = None
     ) -> None:
-        """Set an extended attribute, or remove it if ``value`` is None (``namespace.change_xattr``)."""
+        """Set or remove (``value`` is None) an extended attribute (``attributes.change_xattr``)."""
         file = await self._known_file(inode)
         if file is None:
-            await self.in_thread_with_retry(namespace.change_xattr, inode.fd, name, value, caller)
+            await self.in_thread_with_retry(attributes.change_xattr, inode.fd, name, value, caller)
             return
         async with self.services.pagecache.changing(file):
             await self._bracketed(
-                inode, file, None, False, namespace.change_xattr, inode.fd, name, value, caller
+                inode, file, None, False, attributes.change_xattr, inode.fd, name, value, caller
             )
 
     def ask_to_forget(self) -> None:

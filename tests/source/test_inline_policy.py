@@ -156,12 +156,12 @@ def test_every_call_asks_until_it_was_refused_often() -> None:
     asking = NowaitProbe()
     for _ in range(NowaitProbe.PATIENCE):
         assert asking.worthwhile()
-        asking.answered(False)
+        asking.tried(False)
     asked = 0
     for _ in range(80):
         if asking.worthwhile():
             asked += 1
-            asking.answered(False)
+            asking.tried(False)
     assert asked == 80 // NowaitProbe.STEP
 
 
@@ -169,10 +169,10 @@ def test_one_success_and_every_call_asks_again() -> None:
     asking = NowaitProbe()
     for _ in range(100):
         if asking.worthwhile():
-            asking.answered(False)
+            asking.tried(False)
     while not asking.worthwhile():
         pass
-    asking.answered(True)
+    asking.tried(True)
     for _ in range(NowaitProbe.PATIENCE):
         assert asking.worthwhile()
-        asking.answered(False)
+        asking.tried(False)

@@ -37,7 +37,7 @@ from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.latency import Latencies
 from cleanfs.linux import mounts
 from cleanfs.linux.mounts import FileSystemTypes, all_local
-from cleanfs.source import listing, namespace
+from cleanfs.source import attributes, listing, namespace
 from cleanfs.source.errors import HalfDoneError
 from cleanfs.source.file import SourceFile
 from cleanfs.source.identity import Rules
@@ -226,7 +226,7 @@ async def test_lists_of_other_file_systems_are_their_owners_to_change(
 
     monkeypatch.setattr(os, "getxattr", lambda *_: b"list")
     monkeypatch.setattr(os, "fstat", owned)
-    monkeypatch.setattr(namespace, "change_xattr", change)
+    monkeypatch.setattr(attributes, "change_xattr", change)
     ctx = cast(RequestContext, SimpleNamespace(uid=uid, gid=1, pid=1, umask=0))
     name = XAttrNameT(b"system.nfs4_acl")
     calls = (
@@ -302,13 +302,13 @@ async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
     directory.forget_stats()
     begun, go_on, stat_names = threading.Event(), threading.Event(), listing.stat_names
 
-    def slowly(fd: int, names: list[bytes], handles: bool) -> list[namespace.EntryStat]:
+    def slowly(fd: int, names: list[bytes], handles: bool) -> list[listing.EntryStat]:
         stats = stat_names(fd, names, handles)
         begun.set()
         go_on.wait(10)
         return stats
 
-    found = list[tuple[bytes, namespace.EntryStat] | None]()
+    found = list[tuple[bytes, listing.EntryStat] | None]()
 
     async def list_on() -> None:
         found.append(await directory.entry(0))
@@ -326,7 +326,7 @@ async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
     await directory.release()
     assert found[0] is not None
     name, listed = found[0]
-    assert isinstance(listed, namespace.ListedEntry)
+    assert isinstance(listed, listing.ListedEntry)
     assert listed.stat.st_ino == inos[name]
 
 

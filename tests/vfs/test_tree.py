@@ -19,11 +19,11 @@ from cleanfs.fuse import notify
 from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux.mounts import FileSystemTypes
-from cleanfs.source import namespace
+from cleanfs.source import attributes, namespace
+from cleanfs.source.attributes import NewAttributes
 from cleanfs.source.identity import Rules
 from cleanfs.source.inline_policy import SLOW_SECONDS
 from cleanfs.source.io import Backing
-from cleanfs.source.namespace import NewAttributes
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.handles import Services
 from cleanfs.vfs.inodes import InodeTable
@@ -50,14 +50,14 @@ async def test_a_truncate_is_known_to_those_who_come_while_it_waits(
     (tmp_path / "f").write_bytes(b"x" * 10_000)
     inode, _ = await tree.look_up(tree.inodes.root, b"f")
     started, go_on = threading.Event(), threading.Event()
-    truncate = namespace.set_attributes
+    truncate = attributes.set_attributes
 
     def slow(fd: int, io_fd: int, new: NewAttributes) -> tuple[os.stat_result, os.stat_result]:
         started.set()
         assert go_on.wait(10)
         return truncate(fd, io_fd, new)
 
-    monkeypatch.setattr(namespace, "set_attributes", slow)
+    monkeypatch.setattr(attributes, "set_attributes", slow)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tree.set_attributes, inode, -1, NewAttributes(size=5))
         with trio.fail_after(10):
