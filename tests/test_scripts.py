@@ -73,7 +73,7 @@ def test_the_conclusion_says_what_was_slower() -> None:
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHON": sys.executable}
-    command = [ROOT / "scripts/run", *words]
+    command = [str(ROOT / "scripts/run"), *words]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=60, check=False
     )

@@ -46,6 +46,7 @@ def main(rounds: int, files: int, only: tuple[str, ...], json_file: str | None) 
         tempfile.TemporaryDirectory(prefix="cleanfs-bench-", dir="/dev/shm") as in_memory,
     ):
         scratch, copies = Path(name), Path(in_memory)
+        numbers = count()
         source = scratch / "source"
         make_tree(source, files)
         workloads = {
@@ -56,7 +57,6 @@ def main(rounds: int, files: int, only: tuple[str, ...], json_file: str | None) 
         }
         chosen = {key: workloads[key] for key in only or workloads}
         contestants = peers(source)
-        numbers = count()
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("rounds", total=rounds * len(chosen) * len(contestants))
             for _ in range(rounds):

@@ -49,7 +49,7 @@ RANGE = 32
 KEY = FileKey(64, 1000, b"generation")
 LIMIT = 1 << 30
 
-CONTESTANTS = {
+CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "log lz4": ("native", {"compression": "lz4"}),
     "log lz4, checksum": ("native", {"compression": "lz4", "checksum": True}),
     "log zstd:3": ("native", {"compression": "zstd:3"}),
@@ -292,8 +292,8 @@ def build_core(scratch: Path) -> Path:
     build = scratch / "build"
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DZCACHE_BENCH=ON"]
     for command in (
-        ["cmake", "-S", CHECKOUT / "backends/native", "-B", build, *options],
-        ["cmake", "--build", build, "--target", "bench", "-j2"],
+        ["cmake", "-S", str(CHECKOUT / "backends/native"), "-B", str(build), *options],
+        ["cmake", "--build", str(build), "--target", "bench", "-j2"],
     ):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return build / "bench"

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.harness import mounting
 from tests.harness.faulty import Faulty, faulty
@@ -58,7 +59,7 @@ class Campaign:
 
     def _fail(self) -> None:
         rng, op = self._rng, self._rng.choice(OPS)
-        how: dict[str, object] = {"name": rng.choice([None, f"f{rng.randrange(FILES)}"])}
+        how: dict[str, Any] = {"name": rng.choice([None, f"f{rng.randrange(FILES)}"])}
         number = 0
         kind = rng.choice(["error", "error", "error", "short", "slow"])
         if kind == "error":

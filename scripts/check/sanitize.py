@@ -40,10 +40,10 @@ def main(seconds: int, seed: int | None) -> None:
     compiler = "clang++" if shutil.which("clang++") else "g++"
     print(f"sanitize: {compiler}, {seconds} seconds each, seed {seed}", flush=True)
     TOP.mkdir(parents=True, exist_ok=True)
-    choices = ("--seconds", str(seconds), "--seed", str(seed))
+    choices: tuple[str, ...] = ("--seconds", str(seconds), "--seed", str(seed))
     failed = []
 
-    tests = ("units", "stress", "threads", "faults", "resident_pages")
+    tests: tuple[str, ...] = ("units", "stress", "threads", "faults", "resident_pages")
     build(compiler, "address", f"-fsanitize={ADDRESS}", (*tests, "fuzz"))
     failed += [name for name in tests if not passes(f"address/{name}", choices, seconds)]
 
@@ -68,10 +68,10 @@ def build(compiler: str, sanitizer: str, flags: str, programs: tuple[str, ...]) 
     directory = TOP / sanitizer
     libfuzzer = "ON" if sanitizer == "fuzz" else "OFF"
     configure = [
-        "cmake", "-S", CHECKOUT / "tests" / "native", "-B", directory, "-G", "Ninja",
+        "cmake", "-S", str(CHECKOUT / "tests" / "native"), "-B", str(directory), "-G", "Ninja",
         "-DCMAKE_BUILD_TYPE=", f"-DLIBFUZZER={libfuzzer}", f"-DCMAKE_CXX_FLAGS={COMMON} {flags}",
     ]  # fmt: skip
-    compile_ = ["cmake", "--build", directory, "--target", *programs]
+    compile_ = ["cmake", "--build", str(directory), "--target", *programs]
     with LOG.open("wb") as log:
         for command in (configure, compile_):
             if subprocess.run(
@@ -91,7 +91,7 @@ def libfuzzer_options(seconds: int, seed: int) -> tuple[str, ...]:
 
 def passes(program: str, arguments: tuple[str, ...], seconds: int) -> bool:
     """Run a program; print the last line of its output, or the last 40 if it fails or hangs."""
-    command = [TOP / program, *arguments]
+    command = [str(TOP / program), *arguments]
     print("==", *command, flush=True)
     with LOG.open("wb") as log:
         try:

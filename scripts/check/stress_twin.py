@@ -15,12 +15,10 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.harness import mounting
 from tests.harness.twin import Site, TwinMachine, cache_size, least_pool
 
-OPTIONS = (
-    ("--page-size", (4096, 4096, 16384, 65536, 1 << 20)),
-    ("--backend", ("zcache", "zcache", "zcache", "none")),
-    ("--attr-timeout", (0, 0, 0.05, 0.2)),
-)
-"""What a round's mount may be started with."""
+PAGE_SIZES = (4096, 4096, 16384, 65536, 1 << 20)
+BACKENDS = ("zcache", "zcache", "zcache", "none")
+ATTR_TIMEOUTS = (0, 0, 0.05, 0.2)
+"""What a round's mount may be started with, each as likely as it is often here."""
 
 
 def main() -> None:
@@ -54,13 +52,16 @@ def main() -> None:
 def one_round(args: argparse.Namespace, seed: int, deadline: float) -> None:
     """One mount, some machines."""
     choose = random.Random(seed)
-    chosen = {name: choose.choice(values) for name, values in OPTIONS}
+    page_size = choose.choice(PAGE_SIZES)
+    backend = choose.choice(BACKENDS)
+    attr_timeout = choose.choice(ATTR_TIMEOUTS)
     alone = choose.random() < 0.2
-    chosen["--coherency"] = "none" if alone else choose.choice(("open", "watch"))
-    page_size = chosen["--page-size"]
-    chosen["--page-cache"] = cache_size(choose.choice((0, 1, 3, 4, 50)), page_size)
-    chosen["--pool-limit"] = least_pool(page_size)
-    options = [str(word) for pair in chosen.items() for word in pair]
+    options = [
+        "--page-size", str(page_size), "--backend", backend, "--attr-timeout", str(attr_timeout),
+        "--coherency", "none" if alone else choose.choice(("open", "watch")),
+        "--page-cache", str(cache_size(choose.choice((0, 1, 3, 4, 50)), page_size)),
+        "--pool-limit", str(least_pool(page_size)),
+    ]  # fmt: skip
     writeback = alone and choose.random() < 0.5
     if writeback:
         options.append("--writeback")
@@ -86,7 +87,7 @@ def one_round(args: argparse.Namespace, seed: int, deadline: float) -> None:
             site = Site(
                 fs,
                 base / "twins",
-                chosen["--attr-timeout"],
+                attr_timeout,
                 page_size,
                 noise=not args.no_noise,
                 changes_source=not alone,

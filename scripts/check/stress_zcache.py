@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cleanfs.backends._zcache import Engine
+from cleanfs.backends.ops import FileKey
 from tests.backends.machine import KEYS, MAKERS, UUIDS, Twin
 from tests.backends.pages import MIB
 
@@ -111,7 +112,7 @@ def _actions(twin: Twin, choose: random.Random, limits: list[int]) -> dict[str, 
     def pages_of(pool: int, most: int) -> int:
         return max(1, choose.choice((1, 2, 20, most)) * 4096 // twin.page_size(pool))
 
-    def handle(most: int) -> tuple[Any, ...]:
+    def handle(most: int) -> tuple[int, FileKey, int, int]:
         at = pool()
         return at, choose.choice(KEYS), choose.randrange(61), pages_of(at, most)
 

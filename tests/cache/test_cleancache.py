@@ -285,7 +285,7 @@ def test_a_page_of_the_wrong_size_is_a_miss_and_discarded(
 def test_a_get_of_the_wrong_number_of_pages_is_a_fault_and_a_miss(
     cc: Cleancache, fs: CleancacheFs, fake: Fake, pages: list[bytes | None]
 ) -> None:
-    fake.get_pages = lambda *_: pages  # type: ignore[method-assign,assignment]
+    fake.get_pages = lambda *_: pages  # type: ignore[method-assign]
     assert fs.get_pages(KEY, 0, 2) == [None, None]
     assert cc.stats().failed_gets == 2
     assert cc.stats().backend_errors == 1
@@ -414,6 +414,6 @@ def test_only_exceptions_are_caught_not_interrupts(fs: CleancacheFs, fake: Fake)
     def interrupted(*_: object) -> bytes | None:
         raise KeyboardInterrupt
 
-    fake.get_page = interrupted  # type: ignore[method-assign]
+    fake.get_page = interrupted  # type: ignore[method-assign,assignment]
     with pytest.raises(KeyboardInterrupt):
         fs.get_page(KEY, 0)

@@ -325,7 +325,7 @@ async def test_concurrent_misses_of_one_page_share_one_read(rig: Rig) -> None:
         readers = Readers(rig, nursery)
         for _ in range(3):
             await readers.start(0, PAGE)
-    assert readers.results == [rig.source.data[:PAGE]] * 3
+    assert readers.results == [bytes(rig.source.data[:PAGE])] * 3
     assert rig.source.reads == [(0, PAGE)]
     assert rig.cache.stats().shared_reads == 2
 
@@ -336,7 +336,7 @@ async def test_an_overlapping_read_reads_the_rest_only(rig: Rig) -> None:
         await readers.start(2 * PAGE, 2 * PAGE)
         await readers.start(100, 6 * PAGE - 200)
         await readers.start(3 * PAGE, PAGE)
-    data = rig.source.data
+    data = bytes(rig.source.data)
     assert readers.results == [
         data[2 * PAGE : 4 * PAGE],
         data[100 : 6 * PAGE - 100],
@@ -368,7 +368,7 @@ async def test_an_error_is_not_that_of_who_asked_for_other_bytes(
         await readers.start(offset, size)
         rig.source.bad = 3 * PAGE + 1
     assert isinstance(readers.results[0], OSError)
-    assert readers.results[1] == rig.source.data[offset : offset + size]
+    assert readers.results[1] == bytes(rig.source.data[offset : offset + size])
     rig.source.bad = None
     await rig.read_pages(0, 1, 2, 3)
 

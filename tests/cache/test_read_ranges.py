@@ -1,5 +1,6 @@
 """Which pages of a write were read before it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,8 +35,8 @@ def test_a_page_counts_as_read_until_it_is_written(steps: list[tuple[bool, int, 
 @given(steps)
 def test_no_page_is_forgotten_however_many_ranges_there_are(steps: list[tuple[bool, int, int]]) -> None:
     told, read = RangeSet(dropped=True), set[int]()
-    with_room_for, read_ranges.MAX_RANGES = read_ranges.MAX_RANGES, 3
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_ranges, "MAX_RANGES", 3)
         for is_read, start, size in steps:
             if is_read:
                 told.read(start, start + size)
@@ -48,8 +49,6 @@ def test_no_page_is_forgotten_however_many_ranges_there_are(steps: list[tuple[bo
                     told.written(start, start + size, PAGE)
                 read -= written
             assert len(told._starts) == len(told._stops) <= 3  # noqa: SLF001  # its bound on memory
-    finally:
-        read_ranges.MAX_RANGES = with_room_for
 
 
 def test_many_reads_in_between_are_remembered() -> None:

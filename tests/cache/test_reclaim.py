@@ -16,6 +16,8 @@ from cleanfs.cache.reclaim import ReclaimPolicy, TwoListReclaim
 class Fifo:
     """The yardstick: first in, first out."""
 
+    refaults = activations = 0
+
     def __init__(self) -> None:
         self._pages: OrderedDict[int, None] = OrderedDict()
 

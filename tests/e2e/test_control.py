@@ -45,7 +45,7 @@ def settled_stats(fs: MountedFs) -> dict[str, Any]:
     def rests() -> bool:
         nonlocal stats
         before, stats = stats, fs.stats()
-        return before.get("backend_counters") == stats["backend_counters"]
+        return bool(before.get("backend_counters") == stats["backend_counters"])
 
     wait_until(rests, 5)
     return stats
@@ -506,9 +506,12 @@ def test_a_real_entry_of_that_name_is_refused_at_mount(
     source: Path, mountpoint: Path, kind: str
 ) -> None:
     entry = source / ".cleancache"
-    {"file": entry.touch, "directory": entry.mkdir, "dangling link": lambda: entry.symlink_to("x")}[
-        kind
-    ]()
+    make: dict[str, Callable[[], object]] = {
+        "file": entry.touch,
+        "directory": entry.mkdir,
+        "dangling link": lambda: entry.symlink_to("x"),
+    }
+    make[kind]()
     done = cleanfs("mount", source, mountpoint)
     assert done.returncode == 1
     assert ".cleancache" in done.stderr

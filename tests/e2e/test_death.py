@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyfuse3
 import pytest
 
 from cleanfs.fuse.interrupts import Interrupts
@@ -247,13 +248,13 @@ async def test_however_the_kernel_says_that_the_mount_has_gone_it_is_the_end(
         number = errno.ECONNABORTED
         raise ExceptionGroup("session", [ConnectionAbortedError(number, os.strerror(number))])
 
-    monkeypatch.setattr(mount.pyfuse3, "main", main)
+    monkeypatch.setattr(pyfuse3, "main", main)
     await mount.serve_until_the_end()
 
     async def other(**_: object) -> None:
         raise ExceptionGroup("session", [OSError(errno.EIO, "")])
 
-    monkeypatch.setattr(mount.pyfuse3, "main", other)
+    monkeypatch.setattr(pyfuse3, "main", other)
     with pytest.raises(ExceptionGroup):
         await mount.serve_until_the_end()
 

@@ -89,7 +89,7 @@ def by_open(path: Path, fd: int) -> None:
         pass
 
 
-CHANGES = {
+CHANGES: dict[str, Callable[[int], object]] = {
     "in place": lambda f: os.pwrite(f, b"N" * 10, 100),
     "longer": lambda f: os.pwrite(f, b"N" * 300, PAGE + 200),
     "much longer": lambda f: os.pwrite(f, b"N" * 3 * PAGE, PAGE + 200),
@@ -190,7 +190,7 @@ def test_an_open_file_shows_a_change_that_nobody_asks_for(
             if change == "same stamp":
                 os.utime(theirs, ns=(before.st_atime_ns, before.st_mtime_ns))
             expected = os.pread(theirs, 1 << 20, 0)
-            wait_until(lambda fd=fd, expected=expected: get(fd) == expected, 10)
+            wait_until(lambda fd=fd, expected=expected: get(fd) == expected, 10)  # type: ignore[misc]
 
 
 def test_a_kernel_that_does_not_offer_it_is_asked_at_each_read(mount: Mounter) -> None:

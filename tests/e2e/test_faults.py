@@ -930,7 +930,7 @@ def ext4(base: Path, megabytes: int, *options: str) -> Iterator[Path]:
     made = subprocess.run(
         ["mkfs.ext4", "-q", "-m", "0", image], capture_output=True, check=False, timeout=60
     )
-    words = ["mount", "-o", ",".join(("loop", *options)), image, path]
+    words = ["mount", "-o", ",".join(("loop", *options)), str(image), str(path)]
     if (
         made.returncode
         or subprocess.run(words, check=False, capture_output=True, timeout=60).returncode
@@ -966,7 +966,7 @@ def test_a_source_that_becomes_read_only(tmp_path: Path) -> None:
     with ext4(tmp_path, 8) as source, on(source, tmp_path) as fs:
         (fs.path / "f").write_bytes(b"f" * 10_000)
         # The kernel tells of the last close when it likes; until then the file is open for writing.
-        read_only = ["mount", "-o", "remount,ro", source]
+        read_only = ["mount", "-o", "remount,ro", str(source)]
         wait_until(
             lambda: (
                 not subprocess.run(read_only, check=False, timeout=20, capture_output=True).returncode
@@ -1051,7 +1051,7 @@ def test_a_frozen_file_system_keeps_who_writes_there_and_nobody_else(tmp_path: P
         (fs.path / "directory").mkdir()
         for name in ("f", "other"):
             (fs.path / name).write_bytes(b"-" * 4000)
-        wait_until(lambda: os.pwrite(fd, b"f", 0) and fs.stats()["source_writes_inline"] > 5)
+        wait_until(lambda: os.pwrite(fd, b"f", 0) > 0 and bool(fs.stats()["source_writes_inline"] > 5))
         time.sleep(2 * RECENT_SECONDS)
         calls: tuple[Callable[[], object], ...] = (
             lambda: os.pwrite(fd, b"g", 0),

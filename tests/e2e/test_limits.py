@@ -164,7 +164,7 @@ def test_64_processes_read_one_file(place: Place) -> None:
         "        os._exit(0)\n"
         "sys.exit(sum(os.wait()[1] != 0 for i in range(64)))\n"
     )
-    command = [sys.executable, "-I", "-S", "-c", script, place.path / "f", place.source / "f"]
+    command = [sys.executable, "-I", "-S", "-c", script, str(place.path / "f"), str(place.source / "f")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -213,7 +213,17 @@ def test_mounts_of_one_process_leave_nothing_in_it(source: Path, mountpoint: Pat
         "    assert not gc.get_freeze_count()\n"
         "assert fds[1] == fds[2], fds\n"
     )
-    command = ["timeout", "-s", "KILL", "60", sys.executable, "-c", script, source, mountpoint]
+    command = [
+        "timeout",
+        "-s",
+        "KILL",
+        "60",
+        sys.executable,
+        "-c",
+        script,
+        str(source),
+        str(mountpoint),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=70, check=False)
     assert (done.returncode, done.stdout) == (0, "hello" * 3), done.stderr
 

@@ -208,7 +208,7 @@ def test_seekdir_goes_back_to_where_telldir_was(place: Place) -> None:
         rest = list(iter(lambda: next_entry(stream), None))
         libc.seekdir(stream, ctypes.c_long(position))
         assert list(iter(lambda: next_entry(stream), None)) == rest
-    assert len(set(before + rest)) == 1002
+    assert len({*before, *rest}) == 1002
 
 
 def test_inode_numbers_of_listings_are_those_of_stat(place: Place) -> None:

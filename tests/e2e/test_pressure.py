@@ -52,7 +52,7 @@ def group() -> Iterator[Group]:
             yield Group(path, limit_file)
             return
         finally:
-            wait_until(lambda procs=path / "cgroup.procs": not procs.read_text())
+            wait_until(lambda procs=path / "cgroup.procs": not procs.read_text())  # type: ignore[misc]
             path.rmdir()
     pytest.skip("no memory control group can be made here")
 

@@ -154,7 +154,16 @@ def test_the_kernel_need_not_ask_before_each_write(file: Path, mount: Mounter, t
         pytest.skip("strace is not installed")
     fs = mount("--attr-timeout", "60")
     trace = tmp_path / "trace"
-    command = ["strace", "-f", "-e", "trace=getxattr,fgetxattr", "-o", trace, "-p", str(fs.process.pid)]
+    command = [
+        "strace",
+        "-f",
+        "-e",
+        "trace=getxattr,fgetxattr",
+        "-o",
+        str(trace),
+        "-p",
+        str(fs.process.pid),
+    ]
     with (
         (fs.path / "f").open("r+b", buffering=0) as f,
         subprocess.Popen(command, stderr=subprocess.PIPE) as st,

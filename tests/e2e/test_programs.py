@@ -163,8 +163,8 @@ def furnish(top: Path) -> None:
         (top / f"soft{i}").symlink_to(f"d{i % 5}/f{i}")
     os.mkfifo(top / "fifo")
     (top / "empty").mkdir(mode=0o700)
-    with (top / "sparse").open("wb") as file:
-        file.truncate(3 << 20)
+    with (top / "sparse").open("wb") as sparse:
+        sparse.truncate(3 << 20)
     (top / ("n" * 255)).touch(mode=0o4755)
     os.setxattr(top / "empty", "user.dir", b"x")
     os.utime(top / "d1", ns=(10**18, 10**18 + 1))

@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from cleanfs.cli.commands import cli
-from cleanfs.cli.tables import printable
+from cleanfs.printable import printable
 from tests.e2e.conftest import SMALL_CACHES, Mounter, Place
 from tests.harness.mounting import (
     MountedFs,
@@ -176,7 +176,7 @@ def test_the_daemon_opens_no_special_file_that_appeared(alone_fs: MountedFs, kin
         assert alone_fs.stats()["open_files"] == 0
 
 
-RESTRICT = {
+RESTRICT: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
     "chmod": (lambda path: path.chmod(0o755), lambda path: path.chmod(0o700)),
     "chown": (
         lambda path: (path.chmod(0o700), os.chown(path, UID, GID)),
@@ -326,7 +326,7 @@ def test_nothing_is_made_as_root_and_given_away_after(
     fs = mount("--allow-other")
     trace = tmp_path / "trace"
     calls = "chown,fchown,fchownat,lchown,chmod,fchmod,fchmodat,mkdirat,symlinkat,mknodat"
-    command = ["strace", "-f", "-e", f"trace={calls}", "-o", trace, "-p", str(fs.process.pid)]
+    command = ["strace", "-f", "-e", f"trace={calls}", "-o", str(trace), "-p", str(fs.process.pid)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as st:
         assert st.stderr is not None
         assert b"attached" in st.stderr.readline()

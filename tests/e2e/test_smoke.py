@@ -1,8 +1,9 @@
 """The shortest way through everything."""
 
 import os
+from pathlib import Path
 
-from tests.e2e.conftest import Mounter, Path
+from tests.e2e.conftest import Mounter
 
 
 def test_pages_come_back_from_cleancache_without_the_source(source: Path, mount: Mounter) -> None:

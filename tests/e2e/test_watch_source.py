@@ -55,7 +55,7 @@ class Spot:
 
 
 def _tree(top: Path) -> dict[str, tuple[int, ...]]:
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for path in sorted(top.iterdir()):
         st = path.lstat()
         size = 0 if path.is_dir() else st.st_size

@@ -179,9 +179,9 @@ def test_who_asked_is_known_of_a_signal_and_of_the_latest_requests(
     device, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with device, kernel:
 
-        def sent(*words: int, body: bytes = b"") -> None:
+        def sent(opcode: int, unique: int, asker: int, body: bytes = b"") -> None:
             interrupts._take_place_back()  # noqa: SLF001
-            kernel.send(message(*words, body))
+            kernel.send(message(opcode, unique, asker, body))
             interrupts._lend(device.fileno())  # noqa: SLF001
 
         sent(1, 2, 77)

@@ -5,6 +5,7 @@ import re
 import struct
 import sys
 from fractions import Fraction
+from typing import Any
 from uuid import UUID
 
 import click
@@ -106,7 +107,7 @@ def test_a_compression_is_parsed_or_refused(spec: str) -> None:
     assert spec in {f"{level}{'+dict' * parsed.dictionary}" for level in levels}
 
 
-TYPES: dict[str, click.ParamType] = {
+TYPES: dict[str, click.ParamType[Any]] = {
     "size": SizeType(4096),
     "size or zero": SizeType(4096, zero=True),
     "page size": PageSizeType(4096),

@@ -268,7 +268,7 @@ class Server(pyfuse3.Operations):
         try:
             result = call()
         except OSError as exc:
-            raise pyfuse3.FUSEError(exc.errno) from exc
+            raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
         if fault is not None and fault.late:
             raise pyfuse3.FUSEError(fault.error)
         return result

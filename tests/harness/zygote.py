@@ -186,8 +186,9 @@ def serve(owner: socket.socket) -> None:
     news, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    sources: list[socket.socket | int] = [owner, news]
     while True:
-        ready = select.select([owner, news], [], [])[0]
+        ready = select.select(sources, [], [])[0]
         if news in ready:
             os.read(news, MAX_MESSAGE)
             _tell_of_ends(owner)

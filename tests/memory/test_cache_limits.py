@@ -112,7 +112,7 @@ async def test_unused_memory_takes_few_slices() -> None:
     parts.limits.set_page_cache(1 << 62)
     resized = []
     resize = parts.backend.resize
-    parts.backend.resize = lambda limit: resized.append(limit) or resize(limit)  # type: ignore[method-assign, func-returns-value]  # to count
+    parts.backend.resize = lambda limit: resized.append(limit) or resize(limit)  # type: ignore[method-assign,assignment]  # to count
     parts.memory.spare = lambda: 100 * MIB
     await parts.settle()
     assert parts.limits.effective.total <= 100 * MIB
@@ -208,8 +208,8 @@ async def test_without_a_watch_nothing_is_withheld() -> None:
 async def test_a_backend_that_refuses_a_limit_keeps_its_own() -> None:
     parts = Parts()
 
-    def refuse(limit: int) -> None:
-        raise ValueError(limit)
+    def refuse(pool_limit: int) -> None:
+        raise ValueError(pool_limit)
 
     parts.backend.resize = refuse  # type: ignore[method-assign]
     parts.memory.spare = lambda: -100 * MIB

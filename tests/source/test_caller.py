@@ -2,14 +2,14 @@
 
 import os
 
+import pyfuse3
 import pytest
 
-from cleanfs.source import caller
 from cleanfs.source.caller import Caller
 
 
 def test_the_own_group_and_further_ones_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caller.pyfuse3, "get_sup_groups", lambda pid: {7, 8} if pid == 99 else set())
+    monkeypatch.setattr(pyfuse3, "get_sup_groups", lambda pid: {7, 8} if pid == 99 else set())
     someone = Caller(1, 2, 99)
     assert someone.in_group(2)
     assert someone.in_group(7)

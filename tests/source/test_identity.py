@@ -17,6 +17,7 @@ from cleanfs.linux import syscalls
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS
 from cleanfs.source.errors import StaleError
 from cleanfs.source.identity import BY_PATH, Dentries, Rule, Rules, rule_of
+from cleanfs.source.namespace import PATH_FLAGS
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs import inodes
 from cleanfs.vfs.inodes import Inode, InodeTable, open_parked
@@ -83,7 +84,7 @@ class Renumbering:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = path
         self.numbers: dict[int, int] = {}  # real number -> number
-        root_fd = os.open(path, inodes.PATH_FLAGS)
+        root_fd = os.open(path, PATH_FLAGS)
         monkeypatch.setattr(syscalls, "event_handle", self.handle)
         monkeypatch.setattr(syscalls, "name_to_handle", self.handle)
         device = os.fstat(root_fd).st_dev
@@ -117,14 +118,14 @@ class Renumbering:
 
     def look_up(self, name: str, parent: Inode | None = None) -> Inode:
         parent = parent or self.table.root
-        fd = os.open(name, inodes.PATH_FLAGS, dir_fd=parent.fd)
+        fd = os.open(name, PATH_FLAGS, dir_fd=parent.fd)
         inode = self.table.looked_up(fd, self.stat(fd), parent, name.encode())
         inode.sent = inodes.stamps_of(self.stat(inode.fd))
         return inode
 
     def list(self, name: str, parent: Inode | None = None) -> Inode:
         parent = parent or self.table.root
-        fd = os.open(name, inodes.PATH_FLAGS, dir_fd=parent.fd)
+        fd = os.open(name, PATH_FLAGS, dir_fd=parent.fd)
         try:
             return self.table.listed(self.stat(fd), parent, name.encode())
         finally:

@@ -24,7 +24,7 @@ async def test_a_cancelled_call_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     backing = Backing()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(backing.in_thread, os.open, fifo, os.O_RDONLY)
+        nursery.start_soon(lambda: backing.in_thread(os.open, fifo, os.O_RDONLY))
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     # Let the thread go: it is the reader that this open waits for.

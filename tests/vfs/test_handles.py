@@ -72,7 +72,7 @@ async def opened(
     control = Control(cast(Operator, NoOperator()))
     fs = CleanFS(services, inodes, control, RefusedReplies(), attr_timeout=1)
     ctx = cast(RequestContext, SimpleNamespace(uid=0, pid=1))
-    entry = await fs.lookup(inodes.root.node, b"f", ctx)  # type: ignore[arg-type]
+    entry = await fs.lookup(inodes.root.node, b"f", ctx)
     info = await fs.open(entry.st_ino, FlagT(flags), ctx)
     return fs, FileHandleT(info.fh)
 

@@ -16,7 +16,7 @@ from cleanfs.cache.resident import make_resident
 from cleanfs.fuse.notify import Expiry, Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux import fanotify
-from cleanfs.linux.mounts import FileSystemTypes
+from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.linux.syscalls import name_to_handle
 from cleanfs.source.identity import Rules
 from cleanfs.source.io import Backing
@@ -115,7 +115,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int, flag: int, path: str = 
             raise OSError(number, os.strerror(number))
         real(group, flags, mask, where)
 
-    monkeypatch.setattr(source_watch.fanotify, "mark", mark)
+    monkeypatch.setattr(fanotify, "mark", mark)
 
 
 async def test_a_write_by_others_flushes_the_file_and_tells_the_kernel(site: Site) -> None:
@@ -232,9 +232,7 @@ def test_a_root_without_a_mark_is_refused_and_leaves_nothing(
 ) -> None:
     refuse(monkeypatch, errno.EINVAL, fanotify.FAN_MARK_ADD)
     before = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(
-        source_watch, "LOCAL_FILE_SYSTEMS", () if flag > 1 else source_watch.LOCAL_FILE_SYSTEMS
-    )
+    monkeypatch.setattr(source_watch, "LOCAL_FILE_SYSTEMS", () if flag > 1 else LOCAL_FILE_SYSTEMS)
     with pytest.raises(UnwatchableError, match=os.strerror(errno.EINVAL)):
         Site(tmp_path)
     assert [os.readlink(f"/proc/self/fd/{fd}") for fd in _open_fds()].count(

@@ -44,6 +44,8 @@ def bench(lab: Lab, clock: Clock) -> None:
         "New mounts with default limits, the source in RAM, nothing synced. Passthrough is "
         "`--backend none --page-cache 0`. "
     )
+    tree: Path | None = None
+    archive: Path | None = None
     try:
         tree = data.unpack_tree(source / "tree", "small" if plan.tree == "small" else "whole")
         count, _ = data.count_files(tree)

@@ -29,8 +29,8 @@ def show(results: Results, console: Console) -> None:
     rows = judge(results)
     if rows:
         table = Table("target", "goal", "measured", "", title="targets")
-        for row in rows:
-            table.add_row(*map(escape, row))
+        for judged in rows:
+            table.add_row(*map(escape, judged))
         console.print(table)
 
 

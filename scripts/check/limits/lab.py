@@ -225,7 +225,7 @@ def promised_mib(fs_stats: dict[str, Any], inodes: int, files: int, *, busy: boo
     """What a daemon may take (docs/sizes.md), with so many inodes and file records at most."""
     limits = fs_stats["pagecache_limit"] + fs_stats["backend_counters"].get("pool_limit", 0)
     tables = (inodes * INODE_KIB + files * FILE_KIB) / 1024
-    return limits / MIB + tables + CONSTANT_MIB + (REQUESTS_MIB if busy else 0)
+    return float(limits) / MIB + tables + CONSTANT_MIB + (REQUESTS_MIB if busy else 0)
 
 
 def growth(samples: list[Sample]) -> float:
@@ -260,11 +260,11 @@ def in_processes(count: int, work: Callable[[int], None], timeout: float) -> lis
     failures = []
     deadline = time.monotonic() + timeout
     for pid, reader in pipes.items():
-        status = _wait(pid, deadline)
-        complaint = os.read(reader, 4096).decode(errors="replace") if status else ""
+        ended = _wait(pid, deadline)
+        complaint = os.read(reader, 4096).decode(errors="replace") if ended else ""
         os.close(reader)
-        if status:
-            failures.append(f"process ended with {status}: {complaint}")
+        if ended:
+            failures.append(f"process ended with {ended}: {complaint}")
     return failures
 
 

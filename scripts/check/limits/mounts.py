@@ -77,9 +77,10 @@ def _use(point: Path) -> None:
 
 
 def _serve(source: Path, point: Path, ready: int) -> None:
-    serve(
-        MountConfig(str(source), str(point), pool_limit=8 << 20), lambda: os.write(ready, b"!") and None
-    )
+    def tell() -> None:
+        os.write(ready, b"!")
+
+    serve(MountConfig(str(source), str(point), pool_limit=8 << 20), tell)
 
 
 def _forked(source: Path, point: Path, *, kill: bool) -> None:

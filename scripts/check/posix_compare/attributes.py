@@ -59,27 +59,27 @@ def _chmods() -> Cases:
             yield Case(
                 f"attributes/chmod {mode:o}/{kind}",
                 make(kind),
-                lambda kind=kind, mode=mode: os.chmod(kind, mode),  # type: ignore[misc]
+                lambda kind=kind, mode=mode: os.chmod(kind, mode),
             )
     for mode in MODES:  # a group that its owner does not belong to takes the set-gid bit away
         setup = make("file", "dir", gid=USERS["other"].gid)
         yield Case(
             f"attributes/chmod {mode:o} of a foreign group",
             setup,
-            lambda mode=mode: [os.chmod("file", mode), os.chmod("dir", mode)],  # type: ignore[misc]
+            lambda mode=mode: [os.chmod("file", mode), os.chmod("dir", mode)],
             ("root", "owner"),
         )
     for mode in MODES:
         yield Case(
             f"attributes/fchmod {mode:o}",
             make("file"),
-            lambda mode=mode: os.fchmod(os.open("file", os.O_RDONLY), mode),  # type: ignore[misc]
+            lambda mode=mode: os.fchmod(os.open("file", os.O_RDONLY), mode),
         )
     for kind in ("file", "to-file", "dir"):
         yield Case(
             f"attributes/fchmodat2, no follow/{kind}",
             make(kind),
-            lambda kind=kind: fchmodat2(AT_FDCWD, kind, 0o711, AT_SYMLINK_NOFOLLOW),  # type: ignore[misc]
+            lambda kind=kind: fchmodat2(AT_FDCWD, kind, 0o711, AT_SYMLINK_NOFOLLOW),
         )
 
 
@@ -89,20 +89,18 @@ def _chowns() -> Cases:
             yield Case(
                 f"attributes/chown to {name}/{kind}",
                 make(kind),
-                lambda kind=kind, uid=uid, gid=gid: os.chown(kind, uid, gid),  # type: ignore[misc]
+                lambda kind=kind, uid=uid, gid=gid: os.chown(kind, uid, gid),
             )
     for name, (uid, gid) in IDS.items():
         yield Case(
             f"attributes/lchown to {name}",
             make("to-file"),
-            lambda uid=uid, gid=gid: os.lchown("to-file", uid, gid),  # type: ignore[misc]
+            lambda uid=uid, gid=gid: os.lchown("to-file", uid, gid),
         )
         yield Case(
             f"attributes/fchownat by descriptor to {name}",
             make("file"),
-            lambda uid=uid, gid=gid: fchownat(  # type: ignore[misc]
-                os.open("file", os.O_PATH), "", uid, gid, AT_EMPTY_PATH
-            ),
+            lambda uid=uid, gid=gid: fchownat(os.open("file", os.O_PATH), "", uid, gid, AT_EMPTY_PATH),
         )
 
 
@@ -114,20 +112,18 @@ def _times() -> Cases:
             yield Case(
                 f"attributes/utimensat {first}, {second}",
                 make("file"),
-                lambda times=(*atime, *mtime): utimensat(AT_FDCWD, "file", times),  # type: ignore[misc]
+                lambda times=(*atime, *mtime): utimensat(AT_FDCWD, "file", times),
                 ("root", "owner", "member", "other"),
             )
     few = {name: TIMES[name] for name in ("omit", "now", "exact")}
     for kind in KINDS:
         for first, atime in few.items():
             for second, mtime in few.items():
-                times = (*atime, *mtime)
+                both = (*atime, *mtime)
                 yield Case(
                     f"attributes/utimensat, no follow, {first}, {second}/{kind}",
                     make(kind),
-                    lambda kind=kind, times=times: utimensat(  # type: ignore[misc]
-                        AT_FDCWD, kind, times, AT_SYMLINK_NOFOLLOW
-                    ),
+                    lambda kind=kind, times=both: utimensat(AT_FDCWD, kind, times, AT_SYMLINK_NOFOLLOW),
                     ("root", "member"),
                 )
     for name, flags in ("reading", os.O_RDONLY), ("writing", os.O_WRONLY), ("path", os.O_PATH):
@@ -135,7 +131,7 @@ def _times() -> Cases:
             yield Case(
                 f"attributes/futimens {times and times[0]}, open for {name}",
                 make("file"),
-                lambda flags=flags, times=times: utimensat(os.open("file", flags), None, times),  # type: ignore[misc]
+                lambda flags=flags, times=times: utimensat(os.open("file", flags), None, times),
             )
 
 
@@ -168,11 +164,11 @@ def _flag(flag: int) -> None:
 
 def _statistics() -> Cases:
     for kind in (*KINDS, "full"):
-        yield Case(f"attributes/statx/{kind}", make(kind), lambda kind=kind: _statx(kind, 0xFFF))  # type: ignore[misc]
+        yield Case(f"attributes/statx/{kind}", make(kind), lambda kind=kind: _statx(kind, 0xFFF))
         yield Case(
             f"attributes/statx, number of blocks/{kind}",
             make(kind),
-            lambda kind=kind: [os.lstat(kind).st_blocks, os.lstat(kind).st_rdev],  # type: ignore[misc]
+            lambda kind=kind: [os.lstat(kind).st_blocks, os.lstat(kind).st_rdev],
         )
     yield Case("attributes/birth time", make("file"), lambda: _birth("file"), ("root",))
     yield Case(
@@ -187,12 +183,12 @@ def _statistics() -> Cases:
         lambda: statx("", AT_EMPTY_PATH, fd=os.open("file", os.O_PATH))["size"],
     )
     for kind in ("file", "dir", "fifo"):
-        yield Case(f"attributes/statvfs/{kind}", make(kind), lambda kind=kind: _statvfs(kind))  # type: ignore[misc]
+        yield Case(f"attributes/statvfs/{kind}", make(kind), lambda kind=kind: _statvfs(kind))
     for name, request in ("get flags", FS_IOC_GETFLAGS), ("FIONREAD", FIONREAD), ("unknown", 0x1234):
         yield Case(
             f"attributes/ioctl, {name}",
             make("file"),
-            lambda request=request: ioctl(os.open("file", os.O_RDONLY), request),  # type: ignore[misc]
+            lambda request=request: ioctl(os.open("file", os.O_RDONLY), request),
         )
     yield Case("attributes/ioctl, set flags", make("file"), lambda: _flag(0x80), ("root", "owner"))
     for size in (-1, 0, 1, 3, 4, 5, 100):
@@ -200,13 +196,16 @@ def _statistics() -> Cases:
         yield Case(
             f"attributes/readlink into {size} bytes",
             setup,
-            lambda size=size: readlink("to-file", size),  # type: ignore[misc]
+            lambda size=size: readlink("to-file", size),
             ("member",),
         )
     for length in (1, 59, 60, 255, 1000, 4000, 4094, 4095, 4096):
         yield Case(
-            f"attributes/symlink of {length} bytes", make(), lambda n=length: _long_link(n), ("member",)
-        )  # type: ignore[misc]
+            f"attributes/symlink of {length} bytes",
+            make(),
+            lambda n=length: _long_link(n),
+            ("member",),
+        )
     yield Case("attributes/symlink of 0 bytes", make(), lambda: os.symlink("", "l"), ("member",))
 
 

@@ -48,7 +48,7 @@ def _seeks(kind: str) -> Cases:
             yield Case(
                 f"data/lseek {name} {offset}/{kind}",
                 make(kind),
-                lambda w=whence, o=offset: _seek(kind, o, w),  # type: ignore[misc]
+                lambda w=whence, o=offset: _seek(kind, o, w),
                 ("member",),
             )
 
@@ -74,22 +74,22 @@ def _truncates() -> Cases:
         1 << 44,
         LAST,
     ):
-        yield Case(f"data/truncate to {size}", make("file"), lambda s=size: os.truncate("file", s))  # type: ignore[misc]
+        yield Case(f"data/truncate to {size}", make("file"), lambda s=size: os.truncate("file", s))
         for name, flags in OPENED.items():
             yield Case(
                 f"data/ftruncate to {size}, open for {name}",
                 make("file"),
-                lambda s=size, f=flags: os.ftruncate(_fd(f), s),  # type: ignore[misc]
+                lambda s=size, f=flags: os.ftruncate(_fd(f), s),
                 ROOT_AND_MEMBER,
             )
         yield Case(
             f"data/truncate to {size} and back",
             make("file"),
-            lambda s=size: _there_and_back(s),  # type: ignore[misc]
+            lambda s=size: _there_and_back(s),
             ("member",),
         )
     for kind in ("dir", "fifo", "socket", "null", "to-file", "dangling"):
-        yield Case(f"data/truncate/{kind}", make(kind), lambda kind=kind: os.truncate(kind, 5))  # type: ignore[misc]
+        yield Case(f"data/truncate/{kind}", make(kind), lambda kind=kind: os.truncate(kind, 5))
 
 
 def _there_and_back(size: int) -> list[object]:
@@ -232,7 +232,7 @@ def cases() -> Cases:
                 yield Case(
                     f"data/{call} at {offset}, open for {name}",
                     make("file"),
-                    lambda c=call, o=offset, f=flags: _one(c, o, f),  # type: ignore[misc]
+                    lambda c=call, o=offset, f=flags: _one(c, o, f),
                     ("member",),
                 )
     for limit in (0, 4096, 6000, 8000):
@@ -240,7 +240,7 @@ def cases() -> Cases:
             yield Case(
                 f"data/file size limit {limit}/{call}",
                 make("file"),
-                lambda limit=limit, c=call: _limited(limit, c),  # type: ignore[misc]
+                lambda limit=limit, c=call: _limited(limit, c),
                 ROOT_AND_MEMBER,
             )
     for flag, number in RWF.items():
@@ -248,7 +248,7 @@ def cases() -> Cases:
             yield Case(
                 f"data/readv and writev, {flag}, open for {name}",
                 make("file"),
-                lambda n=number, f=flags: _flagged(n, f),  # type: ignore[misc]
+                lambda n=number, f=flags: _flagged(n, f),
                 ("member",),
             )
     yield Case("data/append cleared", make("file"), lambda: _toggled(os.O_APPEND, 0))
@@ -268,11 +268,11 @@ def cases() -> Cases:
             yield Case(
                 f"data/direct {'write' if writes else 'read'} of {size} at {offset}",
                 make("file"),
-                lambda o=offset, s=size, w=writes: _direct(o, s, w),  # type: ignore[misc]
+                lambda o=offset, s=size, w=writes: _direct(o, s, w),
                 ("member",),
             )
     for count in (0, 1, 1024, 1025):
-        yield Case(f"data/{count} vectors", make("file"), lambda n=count: _vectors(n), ("member",))  # type: ignore[misc]
+        yield Case(f"data/{count} vectors", make("file"), lambda n=count: _vectors(n), ("member",))
     for kind in ("file", "dir", "fifo"):
         for name, number in FADVICE.items():
             yield Case(
@@ -280,21 +280,21 @@ def cases() -> Cases:
                 make(kind),
                 lambda k=kind, n=number: os.posix_fadvise(
                     os.open(k, os.O_RDONLY | os.O_NONBLOCK), 0, 0, n
-                ),  # type: ignore[misc]
+                ),
                 ("member",),
             )
         for name, sync in SYNCS.items():
             yield Case(
                 f"data/{name}/{kind}",
                 make(kind),
-                lambda k=kind, sync=sync: sync(os.open(k, os.O_RDONLY | os.O_NONBLOCK)),  # type: ignore[misc]
+                lambda k=kind, sync=sync: sync(os.open(k, os.O_RDONLY | os.O_NONBLOCK)),
                 ("member",),
             )
     for name, flags in OPENED.items():
         yield Case(
             f"data/position, open for {name}",
             make("file"),
-            lambda f=flags: _positions(f),  # type: ignore[misc]
+            lambda f=flags: _positions(f),
             ("member",),
         )
 

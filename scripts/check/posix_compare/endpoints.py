@@ -103,7 +103,7 @@ def cases() -> Cases:
             yield Case(
                 f"endpoints/fifo {a}, {b}",
                 make("fifo"),
-                lambda x=one, y=two: _fifo(x, y),  # type: ignore[misc]
+                lambda x=one, y=two: _fifo(x, y),
                 EVERYBODY,
             )
     yield Case("endpoints/fifo, blocking", make("fifo"), _blocking, ROOT_AND_MEMBER)
@@ -113,15 +113,15 @@ def cases() -> Cases:
         ("dgram", socket.SOCK_DGRAM),
         ("seqpacket", socket.SOCK_SEQPACKET),
     ):
-        yield Case(f"endpoints/socket, {name}", make(), lambda k=kind: _stream(k))  # type: ignore[misc]
+        yield Case(f"endpoints/socket, {name}", make(), lambda k=kind: _stream(k))
     for mode in (0, 0o444, 0o222, 0o600, 0o602, 0o777):
-        yield Case(f"endpoints/connect to {mode:o}", make(), lambda m=mode: _connect(m), ROOT)  # type: ignore[misc]
+        yield Case(f"endpoints/connect to {mode:o}", make(), lambda m=mode: _connect(m), ROOT)
     for name, flags in access.items():
         for mode in (0, 0o600, 0o666):
             yield Case(
                 f"endpoints/device {mode:o}, {name}",
                 make("null", mode=mode),
-                lambda f=flags: _device("null", f),  # type: ignore[misc]
+                lambda f=flags: _device("null", f),
             )
-    for kind in ("file", "fifo", "null"):
-        yield Case(f"endpoints/poll/{kind}", make(kind, mode=0o666), lambda k=kind: _poll(k))  # type: ignore[misc]
+    for file in ("file", "fifo", "null"):
+        yield Case(f"endpoints/poll/{file}", make(file, mode=0o666), lambda f=file: _poll(f))

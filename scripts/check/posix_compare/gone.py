@@ -176,7 +176,7 @@ def cases() -> Cases:
                     yield Case(
                         f"gone/{kind} {how}, open for {name}/{use_name}",
                         _furnish,
-                        lambda k=kind, f=flags, h=how, u=use: _gone(k, f, h, u),  # type: ignore[misc]
+                        lambda k=kind, f=flags, h=how, u=use: _gone(k, f, h, u),
                         ("owner",) if how != "kept" else ("owner", "other"),
                     )
     for name, flags in (("symbolic link", os.O_PATH | os.O_NOFOLLOW),):
@@ -184,7 +184,7 @@ def cases() -> Cases:
             yield Case(
                 f"gone/{name}/{use_name}",
                 make("to-file"),
-                lambda f=flags, u=use: attempt(u, os.open("to-file", f)),  # type: ignore[misc]
+                lambda f=flags, u=use: attempt(u, os.open("to-file", f)),
                 ("root", "owner"),
             )
     yield Case("gone/working directory", make("dir", "file"), _working_directory)
@@ -194,7 +194,7 @@ def cases() -> Cases:
         yield Case(
             f"gone/rename unlinked {flags}",
             make("file", "hard"),
-            lambda f=flags: [os.unlink("hard"), renameat2("file", "hard", f)],  # type: ignore[misc]
+            lambda f=flags: [os.unlink("hard"), renameat2("file", "hard", f)],
         )
     for name, resolve in (
         ("no magic links", 2),
@@ -206,6 +206,6 @@ def cases() -> Cases:
             yield Case(
                 f"gone/openat2 {name}/{path}",
                 make("full", "to-file"),
-                lambda p=path, r=resolve: _open_resolved(p, r),  # type: ignore[misc]
+                lambda p=path, r=resolve: _open_resolved(p, r),
                 ("member",),
             )

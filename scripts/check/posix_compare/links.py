@@ -55,14 +55,14 @@ def cases() -> Cases:
             yield Case(
                 f"links/{kind}, {name}",
                 make(kind),
-                lambda k=kind, f=flags: _link(k, f),  # type: ignore[misc]
+                lambda k=kind, f=flags: _link(k, f),
             )
     for kind in ("file", "dir", "to-file", "fifo"):
         for name, flags in ("reading", os.O_RDONLY), ("path", os.O_PATH | os.O_NOFOLLOW):
             yield Case(
                 f"links/{kind} by descriptor for {name}",
                 make(kind),
-                lambda k=kind, f=flags: _by_descriptor(k, f),  # type: ignore[misc]
+                lambda k=kind, f=flags: _by_descriptor(k, f),
             )
     for mode in (0o600, 0o644, 0o666, 0o664, 0o4755, 0o2755, 0o4666):
         for owner in (OWNER, USERS["other"].uid):

@@ -156,7 +156,7 @@ def cases() -> Cases:
         for name, action in CHANGES.items():
             yield Case(
                 f"listings/{name}/{count}",
-                lambda n=count: fill(n),  # type: ignore[misc]
+                lambda n=count: fill(n),
                 action,
                 ROOT_AND_MEMBER,
             )
@@ -165,7 +165,7 @@ def cases() -> Cases:
         yield Case(
             f"listings/lseek {offset}, {whence}",
             lambda: fill(5),
-            lambda o=offset, w=whence: _lseek(o, w),  # type: ignore[misc]
+            lambda o=offset, w=whence: _lseek(o, w),
         )
     for size in (0, 1, 20, 1000):
-        yield Case(f"listings/getdents into {size} bytes", lambda: fill(5), lambda n=size: _getdents(n))  # type: ignore[misc]
+        yield Case(f"listings/getdents into {size} bytes", lambda: fill(5), lambda n=size: _getdents(n))

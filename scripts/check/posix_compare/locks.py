@@ -95,7 +95,7 @@ def cases() -> Cases:
             yield Case(
                 f"locks/flock {a}, {b}, open for {name}",
                 make("file"),
-                lambda x=first, y=second, f=flags: _flocks(x, y, f),  # type: ignore[misc]
+                lambda x=first, y=second, f=flags: _flocks(x, y, f),
                 ROOT_AND_MEMBER,
             )
     for kind, command, get in (
@@ -109,15 +109,15 @@ def cases() -> Cases:
                     make("file"),
                     lambda c=command, g=get, t=(TYPES[a], TYPES[b]), r=(RANGES[x], RANGES[y]): _records(
                         c, g, t, r
-                    ),  # type: ignore[misc]
+                    ),
                     ("member",),
                 )
-    for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_PATH):
-        yield Case(f"locks/wrong {flags}", make("file"), lambda f=flags: _wrong(f), ROOT_AND_MEMBER)  # type: ignore[misc]
+    for access in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_PATH):
+        yield Case(f"locks/wrong {access}", make("file"), lambda f=access: _wrong(f), ROOT_AND_MEMBER)
         for name, number in TYPES.items():
             yield Case(
-                f"locks/lease {name} {flags}",
+                f"locks/lease {name} {access}",
                 make("file"),
-                lambda f=flags, n=number: _lease(f, n),  # type: ignore[misc]
+                lambda f=access, n=number: _lease(f, n),
                 ("root", "owner", "member"),
             )

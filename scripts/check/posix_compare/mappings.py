@@ -89,7 +89,7 @@ def cases() -> Cases:
                     yield Case(
                         f"mappings/{kind}, {opened}, protection {protection}, {name}",
                         make(kind, mode=0o666),
-                        lambda k=kind, f=flags, p=protection, s=sharing: _map(k, f, p, s),  # type: ignore[misc]
+                        lambda k=kind, f=flags, p=protection, s=sharing: _map(k, f, p, s),
                         ("member",),
                     )
     for name, sharing in (
@@ -101,14 +101,14 @@ def cases() -> Cases:
         yield Case(
             f"mappings/{name}",
             make("file"),
-            lambda s=sharing: _map("file", os.O_RDWR, 3, s),  # type: ignore[misc]
+            lambda s=sharing: _map("file", os.O_RDWR, 3, s),
             ("member",),
         )
     for offset in (1, PAGE, 100 * PAGE, 1 << 44, (1 << 63) - PAGE):
         yield Case(
             f"mappings/offset {offset}",
             make("file"),
-            lambda o=offset: _map("file", os.O_RDWR, 3, SHARED, o),  # type: ignore[misc]
+            lambda o=offset: _map("file", os.O_RDWR, 3, SHARED, o),
             ("member",),
         )
     for size in (0, 100, PAGE, PAGE + 100, 2 * PAGE, 3 * PAGE):
@@ -118,14 +118,14 @@ def cases() -> Cases:
                     yield Case(
                         f"mappings/{'write' if writes else 'read'} at {offset} of {size}, {name}",
                         make("file"),
-                        lambda o=offset, n=size, w=writes, s=sharing: _touch(o, n, w, s),  # type: ignore[misc]
+                        lambda o=offset, n=size, w=writes, s=sharing: _touch(o, n, w, s),
                         ("member",),
                     )
     for name, sharing in ("shared", SHARED), ("private", PRIVATE):
         yield Case(
             f"mappings/both ways, {name}",
             make("file"),
-            lambda s=sharing: _both_ways(s),  # type: ignore[misc]
+            lambda s=sharing: _both_ways(s),
             ROOT_AND_MEMBER,
         )
     yield Case("mappings/after unlink", make("file"), _after_unlink, ROOT_AND_MEMBER)

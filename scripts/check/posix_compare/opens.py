@@ -74,15 +74,15 @@ def cases() -> Cases:
                 yield Case(
                     f"opens/{access} {' '.join(chosen)}/{kind}".replace(" /", "/"),
                     make(kind),
-                    lambda kind=kind, flags=flags: use(kind, flags),  # type: ignore[misc]
+                    lambda kind=kind, flags=flags: use(kind, flags),
                     ROOT_AND_MEMBER if len(chosen) <= 1 else MEMBER,
                 )
-        for name, flag in OTHER_FLAGS.items():
+        for name, other in OTHER_FLAGS.items():
             for kind in (*KINDS, "full"):
                 yield Case(
                     f"opens/{access} {name}/{kind}",
                     make(kind),
-                    lambda kind=kind, flags=number | flag: use(kind, flags),  # type: ignore[misc]
+                    lambda kind=kind, flags=number | other: use(kind, flags),
                     ("owner", "member"),
                 )
     for mode in CREATE_MODES:
@@ -90,8 +90,8 @@ def cases() -> Cases:
             for parent in (0o777, 0o2777, 0o1777):
                 yield Case(
                     f"opens/create {mode:o}, umask {umask:o}, in {parent:o}",
-                    lambda parent=parent: os.chmod(".", parent),  # type: ignore[misc]
-                    lambda mode=mode, umask=umask: create_all(mode, umask),  # type: ignore[misc]
+                    lambda parent=parent: os.chmod(".", parent),
+                    lambda mode=mode, umask=umask: create_all(mode, umask),
                     EVERYBODY,
                 )
 

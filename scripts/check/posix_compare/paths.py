@@ -143,6 +143,6 @@ def cases() -> Cases:
             yield Case(
                 f"paths/{call}/{kind}",
                 make(*MADE),
-                lambda action=action, path=path: action(path),  # type: ignore[misc]
+                lambda action=action, path=path: action(path),
                 MEMBER,
             )

@@ -30,7 +30,7 @@ def _use(path: str) -> list[object]:
     said: list[object] = [os.access(path, mode) for mode in (os.R_OK, os.W_OK, os.X_OK, os.F_OK)]
     said.append(attempt(faccessat2, AT_FDCWD, path, os.R_OK | os.W_OK, AT_EACCESS))
     for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_PATH, os.O_RDONLY | os.O_NOATIME):
-        said.append(attempt(lambda flags=flags: os.close(os.open(path, flags))))  # type: ignore[misc]
+        said.append(attempt(lambda flags=flags: os.close(os.open(path, flags))))
     said.append(attempt(os.execv, path, ["x"]) if os.getuid() else None)
     said.append(attempt(utimensat, AT_FDCWD, path, (0, UTIME_NOW, 0, UTIME_NOW)))
     said.append(attempt(utimensat, AT_FDCWD, path, None))
@@ -112,13 +112,13 @@ def cases() -> Cases:
                 yield Case(
                     f"permissions/file {mode:03o} of {ownership}/{name}",
                     setup,
-                    lambda change=change: change("file"),  # type: ignore[misc]
+                    lambda change=change: change("file"),
                 )
         for mode in DIRECTORY_MODES:
             for name, action in DIRECTORY_CALLS.items():
                 yield Case(
                     f"permissions/directory {mode:03o} of {ownership}/{name}",
-                    lambda mode=mode, who=(uid, gid): _sub(mode, who),  # type: ignore[misc]
+                    lambda mode=mode, who=(uid, gid): _sub(mode, who),
                     action,
                     ("root", "owner", "member", "other") if mode in (0o700, 0o070) else ("member",),
                 )

@@ -113,11 +113,11 @@ def cases() -> Cases:
         for owner, uid in ("owner", OWNER), ("other", USERS["other"].uid):
             yield Case(
                 f"programs/{mode:o} of {owner}",
-                lambda m=mode, u=uid: _program(m, u),  # type: ignore[misc]
+                lambda m=mode, u=uid: _program(m, u),
                 _identity,
                 ("root", "owner", "member") if owner == "owner" else ("member",),
             )
-        yield Case(f"programs/script {mode:o}", lambda m=mode: _script(m), lambda: output("./script"))  # type: ignore[misc]
+        yield Case(f"programs/script {mode:o}", lambda m=mode: _script(m), lambda: output("./script"))
     for name, line in (
         ("empty", ""),
         ("missing interpreter", "#!/nonexistent/x"),
@@ -125,7 +125,7 @@ def cases() -> Cases:
     ):
         yield Case(
             f"programs/script, {name}",
-            lambda line=line: _script(0o755, line),  # type: ignore[misc]
+            lambda line=line: _script(0o755, line),
             lambda: output("./script"),
             ("member",),
         )

@@ -33,8 +33,8 @@ def _matrix() -> Cases:
                 for place in ("beside", "there/new"):
                     yield Case(
                         f"renames/{old} over {new}/{flag or 'plain'}/{place}",
-                        lambda old=old, new=new: _two(old, new),  # type: ignore[misc]
-                        lambda place=place, number=number: renameat2("old", place, number),  # type: ignore[misc]
+                        lambda old=old, new=new: _two(old, new),
+                        lambda place=place, number=number: renameat2("old", place, number),
                         ROOT_AND_MEMBER if number < 3 and place == "beside" else MEMBER,
                     )
 
@@ -154,7 +154,7 @@ def cases() -> Cases:
         yield Case(f"renames/tangled/{name}", _deep, action)
     for flags, mode in ("plain", 0), ("append", os.O_APPEND):
         setup = make("hard", "file")
-        yield Case(f"renames/open files/{flags}", setup, lambda mode=mode: _open_files(mode))  # type: ignore[misc]
+        yield Case(f"renames/open files/{flags}", setup, lambda mode=mode: _open_files(mode))
     yield Case("renames/open directories", make("full", "dir"), _moved_directory)
     for kind in STICKY:
         for directory_owner in ("owner", "other"):
@@ -163,11 +163,11 @@ def cases() -> Cases:
                     uids = USERS[directory_owner].uid, USERS[owner].uid
                     yield Case(
                         f"renames/sticky of {directory_owner}/{kind} of {owner}/{name}",
-                        lambda uids=uids, kind=kind: _sticky(*uids, kind),  # type: ignore[misc]
+                        lambda uids=uids, kind=kind: _sticky(uids[0], uids[1], kind),
                         action,
                         ("owner", "member"),
                     )
     for mode in (0o775, 0o755, 0o555, 0o333, 0o111, 0o1777):
         for name, action in CLOSED_CALLS.items():
-            setup = then(lambda mode=mode: _closed(mode))  # type: ignore[misc]
+            setup = then(lambda mode=mode: _closed(mode))
             yield Case(f"renames/closed {mode:o}/{name}", setup, action)

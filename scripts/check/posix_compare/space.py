@@ -104,7 +104,7 @@ def cases() -> Cases:
             yield Case(
                 f"space/fallocate {name or 'plain'} {offset}, {length}",
                 make("file"),
-                lambda m=mode, o=offset, n=length: _allocate(m, o, n),  # type: ignore[misc]
+                lambda m=mode, o=offset, n=length: _allocate(m, o, n),
                 ROOT_AND_MEMBER,
             )
     for kind, flags in (
@@ -116,7 +116,7 @@ def cases() -> Cases:
         yield Case(
             f"space/fallocate/{kind} {flags}",
             make(kind),
-            lambda k=kind, f=flags: fallocate(os.open(k, f), 0, 0, 10_000),  # type: ignore[misc]
+            lambda k=kind, f=flags: fallocate(os.open(k, f), 0, 0, 10_000),
         )
     yield Case(
         "space/posix_fallocate",
@@ -125,9 +125,9 @@ def cases() -> Cases:
     )
     for path in ("sparse", "file", "empty"):
         setup = then(make("file", "empty"), _sparse)
-        yield Case(f"space/holes/{path}", setup, lambda path=path: _holes(path))  # type: ignore[misc]
+        yield Case(f"space/holes/{path}", setup, lambda path=path: _holes(path))
     reads, writes, both = os.O_RDONLY, os.O_WRONLY, os.O_RDWR
-    for flags in (
+    for pair in (
         (reads, writes),
         (reads, both),
         (writes, writes),
@@ -142,9 +142,9 @@ def cases() -> Cases:
             (0, 0, 0),
         ):
             yield Case(
-                f"space/copy_file_range {source} to {target}, {count}, {flags}",
+                f"space/copy_file_range {source} to {target}, {count}, {pair}",
                 then(make("file"), _target),
-                lambda s=source, t=target, n=count, f=flags: _copy(s, t, n, f),  # type: ignore[misc]
+                lambda s=source, t=target, n=count, f=pair: _copy(s, t, n, f),
                 ROOT_AND_MEMBER,
             )
     for source, target, count in (
@@ -158,15 +158,15 @@ def cases() -> Cases:
         yield Case(
             f"space/copy_file_range within {source} to {target}, {count}",
             make("file"),
-            lambda s=source, t=target, n=count: _copy_within(s, t, n),  # type: ignore[misc]
+            lambda s=source, t=target, n=count: _copy_within(s, t, n),
             ROOT_AND_MEMBER,
         )
-    for target in ("new", "file"):
-        for offset, count in ((None, 10_000), (0, 10), (100, 5000), (10_000, 10)):
+    for to in ("new", "file"):
+        for position, count in ((None, 10_000), (0, 10), (100, 5000), (10_000, 10)):
             yield Case(
-                f"space/sendfile {offset}, {count}/{target}",
+                f"space/sendfile {position}, {count}/{to}",
                 make("file"),
-                lambda t=target, o=offset, n=count: _sendfile(t, o, n),  # type: ignore[misc]
+                lambda t=to, o=position, n=count: _sendfile(t, o, n),
                 ROOT_AND_MEMBER,
             )
     yield Case("space/splice", make("file"), _splice)

@@ -128,7 +128,7 @@ def _with_default(value: bytes, parent: int) -> None:
 def _use(kind: str) -> list[object]:
     said: list[object] = [os.access(kind, mode) for mode in (os.R_OK, os.W_OK, os.X_OK)]
     if kind == "file":
-        said += [attempt(lambda f=f: os.close(os.open(kind, f))) for f in (os.O_RDONLY, os.O_WRONLY)]  # type: ignore[misc]
+        said += [attempt(lambda f=f: os.close(os.open(kind, f))) for f in (os.O_RDONLY, os.O_WRONLY)]
         said.append(attempt(os.utime, kind))
     else:
         said += [
@@ -154,8 +154,8 @@ def _attributes() -> Cases:
             for follow in (True, False) if kind in ("to-file", "dangling") else (True,):
                 yield Case(
                     f"xattrs/{name}/{kind}{'' if follow else ', no follow'}",
-                    lambda kind=kind: _have(kind),  # type: ignore[misc]
-                    lambda k=kind, n=raw, f=follow: _all(k, n, f),  # type: ignore[misc]
+                    lambda kind=kind: _have(kind),
+                    lambda k=kind, n=raw, f=follow: _all(k, n, f),
                     ("root", "owner", "member") if kind in ("file", "dir") else ROOT_AND_MEMBER,
                 )
     for flag, number in FLAGS.items():
@@ -165,7 +165,7 @@ def _attributes() -> Cases:
                 lambda: _have("file"),
                 lambda n=NAMES[name], f=number: setxattr(
                     "file", n, LISTS["minimal"] if b"acl" in n else b"x", f
-                ),  # type: ignore[misc]
+                ),
                 ("root", "owner", "other"),
             )
     for size in SIZES:
@@ -175,7 +175,7 @@ def _attributes() -> Cases:
             lambda s=size: [
                 os.setxattr("file", "user.a", bytes(s)),
                 len(os.getxattr("file", "user.a")),
-            ],  # type: ignore[misc]
+            ],
             ROOT_AND_MEMBER,
         )
     yield Case("xattrs/buffers", lambda: _have("file"), _sizes)
@@ -196,38 +196,38 @@ def _access_lists() -> Cases:
                 yield Case(
                     f"xattrs/set {which} list/{name}/{kind}",
                     make(kind),
-                    lambda k=kind, w=which, v=value: os.setxattr(k, f"system.posix_acl_{w}", v),  # type: ignore[misc]
+                    lambda k=kind, w=which, v=value: os.setxattr(k, f"system.posix_acl_{w}", v),
                     ("root", "owner", "member"),
                 )
     for name in VALID:
         for kind in ("file", "dir"):
-            setup = lambda k=kind, v=LISTS[name]: _with_list(k, "access", v)  # type: ignore[misc]  # noqa: E731
-            yield Case(f"xattrs/under a list/{name}/{kind}", setup, lambda k=kind: _use(k))  # type: ignore[misc]
+            setup = lambda k=kind, v=LISTS[name]: _with_list(k, "access", v)  # noqa: E731
+            yield Case(f"xattrs/under a list/{name}/{kind}", setup, lambda k=kind: _use(k))
             for mode in (0o600, 0o640, 0o777, 0o2750):
                 yield Case(
                     f"xattrs/chmod {mode:o} under a list/{name}/{kind}",
                     setup,
-                    lambda k=kind, m=mode: [os.chmod(k, m), stat.filemode(os.stat(k).st_mode)],  # type: ignore[misc]
+                    lambda k=kind, m=mode: [os.chmod(k, m), stat.filemode(os.stat(k).st_mode)],
                     ("root", "owner"),
                 )
             yield Case(
                 f"xattrs/remove a list/{name}/{kind}",
                 setup,
-                lambda k=kind: os.removexattr(k, "system.posix_acl_access"),  # type: ignore[misc]
+                lambda k=kind: os.removexattr(k, "system.posix_acl_access"),
                 ("root", "owner", "member"),
             )
             yield Case(
                 f"xattrs/chgrp under a list/{name}/{kind}",
                 setup,
-                lambda k=kind: os.chown(k, -1, USERS["other"].gid),  # type: ignore[misc]
+                lambda k=kind: os.chown(k, -1, USERS["other"].gid),
                 ("root",),
             )
         for umask in (0, 0o022, 0o077):
             for parent in (0o777, 0o2777):
                 yield Case(
                     f"xattrs/made under a default list/{name}/umask {umask:o} in {parent:o}",
-                    lambda v=LISTS[name], p=parent: _with_default(v, p),  # type: ignore[misc]
-                    lambda u=umask: _with_lists(u),  # type: ignore[misc]
+                    lambda v=LISTS[name], p=parent: _with_default(v, p),
+                    lambda u=umask: _with_lists(u),
                     EVERYBODY,
                 )
     yield Case(
