@@ -80,10 +80,25 @@ def test_what_was_confirmed_is_there_after_a_kill_and_in_the_next_mount(
         st = stale.stat()
         stale.write_bytes(bytes(255 - byte for byte in stale.read_bytes()))
         os.utime(stale, ns=(st.st_atime_ns, st.st_mtime_ns))
-        with mounted(source, mountpoint, *options):
+        with pytest.raises(OSError, match="Transport endpoint"):
+            os.statvfs(mountpoint)  # a stat may still find the attributes in the kernel
+        assert is_mounted(mountpoint)
+        # The command of a user, who finds the mount point dead.
+        done = cleanfs("mount", *options, source, mountpoint)
+        try:
+            assert done.returncode == 0, done.stderr
             for path in source.rglob("*"):
                 if path.is_file() and not path.is_symlink():
                     assert (mountpoint / path.relative_to(source)).read_bytes() == path.read_bytes()
+            with (mountpoint / "after").open("wb") as file:
+                file.write(b"alive")
+                file.flush()
+                os.fsync(file.fileno())
+            assert (source / "after").read_bytes() == b"alive"
+        finally:
+            undone = cleanfs("umount", mountpoint)
+        assert undone.returncode == 0, undone.stderr
+        assert not is_mounted(mountpoint)
 
 
 def test_a_lie_of_the_source_would_be_found(tmp_path: Path) -> None:
