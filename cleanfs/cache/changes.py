@@ -4,8 +4,8 @@ What one change saw of the file when it was done is what the next one sees befor
 invalidation before the change keeps later reads from the old pages. One after it discards what
 overlapping reads have brought back.
 
-Main thread only. The lock is taken without a checkpoint when it is free. It is fair: whoever has waited
-longest holds it as soon as it is released. It is never held across a notification to the kernel.
+Main thread only. The lock is taken without a checkpoint when it is free. It is fair: the task that has
+waited longest holds it as soon as it is released. It is never held across a notification to the kernel.
 
 These are classes, as a generator and its wrapper take longer than a write.
 """

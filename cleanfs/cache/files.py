@@ -1,4 +1,4 @@
-"""The records of files with cached pages. They outlive inodes, and their number is bounded.
+"""Records of the files with cached pages: they outlive inodes, and their number is bounded.
 
 The kernel forgets inodes; the pages that cleanfs keeps stay, and with them a record: the file's
 version, the fingerprint under which its pages were read, and what is under way. A record in use is
@@ -22,20 +22,20 @@ from cleanfs.source.identity import Dentry
 MIN_FILES = 1 << 14
 POOL_BYTES_PER_FILE = 4096
 """File records kept, 0.7 KiB each: one for so many bytes that cleancache may use, at least MIN_FILES.
-Beyond, the longest unused files are flushed and forgotten. A program that reads more files than that in
-turn, again and again, finds none of them."""
+Beyond that, the longest unused files are flushed and forgotten: a program that cycles through more
+files never hits."""
 
 FORGET_BATCH = 64
-"""File records looked at when one must go."""
+"""File records examined when one must go."""
 
 
 def max_files(pool_limit: int) -> int:
-    """How many file records go with a pool of that limit."""
+    """Return how many file records go with a pool of that limit."""
     return max(MIN_FILES, pool_limit // POOL_BYTES_PER_FILE)
 
 
 class CachedFile:
-    """What is known of one file for as long as pages of it may be cached anywhere."""
+    """The record of one file, kept for as long as pages of it may be cached anywhere."""
 
     __slots__ = (
         "dentry",
@@ -58,30 +58,29 @@ class CachedFile:
         """Nothing of the file is cached yet."""
         self.key = key
         self.dentry: Dentry | None = None
-        """What the file is found again by, if not by its inode: kept as long as the record is."""
+        """Identifies the file where its inode number does not last; kept as long as the record is."""
         self.serial = serial
         """Its name among the resident pages; never used again."""
         self.in_flight: list[InFlightRead] = []
         self.version = 0
         """Stamp of the last invalidation, from the clock of the page cache (``PageCache.clock``)."""
         self.lock: trio.Lock | None = None
-        """Held by the change of ours that is under way; made for the first one. Never held across
-        a notification to the kernel."""
+        """Held by the change that is under way (``changes``); made for the first one."""
         self.mutations = 0
-        """1 while there is one."""
+        """1 while a change is under way."""
         self.writes: list[PendingWrite] = []
-        """Writes that programs have asked for and the source does not have yet, in order."""
+        """Writes that the source does not have yet, in the order of their requests."""
         self.read_ranges: RangeSet | None = None
-        """There while the file is open for writing."""
+        """Kept while the file is open for writing."""
         self.handles = 0
         """Open handles."""
         self.drops_due = 0
-        """Of these, those whose opening had the kernel drop the file's pages, perhaps not yet."""
+        """Of these, those whose OPEN reply had the kernel drop the file's pages, perhaps not yet."""
         self.pins = 0
         """Users (open handles, reads under way): the record stays while there is one."""
         self.fingerprint: Fingerprint | None = None
         self.size = 0
-        """Bytes, as of the fingerprint; 0 if there is none. Caches answer for these bytes only."""
+        """Bytes, as of the fingerprint; 0 if there is none. Caches serve only these bytes."""
 
 
 class FileRecords:

@@ -56,5 +56,5 @@ def fingerprint(st: os.stat_result, fs_type: str, now_ns: int) -> Fingerprint:
 
 
 def own_fingerprint(st: os.stat_result) -> Fingerprint:
-    """Make the fingerprint around a change of ours: racy, as it may hide a change of another."""
+    """Make the fingerprint around a change by cleanfs: racy, as it may hide a change by others."""
     return Fingerprint(st.st_size, st.st_mtime_ns, st.st_ctime_ns, racy=True)

@@ -15,7 +15,7 @@ class InFlightRead:
     __slots__ = ("data", "done", "error", "first", "page_size", "stop", "version")
 
     def __init__(self, first: int, stop: int, version: int, page_size: int) -> None:
-        """It is about to begin."""
+        """Describe a read that is about to begin."""
         self.first = first
         self.stop = stop
         self.version = version
@@ -31,7 +31,7 @@ class InFlightRead:
 
     @property
     def size(self) -> int:
-        """Bytes that are asked for."""
+        """Bytes that it requests."""
         return (self.stop - self.first) * self.page_size
 
     @property
@@ -40,7 +40,7 @@ class InFlightRead:
         return None if len(self.data) == self.size else self.offset + len(self.data)
 
     def within(self, first: int, count: int) -> slice:
-        """Where its pages are among ``count`` pages from index ``first`` on; empty if none is."""
+        """Return the slice that its pages are of ``count`` pages from index ``first`` on."""
         low = max(self.first - first, 0)
         return slice(low, max(min(self.stop - first, count), low))
 
@@ -62,7 +62,7 @@ class InFlightRead:
 
 
 def missing_runs(pages: list[bytes | None]) -> list[tuple[int, int]]:
-    """The half-open index ranges in which ``pages`` is None."""
+    """Return the half-open index ranges in which ``pages`` is None."""
     runs: list[tuple[int, int]] = []
     start = None
     for i, page in enumerate(pages):

@@ -7,7 +7,7 @@ It runs on the main thread without locks; what is atomic lies between two checkp
 * A read that must wait for the source remembers the file's *version* and inserts its pages only if
   it is still the same (``source_reads``). Every invalidation moves the version on. A mutation
   invalidates before it touches the source and after (``changes``).
-* Whoever misses a page that is being read at the same version waits for that read (``in_flight``).
+* A miss of a page that is being read at the same version waits for that read (``in_flight``).
 
 Invariant: a page is resident here or kept by cleancache, not both (private pools are exclusive).
 """
@@ -55,7 +55,7 @@ class PageCacheStats:
 
 
 class PageCache:
-    """See the module."""
+    """The page cache of one mount (see the module)."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class PageCache:
                 return memoryview(data)[offset - start : end - start], SOURCE_READ
             end = min(end, await self._source_reads.read_missing(file, source, first, pages))
         except OSError:
-            # The error may concern bytes that this read did not ask for: the rest of a page, or of
+            # The error may concern bytes that this read did not request: the rest of a page, or of
             # another read's range.
             if exact:
                 raise
@@ -224,13 +224,13 @@ class PageCache:
         file.version = self.clock
 
     def changing(self, file: CachedFile) -> Changing:
-        """Surround a change of ours to the file, one at a time."""
+        """Return the context for a change of the file by cleanfs: one at a time."""
         return Changing(file)
 
     def mutating(self, file: CachedFile, start: int = 0, stop: int | None = None) -> Mutating:
-        """Surround a change of ours to these bytes of the source: invalidate before and after.
+        """Return the context for a change of these bytes: invalidate before and after.
 
-        Without a stop it moves the end of the file.
+        Without a stop the change moves the end of the file.
         """
         return Mutating(self.invalidate, file, start, stop)
 

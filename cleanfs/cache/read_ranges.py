@@ -10,8 +10,8 @@ or its data may be in a mapping of another file. So reads are remembered until t
 
 Only a read that comes after such a drop can bring a stale page. Where the kernel drops pages by itself,
 when it learns of another mtime (FUSE_AUTO_INVAL_DATA), every read may be one. Where it drops them only
-when told to (FUSE_EXPLICIT_INVAL_DATA), reads are remembered from the first drop on that may have met a
-write. ``docs/coherency.md`` lists all that drops a page.
+when told to (FUSE_EXPLICIT_INVAL_DATA), reads are remembered from the first drop on that can have hit
+a filled page. ``docs/coherency.md`` lists all that drops a page.
 
 Main thread only; no call awaits.
 """

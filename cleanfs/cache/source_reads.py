@@ -2,7 +2,7 @@
 
 Main thread only. A read remembers the file's version when it begins. What it brings is handed to the
 page cache only if no invalidation came meanwhile (the version is still the same). The readers get it
-all the same: they asked before the change was done.
+all the same: their requests came before the change was done.
 """
 
 from collections.abc import Callable
@@ -113,7 +113,7 @@ class SourceReads:
         except OSError as exc:
             read.error = exc
         except BaseException:
-            read.error = OSError(5, "interrupted")  # for those who joined; we are cancelled
+            read.error = OSError(5, "interrupted")  # for the reads that joined: this task is cancelled
             raise
         finally:
             file.in_flight.remove(read)

@@ -1,6 +1,6 @@
 """Read and write one open file of the source.
 
-A read first asks the source's page cache without waiting (RWF_NOWAIT). A worker thread reads the rest.
+A read first tries the source's page cache without waiting (RWF_NOWAIT). A worker thread reads the rest.
 What was read does not stay in the source's page cache where cleanfs keeps it, as one copy of a page is
 enough. A lone read in the middle of a file leaves nothing (RWF_DONTCACHE, before Linux 6.14
 POSIX_FADV_DONTNEED). What streams and reads of a beginning bring is dropped behind them, and the rest,
@@ -122,7 +122,7 @@ class SourceFile:
             pass
         except OSError as exc:
             if exc.errno not in UNSUPPORTED:
-                return 0  # the waiting read meets it again, and reports it
+                return 0  # the waiting read gets the error again, and reports it
             if dontcache:
                 fs.dontcache = False
             else:
@@ -147,7 +147,7 @@ class SourceFile:
         try:
             if self._fs.local and not self._durable:
                 written = await backing.space_retry.retrying(self._write_local, offset, data, append)
-            else:  # its error may be one of an earlier write, and is told once
+            else:  # its error may be an earlier write's, and is reported only once
                 written, _ = await backing.in_thread(
                     _pwritev_all_timed, self._fd, offset, data, append, 0, None
                 )
@@ -163,7 +163,7 @@ class SourceFile:
         """Write without waiting; what is left inline if that is fast, else in a thread."""
         fd, fs, traffic = self._fd, self._fs, self._backing.traffic
         before = os.fstat(fd)
-        # Also a write that says when it would wait (RWF_NOWAIT) waits for a frozen file system.
+        # On a frozen file system even a write with RWF_NOWAIT waits.
         at_once = fs.writes.recent
         count = self._write_nowait(offset, data, append) if at_once else 0
         if count == len(data):
@@ -200,7 +200,7 @@ class SourceFile:
         except OSError as exc:
             if exc.errno in UNSUPPORTED:
                 fs.write_nowait = False
-            return 0  # the waiting write meets any other again, and reports it
+            return 0  # the waiting write gets any other error again, and reports it
         fs.nowait_write_probe.tried(count > 0)
         return count
 

@@ -113,9 +113,8 @@ class Backing:
 
     async def in_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a worker thread."""
-        limiter = cast(
-            trio.CapacityLimiter, self.thread_limiter
-        )  # trio asks for no more than its two calls
+        # trio uses only the two methods that it has.
+        limiter = cast(trio.CapacityLimiter, self.thread_limiter)
         return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
 
     async def run_on_names(self, fs: SourceFs, call: Callable[[*Ts], T], *args: *Ts) -> T:

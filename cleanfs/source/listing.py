@@ -16,7 +16,7 @@ from cleanfs.linux import syscalls
 def _handle_of_name(dir_fd: int, name: bytes) -> bytes | None:
     try:
         return syscalls.name_to_handle(dir_fd, 0, name)
-    except OSError:  # its attributes are what was asked for
+    except OSError:  # the attributes matter more
         return None
 
 

@@ -73,7 +73,7 @@ def lookup(parent_fd: int, name: bytes) -> Opened:
 def identify(parent_fd: int, name: bytes) -> tuple[int, int]:
     """Device and inode number of what a name leads to. Raises OSError.
 
-    What is mounted on it is not asked. (NFS is: by ``d_weak_revalidate`` of Linux.)
+    A file system mounted there is not asked. (NFS is: by ``d_weak_revalidate`` of Linux.)
     """
     return syscalls.known_id_of_name(parent_fd, name)
 

@@ -1,4 +1,4 @@
-// The Python module: cleanfs.cache.resident.Resident over the lists, with bytes objects as pages.
+// The Python module: implements cleanfs.cache.resident.Resident, with bytes objects as pages.
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
@@ -16,7 +16,7 @@ using cleanfs::PageIndex;
 using cleanfs::Resident;
 
 constexpr std::size_t max_count = std::size_t{1} << 24;
-// Of an index, as resident.INDEX_BITS: more than any file has pages, less than the tables have room for.
+// The bound of a page index (resident.INDEX_BITS): more than any file has pages, less than the trees hold.
 constexpr PageIndex end_of_file = PageIndex{1} << 52;
 constexpr std::size_t max_page_size = std::size_t{1} << 30;
 
@@ -144,7 +144,7 @@ private:
 
     const std::size_t page_size_;
     Resident resident_;
-    std::vector<Resident::Page> found_;  // of the look that is under way
+    std::vector<Resident::Page> found_;  // of the lookup under way
 };
 
 }  // namespace

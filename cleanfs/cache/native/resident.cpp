@@ -99,7 +99,7 @@ std::vector<Resident::Victim> Resident::evict(std::size_t count) {
 void Resident::discard(Serial serial, PageIndex first, PageIndex stop) {
     File* file = find(serial);
     if (file == nullptr) return;
-    // Shadows are erased with the rest and entered again; what there is no memory for is forgotten.
+    // Shadows are erased with the rest and inserted again; a shadow for which memory is short is forgotten.
     std::vector<Number> kept;
     file->table.erase_range(slabs_, first, stop, [&](PageIndex, zcache::PageTable::Item item) {
         auto number = static_cast<Number>(item);
@@ -161,7 +161,7 @@ void Resident::drop_if_empty(File* file) {
     files_.erase(file->serial);
 }
 
-// A free entry, the last one of free_. Throws std::bad_alloc.
+// Return a free entry, the last one of free_. Throws std::bad_alloc.
 Resident::Number Resident::new_entry() {
     if (free_.empty()) {
         if (entries_.size() == none) throw std::bad_alloc();

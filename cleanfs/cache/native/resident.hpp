@@ -1,12 +1,12 @@
 // The resident pages of the page cache, in the order of reclaim.
 //
-// The policy is that of cleanfs/cache/reclaim.py, which says where it comes from and why; the tests hold the two
-// against each other step by step. Here each page has an entry that is a member of one of three lists:
-// inactive, active, and the shadows of what was evicted. A file's entries hang on a radix tree, so that a
-// range is found, and discarded, without looking at what else is there.
+// The policy is that of cleanfs/cache/reclaim.py, which gives its source and reasons; the tests compare the two
+// step by step. Each page has an entry on one of three lists: inactive, active, and the shadows of evicted
+// pages. A radix tree for each file finds its entries, so that a range is looked up, and discarded, without
+// visiting other entries.
 //
-// Used from one thread. Pages are opaque: whoever gives one gives a reference, and gets it back from
-// `evict`, or through `Release`.
+// Not thread-safe: one thread only. Pages are opaque: `insert` takes a reference over, and `evict` or `Release`
+// gives it back.
 #pragma once
 
 #include <cstddef>
@@ -37,27 +37,27 @@ public:
     Resident(const Resident&) = delete;
     Resident& operator=(const Resident&) = delete;
 
-    // Pages that are resident.
+    // How many pages are resident.
     std::size_t size() const { return lists_[inactive].count + lists_[active].count; }
     std::uint64_t refaults() const { return refaults_; }
     std::uint64_t activations() const { return activations_; }
 
-    // The pages of a range, null where there is none, and a reference noted for each that there is.
-    // How many are missing.
+    // Look up the pages of a range, null where one is missing, and mark the others referenced.
+    // Returns how many are missing.
     std::size_t look_up(Serial file, PageIndex first, std::size_t count, Page* pages);
-    // A page has become resident; its reference is taken over. False, and it is not, if it is already or if
-    // memory is short.
+    // Make a page resident and take its reference over. False, and nothing has changed, if the index is
+    // resident already or memory is short.
     bool insert(Serial file, PageIndex index, Page page);
-    // Choose the next `count` pages to go; shadows take their places. Throws std::bad_alloc, and nothing
-    // has changed.
+    // Evict `count` pages, the first to go first; shadows take their places. Throws std::bad_alloc, and
+    // nothing has changed then.
     std::vector<Victim> evict(std::size_t count);
-    // Release what is resident of first <= index < stop. Shadows stay: they are about use, not contents.
+    // Release the resident pages first <= index < stop. Shadows stay: they record use, not contents.
     void discard(Serial file, PageIndex first, PageIndex stop);
     // Call `seen(index)` for the resident pages of a file, in order.
     template <class Seen>
     void for_each(Serial file, Seen&& seen) const;
 
-    // Hold the books against what they are about. Throws std::logic_error.
+    // Check all invariants of the lists and trees. Throws std::logic_error.
     void check() const;
 
 private:
@@ -102,7 +102,7 @@ private:
     zcache::Budget budget_{~std::size_t{0} >> 1, 0};
     zcache::SlabCache slabs_ = zcache::PageTable::make_slabs(budget_);
     std::unordered_map<Serial, File> files_;
-    mutable File* last_ = nullptr;  // the file of the last look
+    mutable File* last_ = nullptr;  // the file of the last lookup
     std::vector<Entry> entries_;
     std::vector<Number> free_;
     List lists_[3];
