@@ -1,4 +1,4 @@
-"""What a FUSE file handle stands for: an open file or directory of the source."""
+"""Handles: the open files and directories of the source that FUSE file handles refer to."""
 
 import errno
 import functools
@@ -34,20 +34,20 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 IO_FLAGS = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_NOFOLLOW | os.O_DIRECT | os.O_TRUNC)
-"""What of a program's open flags reaches the source. O_DIRECT asks to bypass the kernel's page cache
-of the mount, which the kernel does; on the source it would demand alignment of our buffers. O_TRUNC
+"""The open flags of a program that reach the source. O_DIRECT asks to bypass the kernel's page cache
+of the mount, which the kernel does; on the source it would demand aligned buffers. O_TRUNC
 is a change, made apart. O_APPEND would move what the kernel writes back from a mapping to the end, so
-appending is said write by write."""
+each write says whether it appends."""
 
 
 Rollback = Callable[[], None]
 
 
 class Handle(Protocol):
-    """What the read and write handlers need of a handle."""
+    """The part of a handle that the FUSE handlers use."""
 
     async def read(self, offset: int, size: int) -> Buffer:
-        """Up to ``size`` bytes, short only at the end. Raises OSError."""
+        """Read up to ``size`` bytes, short only at the end. Raises OSError."""
 
     async def write(self, offset: int, data: bytes) -> tuple[int, Rollback | None]:
         """Write all of ``data``. Raises OSError.
@@ -56,10 +56,10 @@ class Handle(Protocol):
         """
 
     async def flush(self) -> None:
-        """A descriptor of the handle was closed."""
+        """Report what a close would: a descriptor of the handle was closed."""
 
     async def release(self) -> None:
-        """The last one was."""
+        """Close: the last descriptor of the handle was closed."""
 
     async def sync(self, data_only: bool) -> None:
         """Make what was written durable."""
@@ -67,16 +67,16 @@ class Handle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """A moment before a stat, to judge its result by."""
+    """A moment before a stat, to tell which changes its result may miss."""
 
     clock: int
-    """The page cache's: what changed since has a later version."""
+    """The page cache's clock: a file that has changed since has a later version."""
     now_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the handlers of one mount share."""
+    """The objects that the handlers of one mount share."""
 
     backing: Backing
     pagecache: PageCache
@@ -85,14 +85,14 @@ class Services:
     notifier: Notifier
     latencies: Latencies
     flushless: bool = False
-    """The kernel does not tell us of closed descriptors: closing reports nothing on the source."""
+    """The kernel sends no FLUSH: closing reports nothing on the source."""
 
     writeback: bool = False
-    """The kernel keeps what programs write, and writes it later."""
+    """Write-back: the kernel keeps what programs write, and writes it later."""
 
     @property
     def space_retry(self) -> SpaceRetry:
-        """What was removed, and takes space."""
+        """The removed inodes that still take space."""
         return self.backing.space_retry
 
     def before(self) -> Before:
@@ -100,13 +100,13 @@ class Services:
         return Before(self.pagecache.clock, time.time_ns())
 
     def is_local(self, inode: Inode) -> bool:
-        """Whether the inode, once held, is in this machine's memory."""
+        """Tell whether the inode, once held, is in this machine's memory."""
         return self.types[inode.device] in LOCAL_FILE_SYSTEMS
 
     async def inline_if_local(self, inode: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run a call that only touches an inode that we hold: at once where that is in memory.
+        """Run a call that touches only a held inode: inline where the inode is in memory.
 
-        So it is on a local file system for fstat, open, close and readlink. A thread costs ten
+        On a local file system that is so for fstat, open, close and readlink. A thread costs ten
         times what they do. On a server's file system any of them may wait.
         """
         if self.is_local(inode):
@@ -114,41 +114,41 @@ class Services:
         return await self.backing.in_thread(call, *args)
 
     def source_fs(self, inode: Inode) -> SourceFs:
-        """The file system that the inode is on."""
+        """Return the file system that the inode is on."""
         return self.backing.file_system(inode.device, self.is_local(inode))
 
 
 class Use:
-    """Calls under way on a descriptor, which must not be closed before they return.
+    """Counts the calls under way on a descriptor, which must not be closed before they return.
 
-    The kernel closes no file that somebody waits for. But we let go of programs that are killed while
-    they wait; then the file is closed, and the call goes on.
+    The kernel closes no file while a program waits for a call on it. But a program that is killed while
+    it waits is released (``interrupts``): the kernel closes the file, and the call goes on.
     """
 
     __slots__ = ("_idle", "_users")
 
     def __init__(self) -> None:
-        """None."""
+        """Start with none."""
         self._users = 0
         self._idle: trio.Event | None = None
 
     def __bool__(self) -> bool:
-        """Whether there is one."""
+        """Tell whether there is one."""
         return self._users > 0
 
     def __enter__(self) -> None:
-        """A call begins."""
+        """Begin a call."""
         self._users += 1
 
     def __exit__(self, *_: object) -> None:
-        """It has returned."""
+        """End a call."""
         self._users -= 1
         if self._idle is not None and not self._users:
             self._idle.set()
 
     async def ended(self) -> None:
-        """Return when there is none; no request will begin another one."""
-        while self._users:  # who is let go between two calls begins the second one all the same
+        """Wait until there is none; no new request will begin another one."""
+        while self._users:  # a request that goes on without its program may still begin a second call
             self._idle = trio.Event()
             await self._idle.wait()
 
@@ -174,7 +174,7 @@ class FileHandle:
         file.handles += 1
 
     def may_write(self) -> None:
-        """The open is about to be answered. From now on a write by this handle may be being filled."""
+        """Note that the OPEN reply is about to be sent: a program may then fill pages to write."""
         services, file = self._services, self.file
         if not self.writable or services.writeback:  # then the kernel drops nothing unwritten
             return
@@ -188,9 +188,9 @@ class FileHandle:
         self._writes = True
 
     def drops_pages(self) -> None:
-        """The kernel drops the file's pages when it gets the answer to the open of this handle.
+        """Note that the kernel drops the file's pages when it gets the reply to this handle's OPEN.
 
-        Who writes by this handle has not begun to. By another one a write may be being filled.
+        No program has begun to write by this handle. By another one it may be filling pages right now.
         """
         if not self._drop_due:
             self._drop_due = True
@@ -200,7 +200,7 @@ class FileHandle:
             read_ranges.dropped = True
 
     async def read(self, offset: int, size: int) -> Buffer:
-        """The hook: page cache, then cleancache, then the source."""
+        """Read from the page cache, cleancache or the source, after earlier writes of the range."""
         with self.use:
             began = perf_counter_ns()
             if self._drop_due:
@@ -222,13 +222,13 @@ class FileHandle:
             return data
 
     async def write(self, offset: int, data: bytes) -> tuple[int, Rollback]:
-        """Write through, with what is cached of the range discarded before and after.
+        """Write through to the source, with the cached range invalidated before and after.
 
-        On a handle that was opened with O_APPEND the kernel sends what a program appends, at the end
-        of the file that it knows; what it writes back from a mapping, before that end; and what a
-        program writes elsewhere after it has taken O_APPEND away (F_SETFL), of which we are not told.
-        The first must not overwrite what others appended in the source. Where there are no others
-        the kernel knows the end, and each write goes where it says.
+        On a handle that was opened with O_APPEND the kernel sends three kinds of writes. What a program
+        appends goes to the end of the file that the kernel knows. What it writes back from a mapping is
+        before that end. And after F_SETFL has cleared O_APPEND, of which FUSE sends no word, a program
+        writes anywhere. The first kind must not overwrite what others appended in the source. With no
+        others (``--coherency none``) the kernel knows the end, and each write goes to its offset.
         """
         with self.use:
             if self._drop_due:
@@ -270,7 +270,7 @@ class FileHandle:
             try:
                 written = await self._source.write_all(offset, data, append=append, writer=writer)
                 if services.flushless and not services.is_local(inode):
-                    # Mounted below the source after us; nobody will ask what its close has to say.
+                    # Mounted below the source after the mount: no FLUSH will report what a close does.
                     await services.backing.in_thread(namespace.flush, self.fd)
             except BaseException:
                 services.coherency.distrust(file)  # a part may have been written
@@ -291,7 +291,7 @@ class FileHandle:
     async def flush(self) -> None:
         """Report what close would; nothing is buffered here.
 
-        A program that was killed in a call which hangs closes its files: it is not to hang there.
+        A program that was killed in a hung call closes its files: it must not hang there.
         """
         self._opener_ran()
         if not self.writable:
@@ -302,7 +302,7 @@ class FileHandle:
             await self._services.inline_if_local(self.inode, namespace.flush, self.fd)
 
     async def release(self) -> None:
-        """Close. The last close of a file without a name discards its pages."""
+        """Close the file. The last close of a file without a name discards its pages."""
         services, file = self._services, self.file
         self._opener_ran()
         await self.use.ended()
@@ -319,12 +319,12 @@ class FileHandle:
             services.pagecache.forget(file)
 
     async def sync(self, data_only: bool) -> None:
-        """``fsync`` the source."""
+        """Make what was written durable in the source (``fsync``)."""
         with self.use:
             await self._services.backing.in_thread(namespace.sync, self.fd, data_only)
 
     def _opener_ran(self) -> None:
-        """So the kernel has dropped what the answer to the open told it to drop."""
+        """Note that the opener has run: the kernel has applied the invalidation of the OPEN reply."""
         if self._drop_due:
             self._drop_due = False
             self.file.drops_due -= 1
@@ -337,7 +337,7 @@ class DirHandle:
 
     The position after the nth name is n, so entries that come and go shift nothing, and ``seekdir``
     works. Attributes are read in batches, one thread call each, and only for the request at hand:
-    the kernel believes what a listing says of a file, and takes an old answer for a new one.
+    the kernel takes the attributes in a listing for current ones.
     """
 
     def __init__(self, services: Services, inode: Inode, fd: int, *, handles: bool = False) -> None:
@@ -352,8 +352,9 @@ class DirHandle:
         self._entries_before = Before(0, 0)
         self._dots: dict[bytes, os.stat_result] = {}
         self.before = Before(0, 0)
-        """When the attributes of the last entry, or of those of a listing's beginning, had not yet been
-        read. Two may list at a time: one who is gone, and who shares the descriptor."""
+        """A moment before the attributes of the last entry, or of those at a listing's beginning, were
+        read. Two requests may list at a time: one whose program is gone, and one by another process
+        that shares the descriptor."""
         self.batch = 1
         """Names per thread call: as many as a reply is likely to take. Some 20 in the kernel's
         smallest, 4 KiB; 186 for a program that lists with 32 KiB, as glibc does."""
@@ -372,15 +373,15 @@ class DirHandle:
         self._entries_before = before
 
     def forget_stats(self) -> None:
-        """A new request begins."""
+        """Forget the attributes that were read for the last request."""
         self._entries.clear()
 
     def dot(self, name: bytes) -> os.stat_result:
-        """Attributes of ``.`` or ``..``."""
+        """Return the attributes of ``.`` or ``..``."""
         return self._dots[name]
 
     async def entry(self, position: int) -> tuple[bytes, EntryStat] | None:
-        """The name at a position and what its stat gave; None at the end. Raises OSError."""
+        """Return the name at a position and its stat's outcome; None at the end. Raises OSError."""
         if position >= len(self._names):
             return None
         if position not in self._entries:
@@ -404,7 +405,7 @@ class DirHandle:
 
 
 def fstat_and_close(fd: int) -> os.stat_result:
-    """Attributes at the last moment. Raises OSError."""
+    """Close a descriptor. Returns the attributes right before. Raises OSError."""
     try:
         return os.fstat(fd)
     finally:
