@@ -1,1 +1,1 @@
-"""The kernel's side of FUSE: notifications, requests, replies."""
+"""Speak FUSE with the kernel: requests, replies, notifications."""

@@ -1,23 +1,22 @@
-"""Adaptive busy polling: a short look at the FUSE device before going to sleep.
+"""Busy-poll the FUSE device adaptively: poll for a short time before going to sleep.
 
-Most of a FUSE round trip is waking a process that sleeps. A program that reads in a loop sends its next
-request some microseconds after our reply, so it pays to look for it that long before waiting in epoll.
+Most of a FUSE round trip is waking a sleeping process. A program that reads in a loop sends its next
+request some microseconds after our reply, so it pays to poll that long before waiting in epoll.
 
-How long is decided as KVM does it for a guest that halts (``Documentation/virt/kvm/halt-polling.rst``):
-a wait that was short makes the window grow, up to the limit; a wait that was longer than the limit
-closes it at once. So an idle mount sleeps, and the first request after a pause finds it asleep.
+The window is chosen as KVM does for a halted guest (``Documentation/virt/kvm/halt-polling.rst``): a
+short wait makes it grow, up to the limit; a wait longer than the limit closes it at once. So an idle
+mount sleeps, and the first request after a pause has to wake it.
 
-pyfuse3 waits through the module attribute ``trio`` of its own, which its asyncio mode replaces as well
-(``pyfuse3.asyncio.enable``). What it takes from there are ``Lock``, ``lowlevel`` and
-``ClosedResourceError``; ``install`` puts an object there that gives it trio, but for a lock and a wait
-of ours. Why that is sound:
+pyfuse3 waits through its module global ``trio``, which its asyncio mode replaces, too
+(``pyfuse3.asyncio.enable``). It uses ``Lock``, ``lowlevel`` and ``ClosedResourceError`` of it.
+``install`` replaces the global by an object that is trio except for the lock and the wait. Why that is
+sound:
 
-* What pyfuse3 needs to know of a wait is that the device may have a request, or is being closed, and it
-  gets just that.
-* A wait that finds a request at once is no checkpoint, and other tasks must not starve: before each
-  look, and each return, the scheduler is asked whether another task could run (a thread has finished,
-  a deadline has passed); if so, it does. At the latest it does after ``MAX_UNYIELDING_NS``.
-* Each look gives up the GIL (``poll(2)``), so worker threads get on.
+* From a wait, pyfuse3 needs to know only that the device may have a request or is being closed.
+* A wait that finds a request at once is no checkpoint, and other tasks must not starve. So before each
+  poll and each return, the scheduler says whether another task could run (a thread has finished, a
+  deadline has passed); if so, that task runs. At the latest it runs after ``MAX_UNYIELDING_NS``.
+* Each poll releases the GIL (``poll(2)``), so worker threads make progress.
 """
 
 import logging
@@ -40,22 +39,22 @@ GROW_START_NS = 10_000
 GROW = 2
 
 WAKE_NS = 30_000
-"""What sleeping adds to a wait that polling could have ended."""
+"""The latency that sleeping adds to a wait."""
 
 MAX_UNYIELDING_NS = 100_000
-"""The scheduler runs at least this often: it does not tell of tasks that it is about to run anyway."""
+"""The scheduler runs at least this often: it does not report tasks that it is about to run anyway."""
 
 
 class Window:
-    """How long to poll: pure, fed with how long each wait took."""
+    """Decides how long to poll, from the lengths of past waits; no clock, no I/O."""
 
     def __init__(self, limit_ns: int) -> None:
-        """Closed at first; never wider than ``limit_ns``, and always closed if that is 0."""
+        """Start closed. The window is never wider than ``limit_ns``, and stays closed if that is 0."""
         self.limit_ns = limit_ns
         self.ns = 0
 
     def waited(self, ns: int) -> None:
-        """A request came after ``ns``, in which polling, if any, had not found it."""
+        """Adapt to a request that came after ``ns`` and that polling, if any, had not found."""
         if ns > self.limit_ns + WAKE_NS or self.ns == self.limit_ns:
             self.ns = 0
         else:
@@ -64,10 +63,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class BusyPollStats:
-    """A snapshot."""
+    """Holds a snapshot."""
 
     limit_us: float
-    """The widest window; 0: no polling."""
+    """The widest window; 0 disables polling."""
     polled: int
     """Requests that polling found."""
     slept: int
@@ -75,7 +74,7 @@ class BusyPollStats:
 
 
 class BusyPoll:
-    """What stands for ``trio`` inside pyfuse3, and the wait in it."""
+    """Replaces ``trio`` inside pyfuse3, with a wait that polls."""
 
     def __init__(self, limit_us: float) -> None:
         """Poll for at most ``limit_us`` microseconds at a time."""
@@ -87,19 +86,23 @@ class BusyPoll:
         self._lock: ReaderLock | None = None
 
     def stats(self) -> BusyPollStats:
-        """A snapshot."""
+        """Return a snapshot."""
         return BusyPollStats(self._window.limit_ns / 1000, self._polled, self._slept)
 
     def install(self) -> bool:
-        """Have pyfuse3 wait here, if only for the second look. False if it has no such place."""
+        """Make pyfuse3 wait here, even without polling. False if it has no global ``trio``.
+
+        The wait also checks again whether what woke it is still there, which matters without polling,
+        too.
+        """
         if getattr(pyfuse3, "trio", None) is not trio:
-            log.warning("this pyfuse3 has no place to put another wait: busy polling is off")
+            log.warning("this pyfuse3 has no wait that can be replaced: busy polling is off")
             return False
         pyfuse3.trio = _Trio(self)  # type: ignore[attr-defined]  # an attribute of its C module
         return True
 
     def confirm(self) -> bool:
-        """Requests have been served: warn, and give up, if pyfuse3 has not waited here for them."""
+        """Check, once requests were served, that pyfuse3 waited here; if not, warn and uninstall."""
         if not self._window.limit_ns or (self._lock is not None and self._polled + self._slept):
             return True
         log.warning("this pyfuse3 does not wait as expected: busy polling is off")
@@ -107,13 +110,13 @@ class BusyPoll:
         return False
 
     def uninstall(self) -> None:
-        """pyfuse3 waits by itself from the next session on."""
+        """Let pyfuse3 wait by itself from the next session on."""
         self._window = Window(0)
-        if isinstance(getattr(pyfuse3, "trio", None), _Trio):  # who stands in front of us may be busy
+        if isinstance(getattr(pyfuse3, "trio", None), _Trio):  # else a hook before us is in use
             pyfuse3.trio = trio  # type: ignore[attr-defined]  # see install
 
     def make_lock(self) -> "ReaderLock | trio.Lock":
-        """pyfuse3's one lock. Another would be one that this module knows nothing of."""
+        """Make pyfuse3's reader lock, the first that it makes. Any further lock is trio's."""
         if self._lock is not None:
             return trio.Lock()
         self._lock = ReaderLock()
@@ -135,7 +138,7 @@ class BusyPoll:
         self._window.waited(self._yielded_ns - began)
 
     async def _look(self, fd: int, began: int) -> bool:
-        """Poll until the window closes. Whether there is something to read."""
+        """Poll until the window closes. Returns whether there is something to read."""
         readable, deadline = self._readable, began + self._window.ns
         now = began
         while now < deadline:
@@ -150,7 +153,9 @@ class BusyPoll:
         return False
 
     def _readable(self, fd: int) -> bool:
-        """Now: what woke us may be gone (a signal whose request was answered), and a read waits."""
+        """Check again, because a read blocks: what woke us may be gone (an interrupt whose request
+        ended).
+        """
         if self._poll is None:
             poller = select.poll()
             poller.register(fd, select.POLLIN)
@@ -167,27 +172,27 @@ class BusyPoll:
         )
 
     def notify_closing(self, fd: int) -> None:
-        """``fd`` is about to be closed: also a wait that polls must end."""
+        """End waits because ``fd`` is about to be closed, also one that polls."""
         self._closing = True
         trio.lowlevel.notify_closing(fd)
 
 
 class ReaderLock:
-    """The lock under which pyfuse3's tasks wait for a request, without a checkpoint if it is free.
+    """Lets one of pyfuse3's tasks at a time wait for a request; no checkpoint if it is free.
 
-    Unfair on purpose: a task that comes back for the next request keeps the lock, and the scheduler is
-    not needed. The task that was woken for it runs when the first one has to wait in earnest.
+    It is unfair on purpose: a task that returns for the next request keeps the lock, without a run of
+    the scheduler. The task that was woken for it runs when the first one has to sleep.
     """
 
     def __init__(self) -> None:
-        """Free."""
+        """Start unlocked."""
         self._held = False
         self._parked: deque[trio.lowlevel.Task] = deque()
         self.woken = 0
-        """Tasks that can run and will find that the lock is held."""
+        """Runnable tasks that will find the lock held."""
 
     async def __aenter__(self) -> None:
-        """Take it."""
+        """Acquire the lock."""
         while self._held:
             await self._park()
         self._held = True
@@ -209,7 +214,7 @@ class ReaderLock:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Free it. One woken task is enough: if it finds the lock held, it parks again."""
+        """Release the lock. One woken task is enough: if it finds the lock held, it parks again."""
         self._held = False
         if self._parked and not self.woken:
             self.woken += 1
@@ -217,7 +222,7 @@ class ReaderLock:
 
 
 class _Trio:
-    """trio, but for what concerns waiting."""
+    """Is trio, except for the lock and ``lowlevel``."""
 
     def __init__(self, busy_poll: BusyPoll) -> None:
         self.Lock = busy_poll.make_lock
@@ -228,7 +233,7 @@ class _Trio:
 
 
 class _Lowlevel:
-    """trio.lowlevel, but for what concerns waiting."""
+    """Is trio.lowlevel, except for the waits."""
 
     def __init__(self, busy_poll: BusyPoll) -> None:
         self.wait_readable = busy_poll.wait_readable

@@ -1,78 +1,72 @@
-"""Words of our own in the first exchange with the kernel.
+"""Negotiate FUSE_INIT flags that libfuse 3.14 and pyfuse3 cannot set.
 
-The kernel asks for ``security.capability`` before each write, one request for every write, unless the
-file system says in its answer to FUSE_INIT that it takes care of privileges itself: that a write takes
-capabilities and set-id bits away (FUSE_HANDLE_KILLPRIV_V2, Linux 5.11). Then it asks once for a file,
-and again only when attributes were refreshed, or before each write if there are set-id bits. libfuse
-3.14 cannot say it, and does not tell whether a write is to take the bits: see ``Inode.asked_for``.
+* FUSE_HANDLE_KILLPRIV_V2 (Linux 5.11): the file system itself clears capabilities and set-id bits on a
+  write. Without the flag, the kernel requests ``security.capability`` before each write. With it, it
+  does so once for a file, again after attributes were refreshed, and before each write if there are
+  set-id bits. libfuse 3.14 does not pass on whether a write must clear the bits: see
+  ``Inode.asked_for``.
+* FUSE_DONT_MASK: the kernel leaves the umask to the file system. In a directory with a default ACL the
+  umask must not apply (``Actor.mode``).
+* FUSE_EXPLICIT_INVAL_DATA (Linux 5.2), where ``Notifier.explicit`` holds: the kernel drops pages only
+  after an invalidation. libfuse sets FUSE_AUTO_INVAL_DATA instead, under which it drops all pages of a
+  file upon another mtime. Each write through the mount changes that, so a program that reads and writes
+  a file in turn would never hit the kernel's cache.
 
-And it applies the umask to the mode of what is made, unless the file system says that it does so
-itself (FUSE_DONT_MASK), as it must: in a directory with a default ACL the umask does not apply
-(``Actor.mode``). pyfuse3 cannot say that.
-
-And it drops all pages of a file as soon as it is told of another mtime (FUSE_AUTO_INVAL_DATA), which
-each write of ours brings about: who reads and writes a file in turn would find nothing of it in the
-kernel. Where we tell it ourselves (see ``Notifier.explicit``), it should leave them alone until then
-(FUSE_EXPLICIT_INVAL_DATA, Linux 5.2). pyfuse3 cannot ask for that, and libfuse sets the other flag.
-
-So for the length of that exchange libfuse reads and writes a socket in place of the device, and we are
-the other end of it: the question goes in as it came, the answer goes out with some bits more. pyfuse3
-waits for its descriptor through its global ``trio``, which is where we get to run: at its first wait
-the question is there, at its second the answer.
+During FUSE_INIT, a socket takes the place of libfuse's device, and we are its other end. We pass on the
+request unchanged and add bits to the reply. Our code runs in pyfuse3's wait, through its global
+``trio``: before its first wait ends the request is there, at the second the reply.
 """
 
 import logging
 import os
 import select
 import socket
-import struct
 from collections.abc import Callable
 from typing import Final
 
 import trio
 
+from cleanfs.fuse.protocol import (
+    FUSE_AUTO_INVAL_DATA,
+    FUSE_DONT_MASK,
+    FUSE_EXPLICIT_INVAL_DATA,
+    FUSE_HANDLE_KILLPRIV_V2,
+    FUSE_IN_HEADER,
+    FUSE_INIT,
+    FUSE_INIT_IN,
+    FUSE_INIT_OUT,
+    FUSE_OUT_HEADER,
+    FUSE_PARALLEL_DIROPS,
+    MAX_REQUEST,
+)
 from cleanfs.fuse.wait_hook import WaitHook
 
 log = logging.getLogger(__name__)
 
 DEVICE: Final = "/dev/fuse"
-FUSE_INIT: Final = 26
-DONT_MASK: Final = 1 << 6
-AUTO_INVAL_DATA: Final = 1 << 12
-PARALLEL_DIROPS: Final = 1 << 18
-EXPLICIT_INVAL_DATA: Final = 1 << 25
-HANDLE_KILLPRIV_V2: Final = 1 << 28
-WANTED: Final = DONT_MASK | PARALLEL_DIROPS | HANDLE_KILLPRIV_V2
+WANTED: Final = FUSE_DONT_MASK | FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2
 
-QUESTION: Final = struct.Struct("<IIQQIIIIIIII")
-"""fuse_in_header (length, opcode, unique, nodeid, uid, gid, pid, extensions) and the beginning of
-fuse_init_in: major, minor, max_readahead, flags."""
-
-ANSWER: Final = struct.Struct("<IiQIIII")
-"""fuse_out_header (length, error, unique) and the beginning of fuse_init_out, as above."""
-
-MAX_MESSAGE: Final = (1 << 20) + 4096
 TIMEOUT_SECONDS: Final = 5
-"""What question and answer get to arrive. They are there when they are looked for."""
+"""How long request and reply may take. They are there when they are read."""
 
 
 class InitFlags(WaitHook):
-    """One mount's. Use: made before ``pyfuse3.init``, ``begin`` right after it."""
+    """Negotiates for one mount. Create it before ``pyfuse3.init``, and call ``begin`` right after."""
 
-    def __init__(self, more: int = 0, agreed: Callable[[int], None] = lambda flags: None) -> None:
-        """Nothing is changed yet. ``more`` are flags to ask for beyond WANTED.
+    def __init__(self, more: int = 0, granted: Callable[[int], None] = lambda flags: None) -> None:
+        """Prepare to request WANTED and ``more``.
 
-        ``agreed`` is called, before the first request comes, with those that the kernel has granted.
+        ``granted`` is called with the flags in force, before the first other request.
         """
         self._before = _devices()
-        self._asked = WANTED | more
-        self._agreed = agreed
+        self._requested = WANTED | more
+        self._granted = granted
         self._fd = self._device = -1
         self._ours: socket.socket | None = None
         self._wanted = 0
 
     def begin(self) -> None:
-        """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere never finds out, and loses nothing."""
+        """Hook pyfuse3's wait. A pyfuse3 that waits elsewhere works without the flags."""
         new = _devices() - self._before
         if len(new) == 1:
             [self._fd] = new
@@ -80,81 +74,84 @@ class InitFlags(WaitHook):
 
     @property
     def device(self) -> int:
-        """pyfuse3's descriptor of the FUSE device, once begun; -1 if it was not found."""
+        """pyfuse3's fd of the FUSE device, once begun; -1 if it was not found."""
         return self._fd
 
-    def _take_place(self) -> bool:
-        """Put a socket with the question in place of the device. False if there is no question."""
+    def _replace_device(self) -> bool:
+        """Put a socket with the request in place of the device. False if there is no request."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         if not poll.poll(TIMEOUT_SECONDS * 1000):
             return False
-        question = os.read(self._fd, MAX_MESSAGE)
+        request = os.read(self._fd, MAX_REQUEST)
         self._device = os.dup(self._fd)
         theirs, self._ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.settimeout(TIMEOUT_SECONDS)
         with theirs:
             os.dup2(theirs.fileno(), self._fd, inheritable=False)
-        self._ours.send(question)
-        self._wanted = offered(question) & self._asked
+        self._ours.send(request)
+        self._wanted = offered(request) & self._requested
         return True
 
-    def _end(self) -> None:
-        """Libfuse has answered, and gets its device back."""
+    def _restore_device(self) -> None:
+        """Pass on libfuse's reply, and put its device back."""
         assert self._ours is not None
         with self._ours as ours:
-            answer = bytes(ours.recv(MAX_MESSAGE))
-        changed = with_flags(answer, self._wanted)
+            reply = bytes(ours.recv(MAX_REQUEST))
+        changed = with_flags(reply, self._wanted)
         if changed is not None:
-            self._agreed(self._wanted)
-        os.write(self._device, changed or answer)
+            self._granted(self._wanted)
+        os.write(self._device, changed or reply)
         os.dup2(self._device, self._fd, inheritable=False)
         os.close(self._device)
 
-    # -- what pyfuse3 takes for trio meanwhile --------------------------------------------------
+    # -- hooks in pyfuse3's wait ------------------------------------------------------------------
 
     async def wait_readable(self, fd: int) -> None:
-        """pyfuse3 is about to read its descriptor: the first time the question, then what follows."""
-        if self._ours is None and self._take_place():
+        """Run before pyfuse3 reads its fd: the first time the FUSE_INIT, then the next request."""
+        if self._ours is None and self._replace_device():
             await trio.lowlevel.checkpoint()
             return
         if self._ours is not None:
-            self._end()
+            self._restore_device()
         self.unhook()
         await self.behind.lowlevel.wait_readable(fd)
 
 
-def offered(question: bytes) -> int:
-    """The flags that a FUSE_INIT of the kernel offers; none if it is no such question."""
-    if len(question) < QUESTION.size:
+def offered(request: bytes) -> int:
+    """Return the flags that the kernel offers in a FUSE_INIT; none for any other request."""
+    if len(request) < FUSE_IN_HEADER.size + FUSE_INIT_IN.size:
         return 0
-    _, opcode, *_, flags = QUESTION.unpack_from(question)
+    _, opcode, *_ = FUSE_IN_HEADER.unpack_from(request)
+    *_, flags = FUSE_INIT_IN.unpack_from(request, FUSE_IN_HEADER.size)
     return int(flags) if opcode == FUSE_INIT else 0
 
 
-def with_flags(answer: bytes, wanted: int) -> bytes | None:
-    """An answer to FUSE_INIT with some flags more; None if it is no such answer.
+def with_flags(reply: bytes, wanted: int) -> bytes | None:
+    """Add flags to a reply to FUSE_INIT; None if it is no such reply.
 
-    Of AUTO_INVAL_DATA and EXPLICIT_INVAL_DATA the kernel would take the first.
+    Of FUSE_AUTO_INVAL_DATA and FUSE_EXPLICIT_INVAL_DATA the kernel would take the first.
     """
-    if len(answer) < ANSWER.size:
+    body = FUSE_OUT_HEADER.size
+    if len(reply) < body + FUSE_INIT_OUT.size:
         return None
-    *head, flags = ANSWER.unpack_from(answer)
-    length, error, _, major, *_ = head
-    if error or length != len(answer) or major != 7:
+    length, error, _ = FUSE_OUT_HEADER.unpack_from(reply)
+    *versions, flags = FUSE_INIT_OUT.unpack_from(reply, body)
+    if error or length != len(reply) or versions[0] != 7:
         return None
-    if wanted & EXPLICIT_INVAL_DATA:
-        flags &= ~AUTO_INVAL_DATA
-    return ANSWER.pack(*head, flags | wanted) + answer[ANSWER.size :]
+    if wanted & FUSE_EXPLICIT_INVAL_DATA:
+        flags &= ~FUSE_AUTO_INVAL_DATA
+    changed = FUSE_INIT_OUT.pack(*versions, flags | wanted)
+    return reply[:body] + changed + reply[body + len(changed) :]
 
 
 def _devices() -> set[int]:
-    """Descriptors of FUSE devices of this process."""
+    """Return this process's fds of FUSE devices."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
             if os.readlink(f"/proc/self/fd/{name}") == DEVICE:
                 found.add(int(name))
         except OSError:
-            pass  # the one of the listing
+            pass  # the fd of the listing itself
     return found

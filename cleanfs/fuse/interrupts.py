@@ -4,10 +4,11 @@ A program waits in the kernel until we answer, also when it is killed. The kerne
 signal by a FUSE_INTERRUPT, which libfuse takes note of and pyfuse3 has no handler for. So while a call
 hangs, and now and then before, we read the device ourselves: an interrupt is for us, anything else
 goes to libfuse, in a file that takes the device's place for the length of one read. As in
-``handshake``, pyfuse3's wait is where we get to run.
+``init_flags``, pyfuse3's wait is where we get to run.
 
 A signal of the moment before, of which libfuse took note, is not lost: the kernel tells once more of
-those that it has told of (``_ask_again``), if the request is one of the last two seconds.
+those that it has told of (``_request_interrupts_again``), if the request is one of the last two
+seconds.
 
 An interrupt tells of any signal, and not of which. A program that is to go on (a timer, a child, a
 window that was resized) must not get EINTR from a regular file, so only those are let go that are
@@ -29,7 +30,6 @@ import contextlib
 import errno
 import logging
 import os
-import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -37,6 +37,16 @@ from typing import Final
 
 import trio
 
+from cleanfs.fuse.protocol import (
+    FUSE_BATCH_FORGET,
+    FUSE_FORGET,
+    FUSE_IN_HEADER,
+    FUSE_INT_REQ_BIT,
+    FUSE_INTERRUPT,
+    FUSE_INTERRUPT_IN,
+    FUSE_OUT_HEADER,
+    MAX_REQUEST,
+)
 from cleanfs.fuse.refused_replies import UNDOABLE, RefusedReplies
 from cleanfs.fuse.request_ids import RequestIds, unknown_ids_are_safe
 from cleanfs.fuse.wait_hook import WaitHook
@@ -45,44 +55,25 @@ from cleanfs.source.io import Backing
 
 log = logging.getLogger(__name__)
 
-FUSE_FORGET: Final = 2
-FUSE_INTERRUPT: Final = 36
-FUSE_BATCH_FORGET: Final = 42
-
-HEADER: Final = struct.Struct("<IIQQIII")
-"""The beginning of fuse_in_header: length, opcode, unique, node, uid, gid, thread id."""
-
-HEADER_SIZE: Final = 40
-INTERRUPTED: Final = struct.Struct("<Q")
-"""fuse_interrupt_in: the request's unique."""
-
-ANSWER: Final = struct.Struct("<IiQ")
-"""fuse_out_header: length, error, unique."""
-
-MAX_MESSAGE: Final = (1 << 20) + (1 << 16)
-
 GUARD_SECONDS: Final = 0.2
 """How long a call must have been waiting, for us to read the device. A disk that is merely slow is no
 reason to come between the kernel and libfuse."""
 
-PATIENCE_SECONDS: Final = 0.5
+RELEASE_SECONDS: Final = 0.5
 """How long a call must have been waiting, for its program to be let go. A disk that is merely slow
 answers by then, and nobody is told of a signal."""
 
 CHECK_SECONDS: Final = 0.2
 """How often it is looked who is dying, while somebody who waits has got a signal."""
 
-INTERRUPT_BIT: Final = 1
-"""In an answer's unique: it is one to the request's interrupt (FUSE_INT_REQ_BIT, fs/fuse/dev.c)."""
-
-MAX_ASKERS: Final = 1 << 14
+MAX_REQUESTERS: Final = 1 << 14
 """Requests, the newest that we have read, of which it is remembered who made them: 2.5 MB at most. Of
 those that got a signal meanwhile it is remembered anyway."""
 
 MAX_SIGNALLED: Final = 256
 """Requests that had a signal, before the kernel is asked which of them are left."""
 
-ASKED_AT_ONCE: Final = 256
+IDS_PER_CHECKPOINT: Final = 256
 """Requests asked about before others get their turn."""
 
 
@@ -90,19 +81,24 @@ class Interrupts(WaitHook, logging.Filter):
     """One mount's. Use: ``install`` after ``busypoll``'s, ``run`` along with pyfuse3's loop."""
 
     def __init__(
-        self, backing: Backing, given: RefusedReplies, letting_go: Callable[[], None] = lambda: None
+        self,
+        backing: Backing,
+        refused_replies: RefusedReplies,
+        before_release: Callable[[], None] = lambda: None,
     ) -> None:
-        """Watch over the calls of a source. ``letting_go`` is called before a program is let go."""
+        """Watch over the calls of a source. ``before_release`` is called before a requester is
+        released.
+        """
         super().__init__()
-        self._letting_go = letting_go
+        self._before_release = before_release
         self._backing = backing
-        self._given = given
-        self._fd = self._device = self._letter = -1
-        self._lent = 0
+        self._refused_replies = refused_replies
+        self._fd = self._device = self._message_file = -1
+        self._message_length = 0
         self._signalled: dict[int, int] = {}  # and who asked, 0 if unknown
-        self._uniques = RequestIds()
+        self._request_ids = RequestIds()
         self._unseen = False  # there may be signals that libfuse has read of
-        self._askers = OrderedDict[int, int]()  # threads, by unique; oldest first
+        self._requesters = OrderedDict[int, int]()  # threads, by unique; oldest first
 
     def install(self) -> None:
         """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere lets nobody go."""
@@ -114,10 +110,10 @@ class Interrupts(WaitHook, logging.Filter):
         self.unhook()
         logging.getLogger("pyfuse3").removeFilter(self)
         if self._device >= 0:
-            self._take_place_back()
+            self._restore_device()
             os.close(self._device)
-            os.close(self._letter)
-            self._device = self._letter = -1
+            os.close(self._message_file)
+            self._device = self._message_file = -1
 
     async def run(self) -> None:
         """Let go of who is dying; never ends."""
@@ -126,14 +122,14 @@ class Interrupts(WaitHook, logging.Filter):
             await trio.sleep(CHECK_SECONDS)
             if not self._hangs():
                 if len(self._signalled) > MAX_SIGNALLED:
-                    await self._ask_again(list(self._signalled))
-            elif self._backing.thread_limiter.oldest_seconds > PATIENCE_SECONDS:
+                    await self._request_interrupts_again(list(self._signalled))
+            elif self._backing.thread_limiter.oldest_seconds > RELEASE_SECONDS:
                 if self._unseen or len(self._signalled) > MAX_SIGNALLED:
-                    recent = self._uniques.recent() if self._unseen else ()
+                    recent = self._request_ids.recent() if self._unseen else ()
                     self._unseen = False
-                    await self._ask_again([*self._signalled, *recent])
+                    await self._request_interrupts_again([*self._signalled, *recent])
                 if self._signalled:
-                    await self._let_go_of_the_dying()
+                    await self._release_killed()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """False for an answer that was refused, as who had asked is gone, or the whole mount."""
@@ -143,26 +139,26 @@ class Interrupts(WaitHook, logging.Filter):
         if self._backing.orphans:
             self._backing.orphans -= 1
             if UNDOABLE.match(message):
-                self._given.refused()
+                self._refused_replies.refused()
         return False
 
     def _hangs(self) -> bool:
         return self._backing.thread_limiter.oldest_seconds > GUARD_SECONDS
 
-    async def _let_go_of_the_dying(self) -> None:
+    async def _release_killed(self) -> None:
         signalled = dict(self._signalled)
-        dying = await trio.to_thread.run_sync(killed_threads, abandon_on_cancel=True)
-        others = dying.difference(signalled.values())
-        for unique, asker in signalled.items():
-            if not (asker in dying if asker else others):
+        killed = await trio.to_thread.run_sync(killed_threads, abandon_on_cancel=True)
+        others = killed.difference(signalled.values())
+        for unique, requester in signalled.items():
+            if not (requester in killed if requester else others):
                 continue
             self._signalled.pop(unique, None)
-            self._letting_go()
+            self._before_release()
             with contextlib.suppress(OSError):  # ENOENT: it was answered meanwhile
-                os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EINTR, unique))
+                os.write(self._device, FUSE_OUT_HEADER.pack(FUSE_OUT_HEADER.size, -errno.EINTR, unique))
                 self._backing.orphans += 1
 
-    async def _ask_again(self, uniques: Sequence[int]) -> None:
+    async def _request_interrupts_again(self, request_ids: Sequence[int]) -> None:
         """Have the kernel tell once more of the signals of these, which libfuse, and not we, may have
         heard of; forget those that are answered.
 
@@ -174,83 +170,88 @@ class Interrupts(WaitHook, logging.Filter):
             for unique in list(self._signalled)[:-MAX_SIGNALLED]:  # most of them were answered
                 del self._signalled[unique]
             return
-        for asked, unique in enumerate(uniques, 1):
-            if not asked % ASKED_AT_ONCE:
+        for number, unique in enumerate(request_ids, 1):
+            if not number % IDS_PER_CHECKPOINT:
                 await trio.lowlevel.checkpoint()
             try:
-                os.write(self._device, ANSWER.pack(ANSWER.size, -errno.EAGAIN, unique | INTERRUPT_BIT))
+                os.write(
+                    self._device,
+                    FUSE_OUT_HEADER.pack(
+                        FUSE_OUT_HEADER.size, -errno.EAGAIN, unique | FUSE_INT_REQ_BIT
+                    ),
+                )
             except OSError:
                 self._signalled.pop(unique, None)
             else:
-                self._signalled.setdefault(unique, self._askers.get(unique, 0))
+                self._signalled.setdefault(unique, self._requesters.get(unique, 0))
 
     # -- the device -----------------------------------------------------------------------------
 
-    def _lend(self, fd: int) -> bool:
+    def _pass_on(self, fd: int) -> bool:
         """Read a message. True if libfuse may read, and gets it; False if there is none for it."""
         if self._device < 0:
             self._fd, self._device = fd, os.dup(fd)
-            self._letter = os.memfd_create("fuse")
+            self._message_file = os.memfd_create("fuse")
         try:
-            message = os.read(self._device, MAX_MESSAGE)
+            message = os.read(self._device, MAX_REQUEST)
         except OSError as exc:
             # ENOENT: who had asked is gone. ENODEV: unmounted, which libfuse wants to see itself.
             return exc.errno not in (errno.EAGAIN, errno.EINTR, errno.ENOENT)
-        _, opcode, unique, *_, asker = HEADER.unpack_from(message)
+        _, opcode, unique, _, _, _, requester, *_ = FUSE_IN_HEADER.unpack_from(message)
         if opcode == FUSE_INTERRUPT:
-            [unique] = INTERRUPTED.unpack_from(message, HEADER_SIZE)
-            self._signalled[unique] = self._askers.get(unique, 0)
+            [unique] = FUSE_INTERRUPT_IN.unpack_from(message, FUSE_IN_HEADER.size)
+            self._signalled[unique] = self._requesters.get(unique, 0)
             return False
-        self._uniques.saw(unique)
+        self._request_ids.saw(unique)
         if opcode not in (FUSE_FORGET, FUSE_BATCH_FORGET):  # nobody waits for an answer
-            self._askers[unique] = asker
-            if len(self._askers) > MAX_ASKERS:
-                self._askers.popitem(last=False)
-        os.pwrite(self._letter, message, 0)
-        os.lseek(self._letter, 0, os.SEEK_SET)
-        os.dup2(self._letter, fd, inheritable=False)
-        self._lent = len(message)
-        self._given.lent(self._letter)
+            self._requesters[unique] = requester
+            if len(self._requesters) > MAX_REQUESTERS:
+                self._requesters.popitem(last=False)
+        os.pwrite(self._message_file, message, 0)
+        os.lseek(self._message_file, 0, os.SEEK_SET)
+        os.dup2(self._message_file, fd, inheritable=False)
+        self._message_length = len(message)
+        self._refused_replies.write_to(self._message_file)
         return True
 
-    def _take_place_back(self) -> None:
+    def _restore_device(self) -> None:
         """Libfuse has read. Whatever was answered meanwhile stands behind the message."""
-        if not self._lent:
+        if not self._message_length:
             return
         os.dup2(self._device, self._fd, inheritable=False)
-        at, end = self._lent, os.fstat(self._letter).st_size
-        self._lent = 0
+        at, end = self._message_length, os.fstat(self._message_file).st_size
+        self._message_length = 0
         while at < end:
-            length, *_ = ANSWER.unpack(os.pread(self._letter, ANSWER.size, at))
-            self._send(os.pread(self._letter, length, at), at)
+            length, *_ = FUSE_OUT_HEADER.unpack(os.pread(self._message_file, FUSE_OUT_HEADER.size, at))
+            self._send(os.pread(self._message_file, length, at), at)
             at += length
-        os.ftruncate(self._letter, 0)
-        self._given.lent(-1)
+        os.ftruncate(self._message_file, 0)
+        self._refused_replies.write_to(-1)
 
-    def _send(self, answer: bytes, written_at: int) -> None:
+    def _send(self, reply: bytes, written_at: int) -> None:
         try:
-            os.write(self._device, answer)
+            os.write(self._device, reply)
         except OSError as exc:
             # Libfuse, which would have said so, takes it for sent.
             if exc.errno == errno.ENOENT and self._backing.orphans:
                 self._backing.orphans -= 1
-                self._given.refused(written_at)
+                self._refused_replies.refused(written_at)
             elif exc.errno not in (errno.ENOENT, errno.ENODEV):
-                log.warning("the kernel refused an answer: %s", exc)
+                log.warning("the kernel refused a reply: %s", exc)
 
     # -- what pyfuse3 takes for trio ------------------------------------------------------------
 
     async def wait_readable(self, fd: int) -> None:
         """pyfuse3 is about to read the device."""
-        self._take_place_back()
+        self._restore_device()
         while True:
             await self.behind.lowlevel.wait_readable(fd)
-            self._uniques.messages += 1
+            self._request_ids.messages += 1
             if (
                 self._backing.thread_limiter.oldest_seconds <= GUARD_SECONDS
-                and time.monotonic() < self._uniques.due_at
+                and time.monotonic() < self._request_ids.due_at
             ):
                 self._unseen = True
                 return
-            if self._lend(fd):
+            if self._pass_on(fd):
                 return

@@ -1,10 +1,10 @@
-"""Threads in which the daemon asks its own mount, as a program would.
+"""Call the daemon's own mount from threads, as a program would.
 
-Nobody can end a thread that waits for an answer which the daemon has begun to make. If the daemon is
-killed in that moment, such a thread keeps the process, and with it the FUSE device, whose closing alone
-would end the wait: the mount would hang for ever, and not be dead. So these threads have a descriptor
-table of their own (``unshare(2)``, CLONE_FILES), with nothing in it of ours but the descriptor by which
-they say that they are done. The device is closed with the others, then, and the wait ends.
+A thread that waits for a reply the daemon has begun to make cannot be ended. If the daemon is killed at
+that moment, such a thread keeps the process alive, and with it the FUSE device, whose close alone would
+end the wait: the mount would hang for ever, and not be dead. So these threads have an fd table of their
+own (``unshare(2)``, CLONE_FILES), with only the eventfd that reports finished calls. The device is then
+closed with the main thread's table, and the wait ends.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class _Call:
             self._error = exc
 
     def result(self) -> object:
-        """What the call returned, or raised."""
+        """Return the call's result, or raise its exception."""
         if self._error is not None:
             raise self._error
         return self._value
@@ -61,61 +61,63 @@ class IsolatedThreads:
         self.threads = threads
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._done: deque[_Call] = deque()
-        self._news = -1
-        self._apart = True
+        self._eventfd = -1
+        self._isolated = True
 
     def start(self) -> None:
         """Start the threads: before the device is opened, so that none ever has it."""
-        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        apart = [threading.Event() for _ in range(self.threads)]
-        for event in apart:
-            threading.Thread(target=self._serve, args=(event,), daemon=True, name="outsider").start()
-        for event in apart:
+        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        isolated = [threading.Event() for _ in range(self.threads)]
+        for event in isolated:
+            threading.Thread(
+                target=self._serve, args=(event,), daemon=True, name="cleanfs-isolated"
+            ).start()
+        for event in isolated:
             event.wait()
 
     async def run(self) -> None:
         """Hand out results until cancelled, if there can be any."""
-        while self._news >= 0:
-            await trio.lowlevel.wait_readable(self._news)
+        while self._eventfd >= 0:
+            await trio.lowlevel.wait_readable(self._eventfd)
             with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._news)
+                os.eventfd_read(self._eventfd)
             while self._done:
                 self._done.popleft().returned.set()
 
-    async def ask(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        """The result of a call that waits for the mount. If cancelled, the call goes on unheard.
+    async def run_sync(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run a call that waits for the mount. If cancelled, the call goes on and its result is lost.
 
-        The call opens what descriptors it needs; ours are not there. Raises what the call raises.
+        The call must open the fds it needs, as ours are not there. Raises what the call raises.
         """
-        asked = _Call(lambda: call(*args))
-        self._calls.put(asked)
-        await asked.returned.wait()
-        return asked.result()  # type: ignore[return-value]  # of this very call
+        pending = _Call(lambda: call(*args))
+        self._calls.put(pending)
+        await pending.returned.wait()
+        return pending.result()  # type: ignore[return-value]  # of this very call
 
     def close(self) -> None:
         """The threads end, each after the call that it is in."""
         for _ in range(self.threads):
             self._calls.put(None)
         if (
-            self._news >= 0 and self._apart
+            self._eventfd >= 0 and self._isolated
         ):  # else one that ends late would write to what has the number then
-            os.close(self._news)
+            os.close(self._eventfd)
 
-    def _serve(self, apart: threading.Event) -> None:
-        news = self._news
+    def _serve(self, isolated: threading.Event) -> None:
+        eventfd = self._eventfd
         # Python's handlers write to a descriptor, which is not here.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             syscalls.unshare_descriptors()
         except OSError as exc:  # a sandbox may forbid it
-            self._apart = False
+            self._isolated = False
             log.warning("a daemon that is killed may leave a mount that hangs: unshare: %s", exc)
         else:
-            os.closerange(FIRST_DESCRIPTOR, news)
-            os.closerange(news + 1, os.sysconf("SC_OPEN_MAX"))
+            os.closerange(FIRST_DESCRIPTOR, eventfd)
+            os.closerange(eventfd + 1, os.sysconf("SC_OPEN_MAX"))
         finally:
-            apart.set()
-        while (asked := self._calls.get()) is not None:
-            asked.run()
-            self._done.append(asked)
-            os.eventfd_write(news, 1)
+            isolated.set()
+        while (pending := self._calls.get()) is not None:
+            pending.run()
+            self._done.append(pending)
+            os.eventfd_write(eventfd, 1)

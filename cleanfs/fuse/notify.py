@@ -1,6 +1,6 @@
-"""Telling the kernel what it should no longer believe.
+"""Invalidate what the kernel caches, by notifications.
 
-The kernel takes locks for a notification that it may hold while it waits for one of our answers, so
+For a notification the kernel takes locks that it may hold while it waits for one of our replies. So
 none is sent from a handler: they are queued, and a task sends each from a thread.
 """
 
@@ -9,7 +9,6 @@ import errno
 import logging
 import math
 import os
-import struct
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
@@ -21,6 +20,14 @@ import trio
 
 from cleanfs.cache.read_ranges import RangeSet
 from cleanfs.fuse.isolated_threads import IsolatedThreads
+from cleanfs.fuse.protocol import (
+    FUSE_EXPIRE_ONLY,
+    FUSE_NOTIFY_INVAL_ENTRY,
+    FUSE_NOTIFY_INVAL_ENTRY_OUT,
+    FUSE_NOTIFY_INVAL_INODE,
+    FUSE_NOTIFY_INVAL_INODE_OUT,
+    FUSE_OUT_HEADER,
+)
 from cleanfs.fuse.size_sync import MountedAt, can_refresh, refresh_kernel_size
 from cleanfs.linux.timeouts import wait_with_stall_grace
 
@@ -30,54 +37,40 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 GONE = (errno.ENOENT, errno.ENOSYS, errno.ENOTCONN, errno.EBADF, errno.ENODEV, errno.ENOTEMPTY)
-"""Not failures: the kernel had forgotten by itself, or the mount is going."""
+"""Errors that are no failures: the kernel has forgotten the object, or the mount is ending."""
 
 STUCK_SECONDS = 0.1
-"""A notification waits for pages that are being read, or for a directory that is being changed. If the
-source hangs there, the next one is sent all the same after so long."""
+"""How long to wait for a notification before the next one is sent anyway. It waits for pages that are
+being read or for a directory that is being changed, where the source may hang."""
 
 REFRESH_SECONDS = 0.5
-"""What the kernel gets to learn a file's size before an open is answered: the source may hang."""
+"""How long an open may wait until the kernel has refreshed the file's size: the source may hang."""
 
 REFRESH_THREADS = 8
-"""Threads that ask the kernel what it believes."""
+"""Threads that make the kernel refresh file sizes."""
 
 MAX_REFRESHES = 64
-"""Files that it is asked about at a time. An answer takes some 0.3 ms, unless the source hangs."""
+"""Files refreshed at a time. Each takes some 0.3 ms, unless the source hangs."""
 
 PAGES_SECONDS = 0.5
-"""What the kernel gets to drop pages before a write is answered. It takes 0.1 ms."""
+"""How long the reply to a write may wait until the kernel has dropped its pages. It takes 0.1 ms."""
 
 PAGES_LOOK_SECONDS = 0.001
-"""How often it is looked whether that waits, as it may be for the answer."""
+"""How often to check whether dropping them waits, which may be for the reply."""
 
 NO_THREAD_SECONDS = 1.0
-"""When a thread is tried for again where none can be started."""
+"""The pause before the next attempt to start a thread."""
 
 MAX_STUCK = 256
-"""Notifications that may be on their way at a time."""
-
+"""Notifications in progress at a time."""
 
 BATCH: Final = 64
 """Notifications that one hop to a thread may send."""
 
-HEADER: Final = struct.Struct("=IiQ")
-"""fuse_out_header: length, error (of a notification, what it is), unique (0)."""
-
-INVAL_INODE: Final = struct.Struct("=Qqq")
-"""fuse_notify_inval_inode_out: node, offset (negative: attributes alone), length (0: to the end)."""
-
-INVAL_ENTRY: Final = struct.Struct("=QII")
-"""fuse_notify_inval_entry_out: parent, namelen, flags."""
-
-FUSE_NOTIFY_INVAL_INODE: Final = 2
-FUSE_NOTIFY_INVAL_ENTRY: Final = 3
-FUSE_EXPIRE_ONLY: Final = 1
-
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """A name that the kernel should look up again before it believes it."""
+    """Identifies a name that the kernel should look up again before it uses it."""
 
     parent: int
     name: bytes
@@ -85,7 +78,7 @@ class Expiry:
 
 @dataclass(frozen=True, slots=True)
 class AttrRefresh:
-    """A file whose attributes the kernel should ask for now, and not when it next needs them."""
+    """Identifies a file whose attributes the kernel should refresh now, not when it next needs them."""
 
     node: int
     generation: int
@@ -93,7 +86,7 @@ class AttrRefresh:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """A range of a file, in bytes, whose pages are out of date."""
+    """Identifies a range of a file, in bytes, whose pages are stale."""
 
     node: int
     offset: int
@@ -107,36 +100,36 @@ Item = Notification | AttrRefresh
 def inode_message(
     node: int, *, attributes_only: bool = False, offset: int = 0, length: int = 0
 ) -> bytes:
-    """What libfuse calls ``fuse_lowlevel_notify_inval_inode``."""
-    body = INVAL_INODE.pack(node, -1 if attributes_only else offset, length)
+    """Make the message that libfuse calls ``fuse_lowlevel_notify_inval_inode``."""
+    body = FUSE_NOTIFY_INVAL_INODE_OUT.pack(node, -1 if attributes_only else offset, length)
     return _message(FUSE_NOTIFY_INVAL_INODE, body)
 
 
 def entry_message(parent: int, name: bytes, flags: int = 0) -> bytes:
-    """``fuse_lowlevel_notify_inval_entry``, and with FUSE_EXPIRE_ONLY ``..._expire_entry``.
+    """Make ``fuse_lowlevel_notify_inval_entry``, or with FUSE_EXPIRE_ONLY ``..._expire_entry``.
 
-    Linux before 6.2 takes the second for the first, which is the stronger one.
+    Linux before 6.2 treats the second like the first, which is the stronger one.
     """
-    body = INVAL_ENTRY.pack(parent, len(name), flags) + name + b"\0"
+    body = FUSE_NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), flags) + name + b"\0"
     return _message(FUSE_NOTIFY_INVAL_ENTRY, body)
 
 
-def _message(what: int, body: bytes) -> bytes:
-    return HEADER.pack(HEADER.size + len(body), what, 0) + body
+def _message(code: int, body: bytes) -> bytes:
+    return FUSE_OUT_HEADER.pack(FUSE_OUT_HEADER.size + len(body), code, 0) + body
 
 
 class _Drop:
-    """The notification of a write's pages."""
+    """Tracks the invalidation of the pages of a write."""
 
     def __init__(self, pages: Pages) -> None:
         self.pages = pages
         self.done = trio.Event()
         self.scope = trio.CancelScope()
         self.thread = 0
-        """Which one sends it, once that runs."""
+        """The id of the sending thread, once it runs."""
 
     def waits(self) -> bool:
-        """Whether that thread waits in the kernel, for a page: no signal would end that."""
+        """Return whether that thread is in an uninterruptible wait in the kernel, for a page."""
         if not self.thread:
             return False
         try:
@@ -149,11 +142,11 @@ class _Drop:
 
 
 class Notifier:
-    """A queue of notifications and the task that empties it."""
+    """Queues notifications, and sends them in a task."""
 
     def __init__(self) -> None:
         """Queue until ``run`` is started."""
-        # Unbounded, but each entry names an inode or a name that the kernel has in memory, once.
+        # Unbounded, but it holds each inode and name in the kernel's memory at most once.
         self._send, self._receive = trio.open_memory_channel[Item](math.inf)
         self._queued: set[Item] = set()
         self._sending: Counter[Item] = Counter()
@@ -162,51 +155,51 @@ class Notifier:
         self._device = -1
         self._where: MountedAt | None = None
         self._isolated = IsolatedThreads(REFRESH_THREADS)
-        self._refreshing: dict[int, trio.Event] = {}  # nodes that the kernel is being asked about
+        self._refreshing: dict[int, trio.Event] = {}  # by node
         self._in_a_hurry = False
-        self._again: dict[int, AttrRefresh] = {}  # those that are to be asked about once more
+        self._again: dict[int, AttrRefresh] = {}  # to be refreshed once more
         self._nursery: trio.Nursery | None = None
         self.explicit = False
-        """Whether the kernel drops pages only when it is told to, and not as soon as it is told of
-        another mtime or size (FUSE_EXPLICIT_INVAL_DATA, see ``handshake``)."""
-        # By node, of which an inode number that was given away may have two.
+        """Whether the kernel drops pages only upon an invalidation, and not upon another mtime or size
+        (FUSE_EXPLICIT_INVAL_DATA, see ``init_flags``)."""
+        # By node. A node has two sets if its inode number was reused.
         self._in_writing: dict[int, list[RangeSet]] = {}
         self._dropping: Counter[int] = Counter()  # nodes of writes whose pages are being dropped
-        self._lock = threading.Lock()  # of the next two; nobody waits for anything who has it
+        self._lock = threading.Lock()  # guards the next two; never held during a wait
         self._writers = 0
         self._closed = False
 
     def use_device(self, fd: int) -> None:
-        """The descriptor of the FUSE device; -1 if it is not known.
+        """Send notifications through a duplicate of the device's fd; -1 if that is not known.
 
-        With it, notifications go by a descriptor of our own: libfuse's may be another file for a
-        moment (``interrupts``). Without it pyfuse3 sends them, and expiries are sent as drops.
+        libfuse's own fd may be another file for a moment (``interrupts``). Without the fd, pyfuse3
+        sends notifications, and an expiry becomes an invalidation.
         """
         self._device = -1 if fd < 0 else os.dup(fd)
 
     def start(self) -> None:
-        """Before the device is opened."""
+        """Start the threads, before the device is opened."""
         self._isolated.start()
 
     def use_mount(self, where: MountedAt) -> None:
-        """Where the kernel can be asked what it believes, if we may."""
+        """Refresh sizes through this mount, if we are permitted."""
         if can_refresh():
             self._where = where
         else:
-            log.info("the kernel cannot be asked what size it believes: CAP_DAC_READ_SEARCH is missing")
+            log.info("the kernel's file sizes cannot be refreshed: CAP_DAC_READ_SEARCH is missing")
 
     def hurry(self) -> None:
-        """Nobody is kept waiting any more for what is out of date to be dropped.
+        """Stop delaying replies until invalidations complete (used during shutdown).
 
-        There is little time, and much to write that is dirty in mappings: a drop for each of its pages
-        would be most of the work (4,096 scattered ones took 3.1 s and not 0.7).
+        Time is short, and mappings may have many dirty pages: an invalidation for each would be most of
+        the work (4,096 scattered pages took 3.1 s instead of 0.7).
         """
         self._in_a_hurry = True
 
     def close(self) -> None:
-        """The device is about to be closed, upon which the kernel ends every wait for an answer.
+        """Close our fd. The device is about to be closed, which ends all waits for a reply.
 
-        A thread may be about to write to ours: then the number leads nowhere, until it has.
+        A thread may be about to write to our fd. Then the number refers to /dev/null until it has.
         """
         with self._lock:
             self._closed = True
@@ -218,38 +211,38 @@ class Notifier:
                 os.close(self._device)
         self._isolated.close()
 
-    def in_writing(self, node: int, answers: RangeSet) -> None:
-        """A file is open for writing: note in ``answers`` when its pages may be dropped."""
-        self._in_writing.setdefault(node, []).append(answers)
+    def in_writing(self, node: int, read_ranges: RangeSet) -> None:
+        """Note in ``read_ranges`` when pages of a file that is open for writing may be dropped."""
+        self._in_writing.setdefault(node, []).append(read_ranges)
 
-    def not_in_writing(self, node: int, answers: RangeSet) -> None:
-        """Nobody has it open for writing any more."""
-        self._in_writing[node].remove(answers)
+    def not_in_writing(self, node: int, read_ranges: RangeSet) -> None:
+        """Stop that: the file is no longer open for writing."""
+        self._in_writing[node].remove(read_ranges)
         if not self._in_writing[node]:
             del self._in_writing[node]
 
     def may_drop(self, node: int) -> None:
-        """The kernel may drop pages of a node that a program has just filled."""
-        for answers in self._in_writing.get(node, ()):
-            answers.dropped = True
+        """Note that the kernel may drop pages of a node that a program has just filled."""
+        for read_ranges in self._in_writing.get(node, ()):
+            read_ranges.dropped = True
 
     def may_drop_any(self) -> None:
-        """Of any node."""
+        """Note that for all nodes."""
         for node in self._in_writing:
             self.may_drop(node)
 
     def inode(self, node: int) -> None:
-        """The attributes and all pages of a node are out of date."""
+        """Invalidate the attributes and all pages of a node."""
         self.may_drop(node)
         self._queue(node)
 
     async def pages_dropped(self, node: int) -> None:
-        """The same; returns when the kernel has dropped them.
+        """Invalidate a node, and return when the kernel has dropped its pages.
 
-        Not for a request that sets a size: the kernel holds back writes until that is answered, and
-        what is dirty is written before it is dropped. It waits where a page is being read or written,
-        as the kernel itself would have that drops pages upon an answer. Who waits for it must hold no
-        lock that a read or a write needs.
+        Never await it in a request that sets a size: the kernel delays writes until the reply, and
+        writes dirty pages back before it drops them. It waits for pages that are being read or written,
+        as the kernel does when it drops pages after a reply. The caller must hold no lock that a read
+        or a write needs.
         """
         self.may_drop(node)
         self._queued.discard(node)
@@ -260,39 +253,39 @@ class Notifier:
             self._sent([node])
 
     def entry(self, parent: int, name: bytes) -> None:
-        """The kernel should drop a name, and with it, if idle, the inode."""
+        """Invalidate a name, and with it the inode if that is idle."""
         self._queue((parent, name))
 
     def expire(self, parent: int, name: bytes) -> None:
-        """The kernel should look a name up again, and keep what it has if that is what is found.
+        """Have the kernel look a name up again, and keep its inode if the lookup finds the same.
 
-        To drop it would unmount what is mounted below a directory, and cut off who works in it.
+        An invalidation would unmount mounts below a directory, and detach processes that work in it.
         """
         self._queue(Expiry(parent, name))
 
     def refresh(self, node: int, generation: int) -> None:
-        """The kernel should believe the present size of a file, after all that is queued by now."""
+        """Have the kernel refresh the size of a file, after all notifications queued so far."""
         self._queue(AttrRefresh(node, generation))
 
     def is_pending(self, node: int) -> bool:
-        """Whether the kernel has yet to learn that a node's pages are out of date."""
+        """Return whether an invalidation of a node is queued or being sent."""
         return node in self._queued or node in self._sending
 
     def drops_pages(self, node: int) -> bool:
-        """Whether the kernel is being told to drop pages of a node, or will be."""
+        """Return whether an invalidation of pages of a node is queued or being sent."""
         return self.is_pending(node) or node in self._dropping
 
-    def is_learning(self, node: int) -> bool:
-        """Whether the kernel is just asked for the size of a node, until it believes it."""
+    def is_refreshing(self, node: int) -> bool:
+        """Return whether the size of a node is being refreshed."""
         return node in self._refreshing
 
     async def drained(self) -> None:
-        """Return when all that was queued has been sent."""
+        """Return when all queued notifications have been sent."""
         if self._queued or self._sending:
             await self._drained.wait()
 
     async def run(self) -> None:
-        """Send, in order unless one is stuck, until cancelled."""
+        """Send notifications, in order unless one is stuck, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._isolated.run)
@@ -302,7 +295,7 @@ class Notifier:
                     while len(batch) < BATCH:
                         batch.append(self._receive.receive_nowait())
                 batch = deque(item for item in dict.fromkeys(batch) if item in self._queued)
-                # Before they are sent: what is queued from now on may be news.
+                # Before they are sent, since the same item may be queued again for a later change.
                 self._queued.difference_update(batch)
                 self._sending.update(batch)
                 while batch:
@@ -312,20 +305,21 @@ class Notifier:
                         await sent.wait()
 
     async def drop_names(self, places: list[tuple[int, bytes]]) -> None:
-        """Have the kernel drop names (parent node, name), and with each, if idle, the inode.
+        """Invalidate names (parent node, name), and with each the inode if that is idle.
 
-        All in one thread call: with one for each name, programs that look names up are faster.
+        One thread call sends all. With one for each name, programs look names up faster than we drop
+        them.
         """
         await trio.to_thread.run_sync(self._send_all, deque(places), abandon_on_cancel=True)
 
     async def written(self, node: int, start: int, stop: int, read: Callable[[], bool]) -> None:
-        """The pages of a write are out of date; returns when the kernel has dropped them, or soon.
+        """Invalidate the pages of a write; returns when the kernel has dropped them, or soon.
 
-        The kernel keeps a page locked until the write is answered if it did not have the rest of it
-        (``fuse_fill_write_pages``), and waits for the answer to what it sends of a mapping. So this
-        does not wait where the thread that tells it does, unless that can be for a page which is just
-        being ``read``: such a read will end, if the source does not hang. A thread that only wants a
-        processor is waited for.
+        The kernel keeps a page locked until the reply to the write, if it lacked the rest of the page
+        (``fuse_fill_write_pages``). It also waits for the reply when it writes back a mapping. So this
+        stops waiting when the sending thread waits in the kernel, unless it may wait for a page that is
+        being ``read``: such a read ends, if the source does not hang. A thread that only waits for a
+        CPU is waited for.
         """
         if self._nursery is None or self._in_a_hurry:
             self.inode(node)
@@ -334,12 +328,12 @@ class Notifier:
         self._dropping[node] += 1
         self._nursery.start_soon(self._drop, drop)
         until = trio.current_time() + PAGES_SECONDS
-        looks = 0  # a read that was sent before may come between two
+        looks = 0  # an earlier read may come between two
         while not drop.done.is_set() and looks < 2 and trio.current_time() <= until:
             with trio.move_on_after(PAGES_LOOK_SECONDS):
                 await drop.done.wait()
             looks = looks + 1 if drop.waits() and not read() else 0
-        if not drop.thread:  # so many others are stuck
+        if not drop.thread:  # MAX_STUCK others are stuck
             drop.scope.cancel()
             self.inode(node)
 
@@ -354,7 +348,7 @@ class Notifier:
         self._dropping -= Counter((drop.pages.node,))
 
     async def _in_a_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        """As soon as there may be one more."""
+        """Run a call in a thread, as soon as one can be started."""
         begun = False
 
         def run() -> T:
@@ -368,60 +362,60 @@ class Notifier:
             except RuntimeError as exc:  # a limit on processes, or no memory
                 if begun:
                     raise
-                log.warning("the kernel cannot be told now of what is out of date: %s", exc)
+                log.warning("stale caches of the kernel cannot be invalidated now: %s", exc)
                 await trio.sleep(NO_THREAD_SECONDS)
 
     async def attributes_changed(self, node: int) -> None:
-        """The attributes of a node are out of date; returns when the kernel knows.
+        """Invalidate the attributes of a node; returns when the kernel has done so.
 
-        Takes no page lock, so it may be awaited while an open of that node is being handled.
+        It takes no page lock, so it may be awaited while an open of that node is being handled.
         """
         await trio.to_thread.run_sync(self._send_one, node, True)
 
     async def refreshed(self, node: int, generation: int, *, pages: bool = False) -> None:
-        """The same; returns when the kernel believes the present size (``belief``), or need not.
+        """Invalidate the attributes of a node, and wait until the kernel has its size (``size_sync``).
 
-        ``pages`` says that its pages are out of date, too.
+        ``pages`` says that its pages are stale, too. The wait has a limit.
         """
         await (self.pages_dropped(node) if pages else self.attributes_changed(node))
-        self._learn(AttrRefresh(node, generation))
+        self._refresh(AttrRefresh(node, generation))
 
         async def _refresh_once() -> None:
-            for _ in range(2):  # something may have been asked before
-                if (learning := self._refreshing.get(node)) is not None:
-                    await learning.wait()
+            for _ in range(2):  # one may have begun before the change
+                if (refreshing := self._refreshing.get(node)) is not None:
+                    await refreshing.wait()
 
         await wait_with_stall_grace(REFRESH_SECONDS, _refresh_once)
 
-    def _learn(self, lesson: AttrRefresh) -> None:
-        """Have the kernel asked, unless it is being asked, or too many questions hang.
+    def _refresh(self, request: AttrRefresh) -> None:
+        """Start a refresh, unless too many hang.
 
-        Each may hang for as long as the source does. So there is one for a file at a time, and a
-        bound on all. One that was asked before need not have heard of the last change.
+        Each may hang for as long as the source does. So there is one for a file at a time, and a limit
+        on all. A refresh that began before the last change may miss it, so it is repeated.
         """
         if self._where is None or self._nursery is None:
             return
-        if lesson.node in self._refreshing:
-            self._again[lesson.node] = lesson
+        if request.node in self._refreshing:
+            self._again[request.node] = request
         elif len(self._refreshing) < MAX_REFRESHES:
-            self._refreshing[lesson.node] = trio.Event()
-            self._nursery.start_soon(self._have_learned, self._where, lesson)
+            self._refreshing[request.node] = trio.Event()
+            self._nursery.start_soon(self._run_refresh, self._where, request)
 
-    async def _have_learned(self, where: MountedAt, lesson: AttrRefresh) -> None:
+    async def _run_refresh(self, where: MountedAt, request: AttrRefresh) -> None:
         try:
-            await self._isolated.ask(refresh_kernel_size, where, lesson.node, lesson.generation)
-        except Exception:  # it is for the best, not for life
-            log.exception("the kernel could not be asked")
+            await self._isolated.run_sync(refresh_kernel_size, where, request.node, request.generation)
+        except Exception:  # the mount works without it
+            log.exception("the kernel's size of a file could not be refreshed")
         finally:
-            self._refreshing.pop(lesson.node).set()
-            if (again := self._again.pop(lesson.node, None)) is not None:
-                self._learn(again)
+            self._refreshing.pop(request.node).set()
+            if (again := self._again.pop(request.node, None)) is not None:
+                self._refresh(again)
 
     async def _send_some(self, batch: deque[Item], sent: trio.Event) -> None:
         done = await self._in_a_thread(self._send_all, batch)
         for item in done:
             if isinstance(item, AttrRefresh):
-                self._learn(item)
+                self._refresh(item)
         self._sent(done)
         sent.set()
 
@@ -439,7 +433,7 @@ class Notifier:
     # -- in threads -----------------------------------------------------------------------------
 
     def _send_all(self, batch: deque[Item] | deque[tuple[int, bytes]]) -> list[Item]:
-        """Send what nobody else has taken from the batch. Returns what was sent."""
+        """Send the items that no other thread has taken from the batch. Returns those sent."""
         done: list[Item] = []
         with contextlib.suppress(IndexError):
             while True:

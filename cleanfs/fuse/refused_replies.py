@@ -19,36 +19,36 @@ refused. (Its setxattr asks getxattr first, and may answer by what that says.)""
 
 
 class RefusedReplies:
-    """What the last handler gave out or changed, and what to do if the kernel refuses the answer.
+    """What the last handler gave out or changed, and what to do if the kernel refuses the reply.
 
     Each of the UNDOABLE ones says so as the last thing that it does, or that there is nothing.
     """
 
     def __init__(self) -> None:
         """Nothing."""
-        self._take_back: Callable[[], None] | None = None
-        self._letter = -1
-        self._written: dict[int, Callable[[], None]] = {}  # by where the answer is in the letter
+        self._rollback: Callable[[], None] | None = None
+        self._file = -1
+        self._written: dict[int, Callable[[], None]] = {}  # by where the answer is in the file
 
-    def hold(self, take_back: Callable[[], None] | None) -> None:
+    def hold(self, rollback: Callable[[], None] | None) -> None:
         """A handler is about to return; pyfuse3 sends its answer before anything else runs."""
-        self._take_back = take_back
-        if self._letter >= 0:
-            position = os.lseek(self._letter, 0, os.SEEK_CUR)
+        self._rollback = rollback
+        if self._file >= 0:
+            position = os.lseek(self._file, 0, os.SEEK_CUR)
             self._written.pop(position, None)
-            if take_back is not None:
-                self._written[position] = take_back
+            if rollback is not None:
+                self._written[position] = rollback
 
-    def lent(self, letter: int) -> None:
+    def write_to(self, fd: int) -> None:
         """Replies go into a file for now, -1 for no longer: a refusal is known later."""
-        self._letter = letter
+        self._file = fd
         self._written.clear()
 
     def refused(self, written_at: int | None = None) -> None:
-        """The last answer was refused, or the one that begins there in the letter."""
+        """The last answer was refused, or the one that begins there in the file."""
         if written_at is None:
-            take_back, self._take_back = self._take_back, None
+            rollback, self._rollback = self._rollback, None
         else:
-            take_back = self._written.pop(written_at, None)
-        if take_back is not None:
-            take_back()
+            rollback = self._written.pop(written_at, None)
+        if rollback is not None:
+            rollback()

@@ -11,14 +11,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from cleanfs.fuse.protocol import FUSE_REQ_ID_STEP
+
 SAMPLE_SECONDS: Final = 0.25
 """How often one is to be looked at."""
 
 KEPT_SECONDS: Final = 2.0
 """How old a request may be that is in the range."""
-
-STEP: Final = 2
-"""From one request to the next (FUSE_REQ_ID_STEP, ibid.; since Linux 4.20)."""
 
 SINCE: Final = (5, 1)
 """The Linux from which on it does no harm to ask about any number (``Interrupts``)."""
@@ -66,8 +65,10 @@ class RequestIds:
         if not self._samples or not unknown_ids_are_safe():
             return range(0)
         newest = self._samples[-1]
-        end = newest.unique + STEP * (self.messages - newest.message + UNREAD)
-        return range(max(self._samples[0].unique, end - STEP * MAX_RECENT), end, STEP)
+        end = newest.unique + FUSE_REQ_ID_STEP * (self.messages - newest.message + UNREAD)
+        return range(
+            max(self._samples[0].unique, end - FUSE_REQ_ID_STEP * MAX_RECENT), end, FUSE_REQ_ID_STEP
+        )
 
 
 def unknown_ids_are_safe() -> bool:

@@ -1,7 +1,7 @@
-"""How large, and how many at a time, the kernel makes the requests that it sends to a mount.
+"""Set how large the kernel's requests to a mount are, and how many it sends at a time.
 
-Both are limits of the kernel's that only root may move: the read-ahead window, which is what sequential
-reads ask for at a time, and the number of requests that nobody waits for yet (read-ahead, write-back).
+Only root may change these limits of the kernel: the read-ahead window, which is the size of sequential
+reads, and the number of background requests (read-ahead, write-back).
 """
 
 import contextlib
@@ -17,26 +17,26 @@ log = logging.getLogger(__name__)
 BDI: Final = "/sys/class/bdi"
 
 MAX_BACKGROUND: Final = 256
-"""More than may wait for the source at one time: read-ahead of a file that hangs keeps its places, and
-read-ahead of all others must find some. The kernel's own limit is 12."""
+"""More than may wait for the source at a time: read-ahead of a hung file occupies some, and that of
+other files needs the rest. The kernel's default is 12."""
 
 CONGESTED: Final = 48
-"""Where the kernel is to hold back what is optional: three quarters of what we wait for at a time."""
+"""Where the kernel delays optional requests: three quarters of those that may wait for the source."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What the kernel keeps to; -1 where it cannot be known."""
+    """Holds the kernel's limits; -1 where one cannot be read."""
 
     read_ahead_kb: int = -1
     max_background: int = -1
 
 
 def set_limits(device: int, read_ahead: int) -> RequestLimits:
-    """Set the limits of a FUSE mount that answers, where permitted, and say what they are.
+    """Set the limits of a FUSE mount, where permitted, and return the limits in force.
 
-    ``device`` is its ``st_dev``, ``read_ahead`` in bytes. The kernel sets its own when it gets the
-    answer to the first request: ours must come later. No request to the mount is made.
+    ``device`` is its ``st_dev``, ``read_ahead`` in bytes. The kernel sets its own limits upon the reply
+    to FUSE_INIT, so the mount must have replied before. This sends no request to the mount.
     """
     bdi = f"{BDI}/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
     read_ahead_kb = _set(bdi, read_ahead >> 10)
@@ -60,7 +60,7 @@ def _set_max_background(connection: int) -> int:
 
 
 def _set(path: str, value: int) -> int:
-    """Write a number if we may; the number that is there then, -1 if it cannot be read."""
+    """Write a number if permitted. Returns the number in force, -1 if it cannot be read."""
     with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as file:
         file.write(f"{value}\n")
     try:

@@ -62,11 +62,11 @@ class FinalWriteBack:
         ``syncfs`` starts that, but on a FUSE file system it was seen to return before the writes came
         (Linux 6.18). The writes that it queued come before the reply to a later request.
         """
-        await self.isolated.ask(syscalls.sync_file_system, self.mountpoint)
+        await self.isolated.run_sync(syscalls.sync_file_system, self.mountpoint)
         begun = -1
         while begun != self.filesystem.writes_begun or begun != self.filesystem.writes_ended:
             begun = self.filesystem.writes_begun
-            await self.isolated.ask(os.statvfs, self.mountpoint)
+            await self.isolated.run_sync(os.statvfs, self.mountpoint)
             await trio.sleep(QUIET_SECONDS)
         # Pages that are still dirty belong to files open for writing, since a close writes back. To
         # invalidate a file, the kernel first writes its pages back and waits for that.

@@ -22,10 +22,11 @@ from cleanfs.fs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, N
 from cleanfs.fs.operations import CleanFS
 from cleanfs.fs.stats import MountStats
 from cleanfs.fuse.busypoll import BusyPoll
-from cleanfs.fuse.init_flags import EXPLICIT_INVAL_DATA, InitFlags
+from cleanfs.fuse.init_flags import InitFlags
 from cleanfs.fuse.interrupts import Interrupts
 from cleanfs.fuse.isolated_threads import IsolatedThreads
 from cleanfs.fuse.notify import Notifier
+from cleanfs.fuse.protocol import FUSE_EXPLICIT_INVAL_DATA
 from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.fuse.request_limits import RequestLimits, set_limits
 from cleanfs.fuse.size_sync import MountedAt
@@ -220,10 +221,10 @@ class Mount:
         """
         config = self.config
         looks = config.coherency is Coherency.NONE or config.attr_timeout >= LOOK_SECONDS
-        return EXPLICIT_INVAL_DATA if looks and self._all_local and not config.writeback else 0
+        return FUSE_EXPLICIT_INVAL_DATA if looks and self._all_local and not config.writeback else 0
 
     def _init_flags_granted(self, flags: int) -> None:
-        self._notifier.explicit = bool(flags & EXPLICIT_INVAL_DATA)
+        self._notifier.explicit = bool(flags & FUSE_EXPLICIT_INVAL_DATA)
 
     # -- the operator's view ------------------------------------------------------------------
 
@@ -350,12 +351,12 @@ class Mount:
             # This name, so that the kernel caches it: a later lookup would have to wait for a process
             # that creates or removes a name in the root.
             path = os.path.join(self.config.mountpoint, os.fsdecode(CONTROL_NAME))
-            await self._isolated.ask(os.stat, path)
+            await self._isolated.run_sync(os.stat, path)
         self._busy_poll.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
             if os.geteuid() == 0:  # flags that libfuse does not know
                 flags = with_names(flags_of(point), self.config.flags)
-                await self._isolated.ask(set_flags, point, flags)
+                await self._isolated.run_sync(set_flags, point, flags)
             self._request_limits = set_limits(point.device, self.config.read_ahead)
             where = MountedAt(self.config.mountpoint, point.device)
             self._notifier.use_mount(where)

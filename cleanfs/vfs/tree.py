@@ -252,7 +252,7 @@ class Tree:
         notifier = self.services.notifier
         if not (notifier.explicit and notifier.is_pending(inode.node)):
             return
-        read = inode.open_fds and not notifier.is_learning(inode.node)
+        read = inode.open_fds and not notifier.is_refreshing(inode.node)
         if read and size not in (None, inode.kernel_sizes[0]):
             await notifier.refreshed(inode.node, inode.generation, pages=True)
         else:

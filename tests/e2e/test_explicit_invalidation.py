@@ -194,7 +194,7 @@ def test_an_open_file_shows_a_change_that_nobody_asks_for(
 
 
 def test_a_kernel_that_does_not_offer_it_is_asked_at_each_read(mount: Mounter) -> None:
-    fs = mount(*QUICK, patch="mount.EXPLICIT_INVAL_DATA = 0")
+    fs = mount(*QUICK, patch="mount.FUSE_EXPLICIT_INVAL_DATA = 0")
     known(fs, b"o" * PAGE)
     with held(fs.path / "f") as fd, held(fs.source / "f", os.O_RDWR) as theirs:
         assert os.pread(fd, PAGE, 0) == b"o" * PAGE

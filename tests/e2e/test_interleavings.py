@@ -237,7 +237,7 @@ def open_and_close(path: Path) -> None:
     os.close(os.open(path, os.O_RDONLY))
 
 
-BY_ITSELF = "mount.EXPLICIT_INVAL_DATA = 0\n"
+BY_ITSELF = "mount.FUSE_EXPLICIT_INVAL_DATA = 0\n"
 """The kernel drops pages whenever it is told of another mtime, as before Linux 5.2."""
 
 

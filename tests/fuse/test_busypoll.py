@@ -1,4 +1,4 @@
-"""Busy polling: the window by itself, and the wait on a socket under a real scheduler."""
+"""Test the window of busy polling, and the wait on a socket under a real scheduler."""
 
 import logging
 import socket
@@ -78,7 +78,7 @@ def test_the_window_never_leaves_its_limits(limit: int, waits: list[int]) -> Non
 # -- the wait ------------------------------------------------------------------------------------
 
 
-async def test_what_is_there_is_found_without_sleeping(ends: tuple[socket.socket, ...]) -> None:
+async def test_a_pending_message_is_found_without_sleeping(ends: tuple[socket.socket, ...]) -> None:
     poll = BusyPoll(LONG_US)
     open_window(poll)
     ends[1].send(b"x")
@@ -93,7 +93,7 @@ async def test_a_closed_window_sleeps(ends: tuple[socket.socket, ...]) -> None:
     assert (poll.stats().polled, poll.stats().slept) == (0, 1)
 
 
-async def test_what_comes_late_is_found_and_closes_the_window(
+async def test_a_late_message_is_found_and_closes_the_window(
     ends: tuple[socket.socket, ...], nursery: trio.Nursery
 ) -> None:
     poll = BusyPoll(LIMIT_US)
@@ -110,10 +110,10 @@ async def test_what_comes_late_is_found_and_closes_the_window(
     assert poll._window.ns == 0  # noqa: SLF001
 
 
-async def test_what_woke_it_and_is_gone_is_waited_for_again(
+async def test_a_wait_continues_if_what_woke_it_is_gone(
     ends: tuple[socket.socket, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read would wait, and with it everything: it was a signal whose request was answered."""
+    """A read would block the whole daemon: it was an interrupt whose request has finished."""
     waited, wait = list[int](), trio.lowlevel.wait_readable
 
     async def wait_readable(fd: int) -> None:
@@ -130,7 +130,7 @@ async def test_what_woke_it_and_is_gone_is_waited_for_again(
     assert ends[0].recv(1) == b"x"
 
 
-async def test_a_thread_that_has_finished_is_not_kept_waiting(
+async def test_a_finished_thread_is_served_during_polling(
     ends: tuple[socket.socket, ...], nursery: trio.Nursery
 ) -> None:
     poll = BusyPoll(LONG_US)
@@ -168,7 +168,7 @@ async def test_other_tasks_and_deadlines_run_while_it_polls(
     assert poll.stats().polled == 1
 
 
-async def test_requests_without_a_pause_do_not_starve_others(
+async def test_continuous_requests_do_not_starve_other_tasks(
     ends: tuple[socket.socket, ...], nursery: trio.Nursery
 ) -> None:
     poll = BusyPoll(LIMIT_US)
@@ -237,7 +237,7 @@ async def test_the_lock_is_held_by_one_and_passed_on() -> None:
     assert lock.woken == 0
 
 
-async def test_whoever_comes_back_at_once_keeps_the_lock(nursery: trio.Nursery) -> None:
+async def test_a_task_that_returns_at_once_keeps_the_lock(nursery: trio.Nursery) -> None:
     lock, order = ReaderLock(), []
 
     async def other() -> None:
@@ -254,7 +254,7 @@ async def test_whoever_comes_back_at_once_keeps_the_lock(nursery: trio.Nursery) 
     assert order == ["again", "other"]
 
 
-async def test_one_who_gives_up_waiting_leaves_the_lock_in_order(nursery: trio.Nursery) -> None:
+async def test_a_cancelled_wait_leaves_the_lock_intact(nursery: trio.Nursery) -> None:
     lock = ReaderLock()
     scope = trio.CancelScope()
 
@@ -277,7 +277,7 @@ async def test_one_who_gives_up_waiting_leaves_the_lock_in_order(nursery: trio.N
 
 
 @pytest.mark.usefixtures("unchanged_pyfuse3")
-def test_it_is_put_where_pyfuse3_looks_and_taken_away() -> None:
+def test_the_wait_is_installed_in_pyfuse3_and_removed() -> None:
     poll = BusyPoll(LIMIT_US)
     assert poll.install()
     seen = pyfuse3.trio  # type: ignore[attr-defined]
@@ -291,8 +291,8 @@ def test_it_is_put_where_pyfuse3_looks_and_taken_away() -> None:
 
 
 @pytest.mark.usefixtures("unchanged_pyfuse3")
-def test_with_0_pyfuse3_waits_there_too_and_sleeps_at_once() -> None:
-    """The look whether what woke it is still there matters as much."""
+def test_without_polling_pyfuse3_still_waits_here_and_sleeps_at_once() -> None:
+    """The second check whether what woke it is still there matters without polling, too."""
     poll = BusyPoll(0)
     assert poll.install()
     seen = pyfuse3.trio  # type: ignore[attr-defined]
@@ -304,7 +304,7 @@ def test_with_0_pyfuse3_waits_there_too_and_sleeps_at_once() -> None:
 
 
 @pytest.mark.usefixtures("unchanged_pyfuse3")
-def test_a_pyfuse3_without_the_place_is_left_alone_with_a_warning(
+def test_a_pyfuse3_without_a_global_trio_causes_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pyfuse3.trio = None  # type: ignore[attr-defined]
@@ -314,7 +314,7 @@ def test_a_pyfuse3_without_the_place_is_left_alone_with_a_warning(
 
 
 @pytest.mark.usefixtures("unchanged_pyfuse3")
-def test_a_pyfuse3_that_waits_elsewhere_is_left_alone_with_a_warning(
+def test_a_pyfuse3_that_waits_elsewhere_causes_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     poll = BusyPoll(LIMIT_US)

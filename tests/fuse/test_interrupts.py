@@ -1,4 +1,4 @@
-"""A message that libfuse is lent, and the answers that it writes meanwhile."""
+"""Test messages that libfuse gets in a file, and the replies that it writes there meanwhile."""
 
 import errno
 import os
@@ -11,26 +11,27 @@ from trio.testing import MockClock
 from cleanfs.fuse import interrupts as interrupts_module
 from cleanfs.fuse import request_ids
 from cleanfs.fuse.interrupts import (
-    ANSWER,
     CHECK_SECONDS,
-    FUSE_FORGET,
-    FUSE_INTERRUPT,
-    HEADER,
-    HEADER_SIZE,
-    INTERRUPT_BIT,
-    INTERRUPTED,
     MAX_SIGNALLED,
     Interrupts,
+)
+from cleanfs.fuse.protocol import (
+    FUSE_FORGET,
+    FUSE_IN_HEADER,
+    FUSE_INT_REQ_BIT,
+    FUSE_INTERRUPT,
+    FUSE_INTERRUPT_IN,
+    FUSE_OUT_HEADER,
 )
 from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.source.io import Backing
 from cleanfs.source.thread_limiter import ThreadLimiter
 
-LOOKUP = b"\x64\0\0\0\x01\0\0\0" + bytes(HEADER_SIZE - 8)
+LOOKUP = b"\x64\0\0\0\x01\0\0\0" + bytes(FUSE_IN_HEADER.size - 8)
 
 
 @pytest.mark.parametrize("gone", [[], [0], [1], [0, 1]], ids=str)
-def test_what_was_given_out_in_a_lent_answer_is_taken_back_if_nobody_waits_for_it(
+def test_a_refused_reply_in_the_message_file_is_rolled_back(
     monkeypatch: pytest.MonkeyPatch, gone: list[int]
 ) -> None:
     """Libfuse takes it for sent, and complains of nothing."""
@@ -39,9 +40,9 @@ def test_what_was_given_out_in_a_lent_answer_is_taken_back_if_nobody_waits_for_i
     interrupts = Interrupts(backing, given)
     device, kernel = os.pipe()
     os.write(kernel, LOOKUP)
-    assert interrupts._lend(device)  # noqa: SLF001
+    assert interrupts._pass_on(device)  # noqa: SLF001
     assert os.read(device, 1 << 16) == LOOKUP
-    answers = [ANSWER.pack(ANSWER.size, 0, number) for number in range(3)]
+    answers = [FUSE_OUT_HEADER.pack(FUSE_OUT_HEADER.size, 0, number) for number in range(3)]
     for number in range(2):
         given.hold(lambda number=number: taken_back.append(number))  # type: ignore[misc]
         os.write(device, answers[number])
@@ -55,7 +56,7 @@ def test_what_was_given_out_in_a_lent_answer_is_taken_back_if_nobody_waits_for_i
         return len(data)
 
     monkeypatch.setattr(os, "write", to_device)
-    interrupts._take_place_back()  # noqa: SLF001
+    interrupts._restore_device()  # noqa: SLF001
     monkeypatch.setattr(os, "write", write)
     assert taken_back == gone
     assert backing.orphans == 0
@@ -65,22 +66,24 @@ def test_what_was_given_out_in_a_lent_answer_is_taken_back_if_nobody_waits_for_i
     os.close(kernel)
 
 
-def test_all_answers_that_were_written_into_a_lent_message_are_sent(
+def test_all_replies_in_the_message_file_are_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Some reads of 1 MiB can end at a time."""
     interrupts = Interrupts(Backing(), RefusedReplies())
     device, kernel = os.pipe()
     os.write(kernel, LOOKUP)
-    assert interrupts._lend(device)  # noqa: SLF001
+    assert interrupts._pass_on(device)  # noqa: SLF001
     assert os.read(device, 1 << 16) == LOOKUP
     data = os.urandom(1 << 20)
-    answers = [ANSWER.pack(ANSWER.size + len(data), 0, number) + data for number in range(3)]
+    answers = [
+        FUSE_OUT_HEADER.pack(FUSE_OUT_HEADER.size + len(data), 0, number) + data for number in range(3)
+    ]
     for answer in answers:
         assert os.write(device, answer) == len(answer)
     sent, write = list[bytes](), os.write
     monkeypatch.setattr(os, "write", lambda _, answer: sent.append(answer))
-    interrupts._take_place_back()  # noqa: SLF001
+    interrupts._restore_device()  # noqa: SLF001
     monkeypatch.setattr(os, "write", write)
     assert sent == answers
     interrupts.uninstall()
@@ -106,10 +109,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def to_device(fd: int, data: bytes) -> int:
         if fd != DEVICE:
             return write(fd, data)
-        _, error, unique = ANSWER.unpack(data)
+        _, error, unique = FUSE_OUT_HEADER.unpack(data)
         if error != -errno.EAGAIN:
             return len(data)
-        numbers.append(unique - INTERRUPT_BIT)
+        numbers.append(unique - FUSE_INT_REQ_BIT)
         if numbers[-1] > 100:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         return len(data)
@@ -129,7 +132,7 @@ def watched() -> Interrupts:
     return interrupts
 
 
-async def test_a_signal_is_remembered_for_as_long_as_its_request_lives(
+async def test_a_signal_is_remembered_while_its_request_lives(
     asked: list[int], autojump_clock: MockClock
 ) -> None:
     """It may be an old one: the kernel tells of a signal once, and of a later kill it does not."""
@@ -145,7 +148,7 @@ async def test_a_signal_is_remembered_for_as_long_as_its_request_lives(
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-async def test_signals_of_requests_that_were_answered_do_not_pile_up(
+async def test_signals_of_finished_requests_do_not_accumulate(
     asked: list[int], autojump_clock: MockClock, hangs: bool
 ) -> None:
     interrupts = watched()
@@ -155,7 +158,7 @@ async def test_signals_of_requests_that_were_answered_do_not_pile_up(
     assert len(asked) == MAX_SIGNALLED + 1
 
 
-async def test_they_do_not_on_a_kernel_that_can_not_be_asked(
+async def test_signals_do_not_accumulate_on_an_old_kernel(
     asked: list[int], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_ids, "kernel_version", lambda: (4, 19))
@@ -166,30 +169,30 @@ async def test_they_do_not_on_a_kernel_that_can_not_be_asked(
     assert not asked
 
 
-def message(opcode: int, unique: int, asker: int, body: bytes = b"") -> bytes:
-    header = HEADER.pack(HEADER_SIZE + len(body), opcode, unique, 1, 0, 0, asker)
-    return header.ljust(HEADER_SIZE, b"\0") + body
+def message(opcode: int, unique: int, requester: int, body: bytes = b"") -> bytes:
+    length = FUSE_IN_HEADER.size + len(body)
+    return FUSE_IN_HEADER.pack(length, opcode, unique, 1, 0, 0, requester, 0, 0) + body
 
 
-def test_who_asked_is_known_of_a_signal_and_of_the_latest_requests(
+def test_requesters_are_known_for_signals_and_recent_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(interrupts_module, "MAX_ASKERS", 2)
+    monkeypatch.setattr(interrupts_module, "MAX_REQUESTERS", 2)
     interrupts = Interrupts(Backing(), RefusedReplies())
     device, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with device, kernel:
 
-        def sent(opcode: int, unique: int, asker: int, body: bytes = b"") -> None:
-            interrupts._take_place_back()  # noqa: SLF001
-            kernel.send(message(opcode, unique, asker, body))
-            interrupts._lend(device.fileno())  # noqa: SLF001
+        def sent(opcode: int, unique: int, requester: int, body: bytes = b"") -> None:
+            interrupts._restore_device()  # noqa: SLF001
+            kernel.send(message(opcode, unique, requester, body))
+            interrupts._pass_on(device.fileno())  # noqa: SLF001
 
         sent(1, 2, 77)
         for unique in range(4, 20, 2):
             sent(FUSE_FORGET, unique, 0)
-        sent(FUSE_INTERRUPT, 0, 0, body=INTERRUPTED.pack(2))
+        sent(FUSE_INTERRUPT, 0, 0, body=FUSE_INTERRUPT_IN.pack(2))
         for unique in range(20, 40, 2):
             sent(1, unique, unique + 1)
         assert interrupts._signalled == {2: 77}  # noqa: SLF001
-        assert interrupts._askers == {36: 37, 38: 39}  # noqa: SLF001
+        assert interrupts._requesters == {36: 37, 38: 39}  # noqa: SLF001
         interrupts.uninstall()

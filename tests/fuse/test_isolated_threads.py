@@ -1,4 +1,4 @@
-"""Threads that hold nothing of ours."""
+"""Test threads that share no fds with the daemon."""
 
 import errno
 import os
@@ -18,24 +18,24 @@ THREADS = 3
 @asynccontextmanager
 async def running() -> AsyncIterator[IsolatedThreads]:
     """Some, until the block ends."""
-    outsiders = IsolatedThreads(THREADS)
-    outsiders.start()
+    isolated = IsolatedThreads(THREADS)
+    isolated.start()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(outsiders.run)
+            nursery.start_soon(isolated.run)
             with trio.fail_after(20):
-                yield outsiders
+                yield isolated
             nursery.cancel_scope.cancel()
     finally:
-        outsiders.close()
+        isolated.close()
 
 
-async def test_a_call_is_made_elsewhere_and_its_result_is_the_callers() -> None:
-    async with running() as outsiders:
-        assert await outsiders.ask(threading.get_ident) != threading.get_ident()
-        assert await outsiders.ask(divmod, 7, 4) == (1, 3)
+async def test_a_call_runs_in_another_thread_and_returns_its_result() -> None:
+    async with running() as isolated:
+        assert await isolated.run_sync(threading.get_ident) != threading.get_ident()
+        assert await isolated.run_sync(divmod, 7, 4) == (1, 3)
         with pytest.raises(FileNotFoundError) as raised:
-            await outsiders.ask(os.stat, "/nothing/here")
+            await isolated.run_sync(os.stat, "/nothing/here")
         assert raised.value.errno == errno.ENOENT
 
 
@@ -48,36 +48,36 @@ def descriptors() -> dict[int, str]:
     return {number: target for number, target in found.items() if number > 2}
 
 
-async def test_no_descriptor_of_ours_is_there_and_no_signal_arrives() -> None:
+async def test_the_threads_have_no_fd_of_ours_and_block_signals() -> None:
     fd = os.open("/", os.O_RDONLY)
     try:
-        async with running() as outsiders:
-            theirs = await outsiders.ask(descriptors)
+        async with running() as isolated:
+            theirs = await isolated.run_sync(descriptors)
             assert [target.removeprefix("anon_inode:") for target in theirs.values()] == ["[eventfd]"]
             with pytest.raises(OSError, match="Bad file descriptor"):
-                await outsiders.ask(os.fstat, fd)
+                await isolated.run_sync(os.fstat, fd)
             assert descriptors()[fd] == "/"
-            blocked = await outsiders.ask(signal.pthread_sigmask, signal.SIG_BLOCK, ())
+            blocked = await isolated.run_sync(signal.pthread_sigmask, signal.SIG_BLOCK, ())
             assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} <= set(blocked)
     finally:
         os.close(fd)
 
 
-async def test_who_does_not_want_to_wait_leaves_and_others_are_served() -> None:
+async def test_a_cancelled_call_does_not_hold_up_others() -> None:
     go_on = threading.Event()
-    async with running() as outsiders:
+    async with running() as isolated:
         for _ in range(THREADS - 1):
             with trio.move_on_after(0.01) as scope:
-                await outsiders.ask(go_on.wait, 20)
+                await isolated.run_sync(go_on.wait, 20)
             assert scope.cancelled_caught
-        assert await outsiders.ask(len, "abc") == 3
+        assert await isolated.run_sync(len, "abc") == 3
         go_on.set()
 
 
-async def test_they_end_and_leave_nothing_open() -> None:
+async def test_the_threads_end_and_leave_no_fd_open() -> None:
     before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
-    async with running() as outsiders:
-        await outsiders.ask(len, "abc")
+    async with running() as isolated:
+        await isolated.run_sync(len, "abc")
     with trio.fail_after(20):
         while threading.active_count() > threads:  # noqa: ASYNC110  # they end by themselves
             await trio.sleep(0.01)

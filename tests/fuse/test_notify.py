@@ -1,4 +1,4 @@
-"""What the kernel is told, byte by byte, and by which descriptor."""
+"""Test notifications byte by byte, and through which fd they are sent."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ from cleanfs.fuse.size_sync import MountedAt
 
 @pytest.fixture
 def device() -> Iterator[tuple[int, int]]:
-    """A pipe in the device's place: what is written arrives."""
+    """Make a pipe in place of the device."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.set_blocking(writer, True)
     yield reader, writer
@@ -28,7 +28,7 @@ def device() -> Iterator[tuple[int, int]]:
     os.close(writer)
 
 
-def test_messages_are_laid_out_as_the_kernel_has_them() -> None:
+def test_messages_have_the_kernels_layout() -> None:
     assert inode_message(7) == struct.pack("=IiQ Qqq", 40, 2, 0, 7, 0, 0)
     assert inode_message(7, attributes_only=True) == struct.pack("=IiQ Qqq", 40, 2, 0, 7, -1, 0)
     assert inode_message(7, offset=5, length=9) == struct.pack("=IiQ Qqq", 40, 2, 0, 7, 5, 9)
@@ -36,10 +36,10 @@ def test_messages_are_laid_out_as_the_kernel_has_them() -> None:
     assert entry_message(7, b"n", 1) == struct.pack("=IiQ QII", 34, 3, 0, 7, 1, 1) + b"n\0"
 
 
-async def test_notifications_go_by_a_descriptor_of_ours(
+async def test_notifications_use_our_own_fd(
     device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Libfuse's stands for something else while ``interrupts`` has lent it a message."""
+    """Libfuse's fd refers to another file while ``interrupts`` passes it a message."""
     for name in ("invalidate_inode", "invalidate_entry"):
         monkeypatch.setattr(pyfuse3, name, None)
     monkeypatch.setattr(notify, "PAGES_SECONDS", 10)  # on a busy machine nobody waits for it else
@@ -69,7 +69,7 @@ async def test_notifications_go_by_a_descriptor_of_ours(
 
 
 @pytest.mark.parametrize("why", ["it waits for that", "it waits for a read", "it is slow"])
-async def test_a_write_is_answered_when_its_pages_are_dropped_or_their_drop_waits_for_that(
+async def test_a_write_waits_until_its_pages_are_dropped_unless_that_waits_for_the_reply(
     device: tuple[int, int], monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     monkeypatch.setattr(notify, "PAGES_SECONDS", 30)
@@ -106,8 +106,8 @@ async def test_a_write_is_answered_when_its_pages_are_dropped_or_their_drop_wait
     notifier.close()
 
 
-def test_who_still_writes_when_the_device_is_closed_writes_nowhere(device: tuple[int, int]) -> None:
-    """And to no other file that got the number meanwhile."""
+def test_a_thread_that_writes_after_the_close_writes_to_dev_null(device: tuple[int, int]) -> None:
+    """It must not write to another file with the same fd number."""
     reader, writer = device
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     before = len(os.listdir("/proc/self/fd"))
@@ -127,7 +127,7 @@ def test_who_still_writes_when_the_device_is_closed_writes_nowhere(device: tuple
 
 
 class Kernel:
-    """Is asked what it believes, and answers when it may."""
+    """Simulates refreshes that last until the test lets them end."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -167,10 +167,10 @@ async def asking(device: int) -> AsyncIterator[Notifier]:
     notifier.close()
 
 
-async def test_the_kernel_is_asked_once_more_after_a_change_while_it_is_being_asked(
+async def test_a_change_during_a_refresh_causes_another_one(
     device: tuple[int, int], kernel: Kernel
 ) -> None:
-    """The question need not have heard of that."""
+    """The refresh may have missed the change."""
     async with asking(device[1]) as notifier:
         notifier.refresh(7, 1)
         assert await kernel.is_asked()
@@ -183,7 +183,7 @@ async def test_the_kernel_is_asked_once_more_after_a_change_while_it_is_being_as
     assert kernel.asked == [7, 7]
 
 
-async def test_who_opens_has_the_kernel_asked_also_while_it_is_being_asked_for_long(
+async def test_an_open_starts_a_refresh_even_during_a_long_one(
     device: tuple[int, int], kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notify, "REFRESH_SECONDS", 0.2)
@@ -196,7 +196,7 @@ async def test_who_opens_has_the_kernel_asked_also_while_it_is_being_asked_for_l
     assert kernel.asked == [7, 7]
 
 
-async def test_without_a_thread_to_tell_it_by_the_kernel_is_told_later(
+async def test_without_a_thread_a_notification_is_sent_later(
     device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the mount lives."""
@@ -226,10 +226,10 @@ async def test_without_a_thread_to_tell_it_by_the_kernel_is_told_later(
     assert os.read(device[0], 4096) == inode_message(9, offset=0, length=100) + inode_message(7)
 
 
-async def test_a_write_whose_pages_nobody_can_be_sent_for_has_its_file_told_of_later(
+async def test_without_a_free_thread_a_write_invalidates_the_whole_file_later(
     device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that may be on their way are stuck."""
+    """MAX_STUCK notifications are stuck."""
     monkeypatch.setattr(notify, "PAGES_SECONDS", 0.05)
     notifier = Notifier()
     notifier.use_device(device[1])
@@ -254,7 +254,7 @@ async def test_a_write_whose_pages_nobody_can_be_sent_for_has_its_file_told_of_l
     assert sent in (inode_message(9), 2 * inode_message(9))
 
 
-async def test_an_error_while_the_kernel_is_told_is_not_taken_for_no_thread() -> None:
+async def test_an_error_in_a_thread_is_not_taken_for_a_missing_thread() -> None:
     notifier = Notifier()
     calls = 0
 

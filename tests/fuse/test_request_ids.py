@@ -1,24 +1,25 @@
-"""The range of a mount's late requests: it holds all that can still be asked about."""
+"""Test the range of a mount's recent request ids."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cleanfs.fuse import request_ids
-from cleanfs.fuse.request_ids import KEPT_SECONDS, MAX_RECENT, SAMPLE_SECONDS, STEP, UNREAD, RequestIds
+from cleanfs.fuse.protocol import FUSE_REQ_ID_STEP
+from cleanfs.fuse.request_ids import KEPT_SECONDS, MAX_RECENT, SAMPLE_SECONDS, UNREAD, RequestIds
 
 
 @given(
     st.lists(st.tuples(st.floats(0, 0.3), st.integers(0, 3)), min_size=1, max_size=200),
     st.integers(1, 1 << 40),
 )
-def test_every_request_of_late_is_in_the_range(requests: list[tuple[float, int]], first: int) -> None:
+def test_every_recent_request_is_in_the_range(requests: list[tuple[float, int]], first: int) -> None:
     """Each comes some time after the last, and after some that nobody could read."""
     now, unique, made = 0.0, 2 * first, list[tuple[float, int]]()
     seen = RequestIds(lambda: now)
     for after, unread in requests:
         now += after
-        unique += STEP * (1 + unread)
+        unique += FUSE_REQ_ID_STEP * (1 + unread)
         made.append((now, unique))
         seen.messages += 1
         if now >= seen.due_at:
@@ -26,7 +27,7 @@ def test_every_request_of_late_is_in_the_range(requests: list[tuple[float, int]]
     late = [unique for at, unique in made if now - at <= KEPT_SECONDS - SAMPLE_SECONDS]
     assert set(late) <= set(seen.recent())
     assert not any(number % 2 for number in seen.recent())
-    assert seen.recent()[-1] <= unique + STEP * UNREAD
+    assert seen.recent()[-1] <= unique + FUSE_REQ_ID_STEP * UNREAD
 
 
 def test_the_range_is_bounded() -> None:

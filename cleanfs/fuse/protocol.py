@@ -1,0 +1,57 @@
+"""Define the part of the FUSE wire protocol that cleanfs uses, with the names of linux/fuse.h.
+
+Source: include/uapi/linux/fuse.h. Fields are in native byte order.
+"""
+
+import struct
+from typing import Final
+
+FUSE_FORGET: Final = 2
+FUSE_INIT: Final = 26
+FUSE_INTERRUPT: Final = 36
+FUSE_BATCH_FORGET: Final = 42
+
+FUSE_DONT_MASK: Final = 1 << 6
+FUSE_AUTO_INVAL_DATA: Final = 1 << 12
+FUSE_PARALLEL_DIROPS: Final = 1 << 18
+FUSE_EXPLICIT_INVAL_DATA: Final = 1 << 25
+FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
+
+FUSE_NOTIFY_INVAL_INODE: Final = 2
+FUSE_NOTIFY_INVAL_ENTRY: Final = 3
+
+FUSE_EXPIRE_ONLY: Final = 1
+
+FUSE_INT_REQ_BIT: Final = 1
+"""Set in ``unique`` of a reply to the FUSE_INTERRUPT of a request (fs/fuse/dev.c)."""
+
+FUSE_REQ_ID_STEP: Final = 2
+"""The distance between the ids of two requests (fs/fuse/dev.c, since Linux 4.20)."""
+
+FUSE_IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
+"""struct fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding.
+
+``pid`` is the id of the requesting thread.
+"""
+
+FUSE_OUT_HEADER: Final = struct.Struct("=IiQ")
+"""struct fuse_out_header: len, error, unique. In a notification: its code as ``error``, and unique
+0."""
+
+FUSE_INIT_IN: Final = struct.Struct("=IIII")
+"""The beginning of struct fuse_init_in: major, minor, max_readahead, flags."""
+
+FUSE_INIT_OUT: Final = struct.Struct("=IIII")
+"""The beginning of struct fuse_init_out: major, minor, max_readahead, flags."""
+
+FUSE_INTERRUPT_IN: Final = struct.Struct("=Q")
+"""struct fuse_interrupt_in: unique of the interrupted request."""
+
+FUSE_NOTIFY_INVAL_INODE_OUT: Final = struct.Struct("=Qqq")
+"""struct fuse_notify_inval_inode_out: ino, off (negative: attributes alone), len (0: to the end)."""
+
+FUSE_NOTIFY_INVAL_ENTRY_OUT: Final = struct.Struct("=QII")
+"""struct fuse_notify_inval_entry_out: parent, namelen, flags. The name follows, with a zero byte."""
+
+MAX_REQUEST: Final = (1 << 20) + (1 << 16)
+"""The size of a buffer for any request: a write of 1 MiB with its headers, and room to spare."""
