@@ -1,7 +1,7 @@
 """The control directory: ``MOUNT/.cleancache``, reachable by name, not listed in the root.
 
 An open gives the state at that moment, a further read from the start gives it anew, a write is one
-command. The kernel keeps no attributes of it, and never answers read(2) from its cache (direct I/O).
+command. The kernel keeps no attributes of it, and never serves read(2) from its cache (direct I/O).
 
 Sizes are right, unlike those in /proc. sendfile and splice, and with them ``shutil.copyfile``, go
 through the kernel's page cache even where a file is opened for direct I/O, and end at the size that the
@@ -28,7 +28,7 @@ from cleanfs.fs.stats import MountStats
 from cleanfs.sizes import parse_size
 from cleanfs.source.errors import StaleError
 from cleanfs.vfs.handles import Handle
-from cleanfs.vfs.inodes import CONTROL_BASE, CONTROL_END
+from cleanfs.vfs.node_ids import CONTROL_BASE, CONTROL_END
 
 CONTROL_NAME = b".cleancache"
 
@@ -44,7 +44,7 @@ LOOK_NS = 1_000_000_000
 of what was looked up before that (O_PATH) makes the text anew."""
 
 MAX_TWINS = 64
-"""Nodes of a name. Beyond, threads share those that nobody has open."""
+"""Nodes of a name. Beyond, threads share those that are not open."""
 
 PASS_NS = 100_000_000
 """Nanoseconds that a reader has for one pass over a text. One that begins anew after that, or after an
@@ -57,7 +57,7 @@ Write = Callable[[str], None]
 
 
 class Operator(Protocol):
-    """What an operator may ask of a mount. Setters raise ValueError and change nothing if wrong."""
+    """What control files can read and do. Setters raise ValueError, and change nothing, if wrong."""
 
     def stats(self) -> MountStats:
         """Everything."""
@@ -109,7 +109,7 @@ class Node:
         self.mode = mode
         self.write = write
         self.twins: list[Node] = []
-        """Nodes of the same name, for those who open it while others have it open."""
+        """Nodes of the same name, for threads that open it while others have it open."""
         self.users = 0
         """Handles of it that are open. While there are several, ``text`` does not change."""
         self.text = b""
@@ -127,7 +127,7 @@ class Node:
         return self._read is not None
 
     def is_free(self, thread: int, since_ns: int) -> bool:
-        """Whether nobody has it open, and no other thread has looked it up since then."""
+        """Whether it is not open, and no other thread has looked it up since then."""
         return not self.users and (self.seen_by in (0, thread) or self.made_ns < since_ns)
 
     def make_text(self) -> bytes:
@@ -214,7 +214,7 @@ class Control:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def show(self, node: Node, thread: int = 0) -> Node:
-        """The node of a name to show to the kernel now, with a new text: one that is nobody else's."""
+        """The node of a name to show to the kernel now, with a new text; no other thread uses it."""
         if node.is_dir:
             return node
         since_ns = time.time_ns() - LOOK_NS
@@ -229,12 +229,12 @@ class Control:
         return shown
 
     def refresh(self, node: Node) -> None:
-        """The attributes of a node are asked for: also on the way from a lookup to the open."""
+        """Renew the text before its attributes are read, but not between a lookup and its open."""
         if not node.users and time.time_ns() - node.made_ns > PASS_NS:
             node.renew()
 
     def open(self, node: Node, flags: int) -> Handle:
-        """Open a file. Permissions are the kernel's to check, by mode and owner."""
+        """Open a file. The kernel checks permissions, by mode and owner."""
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         reads = flags & os.O_ACCMODE != os.O_WRONLY
         if (writes and node.write is None) or (reads and not node.readable):

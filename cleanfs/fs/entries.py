@@ -10,7 +10,8 @@ from cleanfs.fs.control import Node
 from cleanfs.source.attributes import NewAttributes
 from cleanfs.vfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.vfs.handles import DirHandle
-from cleanfs.vfs.inodes import Inode, InodeTable, access_of, stamps_of
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.source_watch import SourceWatch
 
 UNANNOUNCED_SECONDS: Final = ATTR_TIMEOUTS[Coherency.WATCH]
@@ -43,12 +44,7 @@ class Entries:
         if self._watch is not None:
             entry.attr_timeout = self._timeout_of(inode, self._watch)
             entry.entry_timeout = self._timeout_of(inode.parent or inode, self._watch)
-        now = stamps_of(st)
-        if inode.sent not in (None, now):
-            inode.doubts += 1
-        inode.sent = now
-        inode.access, inode.access_ctime = access_of(st), st.st_ctime_ns
-        inode.told_size(st.st_size)
+        inode.kernel.reply_sent(st)
         return entry
 
     def _timeout_of(self, inode: Inode, watch: SourceWatch) -> float:

@@ -11,7 +11,9 @@ from cleanfs.fs.entries import Entries, control_entry
 from cleanfs.fs.rollback import ReplyRollback
 from cleanfs.source.listing import ListedEntry
 from cleanfs.vfs.handles import DirHandle
-from cleanfs.vfs.inodes import Inode, InodeTable, Told
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
+from cleanfs.vfs.kernel_view import Told
 from cleanfs.vfs.tree import Tree, Using
 
 DOTS = (b".", b"..")
@@ -53,13 +55,13 @@ class Lister:
                 fits = pyfuse3.readdir_reply(token, FileNameT(name), entry, position)
             else:
                 inode, st = await self._inode_of(directory, name, listing)
-                told = inode.told
+                told = inode.kernel.told
                 entry = self._entries.attributes(inode, st)
                 fits = pyfuse3.readdir_reply(token, FileNameT(name), entry, position)
                 if fits:
                     listed.append((inode, told))
                 else:  # the kernel was not told
-                    inode.kernel_sizes, inode.access, inode.access_ctime = told
+                    inode.kernel.not_sent(told)
                     self._inodes.forget(inode.node, 1)
             if not fits:
                 self._entries_per_reply = position - first

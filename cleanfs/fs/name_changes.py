@@ -15,8 +15,10 @@ from cleanfs.source import namespace
 from cleanfs.source.errors import HalfDoneError
 from cleanfs.source.namespace import Actor, Renamed
 from cleanfs.vfs.handles import Services
-from cleanfs.vfs.inodes import ROOT, Inode, InodeTable
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.invalidate import Place
+from cleanfs.vfs.node_ids import ROOT
 from cleanfs.vfs.stale_names import StaleNames
 from cleanfs.vfs.tree import Tree, Using
 

@@ -1,6 +1,6 @@
 """Open files: compare the source with what is known, and decide whether the kernel keeps its pages."""
 
-import math
+import functools
 import os
 from typing import Final
 
@@ -14,7 +14,9 @@ from cleanfs.source.caller import Caller
 from cleanfs.source.namespace import OpenedFile
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.handles import Before, DirHandle, FileHandle, Services
-from cleanfs.vfs.inodes import Inode, InodeTable, stamps_of
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
+from cleanfs.vfs.kernel_view import stamps_of
 from cleanfs.vfs.open_files import OpenFiles
 from cleanfs.vfs.tree import Tree
 
@@ -85,7 +87,7 @@ class Opener:
         try:
             drops = await self._compare(handle, opened.stat, flags, before)
         except BaseException:
-            if inode.dropped_for is handle:
+            if inode.kernel.dropped_for is handle:
                 services.notifier.inode(inode.node)
             await self._handles.release(fh)
             raise
@@ -107,14 +109,9 @@ class Opener:
             services.notifier.inode(inode.node)
         if drops:
             handle.drops_pages()
-            inode.dropped_for = handle
-            inode.pages_dropped_by = math.inf  # by no other open before this one has its reply
-        stamps = stamps_of(st)
-        if inode.sent != stamps:
-            inode.sent = stamps
-            inode.doubts += 1
-            if stale and services.notifier.explicit:
-                services.notifier.inode(inode.node)  # before anybody is told of another size
+            inode.kernel.drops_pages_for(handle)  # until this reply, any other open's drops them, too
+        if inode.kernel.changed(st) and stale and services.notifier.explicit:
+            services.notifier.inode(inode.node)  # before anybody is told of another size
         if services.coherency.mode is not Coherency.NONE:  # else the kernel knows all changes
             self._open_files.opened(inode)
             await self._settle_doubts(inode, stale)
@@ -128,30 +125,22 @@ class Opener:
 
         ``stale`` says that its pages are: those go before it knows of another size.
         """
-        pages = stale and self._services.notifier.explicit
-        known = inode.doubts  # those that come meanwhile are for later opens
-        while inode.doubts_settled < known:
-            if inode.settling is not None:
-                await inode.settling.wait()
-                continue
-            inode.settling = settled = trio.Event()
-            doubts = inode.doubts
-            try:
-                await self._services.notifier.refreshed(inode.node, inode.generation, pages=pages)
-                inode.doubts_settled = doubts
-            finally:
-                inode.settling = None
-                settled.set()
+        notifier = self._services.notifier
+        pages = stale and notifier.explicit
+        await inode.kernel.settle(
+            functools.partial(notifier.refreshed, inode.node, inode.generation, pages=pages)
+        )
 
     def _must_drop_pages(self, handle: FileHandle, drops: bool) -> bool:
         """Decide, right before the reply, whether it tells the kernel to drop its pages."""
         notifier, inode, moment = self._services.notifier, handle.inode, trio.current_time()
-        if inode.dropped_for is handle:
-            inode.pages_dropped_by = moment + DROP_SECONDS
-        drops = drops or moment < inode.pages_dropped_by
-        if inode.dropped_for is not None and not drops:
+        kernel = inode.kernel
+        if kernel.dropped_for is handle:
+            kernel.drops_pages_for(handle, by=moment + DROP_SECONDS)
+        drops = drops or moment < kernel.pages_dropped_by
+        if kernel.dropped_for is not None and not drops:
             notifier.inode(inode.node)  # that opener may still not have run
-            inode.dropped_for = None
+            kernel.dropped_for = None
         return drops or notifier.is_pending(inode.node)
 
     async def truncate(
@@ -165,8 +154,8 @@ class Opener:
         cleared = without_set_id(st, Caller.of(ctx))
         try:
             new = NewAttributes(size=0, mode=cleared)
-            inode.sent = stamps_of(await self._tree.set_attributes(inode, io_fd, new))
-            inode.set_size(0)
+            inode.kernel.sent = stamps_of(await self._tree.set_attributes(inode, io_fd, new))
+            inode.kernel.truncated(0)
         except BaseException:
             await self._handles.release(fh)
             raise

@@ -50,7 +50,9 @@ from cleanfs.source.errors import StaleError
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.export import Export
 from cleanfs.vfs.handles import IO_FLAGS, DirHandle, FileHandle, Services
-from cleanfs.vfs.inodes import ROOT, Inode, InodeTable
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
+from cleanfs.vfs.node_ids import ROOT
 from cleanfs.vfs.open_files import LOOK_SECONDS, OpenFiles
 from cleanfs.vfs.root import ACL_NAMES, Root
 from cleanfs.vfs.source_watch import SourceWatch
@@ -221,9 +223,9 @@ class CleanFS(pyfuse3.Operations):
                 self._rollback.attributes(inode)
                 return self._entries.attributes(inode, unchanged)
             st = await self._tree.set_attributes(inode, io_fd, new)
-            self._rollback.change(inode, before=inode.told)
+            self._rollback.change(inode, before=inode.kernel.told)
             if new.size is not None:
-                inode.set_size(st.st_size)
+                inode.kernel.truncated(st.st_size)
             return self._entries.attributes(inode, st)
 
     @handler
@@ -302,7 +304,7 @@ class CleanFS(pyfuse3.Operations):
         truncates = flags & os.O_TRUNC
         async with self._tree.using(inode) as held:
             info, st = await self._opener.open(held, flags, ctx)
-            told = held.told
+            told = held.kernel.told
             if truncates:
                 await self._opener.truncate(held, info.fh, st, ctx)
             changed = held if truncates or not info.keep_cache else None
@@ -326,7 +328,7 @@ class CleanFS(pyfuse3.Operations):
             actor = self._names.actor(parent, ctx)
             opened, inode, st = await self._tree.create(parent, name, mode, io_flags, actor)
             with self._inodes.using(inode):
-                told = inode.told
+                told = inode.kernel.told
                 entry = self._entries.attributes(inode, st)
                 info = await self._opener.make_handle(inode, opened, flags, before)
                 self._rollback.created(info.fh, inode, told)

@@ -18,7 +18,7 @@ from cleanfs.source.caller import Caller
 from cleanfs.source.errors import StaleError
 from cleanfs.source.self_copy import forbid_self_copy, open_to_read
 from cleanfs.vfs.handles import Services
-from cleanfs.vfs.inodes import NOT_TOLD, Inode, access_of
+from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.root import ACL_NAMES
 from cleanfs.vfs.stale_names import StaleNames
 from cleanfs.vfs.tree import Tree
@@ -67,13 +67,14 @@ class Permissions:
         """
         if ctx.uid == 0:
             return
-        same = inode.access in (NOT_TOLD, access_of(st))
-        if same and inode.access != NOT_TOLD and inode.access_ctime != st.st_ctime_ns:
-            same = await self._services.inline_if_local(inode, attributes.access_acl, fd) == inode.acl
+        kernel = inode.kernel
+        same = kernel.has_access_of(st)
+        if same and kernel.may_have_other_acl(st):
+            same = await self._services.inline_if_local(inode, attributes.access_acl, fd) == kernel.acl
         if not same:
             await self._services.notifier.attributes_changed(inode.node)
             raise StaleError
-        inode.access_ctime = st.st_ctime_ns
+        kernel.access_ctime = st.st_ctime_ns
 
     async def check_removed(self, inode: Inode, ctx: RequestContext) -> None:
         """Check whether to give attributes of an inode without a link.
@@ -95,7 +96,7 @@ class Permissions:
         It fails if the kernel went by other owners, unless the requester is the owner all the same.
         """
         st = await self._tree.inline_if_local(inode, os.fstat, inode.fd)
-        if ctx.uid not in (0, st.st_uid) and inode.access not in (NOT_TOLD, access_of(st)):
+        if ctx.uid not in (0, st.st_uid) and not inode.kernel.has_access_of(st):
             await self._services.notifier.attributes_changed(inode.node)
             raise StaleError
         return st

@@ -13,8 +13,10 @@ from cleanfs.fs.handle_table import HandleTable
 from cleanfs.fs.name_changes import NameChange
 from cleanfs.fuse.notify import Notifier
 from cleanfs.fuse.refused_replies import RefusedReplies
-from cleanfs.vfs.inodes import UNKNOWN, Inode, InodeTable, Told
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.invalidate import tell
+from cleanfs.vfs.kernel_view import UNKNOWN, Told
 
 
 class ReplyRollback:
@@ -35,11 +37,11 @@ class ReplyRollback:
 
     def attributes(self, inode: Inode) -> None:
         """The reply tells attributes. Call this before they are recorded as told."""
-        self._replies.hold(functools.partial(inode.untold, inode.told))
+        self._replies.hold(functools.partial(inode.kernel.rollback, inode.kernel.told))
 
     def acl(self, inode: Inode) -> None:
         """The reply tells an access ACL that is not the one told before."""
-        self._replies.hold(functools.partial(inode.untold, UNKNOWN))
+        self._replies.hold(functools.partial(inode.kernel.rollback, UNKNOWN))
 
     def change(self, inode: Inode, before: Told | None = None) -> None:
         """The reply tells of a change of an inode (see ``invalidate.tell``)."""
@@ -53,11 +55,11 @@ class ReplyRollback:
 
     def found(self, inode: Inode) -> None:
         """The reply gives a reference to what was found, and tells its attributes."""
-        self._replies.hold(functools.partial(self._not_found, inode, inode.told))
+        self._replies.hold(functools.partial(self._not_found, inode, inode.kernel.told))
 
     def made(self, inode: Inode) -> None:
         """The reply gives a reference to what was made, and tells its attributes."""
-        self._replies.hold(functools.partial(self._not_made, inode, inode.told))
+        self._replies.hold(functools.partial(self._not_made, inode, inode.kernel.told))
 
     def listed(self, listed: list[tuple[Inode, Told]]) -> None:
         """The reply gives a reference to each inode. With each is what was told of it before."""
@@ -72,7 +74,7 @@ class ReplyRollback:
         self._replies.hold(functools.partial(self._not_created, fh, inode, before))
 
     def _not_found(self, inode: Inode, before: Told) -> None:
-        inode.untold(before)
+        inode.kernel.rollback(before)
         self._inodes.forget(inode.node, 1)
 
     def _not_made(self, inode: Inode, before: Told) -> None:

@@ -72,9 +72,9 @@ class MountStats:
     """By what files of the source are known (``identity.Rule``)."""
     requests: RequestLimits
     changes_found: int
-    """Files flushed because somebody else had changed them in the source."""
+    """Files flushed because others had changed them in the source."""
     doubtful_flushes: int
-    """Files flushed because somebody else could have changed them unseen."""
+    """Files flushed because others could have changed them unseen."""
     watch: WatchStats
     open_files: int
     cleancache: CleancacheStats

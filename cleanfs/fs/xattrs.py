@@ -11,7 +11,8 @@ from cleanfs.fs.rollback import ReplyRollback
 from cleanfs.source.attributes import ACCESS_ACL
 from cleanfs.source.caller import Caller
 from cleanfs.vfs.handles import Services
-from cleanfs.vfs.inodes import Inode, InodeTable
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.root import ACL_NAMES
 from cleanfs.vfs.tree import Tree
 
@@ -60,9 +61,9 @@ class Xattrs:
 
     async def get(self, inode: Inode, name: bytes) -> bytes:
         """Read an extended attribute. Raises OSError (ENODATA)."""
-        acl_before = inode.acl
+        acl_before = inode.kernel.acl
         if name == ACCESS_ACL:
-            inode.acl = b""
+            inode.kernel.acl = b""
         try:
             value = await self._tree.inline_if_local(inode, os.getxattr, inode.path(), name)
         except OSError as exc:
@@ -73,7 +74,7 @@ class Xattrs:
             raise
         self._rollback.nothing()
         if name == ACCESS_ACL:
-            inode.acl = value
+            inode.kernel.acl = value
             if value != acl_before:
                 self._rollback.acl(inode)
         return value

@@ -1,4 +1,4 @@
-"""Noticing that the source changed behind our back.
+"""Detect that the source was changed by others.
 
 Pages hang on a file key and on the *fingerprint* under which they were read: size, mtime, ctime.
 When the file is opened, or its attributes are refreshed, and the fingerprint is another one, every
@@ -6,13 +6,13 @@ page of it is flushed, here and in the kernel.
 
 A fingerprint is *racy* (git's word, ``Documentation/technical/racy-git.txt``) if it was taken while
 another change could still have left it as it is: within the timestamp granularity of the file's
-last change. A racy fingerprint shows a change but can not prove that there was none, so an open
+last change. A racy fingerprint shows a change but cannot prove that there was none, so an open
 that finds it flushes, once, and takes a new one.
 
-What we do to the source ourselves changes the fingerprint too. The worker thread that does it takes
-one right before and one right after; if the first is the one that we know, nobody else was at the
-file, and the second takes its place. A change of somebody else between the two is not lost: the new
-fingerprint is racy, so the next open flushes.
+Our own changes move the fingerprint too. The worker thread that makes one takes a fingerprint right
+before and right after. If the first is the known one, nobody else has changed the file, and the second
+takes its place. A change by others between the two is not lost: the new fingerprint is racy, so the
+next open flushes.
 """
 
 from dataclasses import replace
@@ -24,18 +24,18 @@ from cleanfs.cache.pagecache import PageCache
 
 
 class Coherency(StrEnum):
-    """How much the source may change without us."""
+    """What may change the source beside this mount."""
 
     OPEN = "open"
     """Checked at open and at attribute refresh."""
     WATCH = "watch"
-    """The same, and the kernel of the source tells of changes (``fsnotify``)."""
+    """The same, and the kernel reports changes of the source (fanotify)."""
     NONE = "none"
-    """The source is ours alone."""
+    """Nothing else changes the source."""
 
 
 ATTR_TIMEOUTS = {Coherency.OPEN: 1.0, Coherency.WATCH: 1.0, Coherency.NONE: 86_400.0}
-"""Seconds that the kernel may believe names and attributes, unless the user says otherwise.
+"""Default attribute and entry timeouts, in seconds.
 
 Where nobody else changes the source, what the kernel knows is right until it is forgotten for want of
 memory. A day, and not forever: a source that was changed all the same is not hidden for good.
@@ -46,13 +46,12 @@ a refresh finds that.
 
 
 class CoherencyChecker:
-    """Holds each stat of a cached file against what is known, and flushes in doubt.
+    """Compares each stat of a cached file with what is known, and flushes in doubt.
 
-    A stat comes from a thread and may be old when it arrives. So whoever takes one remembers the
-    page cache's clock from before (``as_of``); a change of ours, or a newer fingerprint, gives the
-    file a later version. A stat that was overtaken and does not agree makes the file *distrusted*:
-    no fingerprint, size 0, which sends every read to the source until a stat that nothing overtook
-    is there.
+    A stat comes from a thread and may be old when it arrives. So the page cache's clock is read before
+    each (``as_of``); a change of ours, or a newer fingerprint, gives the file a later version. A stat
+    that was overtaken and differs makes the file *distrusted*: no fingerprint, size 0. That sends every
+    read to the source until there is a stat that nothing overtook.
     """
 
     def __init__(self, pagecache: PageCache, mode: Coherency) -> None:
@@ -66,7 +65,7 @@ class CoherencyChecker:
         that was overtaken, a change of ours that failed half-way, lost events."""
 
     def on_open(self, file: CachedFile, now: Fingerprint, as_of: int) -> bool:
-        """An open saw ``now``. True if the kernel must drop its pages too."""
+        """Compare what an open saw. Return whether the kernel must drop its pages too."""
         known = file.fingerprint
         if known is None:
             if not _overtaken(file, as_of):
@@ -80,7 +79,7 @@ class CoherencyChecker:
         return self.on_refresh(file, now, as_of)
 
     def on_refresh(self, file: CachedFile, now: Fingerprint, as_of: int) -> bool:
-        """An attribute refresh saw ``now``. True if the kernel must drop its pages."""
+        """Compare what an attribute refresh saw. Return whether the kernel must drop its pages."""
         known = file.fingerprint
         if known is None:
             if not _overtaken(file, as_of):
@@ -105,11 +104,11 @@ class CoherencyChecker:
         size: int | None = None,
         data: bool = True,
     ) -> bool:
-        """We changed the file, under its lock. True if somebody else had too, or may have: the kernel
-        must drop its pages.
+        """We changed the file, under its lock. True if others had too, or may have: the kernel must
+        drop its pages.
 
         ``size`` is what our change alone would have made of it, where that is known, and ``data``
-        whether it could move mtime. What differs was somebody else's, between the two stats.
+        whether it could move mtime. What differs was done by others, between the two stats.
         """
         theirs = self.mode is not Coherency.NONE and (
             file.fingerprint not in (None, before)
@@ -136,13 +135,13 @@ class CoherencyChecker:
         return True
 
     def distrust(self, file: CachedFile) -> None:
-        """Nothing is known for sure: flush, and go to the source until the next stat."""
+        """Flush a file of which nothing is known for sure; read from the source until the next stat."""
         self._flush_in_doubt(file)
         file.fingerprint = None
         file.size = 0
 
     def _is_open(self, file: CachedFile) -> bool:
-        """Whether the kernel may go by pages that it has, of a file of which nothing was known.
+        """Whether the kernel may use pages that it has, of a file of which nothing was known.
 
         It was told to drop them when the file was distrusted. What it has read since may be from before
         another change.

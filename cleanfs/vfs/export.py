@@ -1,7 +1,7 @@
 """Find inodes that the kernel has forgotten, for file handles: ``open_by_handle_at``, NFS servers.
 
 A handle of the mount is a node id and a generation. For a node id that it does not know the kernel asks
-by a LOOKUP of ".", and holds the generation of the answer against that of the handle.
+by a LOOKUP of ".", and compares the generation of the reply with that of the handle.
 
 The generation is a checksum of the source's own handle, so that it lasts as long as the file does. The
 node id is the inode number. Where the layout of the source's handles is known, they are composed of
@@ -29,7 +29,9 @@ from cleanfs.source import namespace
 from cleanfs.source.errors import StaleError
 from cleanfs.source.namespace import PATH_FLAGS
 from cleanfs.vfs.handles import Services
-from cleanfs.vfs.inodes import DYNAMIC_BASE, Inode, InodeTable
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
+from cleanfs.vfs.node_ids import DYNAMIC_BASE
 from cleanfs.vfs.tree import Tree, Using
 
 MAX_FORGOTTEN: Final = 1 << 14
@@ -67,7 +69,7 @@ def _any_generation(_: int, __: int) -> int:
 
 
 def _xfs_generation(fd: int, ino: int) -> int:
-    """What bulkstat says. It takes CAP_SYS_ADMIN. Raises StaleError, OSError."""
+    """Read the generation by bulkstat. It takes CAP_SYS_ADMIN. Raises StaleError, OSError."""
     buffer = bytearray(XFS_BULKSTAT.pack(ino, 0, 1, 0, 0, 0, 0))
     fcntl.ioctl(fd, XFS_IOC_BULKSTAT, buffer)
     *_, found, number = XFS_BULKSTAT.unpack(buffer)
@@ -101,7 +103,7 @@ class Layout:
         )
 
     def compose(self, example: bytes, ino: int, number: int) -> bytes:
-        """The handle of an inode, after one of another. Raises StaleError if there can be none."""
+        """Make the handle of an inode, after one of another. Raises StaleError if there can be none."""
         try:
             packed = self.ino.pack(ino)
         except struct.error:
@@ -134,7 +136,7 @@ class SourceHandles:
     """Everything on it is below the source."""
 
     def compose(self, ino: int) -> bytes:
-        """The handle of an inode number. Waits for the source. Raises StaleError, OSError."""
+        """Make the handle of an inode number. Waits for the source. Raises StaleError, OSError."""
         if self.layout is None:
             raise StaleError
         number = self.layout.generation(self.mount_fd, ino)
@@ -174,7 +176,7 @@ class Export:
         inodes.on_drop(self._remember)
 
     async def find(self, node: int, depth: int = 0) -> tuple[Inode, os.stat_result]:
-        """The inode of a node id, with one more kernel reference. Raises StaleError, OSError."""
+        """Find the inode of a node id, with one more kernel reference. Raises StaleError, OSError."""
         inode = self._inodes.get(node)
         if inode is not None:
             async with Using(self._tree, inode):
@@ -214,7 +216,7 @@ class Export:
         return inode, found.stat
 
     async def find_parent(self, node: int) -> tuple[Inode, os.stat_result]:
-        """The same for the parent of a directory. No reference is taken to the root."""
+        """Find the parent of a directory. No reference is taken to the root."""
         root = self._inodes.root
         async with self._tree.using(node) as inode:
             if inode is root or not inode.is_dir:
@@ -226,7 +228,7 @@ class Export:
         return self._inodes.decoded(found.fd, found.stat, found.handle), found.stat
 
     async def _parent(self, known: Forgotten, found: Decoded, depth: int) -> Inode | None:
-        """Where a forgotten file was, if it is there. Raises StaleError, OSError."""
+        """Find the parent of a forgotten file, if that is there. Raises StaleError, OSError."""
         if not known.parent or depth == MAX_DEPTH:
             return None
         parent, _ = await self.find(known.parent, depth + 1)
@@ -240,7 +242,7 @@ class Export:
         return parent if there == (found.stat.st_dev, found.stat.st_ino) else None
 
     def _remember(self, inode: Inode) -> None:
-        """An inode leaves the table."""
+        """Remember an inode that leaves the table."""
         handles = self._handles_of(inode.device)
         if handles is None or not inode.handle or self._services.space_retry.is_removed(inode.node):
             return
@@ -254,7 +256,7 @@ class Export:
         self._forgotten[inode.node] = Forgotten(inode.device, inode.handle, parent, inode.name)
 
     def _handles_of(self, device: int) -> SourceHandles | None:
-        """None if there are none now. Waits for no source: the kernel encodes handles by itself."""
+        """Return None if there are none now. No source is waited for: the kernel encodes handles."""
         known = self._handles.get(device)
         mount_fd = self._inodes.mount_fd(device)
         if known is not None or mount_fd < 0 or not self._inodes.lasts(device):
@@ -276,7 +278,7 @@ def _handles_at(mount_fd: int, fs_type: str) -> SourceHandles:
 
 
 def _open(handles: SourceHandles, handle: bytes, ino: int) -> Decoded:
-    """In a thread: what a handle leads to, or if it is empty, an inode number. StaleError, OSError."""
+    """Open, in a thread, what a handle or else an inode number leads to. Raises StaleError, OSError."""
     try:
         handle = handle or handles.compose(ino)
         fd = syscalls.open_by_handle(handles.mount_fd, handle, os.O_PATH | os.O_NOFOLLOW)
@@ -288,7 +290,7 @@ def _open(handles: SourceHandles, handle: bytes, ino: int) -> Decoded:
 
 
 def _open_parent(fd: int, root: tuple[int, int]) -> Decoded:
-    """In a thread: the parent of a directory, if it is below the root or the root itself."""
+    """Open, in a thread, the parent of a directory, if that is the root or below it."""
     found = _decoded(os.open("..", PATH_FLAGS, dir_fd=fd))
     if not _leads_to(found.fd, root):
         os.close(found.fd)
@@ -310,7 +312,7 @@ def _decoded(fd: int, ino: int = 0) -> Decoded:
 
 
 def _leads_to(fd: int, root: tuple[int, int]) -> bool:
-    """In a thread: whether a directory is ``root`` (device, inode number), or one of its parents is."""
+    """Whether a directory is ``root`` (device, inode number), or one of its parents is; in a thread."""
     fd = os.dup(fd)
     try:
         here, st = (0, 0), os.fstat(fd)

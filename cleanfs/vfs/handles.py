@@ -27,8 +27,9 @@ from cleanfs.source.io import Backing, SourceFs
 from cleanfs.source.listing import EntryStat
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
-from cleanfs.vfs.inodes import Inode, Told, stamps_of
+from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.invalidate import tell
+from cleanfs.vfs.kernel_view import Told
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -240,7 +241,7 @@ class FileHandle:
         began = perf_counter_ns()
         file = self.file
         end = offset + len(data)
-        append = self._appends and self.inode.appends(offset, end)
+        append = self._appends and self.inode.kernel.may_append(offset, end)
         stop = None if append else end
         pending = PendingWrite(min(offset, file.size) if append else offset, stop)
         file.writes.append(pending)
@@ -279,11 +280,11 @@ class FileHandle:
             before, after = own_fingerprint(written.before), own_fingerprint(written.after)
             size = before.size + written.count if append else max(before.size, offset + len(data))
             theirs = services.coherency.after_own_change(file, before, after, size=size)
-        told = inode.told
-        inode.wrote_to(offset + written.count)
+        told = inode.kernel.told
+        inode.kernel.written_to(offset + written.count)
         elsewhere = append and after.size != offset + written.count
-        if inode.sent == stamps_of(written.before) and not (theirs or elsewhere):
-            inode.sent = stamps_of(written.after)
+        if not (theirs or elsewhere):
+            inode.kernel.knows_change(written.before, written.after)
         if theirs or elsewhere or written.before.st_mode != written.after.st_mode:
             services.notifier.inode(inode.node)
         return written, told
@@ -328,8 +329,7 @@ class FileHandle:
         if self._drop_due:
             self._drop_due = False
             self.file.drops_due -= 1
-        if self.inode.dropped_for is self:
-            self.inode.dropped_for, self.inode.pages_dropped_by = None, 0.0
+        self.inode.kernel.pages_dropped(self)
 
 
 class DirHandle:

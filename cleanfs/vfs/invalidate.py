@@ -1,15 +1,16 @@
-"""What the kernel was not told of, as who asked for it is gone (``interrupts``).
+"""Invalidate what a refused reply would have told the kernel.
 
-Who is gone does not wait for the change that was asked for, and its answer is refused. But others can
-ask before the change is done, and the kernel believes what they are told. It drops by itself only what
-it had believed when the call was given up. So a handler holds this (``RefusedReplies``) beside its
-reply.
+A requester that is killed does not wait for its change, and the reply is refused (``interrupts``). By
+itself the kernel drops only what it had cached when the requester gave up. Other requests may come
+before the change is done, and their replies are cached. So a handler holds this call beside its reply
+(``RefusedReplies``).
 """
 
 from collections.abc import Iterable
 
 from cleanfs.fuse.notify import Notifier
-from cleanfs.vfs.inodes import Inode, Told
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.kernel_view import Told
 
 Place = tuple[Inode, bytes]
 """A name in a directory."""
@@ -22,16 +23,15 @@ def tell(
     there: Iterable[Place] = (),
     gone: Iterable[Place] = (),
 ) -> None:
-    """By notifications: inodes have changed, and names have come or gone.
+    """Notify the kernel that inodes have changed, and that names have come or gone.
 
-    ``before`` is what was told before the answer that is refused, if that tells attributes or moves
-    the end of a file. A name that is there is only looked up again: by now somebody may work in it,
-    or have mounted on it.
+    ``before`` is what was told before the refused reply, if that tells attributes or moves the end of
+    a file. A name that is there only expires: by now it may be in use, or mounted on.
     """
     for inode in inodes:
         if inode is None:
             continue
-        inode.untold(before)
+        inode.kernel.rollback(before)
         notifier.inode(inode.node)
         if inode.open_fds:
             notifier.refresh(inode.node, inode.generation)

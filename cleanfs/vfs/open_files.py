@@ -1,11 +1,11 @@
-"""Looking at open files, for changes of the source that the kernel does not ask about.
+"""Poll open files for changes of the source that no request would find.
 
-sendfile(2), splice(2) and mappings go by the pages that there are, however old (Linux 6.18). So does
-read(2), unless the kernel drops pages by itself (FUSE_AUTO_INVAL_DATA): then it asks for attributes
-once they have expired. And with ``--coherency watch`` some changes have no event
-(``docs/coherency.md``). All of these move mtime, or at least ctime. So open files are looked at once a
-second, by an fstat of the descriptor that is held for them. Files of a server are not, as it would be
-asked for each, unless nobody else asks: then in a thread. While no file is open nothing is done.
+sendfile(2), splice(2) and mappings use the cached pages, however old (Linux 6.18). So does read(2),
+unless the kernel drops pages by itself (FUSE_AUTO_INVAL_DATA): then it sends GETATTR once attributes
+have expired. And with ``--coherency watch`` some changes have no event (``docs/coherency.md``). All of
+these move mtime, or at least ctime. So open files are checked once a second, by an fstat of the
+descriptor that is held for them. Files of a server are not, as each fstat is a request to it, unless
+nothing else would find a change: then in a thread. While no file is open nothing is done.
 """
 
 import contextlib
@@ -17,26 +17,26 @@ import trio
 from cleanfs.cache.fingerprint import Fingerprint, fingerprint
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.handles import Before, Services, fstat_and_close
-from cleanfs.vfs.inodes import Inode
+from cleanfs.vfs.inode import Inode
 
 LOOK_SECONDS: Final = 1.0
-"""How often an open file is looked at, at most."""
+"""The shortest time between two checks of an open file."""
 
 MAX_LOOKS: Final = 2048
-"""Files for each time. Where more are open, the others come next time. A look takes some 4 us."""
+"""Files in one round. Where more are open, the others come next time. A check takes some 4 us."""
 
 LOOKS_AT_ONCE: Final = 64
 """Files between two checkpoints."""
 
 
 class OpenFiles:
-    """The open files of one mount that are to be looked at."""
+    """The open files of one mount that are checked."""
 
     def __init__(self, services: Services, seconds: float) -> None:
-        """Look at each every so many ``seconds``."""
+        """Check each every so many ``seconds``."""
         self._services = services
         self._seconds = max(seconds, LOOK_SECONDS)
-        self._inodes: dict[Inode, None] = {}  # in the order in which they are to be looked at
+        self._inodes: dict[Inode, None] = {}  # the next to be checked first
         self._some = trio.Event()
         self._ctimes: Ctimes = {}
         self._asked: set[Inode] = set()  # those that a server is being asked about
@@ -81,7 +81,7 @@ class OpenFiles:
                         await trio.lowlevel.checkpoint()
 
     def _told_by_ctime(self) -> "Ctimes | None":
-        """Whether a change that moves nothing but ctime has nobody else who tells of it."""
+        """Return the record of ctimes if nothing else finds a change that moves only ctime."""
         services = self._services
         explicit = services.notifier.explicit and services.coherency.mode is Coherency.OPEN
         return self._ctimes if explicit else None
@@ -111,14 +111,14 @@ Ctimes = dict[Inode, Fingerprint]
 def look(
     services: Services, inode: Inode, *, unannounced: bool = False, ctimes: Ctimes | None = None
 ) -> None:
-    """Hold an open file against what is known: flush what changed, know what was flushed again.
+    """Compare an open file with what is known: flush what changed, and take the new fingerprint.
 
-    Of a flushed file nothing is known, and all reads go to the source, until it is looked at.
+    A flushed file has no fingerprint, and all its reads go to the source, until it is checked.
 
-    ``unannounced`` says that it is for what nobody tells of, which moves mtime. A change of ours that
-    is under way must not be taken for that: to the data, it holds what it finds against what is known
-    itself; to the names, it moves ctime alone. With ``ctimes`` also what moves that alone counts, if it
-    is still so at the next look.
+    ``unannounced`` limits the check to changes without an event, which move mtime. A change of ours
+    that is under way must not be taken for one: a change of data makes the comparison itself; a change
+    of names moves ctime alone. With ``ctimes`` a change of ctime alone counts, too, if the next check
+    still finds it.
     """
     if inode.open_fds and services.is_local(inode):
         before = services.before()
@@ -151,9 +151,9 @@ def _judge(
 
 
 def drop_in_kernel(services: Services, inode: Inode) -> None:
-    """The kernel is to drop what it has. Of an open file it is to know the size at once.
+    """Have the kernel drop what it has cached. For an open file, refresh the size at once.
 
-    While changes follow each other, so do notifications, which may overtake the answers to a reader.
+    While changes follow each other, so do notifications, which may overtake the replies to a reader.
     """
     services.notifier.inode(inode.node)
     if inode.open_fds:

@@ -1,8 +1,8 @@
-"""The source's kernel tells of changes (``--coherency watch``), so that they are seen without an open.
+"""Watch the source by fanotify (``--coherency watch``), so that changes are seen without an open.
 
-fanotify reports what happens to files, with the process that did it. What we did ourselves is known,
-and left out; after anything else the object is flushed here, and the kernel is told to drop what it
-has. Nothing that ``open`` checks is left out for it: an event is one more reason to flush.
+fanotify reports what happens to files, with the process that did it. Our own changes are known and
+left out. After any other the object is flushed here, and the kernel is notified to drop what it has.
+Everything that ``open`` checks is still checked: an event is one more reason to flush.
 
 A file system is *watched as a whole* where that can be: one mark, and events of all its files, whoever
 changes them by whatever path. It takes CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH (events name files by
@@ -11,7 +11,7 @@ held* is marked. The kernel forgets such a mark with its inode, so it is there w
 descriptor. Without either an inode has what ``open`` gives it, and is counted.
 
 Some changes have no event: those by io_submit(2), by a loop device, by a store into a mapping (see
-``docs/coherency.md``). They move mtime, and open files are looked at once a second (``openfiles``).
+``docs/coherency.md``). They move mtime, and open files are checked once a second (``open_files``).
 
 Order: an event comes after its change. The flush moves the file's version on before the kernel is
 told, so a read that the change overtook inserts nothing here, and what it brings to the kernel is
@@ -36,7 +36,8 @@ from cleanfs.linux import fanotify, syscalls
 from cleanfs.linux.fanotify import Event, Place
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS
 from cleanfs.vfs.handles import Services
-from cleanfs.vfs.inodes import Inode, InodeTable
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.open_files import drop_in_kernel, look
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Reach(Enum):
 
 
 class UnwatchableError(Exception):
-    """The source can not be watched; the message says why."""
+    """The source cannot be watched; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +238,7 @@ class SourceWatch:
         return self._is_local(device) or why.errno == errno.EXDEV
 
     def _mark_whole(self, directory: Inode) -> OSError | None:
-        """Watch the file system of a directory. Why that can not be, if it can not."""
+        """Watch the file system of a directory. Return the error if that cannot be done."""
         flags, mask, path = fanotify.FAN_MARK_FILESYSTEM, DIRECTORY_MASK, directory.path()
         try:
             fanotify.mark(self._group, flags | fanotify.FAN_MARK_ADD, mask, path)
@@ -309,7 +310,7 @@ class SourceWatch:
             try:
                 self._sort(fanotify.parse(buffer), batch)
             except ValueError:
-                log.exception("events that can not be read")
+                log.exception("events that cannot be read")
                 batch.lost = True
             await trio.lowlevel.checkpoint()
 
@@ -394,14 +395,14 @@ class SourceWatch:
             self._invalidations += 1
             notifier.inode(directory.node)  # its times and link count
             if mask & fanotify.NAMES_CHANGED == fanotify.FAN_CREATE:
-                continue  # there was no such name, and that is never believed
+                continue  # there was no such name, and with this mode absence is not cached
             if self._is_gone(directory, name):
                 notifier.entry(directory.node, name)  # and with it, if idle, the inode
             else:
                 notifier.expire(directory.node, name)
 
     def _is_gone(self, directory: Inode, name: bytes) -> bool:
-        """Whether there is no such name now; False if that can not be told at once."""
+        """Whether there is no such name now; False if that cannot be told at once."""
         if directory.fd < 0 or not self._services.is_local(directory):
             return False
         try:  # the directory has just changed: it is in memory

@@ -1,8 +1,8 @@
-"""Refuse calls by a name that no longer leads to the inode that the kernel calls us for.
+"""Refuse calls by a name that no longer leads to the inode that the request is for.
 
-Within the entry timeout the kernel goes by a name although it was removed, replaced or moved in the
-source. What a program then writes would go to a file that nobody finds, or to another name. ESTALE
-makes the kernel look the name up, and begin the call again (``LOOKUP_REVAL``).
+Within the entry timeout the kernel uses a name although it was removed, replaced or moved in the
+source. What a program then writes would go to a file that has no name, or another one. ESTALE makes
+the kernel look the name up, and begin the call again (``LOOKUP_REVAL``).
 
 A call may go by a descriptor instead: by /proc/self/fd/N, or a file handle. No message says so. But
 then there is no name to look up: the same thread comes again at once, without a LOOKUP, and is served.
@@ -21,7 +21,7 @@ from pyfuse3 import RequestContext
 
 from cleanfs.source.errors import StaleError
 from cleanfs.vfs.coherency import Coherency
-from cleanfs.vfs.inodes import Inode
+from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.tree import Tree
 
 MAX_REFUSED: Final = 64
@@ -65,7 +65,7 @@ class StaleNames:
         raise StaleError
 
     def _serve(self, ctx: RequestContext, inode: Inode, refused: float) -> None:
-        """The thread is to have that inode if it comes next."""
+        """Serve the thread's next request if it is for that inode."""
         if ctx.pid:  # 0 is any thread of a process namespace that ours does not see
             if len(self._refused) == MAX_REFUSED:
                 del self._refused[next(iter(self._refused))]

@@ -1,8 +1,8 @@
-"""The source as a tree of inodes: finding, opening and changing what the handlers are asked for.
+"""Find, open and change what is in the source, as a tree of inodes.
 
-Sits between the handlers, which speak FUSE, and ``namespace``, which makes the system calls. It holds
-what is used across an await, runs what may wait in threads, and reports what it saw of a file to
-coherency.
+The tree is between the handlers, which speak FUSE, and ``namespace``, which makes the system calls. It
+holds what is used across an await, runs what may wait in threads, and passes what it saw of a file on
+to coherency.
 """
 
 import contextlib
@@ -26,7 +26,9 @@ from cleanfs.source.caller import Caller
 from cleanfs.source.errors import HalfDoneError, StaleError
 from cleanfs.source.namespace import Actor, Changed, OpenedFile
 from cleanfs.vfs.handles import IO_FLAGS, Before, Services
-from cleanfs.vfs.inodes import Inode, InodeTable, is_parked, open_parked
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
+from cleanfs.vfs.parking import is_parked, open_parked
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -42,7 +44,7 @@ FORGET_SECONDS = 0.01
 
 
 SUSPICIOUS = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EBADF)
-"""Errors of a descriptor whose file a server has forgotten. Its name may lead to it all the same."""
+"""Errors of a descriptor whose file a server has forgotten. Its name may still lead to the file."""
 
 
 class Tree:
@@ -58,11 +60,11 @@ class Tree:
         inodes.on_leave(services.notifier.expire)
 
     def using(self, node: int) -> "Using":
-        """An inode whose descriptor is there, and stays, for the length of the block."""
+        """Hold an inode's descriptor for the length of the block."""
         return Using(self, self.inodes[node])
 
     async def in_thread_with_retry(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run a call that may wait for the source in a thread (``Backing.run``).
+        """Run a call that may wait for the source in a thread (``Backing.in_thread``).
 
         It may open descriptors and take space: if there is none left, it has undone what it did, may
         do it again, or raises HalfDoneError.
@@ -72,9 +74,9 @@ class Tree:
         )
 
     async def run_on_names(self, directory: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        """The same for a call on names in a directory; without a thread where it does not wait.
+        """Run a call on names in a directory; without a thread where it does not wait.
 
-        It must not ask a file system that is mounted on a name: one of a server may never answer.
+        It must not touch a file system that is mounted on a name: a server's may never reply.
         """
         services = self.services
         if not (services.is_local(directory) and syscalls.can_open_here()):
@@ -89,7 +91,7 @@ class Tree:
     async def change_names(
         self, directory: Inode, actor: Actor, call: Callable[[*Ts, Actor], T], *args: *Ts
     ) -> T:
-        """The same for a change by an actor. The main thread acts as nobody but the daemon."""
+        """Run a change of names by an actor. The main thread can only act as the daemon."""
         if actor.is_daemon():
             return await self.run_on_names(directory, call, *args, actor)
         return await self.in_thread_with_retry(call, *args, actor)
@@ -112,7 +114,7 @@ class Tree:
             await self._open_parked(inode, parent.fd)
 
     def _unpark_at_place(self, inode: Inode, parent: Inode) -> bool:
-        """Find a parked inode where it was last, without waiting. Whether it was there."""
+        """Find a parked inode where it was last, without waiting. Return whether it was there."""
         if not self.services.is_local(parent):
             return False
         try:
@@ -213,7 +215,7 @@ class Tree:
             await self.inline_if_local(inode, os.close, fd)
 
     async def stat(self, inode: Inode) -> os.stat_result:
-        """Attributes now, held against what is known."""
+        """Return the attributes now, and compare them with what is known."""
         before = self.services.before()
         st = await self.inline_if_local(inode, os.fstat, inode.fd)
         self.observe(inode, st, before)
@@ -243,23 +245,23 @@ class Tree:
         return found == inode.id
 
     async def nothing_to_drop(self, inode: Inode, size: int | None = None) -> None:
-        """Attributes of the inode are about to be told: return when the kernel has no outdated pages.
+        """Return when the kernel has no stale pages, as attributes of the inode are about to be sent.
 
         It may drop none by itself when it is told of another size. In the page that ends the file it
-        would show zeros, which the file never held. But it takes no size from the answer to a question
-        that a notification overtakes, and a read may be about to go by it: so ``size`` is taught.
+        would show zeros, which the file never held. But it takes no size from a GETATTR reply that a
+        notification overtakes, and a read may be about to use it: so ``size`` is refreshed, too.
         """
         notifier = self.services.notifier
         if not (notifier.explicit and notifier.is_pending(inode.node)):
             return
         read = inode.open_fds and not notifier.is_refreshing(inode.node)
-        if read and size not in (None, inode.kernel_sizes[0]):
+        if read and size not in (None, inode.kernel.sizes[0]):
             await notifier.refreshed(inode.node, inode.generation, pages=True)
         else:
             await notifier.pages_dropped(inode.node)
 
     def observe(self, inode: Inode, st: os.stat_result, before: Before) -> None:
-        """A stat taken since ``before``: if the source changed, flush, and tell the kernel."""
+        """Compare a stat taken since ``before``; if the source changed, flush and notify the kernel."""
         if inode.file_key is not None:
             file = self.services.pagecache.known(inode.file_key)
             if file is not None and self.services.coherency.on_refresh(
@@ -316,7 +318,7 @@ class Tree:
         change: Callable[[*Ts], tuple[os.stat_result, os.stat_result]],
         *args: *Ts,
     ) -> os.stat_result:
-        """A change of ours that reports attributes before and after; under the file's lock.
+        """Make a change that reports attributes before and after, under the file's lock.
 
         ``size`` is the new size if it sets one, ``data`` whether it may move mtime.
         """
@@ -334,7 +336,7 @@ class Tree:
         return new
 
     def name_changed(self, changed: Changed, parent: Inode, name: bytes) -> Inode | None:
-        """What had that name lost or gained one by our hand: its ctime moved; without one it is gone.
+        """Record that a file lost or gained a name by us: its ctime moved; without a name it is gone.
 
         Returns its inode, if that is in the table.
         """
@@ -374,7 +376,7 @@ class Tree:
         return await self._retry_emfile(self.in_thread_with_retry, call, path, flags, inode.file_key)
 
     async def open_directory(self, inode: Inode) -> int:
-        """A descriptor to list a directory by."""
+        """Open a directory to list it."""
         near = functools.partial(self.inline_if_local, inode)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         return await self._retry_emfile(near, os.open, inode.path(), flags)
@@ -408,7 +410,7 @@ class Tree:
             )
 
     def ask_to_forget(self) -> None:
-        """Inodes came: have ``keep_bounded`` look whether they are too many."""
+        """Have ``keep_bounded`` check whether there are too many inodes."""
         if len(self.inodes) > self.inodes.max_inodes:
             self._crowded.set()
 

@@ -14,7 +14,7 @@ import pytest
 from cleanfs.fuse.size_sync import can_refresh, file_handle
 from cleanfs.linux import syscalls
 from cleanfs.linux.syscalls import AT_FDCWD, name_to_handle, open_by_handle
-from cleanfs.vfs.inodes import generation_of
+from cleanfs.vfs.node_ids import generation_of
 from tests.e2e.conftest import SMALL_CACHES, Mounter
 from tests.harness.mounting import MountedFs, mounted, wait_until
 

@@ -20,7 +20,10 @@ from cleanfs.source.identity import BY_PATH, Dentries, Rule, Rules, rule_of
 from cleanfs.source.namespace import PATH_FLAGS
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs import inodes
-from cleanfs.vfs.inodes import Inode, InodeTable, open_parked
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
+from cleanfs.vfs.kernel_view import stamps_of
+from cleanfs.vfs.parking import open_parked
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,7 @@ class Renumbering:
         parent = parent or self.table.root
         fd = os.open(name, PATH_FLAGS, dir_fd=parent.fd)
         inode = self.table.looked_up(fd, self.stat(fd), parent, name.encode())
-        inode.sent = inodes.stamps_of(self.stat(inode.fd))
+        inode.kernel.sent = stamps_of(self.stat(inode.fd))
         return inode
 
     def list(self, name: str, parent: Inode | None = None) -> Inode:
@@ -244,7 +247,7 @@ def test_a_parked_inode_is_found_by_its_place_if_it_looks_the_same(
     assert source.look_up("a") is a
     source.park_all()
     source.forget()
-    a.sent = (5, 1, 1)
+    a.kernel.sent = (5, 1, 1)
     assert source.look_up("a") is not a
     with pytest.raises(StaleError):
         open_parked(a, -1, source.table.root.fd)
@@ -325,9 +328,8 @@ class SourceMachine(RuleBasedStateMachine):
         self.source.forget()
 
     def held(self, name: str) -> Inode | None:
-        dentry = self.source.table.dentry(
-            self.source.table.root.device, self.source.table.root, name.encode()
-        )
+        table = self.source.table
+        dentry = table._index.dentry(table.root.device, table.root, name.encode())  # noqa: SLF001
         return dentry.occupant if dentry is not None else None  # type: ignore[return-value]  # an Inode
 
     @rule(name=st.sampled_from(NAMES))

@@ -23,7 +23,8 @@ from cleanfs.vfs import export
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.export import LAYOUTS, Export
 from cleanfs.vfs.handles import Services
-from cleanfs.vfs.inodes import InodeTable, generation_of
+from cleanfs.vfs.inodes import InodeTable
+from cleanfs.vfs.node_ids import generation_of
 from cleanfs.vfs.tree import Tree
 
 EXT4_ROOT = bytes([1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0])

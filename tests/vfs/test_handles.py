@@ -45,7 +45,8 @@ from cleanfs.source.io import Backing
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.handles import DirHandle, Services
-from cleanfs.vfs.inodes import NOT_TOLD, InodeTable
+from cleanfs.vfs.inodes import InodeTable
+from cleanfs.vfs.kernel_view import NOT_TOLD
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ async def test_a_read_waits_for_the_write_that_came_before_it(
     fs, fh = await opened(services, inodes, flags)
     [file] = services.pagecache.files()
     inode = inodes.all()[-1]
-    inode.told_size(4)
+    inode.kernel.size_sent(4)
     got: dict[tuple[int, int], bytes] = {}
 
     one_is_there = trio.Event()
@@ -212,7 +213,7 @@ async def test_lists_of_other_file_systems_are_their_owners_to_change(
     """NFS, CIFS and NTFS have lists that the kernel does not check for us."""
     fs, fh = await opened(services, inodes)
     inode = inodes.all()[-1]
-    inode.access = NOT_TOLD
+    inode.kernel.access = NOT_TOLD
     fstat = os.fstat
 
     def owned(fd: int) -> os.stat_result:

@@ -19,19 +19,11 @@ from cleanfs.source.errors import StaleError
 from cleanfs.source.identity import Rules
 from cleanfs.source.namespace import PATH_FLAGS
 from cleanfs.source.space_retry import SpaceRetry
-from cleanfs.vfs.inodes import (
-    CONTROL_BASE,
-    CONTROL_END,
-    DEVICE_SHIFT,
-    DYNAMIC_BASE,
-    LEAST_HELD,
-    MAX_SIZES,
-    ROOT,
-    Inode,
-    InodeTable,
-    is_parked,
-    open_parked,
-)
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import LEAST_HELD, InodeTable
+from cleanfs.vfs.kernel_view import MAX_SIZES
+from cleanfs.vfs.node_ids import CONTROL_BASE, CONTROL_END, DEVICE_SHIFT, DYNAMIC_BASE, ROOT
+from cleanfs.vfs.parking import is_parked, open_parked
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -98,7 +90,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     yield made
     nodes = made.table._nodes
     assert all(inode.node == node for node, inode in nodes.items())
-    assert set(made.table._by_id.values()) <= set(nodes.values())
+    assert set(made.table._index) <= set(nodes.values())
     held = {inode.node for inode in nodes.values() if inode.fd >= 0 and inode.node != ROOT}
     assert set(made.table._held) == held
     made.table.close()
@@ -614,63 +606,63 @@ def regular() -> Inode:
 def test_the_kernel_may_see_the_end_where_it_was_told_to() -> None:
     inode = regular()
     for size in 100, 250, 250, 170:
-        inode.told_size(size)
-    assert [at for at in (0, 99, 100, 170, 200, 250, 300) if inode.appends(at, at + 7)] == [
+        inode.kernel.size_sent(size)
+    assert [at for at in (0, 99, 100, 170, 200, 250, 300) if inode.kernel.may_append(at, at + 7)] == [
         100,
         170,
         250,
     ]
-    inode.set_size(40)
-    assert [at for at in (0, 40, 100, 170) if inode.appends(at, at + 7)] == [40]
+    inode.kernel.truncated(40)
+    assert [at for at in (0, 40, 100, 170) if inode.kernel.may_append(at, at + 7)] == [40]
 
 
 def test_what_the_kernel_writes_it_knows_of() -> None:
     inode = regular()
     for size in 100, 250:
-        inode.told_size(size)
-    inode.wrote_to(170)
-    assert [at for at in (100, 170, 250) if inode.appends(at, at + 7)] == [170, 250]
-    inode.wrote_to(300)
-    assert inode.kernel_sizes == (300,)
+        inode.kernel.size_sent(size)
+    inode.kernel.written_to(170)
+    assert [at for at in (100, 170, 250) if inode.kernel.may_append(at, at + 7)] == [170, 250]
+    inode.kernel.written_to(300)
+    assert inode.kernel.sizes == (300,)
 
 
 def test_whole_pages_before_the_end_are_of_a_mapping() -> None:
     inode = regular()
     for size in 4096, 8192:
-        inode.told_size(size)
-    assert not inode.appends(4096, 4096 + 4096)
-    assert inode.appends(8192, 8192 + 4096)
-    inode.told_size(100)
-    assert inode.appends(4096, 4096 + 4096)
+        inode.kernel.size_sent(size)
+    assert not inode.kernel.may_append(4096, 4096 + 4096)
+    assert inode.kernel.may_append(8192, 8192 + 4096)
+    inode.kernel.size_sent(100)
+    assert inode.kernel.may_append(4096, 4096 + 4096)
 
 
 def test_what_ends_neither_with_a_page_nor_with_the_file_is_of_no_mapping() -> None:
     """An append at the end that the kernel saw before it learned of another append."""
     inode = regular()
     for size in 0, 4096, 4101:
-        inode.told_size(size)
-    assert inode.appends(4096, 4102)
-    assert not inode.appends(4096, 4101)
-    assert not inode.appends(4096, 8192)
-    assert not inode.appends(0, 7), "by who has taken O_APPEND away"
+        inode.kernel.size_sent(size)
+    assert inode.kernel.may_append(4096, 4102)
+    assert not inode.kernel.may_append(4096, 4101)
+    assert not inode.kernel.may_append(4096, 8192)
+    assert not inode.kernel.may_append(0, 7), "by who has taken O_APPEND away"
 
 
 def test_a_size_that_was_never_told_is_not_believed() -> None:
     """What a program that took O_APPEND away wrote to the beginning made a size of it."""
     inode = regular()
-    inode.told_size(12_000)
-    inode.wrote_to(4096)
-    assert inode.kernel_sizes == (12_000,)
-    assert not inode.appends(4096, 5096)
+    inode.kernel.size_sent(12_000)
+    inode.kernel.written_to(4096)
+    assert inode.kernel.sizes == (12_000,)
+    assert not inode.kernel.may_append(4096, 5096)
     untold = regular()
-    untold.untold(regular().told)
-    untold.told_size(5)
-    untold.untold(regular().told)
-    assert untold.kernel_sizes == (5,)
+    untold.kernel.rollback(regular().kernel.told)
+    untold.kernel.size_sent(5)
+    untold.kernel.rollback(regular().kernel.told)
+    assert untold.kernel.sizes == (5,)
 
 
 def test_only_some_sizes_are_remembered() -> None:
     inode = regular()
     for size in range(1, 1000):
-        inode.told_size(size)
-    assert len(inode.kernel_sizes) == MAX_SIZES
+        inode.kernel.size_sent(size)
+    assert len(inode.kernel.sizes) == MAX_SIZES

@@ -23,7 +23,8 @@ from cleanfs.source.io import Backing
 from cleanfs.vfs import source_watch
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.handles import Services
-from cleanfs.vfs.inodes import Inode, InodeTable
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.open_files import OpenFiles, look
 from cleanfs.vfs.source_watch import Batch, SourceWatch, UnwatchableError
 from tests.harness.source_calls import CONTENTS, SIZE, held
