@@ -1,29 +1,27 @@
-"""Letting go of programs that are killed while they wait for a source that hangs.
+"""Release processes that are killed while they wait for a source that hangs.
 
-A program waits in the kernel until we answer, also when it is killed. The kernel tells us of its
-signal by a FUSE_INTERRUPT, which libfuse takes note of and pyfuse3 has no handler for. So while a call
-hangs, and now and then before, we read the device ourselves: an interrupt is for us, anything else
-goes to libfuse, in a file that takes the device's place for the length of one read. As in
-``init_flags``, pyfuse3's wait is where we get to run.
+A process waits in the kernel until our reply, even when it is killed. The kernel reports its signal by
+a FUSE_INTERRUPT, which libfuse notes and pyfuse3 has no handler for. So while a call hangs, and now and
+then before, we read the device ourselves: an interrupt is for us. Any other message goes to libfuse in
+a file that replaces the device for one read. As in ``init_flags``, this runs in pyfuse3's wait.
 
-A signal of the moment before, of which libfuse took note, is not lost: the kernel tells once more of
-those that it has told of (``_request_interrupts_again``), if the request is one of the last two
-seconds.
+A signal shortly before, which libfuse read, is not lost: the kernel repeats its interrupts
+(``_request_interrupts_again``), if the request is one of the last two seconds.
 
-An interrupt tells of any signal, and not of which. A program that is to go on (a timer, a child, a
-window that was resized) must not get EINTR from a regular file, so only those are let go that are
-dying. Who is, /proc says: every signal that ends a program becomes a SIGKILL that is pending until it
-has ended. Whose a request is, we know if we have read it; of others it is only known that somebody who
-is dying has made one, unless that one has made one of the first kind.
+An interrupt does not say which signal came. A process that continues (a timer, a child, a resized
+window) must not get EINTR from a regular file, so only killed ones are released. /proc names them:
+every fatal signal becomes a SIGKILL that is pending until the process has ended. We know the requester
+of a request that we have read. Of other requests we only know that some killed thread, whose requests
+we have not read, has made one.
 
-Nobody else may use libfuse's descriptor meanwhile: what a thread wrote there went into the message, and
-what was told to the kernel from here, by the main thread, could wait for an answer of the main thread
-(both were seen). So notifications have a descriptor of their own (``Notifier.use_device``).
+No other thread may use libfuse's fd meanwhile: what it wrote there went into the message. Notifications
+sent by the main thread could wait for a reply of the main thread (both were seen). So notifications
+have an fd of their own (``Notifier.use_device``).
 
-The kernel takes the answer EINTR to a request from us directly, as from anybody who has the device.
-The handler goes on, until the source answers; then its own answer is refused, which is how we learn
-that what it gave out (a reference, an open file) is nobody's (``RefusedReplies``). Libfuse says so of
-what it sends to the device; of what it wrote into a lent message we find out when we send that on.
+The kernel accepts the reply EINTR from us directly, as from any process that has the device. The
+handler goes on until the source replies. Then its own reply is refused, and so we learn that nobody
+owns the reference or open file in it (``RefusedReplies``). libfuse logs a refusal by the device. For a
+reply that it wrote into the file, we see the refusal when we send it on.
 """
 
 import contextlib
@@ -78,7 +76,10 @@ IDS_PER_CHECKPOINT: Final = 256
 
 
 class Interrupts(WaitHook, logging.Filter):
-    """One mount's. Use: ``install`` after ``busypoll``'s, ``run`` along with pyfuse3's loop."""
+    """Releases one mount's killed requesters.
+
+    Call ``install`` after that of ``busypoll``, and ``run`` beside pyfuse3's loop.
+    """
 
     def __init__(
         self,

@@ -54,10 +54,12 @@ class _Call:
 
 
 class IsolatedThreads:
-    """See the module. Use: ``run`` in a nursery, from before the device is opened."""
+    """Runs calls in isolated threads: ``start`` it before the device is opened, ``run`` in a
+    nursery.
+    """
 
     def __init__(self, threads: int) -> None:
-        """None yet. Further calls wait: what is asked for may hang with the source."""
+        """Prepare so many threads. When all are busy, which may be for long, further calls wait."""
         self.threads = threads
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._done: deque[_Call] = deque()
@@ -95,17 +97,16 @@ class IsolatedThreads:
         return pending.result()  # type: ignore[return-value]  # of this very call
 
     def close(self) -> None:
-        """The threads end, each after the call that it is in."""
+        """Let each thread end after its present call."""
         for _ in range(self.threads):
             self._calls.put(None)
-        if (
-            self._eventfd >= 0 and self._isolated
-        ):  # else one that ends late would write to what has the number then
+        # Without isolation, a thread that ends late would write to another file with that number.
+        if self._eventfd >= 0 and self._isolated:
             os.close(self._eventfd)
 
     def _serve(self, isolated: threading.Event) -> None:
         eventfd = self._eventfd
-        # Python's handlers write to a descriptor, which is not here.
+        # Python's signal handlers write to an fd that this thread does not have.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             syscalls.unshare_descriptors()

@@ -1,8 +1,8 @@
-"""What only an answer of ours tells the kernel, and what is to be done if it refuses that answer.
+"""Undo actions for replies that the kernel refuses because the requesting process is gone.
 
-A program that was let go (``interrupts``) has not got the answer to what it asked: the handler goes
-on, and only when its answer is refused do we learn that what it gave (a reference, an open file) is
-nobody's, and that the kernel does not know of what it changed.
+A process that was released (``interrupts``) never gets the reply to its request, but the handler goes
+on. When the kernel refuses that reply, nobody owns the reference or open file in it, and the kernel has
+not learned of the change.
 """
 
 import os
@@ -14,24 +14,27 @@ UNDOABLE: Final = re.compile(
     r"fuse_(lookup|open|opendir|readdirplus|getattr|getxattr"
     r"|mknod|mkdir|symlink|link|create|unlink|rmdir|rename|setattr|write|write_buf|setxattr|removexattr)\b"
 )
-"""Handlers whose answers give something out or are believed, as pyfuse3 names them when one is
-refused. (Its setxattr asks getxattr first, and may answer by what that says.)"""
+"""Handlers whose replies carry references or attributes, by the name that pyfuse3 logs upon a refusal.
+(Its setxattr calls getxattr first, and may reply with that result.)"""
 
 
 class RefusedReplies:
-    """What the last handler gave out or changed, and what to do if the kernel refuses the reply.
+    """Holds the rollback of the last handler's reply.
 
-    Each of the UNDOABLE ones says so as the last thing that it does, or that there is nothing.
+    Each of the UNDOABLE handlers sets it, or None, as its last action.
     """
 
     def __init__(self) -> None:
-        """Nothing."""
+        """Start without a rollback."""
         self._rollback: Callable[[], None] | None = None
         self._file = -1
-        self._written: dict[int, Callable[[], None]] = {}  # by where the answer is in the file
+        self._written: dict[int, Callable[[], None]] = {}  # by the reply's offset in the file
 
     def hold(self, rollback: Callable[[], None] | None) -> None:
-        """A handler is about to return; pyfuse3 sends its answer before anything else runs."""
+        """Set the rollback of a handler that is about to return.
+
+        pyfuse3 sends its reply before any other code runs.
+        """
         self._rollback = rollback
         if self._file >= 0:
             position = os.lseek(self._file, 0, os.SEEK_CUR)
@@ -40,12 +43,12 @@ class RefusedReplies:
                 self._written[position] = rollback
 
     def write_to(self, fd: int) -> None:
-        """Replies go into a file for now, -1 for no longer: a refusal is known later."""
+        """Expect replies in a file, whose refusal is known later; -1 ends that."""
         self._file = fd
         self._written.clear()
 
     def refused(self, written_at: int | None = None) -> None:
-        """The last answer was refused, or the one that begins there in the file."""
+        """Roll back the last reply, or the one at that offset in the file."""
         if written_at is None:
             rollback, self._rollback = self._rollback, None
         else:

@@ -1,7 +1,7 @@
-"""Which numbers a mount's requests have had lately.
+"""Estimate the ids of a mount's recent requests.
 
-The kernel numbers requests as they are made (``fuse_get_unique``, fs/fuse/dev.c), and libfuse shows
-nobody the numbers of those that it reads. So one is looked at now and then, and messages are counted.
+The kernel numbers requests in order (``fuse_get_unique``, fs/fuse/dev.c), and libfuse does not pass on
+the ids that it reads. So we sample an id now and then, and count messages.
 """
 
 import os
@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 from cleanfs.fuse.protocol import FUSE_REQ_ID_STEP
 
 SAMPLE_SECONDS: Final = 0.25
-"""How often one is to be looked at."""
+"""How often to sample an id."""
 
 KEPT_SECONDS: Final = 2.0
-"""How old a request may be that is in the range."""
+"""The age of the oldest request in the range."""
 
 SINCE: Final = (5, 1)
 """The Linux from which on it does no harm to ask about any number (``Interrupts``)."""

@@ -1,15 +1,15 @@
-"""What the kernel believes of a file of the mount, and having it believe what is so.
+"""Force the kernel to refresh its size of a file of the mount.
 
-A notification makes the kernel ask for attributes again, when somebody wants them. But it drops the
-answer to a question that it asked before another notification, or before a write (the counter is
-``attr_version`` in ``fs/fuse``), and who asked goes by what the inode had: a read by the old size. So
-whoever must not be wronged has the question asked in time, and looks whether the answer took effect.
+After a notification the kernel sends a GETATTR when it next needs attributes. But it ignores the reply
+to a GETATTR sent before another notification or before a write (the counter is ``attr_version`` in
+``fs/fuse``). The requester then uses the old attributes: a read uses the old size. So before a reader
+depends on the size, force a GETATTR and verify that the kernel applied the reply.
 
-Both go by a descriptor of the file on the mount, opened by its handle: no name is looked up, and no
-lock taken that a program may hold while it waits for us. That takes CAP_DAC_READ_SEARCH; without it
-nothing is asked, and nothing promised.
+Both use an fd of the file on the mount, opened by its handle. That looks up no name and takes no lock
+that a program may hold while it waits for us. It needs CAP_DAC_READ_SEARCH; without it nothing is
+refreshed.
 
-Everything here waits for our own answers, so it runs in threads.
+Everything here waits for our own replies, so it runs in threads.
 """
 
 import os
@@ -25,36 +25,36 @@ FILEID_INO64_GEN: Final = 0x81
 (``fuse_encode_fh``)."""
 
 PAUSES: Final = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
-"""Seconds before each question. While a write that makes the file larger is under way the kernel takes
-no size (FUSE_I_SIZE_UNSTABLE), and that write may hang."""
+"""Seconds before each GETATTR. While a write extends the file, the kernel accepts no size
+(FUSE_I_SIZE_UNSTABLE), and that write may hang."""
 
 
 @dataclass(frozen=True, slots=True)
 class MountedAt:
-    """Where the kernel has the mount."""
+    """Holds the mount's path and device number."""
 
     path: str
     device: int
 
 
 def can_refresh() -> bool:
-    """Whether this process has the privilege that it takes."""
+    """Return whether this process has the capability needed."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         effective = next(line for line in status if line.startswith("CapEff:"))
     return bool(int(effective.split()[1], 16) >> CAP_DAC_READ_SEARCH & 1)
 
 
 def file_handle(node: int, generation: int) -> bytes:
-    """The handle by which the kernel opens a node that it has in memory, for ``open_by_handle``."""
+    """Make the handle for ``open_by_handle`` of a node in the kernel's memory."""
     words = (FILEID_INO64_GEN, node >> 32, node & 0xFFFFFFFF, generation & 0xFFFFFFFF)
     return b"".join(word.to_bytes(4, "little") for word in words)
 
 
 def refresh_kernel_size(where: MountedAt, node: int, generation: int) -> bool:
-    """Have the kernel ask for a file's attributes until it believes the size that it is told.
+    """Force GETATTRs until the kernel has applied the size in a reply.
 
-    False if it was not seen to: no privilege, the mount is elsewhere, the kernel has forgotten the
-    file, the source gives no attributes, or others change the size all the time.
+    False if that was not seen: no capability, the mount is elsewhere, the kernel has forgotten the
+    file, the source returns no attributes, or other processes change the size all the time.
     """
     try:
         fd = _open(where, node, generation)
@@ -63,8 +63,8 @@ def refresh_kernel_size(where: MountedAt, node: int, generation: int) -> bool:
     try:
         for pause in PAUSES:
             time.sleep(pause)
-            told = os.fstat(fd).st_size  # of the answer, whether it took effect or not
-            if (where.device, told) == syscalls.known_size(fd):
+            replied = os.fstat(fd).st_size  # in the reply, whether it was applied or not
+            if (where.device, replied) == syscalls.known_size(fd):
                 return True
     except OSError:
         return False

@@ -1,7 +1,7 @@
-"""Standing where pyfuse3 waits.
+"""Run code in pyfuse3's wait for requests.
 
 pyfuse3 waits through its module global ``trio``, which its own asyncio mode replaces in the same way
-(``pyfuse3.asyncio.enable``). Who stands there gets to run before and after each wait for the device.
+(``pyfuse3.asyncio.enable``). A replacement runs before and after each wait for the device.
 """
 
 from typing import Any
@@ -10,19 +10,19 @@ import pyfuse3
 
 
 class WaitHook:
-    """In front of whatever stood there before, which does all that this does not."""
+    """Replaces pyfuse3's ``trio``, and passes on what it does not define to the previous one."""
 
     behind: Any = None
 
     def hook(self) -> bool:
-        """Stand there. False if this pyfuse3 has no such place: it waits elsewhere."""
+        """Install the hook. False if this pyfuse3 waits elsewhere."""
         if getattr(pyfuse3, "trio", None) is None:
             return False
         self.behind, pyfuse3.trio = pyfuse3.trio, self  # type: ignore[attr-defined]  # of its C module
         return True
 
     def unhook(self) -> None:
-        """No longer, wherever in the row: who is behind moves up."""
+        """Remove the hook from its place in the chain of hooks."""
         if getattr(pyfuse3, "trio", None) is self:
             pyfuse3.trio = self.behind  # type: ignore[attr-defined]  # see above
             return
@@ -34,11 +34,11 @@ class WaitHook:
 
     @property
     def lowlevel(self) -> "WaitHook":
-        """For ``trio.lowlevel``: its names and trio's do not meet."""
+        """Stand for ``trio.lowlevel``, whose names do not collide with trio's."""
         return self
 
     def __getattr__(self, name: str) -> object:
-        """Everything else."""
+        """Pass on all other names."""
         for module in (self.behind, getattr(self.behind, "lowlevel", None)):
             if hasattr(module, name):
                 found: object = getattr(module, name)
