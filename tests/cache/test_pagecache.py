@@ -94,7 +94,7 @@ class Source:
         self.reads: list[tuple[int, int]] = []
         self.error: OSError | None = None
         self.bad: int | None = None
-        """Offset of a byte that can not be read."""
+        """Offset of a byte that cannot be read."""
         self.gate = trio.Event()
         self.gate.set()
         self.sample_late = False

@@ -304,14 +304,14 @@ async def test_a_wait_on_the_main_thread_is_not_followed_by_another(
         else:
             await SourceFile(fd, local, backing).write_all(0, b"x")
 
-    pace = local.reads if name == "preadv" else local.writes
+    policy = local.reads if name == "preadv" else local.writes
     for _ in range(STREAK):
         await once()
-    assert pace.inline
+    assert policy.inline
     slept(monkeypatch, name, [20 * SLOW_SECONDS])
     await once()
     for _ in range(2 * STREAK):
-        assert not pace.inline
+        assert not policy.inline
         await once()
 
 
