@@ -44,7 +44,7 @@ class Mount8:
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         """Run a command there, below the same root: entering a mount namespace leaves a chroot."""
         return subprocess.run(
-            ["nsenter", "-m", "-r", "-t", str(self.pid), *map(str, command)],
+            ["nsenter", "-m", "-r", "-w", "-t", str(self.pid), *map(str, command)],
             capture_output=True,
             text=True,
             timeout=60,
