@@ -4,8 +4,8 @@ import ctypes
 import json
 import mmap
 import os
-import resource
 import re
+import resource
 import shutil
 import signal
 import stat
@@ -769,7 +769,7 @@ def test_no_file_data_is_in_a_core_dump(
     (source / "f").write_bytes(MARKER * 50_000)
     source.chmod(0o777)
     monkeypatch.chdir(tmp_path)
-    _, most = resource.getrlimit(resource.RLIMIT_CORE)  # 0 in some logins: then the filter is all there is
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)  # 0 in some logins: the filter is left
     most_words = "unlimited" if most == resource.RLIM_INFINITY else str(most)
     fs = mount("--allow-other", prefix=("prlimit", f"--core={most_words}:{most_words}"))
     (fs.path / "f").read_bytes()
