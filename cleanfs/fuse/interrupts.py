@@ -54,15 +54,14 @@ from cleanfs.source.io import Backing
 log = logging.getLogger(__name__)
 
 GUARD_SECONDS: Final = 0.2
-"""How long a call must have been waiting, for us to read the device. A disk that is merely slow is no
-reason to come between the kernel and libfuse."""
+"""How long a call must have waited before we read the device. A slow disk is no reason to come between
+the kernel and libfuse."""
 
 RELEASE_SECONDS: Final = 0.5
-"""How long a call must have been waiting, for its program to be let go. A disk that is merely slow
-answers by then, and nobody is told of a signal."""
+"""How long a call must have waited before its requester is released. A slow disk replies earlier."""
 
 CHECK_SECONDS: Final = 0.2
-"""How often it is looked who is dying, while somebody who waits has got a signal."""
+"""How often to look for killed threads, while a requester has a signal."""
 
 MAX_REQUESTERS: Final = 1 << 14
 """Requests, the newest that we have read, of which it is remembered who made them: 2.5 MB at most. Of
@@ -87,7 +86,7 @@ class Interrupts(WaitHook, logging.Filter):
         refused_replies: RefusedReplies,
         before_release: Callable[[], None] = lambda: None,
     ) -> None:
-        """Watch over the calls of a source. ``before_release`` is called before a requester is
+        """Watch the calls of a source. ``before_release`` is called before a requester is
         released.
         """
         super().__init__()
@@ -96,18 +95,18 @@ class Interrupts(WaitHook, logging.Filter):
         self._refused_replies = refused_replies
         self._fd = self._device = self._message_file = -1
         self._message_length = 0
-        self._signalled: dict[int, int] = {}  # and who asked, 0 if unknown
+        self._signalled: dict[int, int] = {}  # request ids, and their threads, 0 if unknown
         self._request_ids = RequestIds()
-        self._unseen = False  # there may be signals that libfuse has read of
+        self._unseen = False  # libfuse may have read interrupts
         self._requesters = OrderedDict[int, int]()  # threads, by unique; oldest first
 
     def install(self) -> None:
-        """Be where pyfuse3 waits. A pyfuse3 that waits elsewhere lets nobody go."""
+        """Hook pyfuse3's wait. Under a pyfuse3 that waits elsewhere, no process is released."""
         if self.hook():
             logging.getLogger("pyfuse3").addFilter(self)
 
     def uninstall(self) -> None:
-        """The device is libfuse's alone again."""
+        """Leave the device to libfuse alone."""
         self.unhook()
         logging.getLogger("pyfuse3").removeFilter(self)
         if self._device >= 0:
@@ -117,7 +116,7 @@ class Interrupts(WaitHook, logging.Filter):
             self._device = self._message_file = -1
 
     async def run(self) -> None:
-        """Let go of who is dying; never ends."""
+        """Release killed requesters; never returns."""
         while True:
             await self._backing.thread_limiter.in_use()
             await trio.sleep(CHECK_SECONDS)
@@ -133,7 +132,7 @@ class Interrupts(WaitHook, logging.Filter):
                     await self._release_killed()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """False for an answer that was refused, as who had asked is gone, or the whole mount."""
+        """Drop log records of refused replies whose requester, or the whole mount, is gone."""
         message = str(record.msg)
         if "fuse_reply" not in message or os.strerror(errno.ENOENT) not in record.getMessage():
             return True
@@ -155,7 +154,7 @@ class Interrupts(WaitHook, logging.Filter):
                 continue
             self._signalled.pop(unique, None)
             self._before_release()
-            with contextlib.suppress(OSError):  # ENOENT: it was answered meanwhile
+            with contextlib.suppress(OSError):  # ENOENT: it has had its reply
                 os.write(self._device, FUSE_OUT_HEADER.pack(FUSE_OUT_HEADER.size, -errno.EINTR, unique))
                 self._backing.orphans += 1
 
@@ -189,14 +188,14 @@ class Interrupts(WaitHook, logging.Filter):
     # -- the device -----------------------------------------------------------------------------
 
     def _pass_on(self, fd: int) -> bool:
-        """Read a message. True if libfuse may read, and gets it; False if there is none for it."""
+        """Read a message for libfuse. False if there is none that it should read."""
         if self._device < 0:
             self._fd, self._device = fd, os.dup(fd)
             self._message_file = os.memfd_create("fuse")
         try:
             message = os.read(self._device, MAX_REQUEST)
         except OSError as exc:
-            # ENOENT: who had asked is gone. ENODEV: unmounted, which libfuse wants to see itself.
+            # ENOENT: the requester is gone. ENODEV: unmounted, which libfuse must see itself.
             return exc.errno not in (errno.EAGAIN, errno.EINTR, errno.ENOENT)
         _, opcode, unique, _, _, _, requester, *_ = FUSE_IN_HEADER.unpack_from(message)
         if opcode == FUSE_INTERRUPT:
@@ -204,7 +203,7 @@ class Interrupts(WaitHook, logging.Filter):
             self._signalled[unique] = self._requesters.get(unique, 0)
             return False
         self._request_ids.saw(unique)
-        if opcode not in (FUSE_FORGET, FUSE_BATCH_FORGET):  # nobody waits for an answer
+        if opcode not in (FUSE_FORGET, FUSE_BATCH_FORGET):  # these have no reply
             self._requesters[unique] = requester
             if len(self._requesters) > MAX_REQUESTERS:
                 self._requesters.popitem(last=False)
@@ -216,7 +215,7 @@ class Interrupts(WaitHook, logging.Filter):
         return True
 
     def _restore_device(self) -> None:
-        """Libfuse has read. Whatever was answered meanwhile stands behind the message."""
+        """Restore the device, and send the replies that were written behind the message."""
         if not self._message_length:
             return
         os.dup2(self._device, self._fd, inheritable=False)
@@ -233,17 +232,17 @@ class Interrupts(WaitHook, logging.Filter):
         try:
             os.write(self._device, reply)
         except OSError as exc:
-            # Libfuse, which would have said so, takes it for sent.
+            # libfuse, which would have logged that, takes it for sent.
             if exc.errno == errno.ENOENT and self._backing.orphans:
                 self._backing.orphans -= 1
                 self._refused_replies.refused(written_at)
             elif exc.errno not in (errno.ENOENT, errno.ENODEV):
                 log.warning("the kernel refused a reply: %s", exc)
 
-    # -- what pyfuse3 takes for trio ------------------------------------------------------------
+    # -- the hook in pyfuse3's wait --------------------------------------------------------------
 
     async def wait_readable(self, fd: int) -> None:
-        """pyfuse3 is about to read the device."""
+        """Run before pyfuse3 reads the device."""
         self._restore_device()
         while True:
             await self.behind.lowlevel.wait_readable(fd)

@@ -34,19 +34,19 @@ LOOKUP = b"\x64\0\0\0\x01\0\0\0" + bytes(FUSE_IN_HEADER.size - 8)
 def test_a_refused_reply_in_the_message_file_is_rolled_back(
     monkeypatch: pytest.MonkeyPatch, gone: list[int]
 ) -> None:
-    """Libfuse takes it for sent, and complains of nothing."""
-    backing, given, taken_back = Backing(), RefusedReplies(), list[int]()
+    """Libfuse takes it for sent and logs nothing."""
+    backing, refused_replies, rolled_back = Backing(), RefusedReplies(), list[int]()
     backing.orphans = len(gone)
-    interrupts = Interrupts(backing, given)
+    interrupts = Interrupts(backing, refused_replies)
     device, kernel = os.pipe()
     os.write(kernel, LOOKUP)
     assert interrupts._pass_on(device)  # noqa: SLF001
     assert os.read(device, 1 << 16) == LOOKUP
     answers = [FUSE_OUT_HEADER.pack(FUSE_OUT_HEADER.size, 0, number) for number in range(3)]
     for number in range(2):
-        given.hold(lambda number=number: taken_back.append(number))  # type: ignore[misc]
+        refused_replies.hold(lambda number=number: rolled_back.append(number))  # type: ignore[misc]
         os.write(device, answers[number])
-    os.write(device, answers[2])  # of a handler that gives nothing
+    os.write(device, answers[2])  # of a handler without a rollback
     sent, write = [], os.write
 
     def to_device(fd: int, data: bytes) -> int:
@@ -58,7 +58,7 @@ def test_a_refused_reply_in_the_message_file_is_rolled_back(
     monkeypatch.setattr(os, "write", to_device)
     interrupts._restore_device()  # noqa: SLF001
     monkeypatch.setattr(os, "write", write)
-    assert taken_back == gone
+    assert rolled_back == gone
     assert backing.orphans == 0
     assert sent == [answer for number, answer in enumerate(answers) if number not in gone]
     interrupts.uninstall()

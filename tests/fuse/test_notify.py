@@ -42,7 +42,7 @@ async def test_notifications_use_our_own_fd(
     """Libfuse's fd refers to another file while ``interrupts`` passes it a message."""
     for name in ("invalidate_inode", "invalidate_entry"):
         monkeypatch.setattr(pyfuse3, name, None)
-    monkeypatch.setattr(notify, "PAGES_SECONDS", 10)  # on a busy machine nobody waits for it else
+    monkeypatch.setattr(notify, "PAGES_SECONDS", 10)  # else a busy machine exceeds it
     monkeypatch.setattr(notify, "STUCK_SECONDS", 10)  # nor is order kept
     reader, writer = device
     notifier = Notifier()
@@ -100,7 +100,7 @@ async def test_a_write_waits_until_its_pages_are_dropped_unless_that_waits_for_t
                 nursery.start_soon(drop_them)
             else:
                 assert dropped
-            while notifier._writers or not dropped:  # noqa: ASYNC110, SLF001  # nobody else can tell
+            while notifier._writers or not dropped:  # noqa: ASYNC110, SLF001  # there is no other sign
                 await trio.sleep(0.001)
         nursery.cancel_scope.cancel()
     notifier.close()
@@ -116,7 +116,7 @@ def test_a_thread_that_writes_after_the_close_writes_to_dev_null(device: tuple[i
     notifier.use_device(writer)
     thread = threading.Thread(target=trio.run, args=(notifier.attributes_changed, 7))
     thread.start()
-    while not notifier._writers:  # noqa: SLF001  # nobody else can tell
+    while not notifier._writers:  # noqa: SLF001  # there is no other sign
         threading.Event().wait(0.001)
     notifier.close()
     assert os.read(reader, 4096) == bytes(4096)  # now there is room
