@@ -7,6 +7,7 @@ the machine lacks (mergerfs) is skipped with a line.
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -40,6 +41,7 @@ Contestant = Callable[[Path], AbstractContextManager[Path]]
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write all values here.")
 def main(rounds: int, files: int, only: tuple[str, ...], json_file: str | None) -> None:
     """Measure ls -lR, find, git status and cp -r on a mount against its peers."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # all is unmounted then, too
     results: Results = {}
     with (
         tempfile.TemporaryDirectory(prefix="cleanfs-bench-", dir="/var/tmp") as name,

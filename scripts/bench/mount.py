@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -72,6 +73,7 @@ Results = dict[str, dict[str, Series]]
 @click.option("--memory/--no-memory", default=True, help="Read 6 GB and look at the daemon's RSS.")
 def main(rounds: int, json_file: str | None, memory: bool) -> None:
     """Measure reads, copies and memory of a mount against its peers."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # all is unmounted then, too
     results: Results = {}
     rss: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="cleanfs-bench-", dir="/var/tmp") as name:

@@ -8,6 +8,7 @@ processor time is the daemon's alone, from ``/proc/PID/stat``.
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import tempfile
@@ -83,6 +84,7 @@ def main(
     rounds: int, seconds: int, json_file: str | None, disk: str, small: bool, baseline: str | None
 ) -> None:
     """Measure writes through a mount against mergerfs and bindfs."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # all is unmounted then, too
     results: Results = {}
     with Progress(console=console, transient=True) as progress:
         with tempfile.TemporaryDirectory(prefix="cleanfs-bench-", dir=disk) as scratch:
