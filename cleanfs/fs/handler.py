@@ -19,7 +19,7 @@ T = TypeVar("T")
 class HasReplies(Protocol):
     """What has handlers."""
 
-    given: RefusedReplies
+    refused_replies: RefusedReplies
 
 
 S = TypeVar("S", bound=HasReplies)
@@ -38,13 +38,13 @@ def handler(
         try:
             return await call(self, *args, **kwargs)
         except FUSEError:
-            self.given.hold(None)
+            self.refused_replies.hold(None)
             raise
         except OSError as exc:
-            self.given.hold(None)
+            self.refused_replies.hold(None)
             raise FUSEError(exc.errno or errno.EIO) from exc
         except Exception as exc:
-            self.given.hold(None)
+            self.refused_replies.hold(None)
             log.exception("%s failed", call.__name__)
             raise FUSEError(errno.EIO) from exc
 

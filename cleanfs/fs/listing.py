@@ -33,18 +33,27 @@ class Lister:
         self._entries_per_reply = 64
         """How many entries the last full reply took, and the one that did not fit any more."""
 
-    async def list(self, directory: DirHandle, start: int, token: ReaddirToken) -> None:
+    async def fill(self, directory: DirHandle, start: int, token: ReaddirToken) -> None:
         """Fill a reply with the entries from a position on."""
         directory.batch = self._entries_per_reply
         if start == 0:
             await directory.rewind()
         else:
             directory.forget_stats()
-        if not self._add_dots(directory, start, token):
-            self._rollback.nothing()
-            return
-        position = first = max(start, len(DOTS))
         listed: list[tuple[Inode, Told]] = []
+        if self._add_dots(directory, start, token):
+            listed = await self._add_names(directory, max(start, len(DOTS)), token)
+        for inode, _ in listed:
+            await self._tree.nothing_to_drop(inode)
+        self._rollback.listed(listed)
+        self._tree.ask_to_forget()
+
+    async def _add_names(
+        self, directory: DirHandle, first: int, token: ReaddirToken
+    ) -> list[tuple[Inode, Told]]:
+        """Add names until one does not fit. Return their inodes, and what was told of each before."""
+        listed: list[tuple[Inode, Told]] = []
+        position = first
         while (found := await directory.entry(position - len(DOTS))) is not None:
             name, listing = found
             position += 1
@@ -60,16 +69,13 @@ class Lister:
                 fits = pyfuse3.readdir_reply(token, FileNameT(name), entry, position)
                 if fits:
                     listed.append((inode, told))
-                else:  # the kernel was not told
+                else:
                     inode.kernel.not_sent(told)
                     self._inodes.forget(inode.node, 1)
             if not fits:
                 self._entries_per_reply = position - first
                 break
-        for inode, _ in listed:
-            await self._tree.nothing_to_drop(inode)
-        self._rollback.listed(listed)
-        self._tree.ask_to_forget()
+        return listed
 
     def _add_dots(self, directory: DirHandle, start: int, token: ReaddirToken) -> bool:
         """Add ``.`` and ``..``, unless the reply starts behind them. Return whether they fit."""

@@ -72,7 +72,7 @@ class CleanFS(pyfuse3.Operations):
         services: Services,
         inodes: InodeTable,
         control: Control,
-        given: RefusedReplies,
+        refused_replies: RefusedReplies,
         *,
         attr_timeout: float,
         watch: SourceWatch | None = None,
@@ -83,7 +83,7 @@ class CleanFS(pyfuse3.Operations):
         self._services = services
         self._inodes = inodes
         self._control = control
-        self.given = given
+        self.refused_replies = refused_replies
         self._caches_absence = mode is Coherency.NONE
         self._tree = tree = Tree(services, inodes)
         self._stale_names = StaleNames(tree)
@@ -92,7 +92,7 @@ class CleanFS(pyfuse3.Operations):
         look_seconds = LOOK_SECONDS if mode is Coherency.WATCH else attr_timeout
         self._open_files = OpenFiles(services, look_seconds)
         self._handles = HandleTable(inodes, self._open_files)
-        self._rollback = ReplyRollback(given, services.notifier, inodes, self._handles)
+        self._rollback = ReplyRollback(refused_replies, services.notifier, inodes, self._handles)
         self._entries = Entries(inodes, attr_timeout, watch)
         self._permissions = Permissions(services, tree, self._stale_names)
         self._opener = Opener(
@@ -350,7 +350,7 @@ class CleanFS(pyfuse3.Operations):
         self.writes_begun += 1
         try:
             written, rollback = await self._handles[fh].write(off, buf)
-            self.given.hold(rollback)
+            self.refused_replies.hold(rollback)
             return written
         finally:
             self.writes_ended += 1
@@ -397,7 +397,7 @@ class CleanFS(pyfuse3.Operations):
         directory = self._handles.directory(fh)
         if isinstance(directory, DirHandle):
             with directory.use:
-                await self._lister.list(directory, start_id, token)
+                await self._lister.fill(directory, start_id, token)
         else:
             list_control(self._control, directory, start_id, token)
 

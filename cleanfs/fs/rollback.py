@@ -15,7 +15,7 @@ from cleanfs.fuse.notify import Notifier
 from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.inodes import InodeTable
-from cleanfs.vfs.invalidate import tell
+from cleanfs.vfs.invalidate import invalidate
 from cleanfs.vfs.kernel_view import UNKNOWN, Told
 
 
@@ -27,7 +27,7 @@ class ReplyRollback:
     ) -> None:
         """``replies`` keeps the action for each reply until the kernel has taken it."""
         self._replies = replies
-        self._tell = functools.partial(tell, notifier)
+        self._invalidate = functools.partial(invalidate, notifier)
         self._inodes = inodes
         self._handles = handles
 
@@ -44,13 +44,13 @@ class ReplyRollback:
         self._replies.hold(functools.partial(inode.kernel.rollback, UNKNOWN))
 
     def change(self, inode: Inode, before: Told | None = None) -> None:
-        """The reply tells of a change of an inode (see ``invalidate.tell``)."""
-        self._replies.hold(functools.partial(self._tell, inode, before=before))
+        """The reply tells of a change of an inode (see ``invalidate``)."""
+        self._replies.hold(functools.partial(self._invalidate, inode, before=before))
 
     def names(self, change: NameChange) -> None:
         """The reply tells of a change of names."""
         self._replies.hold(
-            functools.partial(self._tell, *change.inodes, there=change.there, gone=change.gone)
+            functools.partial(self._invalidate, *change.inodes, there=change.there, gone=change.gone)
         )
 
     def found(self, inode: Inode) -> None:
@@ -79,7 +79,7 @@ class ReplyRollback:
 
     def _not_made(self, inode: Inode, before: Told) -> None:
         place = [(inode.parent, inode.name)] if inode.parent is not None else []
-        self._tell(inode, before=before, there=place)
+        self._invalidate(inode, before=before, there=place)
         self._inodes.forget(inode.node, 1)
 
     def _not_listed(self, listed: list[tuple[Inode, Told]]) -> None:
@@ -87,7 +87,7 @@ class ReplyRollback:
             self._not_found(inode, before)
 
     def _not_opened(self, fh: FileHandleT, changed: Inode | None, before: Told | None) -> None:
-        self._tell(changed, before=before)
+        self._invalidate(changed, before=before)
         self._handles.abandon(fh)
 
     def _not_created(self, fh: FileHandleT, inode: Inode, before: Told) -> None:

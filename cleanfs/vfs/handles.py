@@ -28,7 +28,7 @@ from cleanfs.source.listing import EntryStat
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.inode import Inode
-from cleanfs.vfs.invalidate import tell
+from cleanfs.vfs.invalidate import invalidate
 from cleanfs.vfs.kernel_view import Told
 
 T = TypeVar("T")
@@ -255,7 +255,7 @@ class FileHandle:
             read = functools.partial(read_ranges.being_read, offset, end)
             await self._services.notifier.written(self.inode.node, offset, end, read)
         self._latencies.write(perf_counter_ns() - began, written.count)
-        rollback = functools.partial(tell, self._services.notifier, self.inode, before=told)
+        rollback = functools.partial(invalidate, self._services.notifier, self.inode, before=told)
         return written.count, rollback
 
     async def _apply_write(

@@ -16,7 +16,7 @@ Place = tuple[Inode, bytes]
 """A name in a directory."""
 
 
-def tell(
+def invalidate(
     notifier: Notifier,
     *inodes: Inode | None,
     before: Told | None = None,

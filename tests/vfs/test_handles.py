@@ -256,10 +256,10 @@ async def test_what_another_handler_gave_out_is_not_taken_back(
     os.setxattr(inodes[node].path(), "user.x", b"value")
     taken_back = list[str]()
     for name in (b"security.capability", b"user.x", b"user.none"):
-        fs.given.hold(lambda name=name: taken_back.append(name))  # type: ignore[misc]
+        fs.refused_replies.hold(lambda name=name: taken_back.append(name))  # type: ignore[misc]
         with contextlib.suppress(FUSEError):
             await fs.getxattr(node, XAttrNameT(name), ctx)
-        fs.given.refused()
+        fs.refused_replies.refused()
     assert not taken_back
 
 
