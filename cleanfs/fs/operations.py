@@ -131,7 +131,7 @@ class CleanFS(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Find a name; the kernel gets a reference to what it finds."""
         self._rollback.nothing()
-        refused = self._stale_names.looking_up(ctx)
+        self._stale_names.looking_up(ctx)
         if name in (b".", b".."):
             return await self._decode(parent_inode, is_parent=name == b"..")
         if parent_inode == ROOT and name == CONTROL_NAME:
@@ -147,7 +147,7 @@ class CleanFS(pyfuse3.Operations):
                     raise
                 self._rollback.nothing()
                 return self._entries.absent()
-            self._stale_names.found(found[0], ctx, refused)
+            self._stale_names.found(found[0], ctx)
             return self._found(*found)
 
     async def _decode(self, node: InodeT, *, is_parent: bool) -> EntryAttributes:

@@ -86,7 +86,7 @@ class Permissions:
         if self._services.space_retry.is_removed(inode.node):
             return
         if not inode.open_fds:
-            await self._stale_names.check(inode, ctx, comes_again=False)
+            await self._stale_names.check(inode, ctx, is_stat=True)
         elif inode.parent is not None:
             self._services.notifier.expire(inode.parent.node, inode.name)
 

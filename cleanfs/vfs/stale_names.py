@@ -8,12 +8,13 @@ A call may go by a descriptor instead: by /proc/self/fd/N, or a file handle. No 
 then there is no name to look up: the same thread comes again at once, without a LOOKUP, and is served.
 
 With one, what it finds is served. The kernel begins a call again only once, so else a program would
-fail on a name that is replaced all the time, and that did lead to what was found during its call.
+fail on a name that is replaced all the time, and that did lead to what was found during its call. A
+call may be several requests: a GETATTR before the OPEN, a LOOKUP of the new name before the LINK.
 
 With ``--coherency none`` no name is changed in the source, and nothing is asked.
 """
 
-import math
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -27,9 +28,24 @@ from cleanfs.vfs.tree import Tree
 MAX_REFUSED: Final = 64
 """Threads that may be about to come again. One that does not leaves an entry."""
 
-AGAIN_SECONDS: Final = 1.0
-"""What a thread gets to look names up again. What it finds later may be for another call, which comes
-when the name leads elsewhere."""
+AGAIN_SECONDS: Final = 0.5
+"""What a refused thread gets to look names up again and to use what it found. Later requests may be
+another call's, which comes when the name leads elsewhere."""
+
+NO_NODE: Final = 0
+"""No inode's node id."""
+
+
+@dataclass(slots=True)
+class _Refused:
+    """What a thread that was refused is served."""
+
+    node: int
+    """The inode that it was refused for, until it looks a name up."""
+    found: int
+    """The inode that it found since."""
+    until: float
+    """When it is too late for what it found."""
 
 
 class StaleNames:
@@ -39,34 +55,36 @@ class StaleNames:
         """Nobody was refused."""
         self._tree = tree
         self._may_change = tree.services.coherency.mode is not Coherency.NONE
-        self._refused: dict[int, tuple[int, float]] = {}  # thread -> node to serve, when refused
+        self._refused: dict[int, _Refused] = {}  # by thread
 
-    def looking_up(self, ctx: RequestContext) -> float | None:
-        """The thread looks a name up: its next call is by that. When it was refused, if just now."""
-        _, when = self._refused.pop(ctx.pid, (0, -math.inf))
-        return when if trio.current_time() < when + AGAIN_SECONDS else None
+    def looking_up(self, ctx: RequestContext) -> None:
+        """Note that the thread looks a name up: its next call is by a name."""
+        if (refused := self._refused.get(ctx.pid)) is not None:
+            refused.node = NO_NODE
+            if trio.current_time() >= refused.until:
+                del self._refused[ctx.pid]
 
-    def found(self, inode: Inode, ctx: RequestContext, refused: float | None) -> None:
-        """The name leads to that; ``refused`` is what ``looking_up`` said."""
-        if refused is not None:
-            self._serve(ctx, inode, refused)
+    def found(self, inode: Inode, ctx: RequestContext) -> None:
+        """Note what the name that the thread looked up leads to."""
+        if (refused := self._refused.get(ctx.pid)) is not None:
+            refused.found = inode.node
 
-    async def check(self, inode: Inode, ctx: RequestContext, *, comes_again: bool = True) -> None:
-        """Raises StaleError if the call may be by a name that leads elsewhere by now; OSError.
+    async def check(self, inode: Inode, ctx: RequestContext, *, is_stat: bool = False) -> None:
+        """Raise StaleError if the call may be by a name that leads elsewhere by now; or OSError.
 
-        ``comes_again`` says that it comes with what a LOOKUP has found. A stat need not: that has told.
+        ``is_stat`` says that it may be a part of the call that comes again.
         """
         if not self._may_change:
             return
-        node, _ = self._refused.pop(ctx.pid, (0, 0.0))
-        if node == inode.node or await self._tree.is_named(inode):
+        refused = self._refused.get(ctx.pid)
+        if refused is not None and inode.node in (refused.node, refused.found):
+            if not is_stat or inode.node == refused.node:
+                del self._refused[ctx.pid]
             return
-        self._serve(ctx, inode, trio.current_time() if comes_again else -math.inf)
-        raise StaleError
-
-    def _serve(self, ctx: RequestContext, inode: Inode, refused: float) -> None:
-        """Serve the thread's next request if it is for that inode."""
-        if ctx.pid:  # 0 is any thread of a process namespace that ours does not see
+        if await self._tree.is_named(inode):
+            return
+        if ctx.pid:  # 0 is any thread of a process namespace that the daemon does not see
             if len(self._refused) == MAX_REFUSED:
                 del self._refused[next(iter(self._refused))]
-            self._refused[ctx.pid] = inode.node, refused
+            self._refused[ctx.pid] = _Refused(inode.node, NO_NODE, trio.current_time() + AGAIN_SECONDS)
+        raise StaleError

@@ -273,7 +273,7 @@ def one_round(base: Path, args: argparse.Namespace, seed: int, seconds: float) -
                     results.append(out.get(timeout=max(deadline - time.monotonic(), 0) + 15))
         finally:
             for process in processes:
-                process.join(5)
+                process.join(10)  # a writer's longest pause is 6 s
                 process.kill()
                 process.join(5)
         stats = {name: value for name, value in fs.stats().items() if name.startswith("watch")}
@@ -285,7 +285,11 @@ def one_round(base: Path, args: argparse.Namespace, seed: int, seconds: float) -
     for who in late:
         print(f"stress_watch: {who}: stale or wrong", file=sys.stderr)
     if len(results) < expected or failed:
-        print("stress_watch: a process failed", file=sys.stderr)
+        ends = ", ".join(f"{process.name} with {process.exitcode}" for process in failed)
+        print(
+            f"stress_watch: {expected - len(results)} results are missing; ended: {ends}",
+            file=sys.stderr,
+        )
     return not late and not failed and len(results) == expected
 
 

@@ -583,6 +583,8 @@ namespace.identify = identify
         assert (fs.path / "f").read_bytes() == b""
         os.chmod(fs.path / "f", 0o600)
         os.truncate(fs.path / "f", 2)
+        os.link(fs.path / "f", fs.path / "g")  # which looks up two names
+        os.unlink(fs.path / "g")
 
 
 @pytest.mark.parametrize("look", ["stat", "list"])
