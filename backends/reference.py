@@ -91,6 +91,19 @@ class _Pool:
         self.decompress = codec.lz4_decompressor(page_size)
 
 
+def _refuse_native_options(options: BackendOptions) -> None:
+    """Raise ValueError for options that only the native engine has."""
+    for option, value, ours in (
+        ("allocator", options.allocator, "log"),  # the default: Python has no allocator
+        ("poor", options.poor or "keep", "keep"),
+        ("admission", options.admission, "all"),
+        ("checksum", options.checksum, False),
+    ):
+        if value != ours:
+            given = f"--{option}" if value is True else f"--{option} {value}"
+            raise ValueError(f"{given} {codec.NEEDS_NATIVE}")
+
+
 class ReferenceZcache:
     """Implements ``cleanfs.backends.ops.Backend`` (see the module)."""
 
@@ -99,15 +112,7 @@ class ReferenceZcache:
 
     def __init__(self, options: BackendOptions) -> None:
         """Raise ValueError for a limit that is too small and for options of the native engine."""
-        for option, value, ours in (
-            ("allocator", options.allocator, "log"),  # the default: Python has no allocator
-            ("poor", options.poor or "keep", "keep"),
-            ("admission", options.admission, "all"),
-            ("checksum", options.checksum, False),
-        ):
-            if value != ours:
-                given = f"--{option}" if value is True else f"--{option} {value}"
-                raise ValueError(f"{given} {codec.NEEDS_NATIVE}")
+        _refuse_native_options(options)
         self._compress = codec.lz4_compressor(codec.parse(options.compression))
         self._pools: dict[int, _Pool] = {}
         self._pool_ids = count()

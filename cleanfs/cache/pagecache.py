@@ -145,20 +145,33 @@ class PageCache:
         self._get_missing(file, first, pages)
         if None not in pages:
             return self._join_pages(pages, first, offset, end), CLEANCACHE_HIT
-        exact = offset == start and end in (file.size, start + count * page_size)
+        return await self._read_source(file, source, first, pages, offset, end), SOURCE_READ
+
+    async def _read_source(
+        self,
+        file: CachedFile,
+        source: SourceFile,
+        first: int,
+        pages: list[bytes | None],
+        offset: int,
+        end: int,
+    ) -> Buffer:
+        """Read ``offset <= i < end``, of which ``pages`` from index ``first`` on has a part."""
+        start, count = first * self.page_size, len(pages)
+        exact = offset == start and end in (file.size, start + count * self.page_size)
         exact = exact and all(f.first >= first and f.stop <= first + count for f in file.in_flight)
         try:
             if not file.in_flight and pages.count(None) == count:
                 data = await self._source_reads.read_whole(file, source, first, count)
-                return memoryview(data)[offset - start : end - start], SOURCE_READ
+                return memoryview(data)[offset - start : end - start]
             end = min(end, await self._source_reads.read_missing(file, source, first, pages))
         except OSError:
             # The error may concern bytes that this read did not request: the rest of a page, or of
             # another read's range.
             if exact:
                 raise
-            return await source.read(offset, end - offset, file.size), SOURCE_READ
-        return self._join_pages(pages, first, offset, end), SOURCE_READ
+            return await source.read(offset, end - offset, file.size)
+        return self._join_pages(pages, first, offset, end)
 
     def _join_pages(self, pages: list[bytes | None], first: int, offset: int, end: int) -> Buffer:
         """Cut ``offset <= i < end`` out of pages from index ``first`` on, up to the first gap."""

@@ -24,9 +24,9 @@ def remount(wanted: MountConfig, named: Collection[str], words: Iterable[str]) -
     All or nothing. Raises MountError, OSError.
     """
     point = cleanfs_mount(wanted.mountpoint)
-    current, asked = read_options(point.path), wanted.options()
+    current, options = read_options(point.path), wanted.options()
     _refuse_other_source(point, wanted.source, current)
-    changed = [name for name in asked if name in named and asked[name] != current.get(name)]
+    changed = [name for name in options if name in named and options[name] != current.get(name)]
     fixed = [name for name in changed if name not in AT_RUN_TIME]
     if fixed := fixed + _new_words(wanted, current):
         raise MountError(f"cannot change {', '.join(fixed)} while mounted: unmount first")
@@ -37,16 +37,16 @@ def remount(wanted: MountConfig, named: Collection[str], words: Iterable[str]) -
         raise MountError(
             f"cannot change {', '.join(changed)} of a read-only mount: remount it rw first"
         )
-    _check_sizes({**current, **{name: asked[name] for name in changed}})
+    _check_sizes({**current, **{name: options[name] for name in changed}})
     if before & RDONLY:  # the control files are read-only until the flags are set
         set_flags(point, after)
         try:
-            _write(point.path, changed, asked, current)
+            _write(point.path, changed, options, current)
         except OSError:
             set_flags(cleanfs_mount(point.path), before)
             raise
     else:
-        _write(point.path, changed, asked, current)
+        _write(point.path, changed, options, current)
         try:
             set_flags(point, after)
         except MountError:

@@ -63,19 +63,38 @@ class Lister:
                 entry = self._entries.unknown()
                 fits = pyfuse3.readdir_reply(token, FileNameT(name), entry, position)
             else:
-                inode, st = await self._inode_of(directory, name, listing)
-                told = inode.kernel.told
-                entry = self._entries.attributes(inode, st)
-                fits = pyfuse3.readdir_reply(token, FileNameT(name), entry, position)
-                if fits:
-                    listed.append((inode, told))
-                else:
-                    inode.kernel.not_sent(told)
-                    self._inodes.forget(inode.node, 1)
+                added = await self._add_inode(directory, name, listing, position, token)
+                fits = added is not None
+                if added is not None:
+                    listed.append(added)
             if not fits:
                 self._entries_per_reply = position - first
                 break
         return listed
+
+    async def _add_inode(
+        self,
+        directory: DirHandle,
+        name: bytes,
+        listing: ListedEntry,
+        position: int,
+        token: ReaddirToken,
+    ) -> tuple[Inode, Told] | None:
+        """Add a name with attributes, and a kernel reference to its inode.
+
+        Returns the inode and what was told of it before; None if the entry does not fit.
+        """
+        linked = None
+        if self._inodes.may_be_link(listing.stat):
+            linked = await self._find_link(directory, name)
+        inode, st = linked or self._inode_of(directory, name, listing)
+        told = inode.kernel.told
+        entry = self._entries.attributes(inode, st)
+        if pyfuse3.readdir_reply(token, FileNameT(name), entry, position):
+            return inode, told
+        inode.kernel.not_sent(told)
+        self._inodes.forget(inode.node, 1)
+        return None
 
     def _add_dots(self, directory: DirHandle, start: int, token: ReaddirToken) -> bool:
         """Add ``.`` and ``..``, unless the reply starts behind them. Return whether they fit."""
@@ -85,14 +104,11 @@ class Lister:
                 return False
         return True
 
-    async def _inode_of(
+    def _inode_of(
         self, directory: DirHandle, name: bytes, listing: ListedEntry
     ) -> tuple[Inode, os.stat_result]:
-        """The inode of an entry, with one more kernel reference, and its attributes."""
+        """Return the inode of an entry, with one more kernel reference, and its attributes."""
         st = listing.stat
-        linked = await self._find_link(directory, name) if self._inodes.may_be_link(st) else None
-        if linked is not None:
-            return linked
         inode = self._inodes.listed(st, directory.inode, name, listing.handle)
         self._tree.observe(inode, st, directory.before)
         self._inodes.referenced(inode, st, directory.inode, name)

@@ -48,7 +48,7 @@ class Xattrs:
             return None
         if ctx.uid:
             # Root's request does not take the place of a user's: in doubt the bits go.
-            inode.asked_for = Caller.of(ctx)
+            inode.next_writer = Caller.of(ctx)
         if not (inode.open_fds and self._services.is_local(inode)):
             return None
         self._rollback.nothing()

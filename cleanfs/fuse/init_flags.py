@@ -4,7 +4,7 @@
   write. Without the flag, the kernel requests ``security.capability`` before each write. With it, it
   does so once for a file, again after attributes were refreshed, and before each write if there are
   set-id bits. libfuse 3.14 does not pass on whether a write must clear the bits: see
-  ``Inode.asked_for``.
+  ``Inode.next_writer``.
 * FUSE_DONT_MASK: the kernel leaves the umask to the file system. In a directory with a default ACL the
   umask must not apply (``Actor.mode``).
 * FUSE_EXPLICIT_INVAL_DATA (Linux 5.2), where ``Notifier.explicit`` holds: the kernel drops pages only

@@ -136,8 +136,8 @@ class Interrupts(WaitHook, logging.Filter):
         message = str(record.msg)
         if "fuse_reply" not in message or os.strerror(errno.ENOENT) not in record.getMessage():
             return True
-        if self._backing.orphans:
-            self._backing.orphans -= 1
+        if self._backing.abandoned_calls:
+            self._backing.abandoned_calls -= 1
             if UNDOABLE.match(message):
                 self._refused_replies.refused()
         return False
@@ -156,7 +156,7 @@ class Interrupts(WaitHook, logging.Filter):
             self._before_release()
             with contextlib.suppress(OSError):  # ENOENT: it has had its reply
                 os.write(self._device, FUSE_OUT_HEADER.pack(FUSE_OUT_HEADER.size, -errno.EINTR, unique))
-                self._backing.orphans += 1
+                self._backing.abandoned_calls += 1
 
     async def _request_interrupts_again(self, request_ids: Sequence[int]) -> None:
         """Have the kernel tell once more of the signals of these, which libfuse, and not we, may have
@@ -233,8 +233,8 @@ class Interrupts(WaitHook, logging.Filter):
             os.write(self._device, reply)
         except OSError as exc:
             # libfuse, which would have logged that, takes it for sent.
-            if exc.errno == errno.ENOENT and self._backing.orphans:
-                self._backing.orphans -= 1
+            if exc.errno == errno.ENOENT and self._backing.abandoned_calls:
+                self._backing.abandoned_calls -= 1
                 self._refused_replies.refused(written_at)
             elif exc.errno not in (errno.ENOENT, errno.ENODEV):
                 log.warning("the kernel refused a reply: %s", exc)

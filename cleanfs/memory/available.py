@@ -87,13 +87,7 @@ def groups(membership: str, mountinfo: str) -> list[Group]:
 
     ``membership`` is the text of ``/proc/self/cgroup``.
     """
-    ours: dict[str, str] = {}
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            ours["cgroup2"] = path
-        elif "memory" in controllers.split(","):
-            ours["cgroup"] = path
+    ours = _paths_by_type(membership)
     found = []
     for line in mountinfo.split("\n"):
         before, dash, after = line.partition(" - ")
@@ -113,6 +107,18 @@ def groups(membership: str, mountinfo: str) -> list[Group]:
             if group not in found:
                 found.append(group)
     return found
+
+
+def _paths_by_type(membership: str) -> dict[str, str]:
+    """Return the path of our memory cgroup in each type of cgroup file system."""
+    paths: dict[str, str] = {}
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            paths["cgroup2"] = path
+        elif "memory" in controllers.split(","):
+            paths["cgroup"] = path
+    return paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,18 +219,18 @@ class MemoryWatch:
                     self._add(
                         os.open(group.path / "memory.events", os.O_RDONLY | os.O_CLOEXEC), "events"
                     )
-                continue
-            for file, arguments, what in (
-                ("memory.pressure_level", ["low"], "pressure_level"),
-                (
-                    "memory.usage_in_bytes",
-                    [str(int(limit * part)) for part in THRESHOLDS],
-                    "thresholds",
-                ),
-            ):
-                with suppress(*UNREADABLE):
-                    for fd in _version_1_events(group.path, file, arguments):
-                        self._add(fd, what)
+            else:
+                self._subscribe_version_1(group, limit)
+
+    def _subscribe_version_1(self, group: Group, limit: int) -> None:
+        thresholds = [str(int(limit * part)) for part in THRESHOLDS]
+        for file, arguments, what in (
+            ("memory.pressure_level", ["low"], "pressure_level"),
+            ("memory.usage_in_bytes", thresholds, "thresholds"),
+        ):
+            with suppress(*UNREADABLE):
+                for fd in _version_1_events(group.path, file, arguments):
+                    self._add(fd, what)
 
     def _add(self, fd: int, what: str) -> None:
         """Wait for an fd, too, and own it."""

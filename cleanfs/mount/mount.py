@@ -120,22 +120,8 @@ class Mount:
             flushless=config.read_only or self._all_local,
             writeback=config.writeback,
         )
-        root_fd = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            device = os.fstat(root_fd).st_dev
-            services.types.learn(device, syscalls.file_system_magic(root_fd))
-            self._rules = Rules(services.types)
-            self._inodes = InodeTable(
-                root_fd,
-                raise_fd_limit(),
-                MAX_INODES,
-                services.space_retry,
-                self._rules,
-                self._pagecache.lost,
-                exports=self._rules[device] is Rule.INODE and can_export(config.source),
-            )
-        finally:
-            os.close(root_fd)
+        self._rules = Rules(services.types)
+        self._inodes = self._open_inodes(services)
         self._update_drop_behind()
         self._watch = self._make_watch(services) if config.coherency is Coherency.WATCH else None
         self._filesystem = CleanFS(
@@ -146,6 +132,25 @@ class Mount:
             attr_timeout=config.attr_timeout,
             watch=self._watch,
         )
+
+    def _open_inodes(self, services: Services) -> InodeTable:
+        """Open the root of the source. Raises OSError."""
+        source = self.config.source
+        root_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            device = os.fstat(root_fd).st_dev
+            services.types.learn(device, syscalls.file_system_magic(root_fd))
+            return InodeTable(
+                root_fd,
+                raise_fd_limit(),
+                MAX_INODES,
+                services.space_retry,
+                self._rules,
+                self._pagecache.lost,
+                exports=self._rules[device] is Rule.INODE and can_export(source),
+            )
+        finally:
+            os.close(root_fd)
 
     async def run(self, ready: Callable[[], None], stop_signals: Iterable[int]) -> None:
         """Mount, call ``ready`` once the mount replies, and serve until unmounted or signalled."""

@@ -99,7 +99,7 @@ class Backing:
         """Whether what was read is dropped from the source's page cache."""
         self.thread_limiter = ThreadLimiter()
         self.space_retry = SpaceRetry()
-        self.orphans = 0
+        self.abandoned_calls = 0
         """Requests under way whose requesters are gone."""
         self.traffic = Traffic()
         self._file_systems: dict[int, SourceFs] = {}

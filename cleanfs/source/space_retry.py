@@ -32,7 +32,7 @@ class SpaceRetry:
     def __init__(self) -> None:
         """Start with none."""
         self._since: dict[int, float] = {}  # by node, the latest last
-        self._given_up = 0
+        self._released = 0
         self._news = trio.Event()
 
     def removed(self, node: int) -> None:
@@ -49,10 +49,10 @@ class SpaceRetry:
         if node in self._since:
             self.removed(node)
 
-    def given_up(self, node: int) -> None:
+    def released(self, node: int) -> None:
         """Note that nothing of an inode is held any more."""
         if self._since.pop(node, None) is not None:
-            self._given_up += 1
+            self._released += 1
             self._news.set()
             self._news = trio.Event()
 
@@ -64,7 +64,7 @@ class SpaceRetry:
         """
         until = math.inf
         while True:
-            seen = self._given_up
+            seen = self._released
             try:
                 return await call(*args)
             except OSError as exc:
@@ -77,13 +77,13 @@ class SpaceRetry:
 
     async def _more_since(self, seen: int, until: float) -> bool:
         """Wait until an inode is given up after ``seen`` were. Returns whether one was."""
-        if self._given_up == seen and self._since:
+        if self._released == seen and self._since:
             latest = next(reversed(self._since.values()))
             seconds = min(until, latest + LATELY_SECONDS) - trio.current_time()
 
             async def news() -> None:
-                while self._given_up == seen:
+                while self._released == seen:
                     await self._news.wait()
 
             await wait_with_stall_grace(seconds, news)
-        return self._given_up != seen
+        return self._released != seen

@@ -102,18 +102,18 @@ class CoherencyChecker:
         after: Fingerprint,
         *,
         size: int | None = None,
-        data: bool = True,
+        moves_mtime: bool = True,
     ) -> bool:
-        """We changed the file, under its lock. True if others had too, or may have: the kernel must
-        drop its pages.
+        """Compare fingerprints from before and after a change of ours, made under the file's lock.
 
-        ``size`` is what our change alone would have made of it, where that is known, and ``data``
-        whether it could move mtime. What differs was done by others, between the two stats.
+        Returns True if others changed the file too, or may have: the kernel must drop its pages.
+        ``size`` is the size that our change alone leads to, where that is known. ``moves_mtime`` says
+        whether our change could move mtime. Any other difference was made by others, between the stats.
         """
         theirs = self.mode is not Coherency.NONE and (
             file.fingerprint not in (None, before)
             or (size is not None and after.size != size)
-            or (not data and after.mtime_ns != before.mtime_ns)
+            or (not moves_mtime and after.mtime_ns != before.mtime_ns)
         )
         if theirs:
             self._flush_changed(file)

@@ -179,41 +179,51 @@ class Export:
         """Find the inode of a node id, with one more kernel reference. Raises StaleError, OSError."""
         inode = self._inodes.get(node)
         if inode is not None:
-            async with Using(self._tree, inode):
-                st = await self._tree.stat(inode)
-                if not st.st_nlink:
-                    raise StaleError
-                inode.nlookup += 1
-                return inode, st
+            return await self._refer_to(inode)
         known = self._forgotten.get(node)
         device, ino = (known.device, 0) if known else self._inodes.decode(node)
         handles = self._handles_of(device)
         if handles is None:
             raise StaleError
-        found = await self._tree.in_thread_with_retry(
-            _open, handles, known.handle if known else b"", ino
-        )
-        is_below, parent = False, None
+        handle = known.handle if known else b""
+        found = await self._tree.in_thread_with_retry(_open, handles, handle, ino)
         try:
-            if stat_module.S_ISDIR(found.stat.st_mode):
-                is_below = await self._tree.in_thread_with_retry(
-                    _leads_to, found.fd, self._inodes.root.id
-                )
-            elif handles.is_whole:
-                is_below = True
-            elif known is not None:
-                parent = await self._parent(known, found, depth)
-                is_below = parent is not None
-        finally:
-            if not is_below:
-                os.close(found.fd)
-        if not is_below:
-            raise StaleError
+            parent = await self._check_below_source(found, handles, known, depth)
+        except BaseException:
+            os.close(found.fd)
+            raise
         inode = self._inodes.decoded(found.fd, found.stat, found.handle, node)
         if parent is not None and known is not None:
             self._inodes.moved(inode, parent, known.name)
         self._forgotten.pop(node, None)
         return inode, found.stat
+
+    async def _refer_to(self, inode: Inode) -> tuple[Inode, os.stat_result]:
+        """Take a kernel reference to an inode in the table. Raises StaleError, OSError."""
+        async with Using(self._tree, inode):
+            st = await self._tree.stat(inode)
+            if not st.st_nlink:
+                raise StaleError
+            inode.nlookup += 1
+            return inode, st
+
+    async def _check_below_source(
+        self, found: Decoded, handles: SourceHandles, known: Forgotten | None, depth: int
+    ) -> Inode | None:
+        """Raise StaleError unless an opened file is below the source; or OSError.
+
+        Returns the file's parent if its remembered name proved it, otherwise None.
+        """
+        if stat_module.S_ISDIR(found.stat.st_mode):
+            root = self._inodes.root.id
+            if not await self._tree.in_thread_with_retry(_leads_to, found.fd, root):
+                raise StaleError
+            return None
+        if handles.is_whole:
+            return None
+        if known is None:
+            raise StaleError
+        return await self._parent(known, found, depth)
 
     async def find_parent(self, node: int) -> tuple[Inode, os.stat_result]:
         """Find the parent of a directory. No reference is taken to the root."""
@@ -227,19 +237,21 @@ class Export:
             return root, found.stat
         return self._inodes.decoded(found.fd, found.stat, found.handle), found.stat
 
-    async def _parent(self, known: Forgotten, found: Decoded, depth: int) -> Inode | None:
-        """Find the parent of a forgotten file, if that is there. Raises StaleError, OSError."""
+    async def _parent(self, known: Forgotten, found: Decoded, depth: int) -> Inode:
+        """Find the parent in which a forgotten file still has its name. Raises StaleError, OSError."""
         if not known.parent or depth == MAX_DEPTH:
-            return None
+            raise StaleError
         parent, _ = await self.find(known.parent, depth + 1)
         try:
             async with Using(self._tree, parent):
                 there = await self._tree.in_thread_with_retry(namespace.identify, parent.fd, known.name)
         except FileNotFoundError:
-            return None
+            raise StaleError from None
         finally:
             self._inodes.forget(parent.node, 1)
-        return parent if there == (found.stat.st_dev, found.stat.st_ino) else None
+        if there != (found.stat.st_dev, found.stat.st_ino):
+            raise StaleError
+        return parent
 
     def _remember(self, inode: Inode) -> None:
         """Remember an inode that leaves the table."""

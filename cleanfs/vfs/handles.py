@@ -22,6 +22,7 @@ from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.source import listing, namespace
+from cleanfs.source.caller import Caller
 from cleanfs.source.file import SourceFile, Written
 from cleanfs.source.io import Backing, SourceFs
 from cleanfs.source.listing import EntryStat
@@ -266,17 +267,9 @@ class FileHandle:
         Returns what was written, and what the kernel had been told before.
         """
         services, file, inode = self._services, self.file, self.inode
-        writer, inode.asked_for = inode.asked_for, None
+        writer, inode.next_writer = inode.next_writer, None
         async with services.pagecache.mutating(file, offset, stop):
-            try:
-                written = await self._source.write_all(offset, data, append=append, writer=writer)
-                if services.flushless and not services.is_local(inode):
-                    # Mounted below the source after the mount: no FLUSH will report what a close does.
-                    await services.backing.in_thread(namespace.flush, self.fd)
-            except BaseException:
-                services.coherency.distrust(file)  # a part may have been written
-                services.notifier.inode(inode.node)
-                raise
+            written = await self._write_source(offset, data, append, writer)
             before, after = own_fingerprint(written.before), own_fingerprint(written.after)
             size = before.size + written.count if append else max(before.size, offset + len(data))
             theirs = services.coherency.after_own_change(file, before, after, size=size)
@@ -289,6 +282,22 @@ class FileHandle:
             services.notifier.inode(inode.node)
         return written, told
 
+    async def _write_source(
+        self, offset: int, data: bytes, append: bool, writer: Caller | None
+    ) -> Written:
+        """Write to the source; distrust the file if that fails, because a part may be written."""
+        services = self._services
+        try:
+            written = await self._source.write_all(offset, data, append=append, writer=writer)
+            if services.flushless and not services.is_local(self.inode):
+                # Mounted below the source after the mount: no FLUSH will report what a close does.
+                await services.backing.in_thread(namespace.flush, self.fd)
+        except BaseException:
+            services.coherency.distrust(self.file)
+            services.notifier.inode(self.inode.node)
+            raise
+        return written
+
     async def flush(self) -> None:
         """Report what close would; nothing is buffered here.
 
@@ -297,7 +306,7 @@ class FileHandle:
         self._opener_ran()
         if not self.writable:
             return
-        if self.use and self._services.backing.orphans:
+        if self.use and self._services.backing.abandoned_calls:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
         with self.use:
             await self._services.inline_if_local(self.inode, namespace.flush, self.fd)

@@ -12,61 +12,63 @@ class Inode:
     """One file, directory or other object of the source that the kernel knows."""
 
     __slots__ = (
-        "asked_for", "dentry", "device", "fd", "file_key", "generation", "handle", "ino", "kernel",
-        "kind", "lost_capability", "name", "nlookup", "node", "open_fds", "parent", "pins", "suspect",
+        "dentry", "device", "fd", "file_key", "generation", "handle", "ino", "kernel", "kind",
+        "lost_capability", "name", "next_writer", "nlookup", "node", "open_fds", "parent", "pins",
+        "suspect",
     )  # fmt: skip
 
     def __init__(self, device: int, ino: int, kind: int, node: int, generation: int) -> None:
-        """A parked inode without a place."""
+        """Make a parked inode whose name is not known yet."""
         self.device = device
         self.ino = ino
         self.kind = kind
         """File type bits of the mode."""
         self.node = node
         self.suspect = False
-        """Whether a call on ``fd`` failed in a way that another descriptor of the file may not."""
+        """Whether a call on ``fd`` failed with an error that another fd of the file may not meet."""
         self.generation = generation
-        """Tells the kernel two inodes apart that had one node id at different times."""
+        """Lets the kernel tell apart two inodes that had the same node id at different times."""
         self.fd = -1
-        """O_PATH descriptor, or -1 if parked."""
+        """O_PATH fd, or -1 if parked."""
         self.handle: bytes | None = None
         """File handle; None if never asked for, empty if the file system has none."""
         self.dentry: Dentry | None = None
-        """Where it was seen last, if that is what it is known by."""
+        """The place where it was seen last, if the file is identified by that."""
         self.parent: Inode | None = None
         self.name = b""
         self.nlookup = 0
-        """The kernel's references."""
+        """The kernel's lookup count."""
         self.pins = 0
-        """Requests that are using ``fd``: it must not be closed."""
+        """The number of requests that use ``fd``, which must then not be closed."""
         self.open_fds: tuple[int, ...] = ()
-        """Descriptors of its open file handles."""
+        """The fds of its open file handles."""
         self.file_key: FileKey | None = None
         self.kernel = KernelView()
         """What the kernel was told."""
-        self.asked_for: Caller | None = None
-        """Whose write may come next: the requester for whom the kernel read the capabilities. It does
-        that before it sends a program's write to a file with set-id bits, not before it sends the dirty
-        pages of a mapping. None for nobody, and for root unless a user came before: no write need
-        follow, and then it cannot be told whose the next one is."""
+        self.next_writer: Caller | None = None
+        """The requester whose write may come next: the kernel has just read the capabilities for it.
+
+        The kernel reads them before it sends a program's write to a file with set-id bits, but not
+        before it sends the dirty pages of a mapping. None if there is no such requester, and for root
+        unless a user came before. A write need not follow, so the next one may be another process's."""
         self.lost_capability = False
-        """The last request took its capabilities away, perhaps for a change that is to come."""
+        """Whether the last request removed its capabilities, perhaps because a change follows."""
 
     @property
     def id(self) -> tuple[int, int]:
-        """The (device, inode number) pair."""
+        """Return the (device, inode number) pair."""
         return self.device, self.ino
 
     @property
     def is_dir(self) -> bool:
-        """Whether it is a directory."""
+        """Tell whether it is a directory."""
         return self.kind == stat_module.S_IFDIR
 
     @property
     def idle(self) -> bool:
-        """Whether no request and no open file uses it."""
+        """Tell whether no request and no open file uses it."""
         return not self.pins and not self.open_fds
 
     def path(self) -> str:
-        """A path that stands for ``fd`` in calls that take no O_PATH descriptor."""
+        """Return a path that stands for ``fd`` in calls that take no O_PATH fd."""
         return f"/proc/self/fd/{self.fd}"

@@ -422,7 +422,7 @@ class InodeTable:
         if inode.fd >= 0:
             os.close(inode.fd)
             inode.fd = -1
-        self.space_retry.given_up(inode.node)
+        self.space_retry.released(inode.node)
         self._index.dropped(inode)
 
 

@@ -1,12 +1,13 @@
 """Serve the root's attributes, ACLs and free space without waiting for a source that hangs.
 
-On the way to the control files the kernel reads attributes and access control lists of the root;
-umount(8) reads the free space. A hung source would block both just when they are needed. So the source
-gets some time; then the last result is given again, with an attribute timeout of 0. The same holds if
-the source fails, except for the free space: no path leads through that.
+On the way to the control files the kernel reads attributes and access control lists of the root.
+umount(8) reads the free space. A hung source would block both just when they are needed. So a reply
+waits for the source only briefly; then it repeats the last result, with an attribute timeout of 0. A
+source that fails is treated alike, except that a failed statfs is reported: no path lookup needs it.
 """
 
 import errno
+import functools
 import os
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -15,22 +16,22 @@ import trio
 
 from cleanfs.vfs.inode import Inode
 
-PATIENCE_SECONDS: Final = 0.2
-"""How long the source gets, once. While that call still runs, the last result is given at once."""
+REFRESH_SECONDS: Final = 0.2
+"""How long a reply waits for the source. While that call runs, other replies take the last result."""
 
 Run = Callable[..., Awaitable[object]]
 
 ACL_NAMES: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 NONE_THERE: Final = (errno.ENODATA, errno.EOPNOTSUPP)
-"""Errors that say that there is no access control list."""
+"""Errors that mean that there is no access control list."""
 
 
 class _Refreshed:
-    """A call on the source that is made again and again, and its last result."""
+    """Repeats a call on the source, and keeps its last result."""
 
     def __init__(self, call: Callable[[], object]) -> None:
-        """Make the call once, and wait for it. Raises OSError."""
+        """Make the call for the first time, and wait for it. Raises OSError."""
         self._call = call
         self.result: object = call()
         self.fresh = True
@@ -38,12 +39,12 @@ class _Refreshed:
         self._running: trio.Event | None = None
 
     async def get(self, run: Run, nursery: trio.Nursery) -> object:
-        """Make the call again, unless it still runs. Return the result, current if ``fresh``."""
+        """Repeat the call, unless it still runs. Return the result, which is current if ``fresh``."""
         if self._running is None:
             self._running = trio.Event()
             self.fresh, self.error = False, None
             nursery.start_soon(self._call_again, run, self._running)
-            with trio.move_on_after(PATIENCE_SECONDS):
+            with trio.move_on_after(REFRESH_SECONDS):
                 await self._running.wait()
         return self.result
 
@@ -59,12 +60,12 @@ class _Refreshed:
 
 
 class Root:
-    """The root of a source that may wait or fail."""
+    """Serves the root of a source that may hang or fail."""
 
     def __init__(self, inode: Inode) -> None:
         """Read everything once. Raises OSError."""
         self._stat = _Refreshed(lambda: os.fstat(inode.fd))
-        self._acls = {name: _Refreshed(lambda name=name: _acl(inode, name)) for name in ACL_NAMES}  # type: ignore[misc]
+        self._acls = {name: _Refreshed(functools.partial(_acl, inode, name)) for name in ACL_NAMES}
         self._statfs = _Refreshed(lambda: os.statvfs(inode.path()))
         self._nursery: trio.Nursery | None = None
 
@@ -74,7 +75,7 @@ class Root:
             await trio.sleep_forever()
 
     async def stat(self, run: Run) -> tuple[os.stat_result, bool]:
-        """Return attributes, and whether they are current."""
+        """Return the attributes, and whether they are current."""
         if self._nursery is not None:
             await self._stat.get(run, self._nursery)
         result = self._stat.result

@@ -293,13 +293,14 @@ class Tree:
                 self.services.notifier.inode(inode.node)  # a part of it may have been done
                 raise
             return after
-        pagecache = self.services.pagecache
-        size = new.size
+        pagecache, size = self.services.pagecache, new.size
         async with pagecache.changing(file) if size is None else pagecache.mutating(file, size):
-            data = size is not None or new.mtime_ns is not None
-            return await self._bracketed(
-                inode, file, size, data, attributes.set_attributes, inode.fd, io_fd, new
+            before, after = await self._change_or_distrust(
+                inode, file, size, attributes.set_attributes, inode.fd, io_fd, new
             )
+            moves_mtime = size is not None or new.mtime_ns is not None
+            self._check_own_change(inode, file, before, after, size=size, moves_mtime=moves_mtime)
+        return after
 
     async def _run_change(
         self, inode: Inode, size: int | None, call: Callable[[*Ts], T], *args: *Ts
@@ -309,31 +310,36 @@ class Tree:
             return await self.in_thread_with_retry(call, *args)
         return await self.run_on_names(inode, call, *args)
 
-    async def _bracketed(
+    async def _change_or_distrust(
+        self, inode: Inode, file: CachedFile, size: int | None, call: Callable[[*Ts], T], *args: *Ts
+    ) -> T:
+        """Change attributes; distrust the file if that fails, because a part may have been done."""
+        try:
+            return await self._run_change(inode, size, call, *args)
+        except BaseException:
+            self.services.coherency.distrust(file)
+            self.services.notifier.inode(inode.node)
+            raise
+
+    def _check_own_change(
         self,
         inode: Inode,
         file: CachedFile,
+        old: os.stat_result,
+        new: os.stat_result,
+        *,
         size: int | None,
-        data: bool,
-        change: Callable[[*Ts], tuple[os.stat_result, os.stat_result]],
-        *args: *Ts,
-    ) -> os.stat_result:
-        """Make a change that reports attributes before and after, under the file's lock.
+        moves_mtime: bool,
+    ) -> None:
+        """Compare attributes from before and after a change of ours, under the file's lock.
 
-        ``size`` is the new size if it sets one, ``data`` whether it may move mtime.
+        ``size`` is the size that the change set, if any.
         """
-        coherency = self.services.coherency
-        try:
-            old, new = await self._run_change(inode, size, change, *args)
-        except BaseException:
-            coherency.distrust(file)  # a part of it may have been done
-            self.services.notifier.inode(inode.node)
-            raise
         expected = old.st_size if size is None else size
         before, after = own_fingerprint(old), own_fingerprint(new)
-        if coherency.after_own_change(file, before, after, size=expected, data=data):
+        coherency = self.services.coherency
+        if coherency.after_own_change(file, before, after, size=expected, moves_mtime=moves_mtime):
             self.services.notifier.inode(inode.node)
-        return new
 
     def name_changed(self, changed: Changed, parent: Inode, name: bytes) -> Inode | None:
         """Record that a file lost or gained a name by us: its ctime moved; without a name it is gone.
@@ -405,9 +411,10 @@ class Tree:
             await self.in_thread_with_retry(attributes.change_xattr, inode.fd, name, value, caller)
             return
         async with self.services.pagecache.changing(file):
-            await self._bracketed(
-                inode, file, None, False, attributes.change_xattr, inode.fd, name, value, caller
+            before, after = await self._change_or_distrust(
+                inode, file, None, attributes.change_xattr, inode.fd, name, value, caller
             )
+            self._check_own_change(inode, file, before, after, size=None, moves_mtime=False)
 
     def ask_to_forget(self) -> None:
         """Have ``keep_bounded`` check whether there are too many inodes."""

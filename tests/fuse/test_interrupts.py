@@ -36,7 +36,7 @@ def test_a_refused_reply_in_the_message_file_is_rolled_back(
 ) -> None:
     """Libfuse takes it for sent and logs nothing."""
     backing, refused_replies, rolled_back = Backing(), RefusedReplies(), list[int]()
-    backing.orphans = len(gone)
+    backing.abandoned_calls = len(gone)
     interrupts = Interrupts(backing, refused_replies)
     device, kernel = os.pipe()
     os.write(kernel, LOOKUP)
@@ -59,7 +59,7 @@ def test_a_refused_reply_in_the_message_file_is_rolled_back(
     interrupts._restore_device()  # noqa: SLF001
     monkeypatch.setattr(os, "write", write)
     assert rolled_back == gone
-    assert backing.orphans == 0
+    assert backing.abandoned_calls == 0
     assert sent == [answer for number, answer in enumerate(answers) if number not in gone]
     interrupts.uninstall()
     os.close(device)

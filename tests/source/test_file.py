@@ -443,7 +443,7 @@ async def write_while_there_is_room_to_come(
 
     async def give_up() -> None:
         await trio.sleep(0.05)
-        backing.space_retry.given_up(1)
+        backing.space_retry.released(1)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(give_up)

@@ -58,7 +58,7 @@ async def test_what_is_given_up_while_it_was_made_counts(autojump_clock: MockClo
     async def call() -> str:
         calls.append(trio.current_time())
         if len(calls) == 1:
-            room.given_up(A)
+            room.released(A)
             raise OSError(errno.ENOSPC, "full")
         return "done"
 
@@ -79,7 +79,7 @@ async def test_what_is_given_up_when_a_machine_goes_on_that_stood_still_counts(
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(60)
             await trio.testing.wait_all_tasks_blocked(0.001)  # a request is read before it is handled
-            room.given_up(A)
+            room.released(A)
 
         nursery.start_soon(stand_still)
         with trio.fail_after(61):
@@ -90,9 +90,9 @@ async def test_what_is_given_up_when_a_machine_goes_on_that_stood_still_counts(
 async def test_it_fails_at_once_if_nothing_is_to_come(autojump_clock: MockClock) -> None:
     room, began = SpaceRetry(), trio.current_time()
     room.removed(A)
-    room.given_up(A)
+    room.released(A)
     room.closing(B)
-    room.given_up(B)
+    room.released(B)
     with pytest.raises(OSError, match="No space"):
         await room.retrying(attempts([], errno.ENOSPC))
     assert trio.current_time() == began
@@ -112,7 +112,7 @@ async def test_what_is_half_done_is_not_done_again(autojump_clock: MockClock) ->
 
     async def call() -> None:
         calls.append(trio.current_time())
-        room.given_up(A)
+        room.released(A)
         raise HalfDoneError(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     with pytest.raises(OSError, match="No space") as raised:
@@ -143,7 +143,7 @@ async def test_others_that_remove_all_the_time_keep_nobody(autojump_clock: MockC
         while True:
             room.removed(A)
             await trio.sleep(0.01)
-            room.given_up(A)
+            room.released(A)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(others)
@@ -156,4 +156,4 @@ async def test_others_that_remove_all_the_time_keep_nobody(autojump_clock: MockC
 
 async def _give_up(room: SpaceRetry, node: int, after: float) -> None:
     await trio.sleep(after)
-    room.given_up(node)
+    room.released(node)

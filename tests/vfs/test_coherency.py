@@ -348,7 +348,7 @@ def test_with_mode_none_our_own_changes_still_move_the_size() -> None:
 
 def test_a_size_that_our_change_alone_would_not_have_made_is_theirs(rig: Rig) -> None:
     rig.know(A)
-    assert rig.checker.after_own_change(rig.file, A, B, size=A.size, data=False)
+    assert rig.checker.after_own_change(rig.file, A, B, size=A.size, moves_mtime=False)
     assert not rig.has_page
     assert rig.file.size == B.size
 
@@ -356,7 +356,7 @@ def test_a_size_that_our_change_alone_would_not_have_made_is_theirs(rig: Rig) ->
 def test_an_mtime_that_our_change_could_not_move_is_theirs(rig: Rig) -> None:
     rig.know(A)
     after = Fingerprint(A.size, A.mtime_ns + 1, A.ctime_ns + 1, racy=True)
-    assert rig.checker.after_own_change(rig.file, A, after, size=A.size, data=False)
+    assert rig.checker.after_own_change(rig.file, A, after, size=A.size, moves_mtime=False)
     assert not rig.has_page
 
 

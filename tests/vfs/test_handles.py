@@ -286,7 +286,7 @@ async def test_a_file_that_is_only_read_is_closed_whatever_hangs(
 ) -> None:
     """Its read-ahead may be under way."""
     fs, fh = await opened(services, inodes, os.O_RDONLY)
-    services.backing.orphans = 1
+    services.backing.abandoned_calls = 1
     with fs._handles[fh].use:  # type: ignore[attr-defined]  # noqa: SLF001
         await fs.flush(fh)
 
