@@ -1,4 +1,4 @@
-"""Latency histograms: what a bucket may blur, and what it may not."""
+"""Test latency histograms: their counts are exact, and values are exact to a bucket."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ def histogram(values: list[int]) -> HistogramSnapshot:
 
 
 def exact(values: list[int], percent: float) -> int:
-    """By nearest rank."""
+    """Return the percentile by nearest rank."""
     rank = ceil(len(values) * percent / 100)
     return sorted(values)[max(rank, 1) - 1]
 
@@ -59,7 +59,7 @@ def test_buckets_abut_from_0_to_the_end_of_the_clock() -> None:
 
 
 @given(some)
-def test_what_was_recorded_is_counted_where_it_belongs(values: list[int]) -> None:
+def test_recorded_values_are_counted_in_their_buckets(values: list[int]) -> None:
     snapshot = histogram(values)
     assert snapshot.total == len(values)
     assert snapshot.sum_ns == sum(values)
@@ -78,19 +78,19 @@ def test_percentiles_are_monotone(values: list[int], a: float, b: float) -> None
     assert snapshot.percentile(min(a, b)) <= snapshot.percentile(max(a, b))
 
 
-def test_a_percentile_is_at_its_share_of_the_bucket() -> None:
+def test_a_percentile_is_interpolated_within_its_bucket() -> None:
     low, high = 32, 40
     snapshot = histogram([33] * 4)
     assert [snapshot.percentile(p) for p in (0, 25, 50, 100)] == [low, 34, 36, high]
 
 
-def test_percentiles_of_nothing_are_0() -> None:
+def test_percentiles_of_an_empty_histogram_are_0() -> None:
     assert HistogramSnapshot().percentile(99) == 0
     assert HistogramSnapshot().total == 0
 
 
 @given(some, st.lists(durations, max_size=200))
-def test_the_difference_of_two_snapshots_is_what_came_in_between(
+def test_the_difference_of_two_snapshots_counts_the_values_between_them(
     first: list[int], then: list[int]
 ) -> None:
     grows = Histogram()
@@ -104,13 +104,13 @@ def test_the_difference_of_two_snapshots_is_what_came_in_between(
 
 
 @given(some, st.integers(0, 62))
-def test_below_a_power_of_two_is_exact(values: list[int], exponent: int) -> None:
+def test_values_below_a_power_of_two_are_exact(values: list[int], exponent: int) -> None:
     bound = 1 << exponent
     assert histogram(values).below(bound) == sum(value < bound for value in values)
 
 
 @given(some)
-def test_json_gives_the_same_snapshot_back(values: list[int]) -> None:
+def test_a_snapshot_survives_the_round_trip_through_json(values: list[int]) -> None:
     snapshot = histogram(values)
     member = json.loads(json.dumps(snapshot.as_json()))
     assert HistogramSnapshot.from_json(member) == snapshot
@@ -129,7 +129,7 @@ def test_a_read_counts_once_under_its_kind(kind: int) -> None:
     assert (stats.reads, stats.read_bytes, stats.write_bytes) == (1, 4096, 0)
 
 
-def test_a_write_is_no_read() -> None:
+def test_a_write_does_not_count_as_a_read() -> None:
     latencies = Latencies()
     latencies.write(7000, 10)
     stats = latencies.stats()

@@ -1,4 +1,4 @@
-"""What a newcomer's commands say: set-up, the demonstration's conclusion, the launcher."""
+"""Test the output of the scripts: set-up, the conclusion of the demonstration, the launcher."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A tree with nothing but the set-up script, on a machine where no package is installed."""
+    """Make a tree with only the set-up script, on a simulated machine without packages."""
     programs = tmp_path / "programs"
     (tmp_path / "scripts").mkdir()
     programs.mkdir()
@@ -33,7 +33,7 @@ def write_program(path: Path, script: str) -> None:
     path.chmod(0o755)
 
 
-def test_set_up_that_fails_names_its_log_and_shows_its_end(bare: Path) -> None:
+def test_a_failing_set_up_names_its_log_and_shows_the_end_of_it(bare: Path) -> None:
     path = f"{bare}/programs:{os.environ['PATH']}"
     done = subprocess.run(
         [bare / "scripts/setup"],
@@ -44,11 +44,11 @@ def test_set_up_that_fails_names_its_log_and_shows_its_end(bare: Path) -> None:
         check=False,
     )
     assert done.returncode == 100
-    said = done.stdout.splitlines()
-    assert said[0].startswith("setup: these Debian packages are missing: fuse3 ")
-    assert said[1] == "setup: the list of Debian packages ..."
-    assert said[2].startswith("setup: the list of Debian packages: done in ")
-    assert len(said) == 4, "what apt prints is for the log"
+    output = done.stdout.splitlines()
+    assert output[0].startswith("setup: these Debian packages are missing: fuse3 ")
+    assert output[1] == "setup: the list of Debian packages ..."
+    assert output[2].startswith("setup: the list of Debian packages: done in ")
+    assert len(output) == 4, "the output of apt goes to the log"
     complaint = done.stderr.splitlines()
     assert complaint[0].endswith(f"failed with status 100. The end of {bare}/setup.log:")
     assert complaint[-1].strip() == "E: no network"
@@ -63,7 +63,7 @@ def passes(direct: float, first: float, second: float) -> list[Pass]:
     ]
 
 
-def test_the_conclusion_says_what_was_slower() -> None:
+def test_the_conclusion_names_the_slower_steps() -> None:
     good = conclusion(passes(4, 5, 1))
     assert "read 0 B: cp -r took 1.0 s (first time 5.0 s, without cleanfs 4.0 s)." in good
     assert "slower" not in good
@@ -91,7 +91,7 @@ def test_the_launcher_lists_every_program_with_a_sentence() -> None:
     assert not [line for line in lines if not line.endswith(".")]
 
 
-def test_the_launcher_starts_a_program_and_refuses_what_is_none() -> None:
+def test_the_launcher_starts_a_program_and_refuses_an_unknown_one() -> None:
     assert run("check/limits", "--help").stdout.startswith("Usage: scripts/run check/limits ")
     for word in ("check/none", "limits", "../scripts/check/limits"):
         done = run(word)

@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Test sizes as people write them."""
 
 import contextlib
 
@@ -33,14 +33,14 @@ def test_units_are_powers_of_1024(text: str, size: int) -> None:
     "text",
     ["", " ", "M", "abc", "12x", "0x10", "nan", "inf", "1,5G", "-1", "5E", "1e400", "1e30"],
 )
-def test_what_is_not_a_size_is_refused_and_named(text: str) -> None:
+def test_a_text_that_is_not_a_size_is_refused_and_named(text: str) -> None:
     with pytest.raises(ValueError, match="size") as caught:
         parse_size(text)
     assert repr(text) in str(caught.value)
 
 
-@given(st.integers(0, 1 << 53))  # beyond, 8 PiB, a float rounds
-def test_plain_numbers_are_bytes_to_the_last_one(size: int) -> None:
+@given(st.integers(0, 1 << 53))  # above 2**53 (8 PiB) a float rounds
+def test_plain_numbers_are_bytes_exactly(size: int) -> None:
     assert parse_size(str(size)) == size
 
 

@@ -26,14 +26,14 @@ class BackendConformance(ABC):
 
     @abstractmethod
     def make(self) -> Backend:
-        """Make a backend with room for 4 MiB of pages that do not compress."""
+        """Make a backend that can hold 4 MiB of pages that do not compress."""
 
     @abstractmethod
     def fill(self, backend: Backend, pool_id: int) -> None:
-        """Use up the room, not with pages of ``KEY``, so that ``noise`` is refused or dropped."""
+        """Fill the backend with pages of another file than ``KEY``, so that it refuses ``noise``."""
 
-    def answers(self, page: bytes) -> tuple[bytes | None, ...]:
-        """The possible results of a get right after the put: also None if a put may be refused."""
+    def possible_results(self, page: bytes) -> tuple[bytes | None, ...]:
+        """Return the possible results of a get right after the put, with None if it may be refused."""
         return (page,)
 
     @pytest.fixture
@@ -46,7 +46,7 @@ class BackendConformance(ABC):
 
     @pytest.fixture(params=["private", "shared"])
     def any_pool(self, request: pytest.FixtureRequest, backend: Backend) -> int:
-        """A pool of either kind, for the clauses that hold for both."""
+        """Make a pool of either kind, for the clauses that hold for both."""
         if request.param == "private":
             return backend.init_fs(PAGE_SIZE)
         return backend.init_shared_fs(UUID_A, PAGE_SIZE)
@@ -59,7 +59,7 @@ class BackendConformance(ABC):
     # -- 1: pools ---------------------------------------------------------------------------
 
     @pytest.mark.parametrize("page_size", PAGE_SIZES)
-    def test_pools_of_every_page_size_give_back_what_was_put(
+    def test_pools_of_every_page_size_return_the_pages_put(
         self, backend: Backend, page_size: int
     ) -> None:
         pool = backend.init_fs(page_size)
@@ -70,8 +70,8 @@ class BackendConformance(ABC):
         for index, page in enumerate(pages):
             backend.put_page(pool, KEY, index, page)
             backend.put_page(shared, KEY, index, page)
-            assert backend.get_page(pool, KEY, index) in self.answers(page)
-            assert backend.get_page(shared, KEY, index) in self.answers(page)
+            assert backend.get_page(pool, KEY, index) in self.possible_results(page)
+            assert backend.get_page(shared, KEY, index) in self.possible_results(page)
             backend.flush_inode(pool, KEY)
             backend.flush_inode(shared, KEY)
 
@@ -96,7 +96,7 @@ class BackendConformance(ABC):
         pool = backend.init_shared_fs(UUID_A, PAGE_SIZE)
         backend.put_page(pool, KEY, 0, text("a"))
         assert backend.init_shared_fs(UUID_A, 2 * PAGE_SIZE) < 0
-        backend.flush_fs(pool)  # the only sharer's: the refused call did not join
+        backend.flush_fs(pool)  # by the only sharer: the refused call did not join
         again = backend.init_shared_fs(UUID_A, 2 * PAGE_SIZE)
         assert again >= 0
         assert backend.get_page(again, KEY, 0) is None
@@ -116,33 +116,33 @@ class BackendConformance(ABC):
     @pytest.mark.parametrize(
         "page", [bytes(PAGE_SIZE), b"\xff" * PAGE_SIZE, b"12345678" * 512, text("x"), noise(1)]
     )
-    def test_a_get_gives_the_bytes_of_the_last_put(
+    def test_a_get_returns_the_bytes_of_the_last_put(
         self, backend: Backend, any_pool: int, page: bytes
     ) -> None:
         backend.put_page(any_pool, KEY, 7, page)
         got = backend.get_page(any_pool, KEY, 7)
-        assert got in self.answers(page)
+        assert got in self.possible_results(page)
         assert got is None or type(got) is bytes
 
-    def test_an_empty_put_is_fine(self, backend: Backend, any_pool: int) -> None:
+    def test_an_empty_put_has_no_effect(self, backend: Backend, any_pool: int) -> None:
         backend.put_pages(any_pool, KEY, [])
         assert backend.get_page(any_pool, KEY, 0) is None
 
     # -- 4: exclusive and shared -----------------------------------------------------------------
 
-    def test_a_hit_on_a_private_pool_takes_the_page_out(self, backend: Backend, pool: int) -> None:
+    def test_a_hit_on_a_private_pool_removes_the_page(self, backend: Backend, pool: int) -> None:
         backend.put_page(pool, KEY, 0, text("a"))
         assert backend.get_page(pool, KEY, 0) == text("a")
         assert backend.get_page(pool, KEY, 0) is None
 
-    def test_a_hit_on_a_shared_pool_leaves_the_page_for_the_others(self, backend: Backend) -> None:
+    def test_a_hit_on_a_shared_pool_leaves_the_page_for_other_sharers(self, backend: Backend) -> None:
         mine = backend.init_shared_fs(UUID_A, PAGE_SIZE)
         theirs = backend.init_shared_fs(UUID_A, PAGE_SIZE)
         backend.put_page(mine, KEY, 0, text("a"))
         for pool in (theirs, mine, theirs):
             assert backend.get_page(pool, KEY, 0) == text("a")
 
-    def test_a_page_that_was_got_can_be_put_back(self, backend: Backend, any_pool: int) -> None:
+    def test_a_page_returned_by_a_get_can_be_put_back(self, backend: Backend, any_pool: int) -> None:
         backend.put_page(any_pool, KEY, 0, text("a"))
         for _ in range(3):
             got = backend.get_page(any_pool, KEY, 0)
@@ -153,18 +153,18 @@ class BackendConformance(ABC):
 
     @pytest.mark.parametrize("older", [bytes(PAGE_SIZE), text("AAA"), noise(1)])
     @pytest.mark.parametrize("newer", [b"\1" * PAGE_SIZE, text("BBB"), noise(2)])
-    def test_put_put_get_gives_the_second(
+    def test_put_put_get_returns_the_second_page(
         self, backend: Backend, any_pool: int, older: bytes, newer: bytes
     ) -> None:
         backend.put_page(any_pool, KEY, 0, older)
         backend.put_page(any_pool, KEY, 0, newer)
-        assert backend.get_page(any_pool, KEY, 0) in self.answers(newer)
+        assert backend.get_page(any_pool, KEY, 0) in self.possible_results(newer)
 
     def test_put_put_get_holds_within_one_call(self, backend: Backend, any_pool: int) -> None:
         backend.put_pages(any_pool, KEY, [(0, text("AAA")), (1, text("x")), (0, text("BBB"))])
         assert backend.get_pages(any_pool, KEY, 0, 2) == [text("BBB"), text("x")]
 
-    def test_put_get_put_get_gives_the_second(self, backend: Backend, any_pool: int) -> None:
+    def test_put_get_put_get_returns_the_second_page(self, backend: Backend, any_pool: int) -> None:
         backend.put_page(any_pool, KEY, 0, text("AAA"))
         backend.get_page(any_pool, KEY, 0)
         backend.put_page(any_pool, KEY, 0, text("BBB"))
@@ -217,7 +217,7 @@ class BackendConformance(ABC):
         assert backend.get_pages(any_pool, OTHER_KEYS[0], 0, 10) == other
 
     @pytest.mark.parametrize(("stop", "left"), [(20, True), (21, False)])
-    def test_a_range_that_is_longer_than_the_file_has_pages_is_half_open_too(
+    def test_a_range_longer_than_the_number_of_pages_is_half_open_too(
         self, backend: Backend, any_pool: int, stop: int, left: bool
     ) -> None:
         backend.put_pages(any_pool, KEY, [(0, text(0)), (1, text(1)), (20, text(20))])
@@ -248,9 +248,7 @@ class BackendConformance(ABC):
         for key, pages in others.items():
             assert backend.get_pages(any_pool, key, 0, 10) == pages
 
-    def test_a_flush_also_covers_pages_that_were_handed_out(
-        self, backend: Backend, any_pool: int
-    ) -> None:
+    def test_a_flush_also_covers_pages_returned_by_a_get(self, backend: Backend, any_pool: int) -> None:
         self._put_ten(backend, any_pool)
         backend.get_pages(any_pool, KEY, 0, 10)
         backend.flush_page(any_pool, KEY, 0)
@@ -258,7 +256,7 @@ class BackendConformance(ABC):
         backend.flush_inode(any_pool, KEY)
         assert backend.get_pages(any_pool, KEY, 0, 10) == [None] * 10
 
-    def test_a_flush_of_what_was_never_put_does_nothing(self, backend: Backend, any_pool: int) -> None:
+    def test_a_flush_of_pages_never_put_does_nothing(self, backend: Backend, any_pool: int) -> None:
         backend.flush_page(any_pool, KEY, 0)
         backend.flush_pages(any_pool, KEY, 0, None)
         backend.flush_inode(any_pool, KEY)
@@ -287,7 +285,7 @@ class BackendConformance(ABC):
         assert backend.get_pages(new, KEY, 0, 10) == [None] * 10
         assert backend.get_pages(other, KEY, 0, 10) == kept
 
-    def test_only_the_last_sharers_flush_fs_takes_the_pages(self, backend: Backend) -> None:
+    def test_only_the_flush_fs_of_the_last_sharer_discards_the_pages(self, backend: Backend) -> None:
         pools = [backend.init_shared_fs(UUID_A, PAGE_SIZE) for _ in range(3)]
         pages = self._put_ten(backend, pools[0])
         backend.flush_fs(pools[0])
@@ -299,14 +297,14 @@ class BackendConformance(ABC):
 
     # -- range forms ---------------------------------------------------------------------------
 
-    def test_get_pages_is_as_many_gets_in_a_row(self, backend: Backend, any_pool: int) -> None:
+    def test_get_pages_returns_the_same_as_single_gets(self, backend: Backend, any_pool: int) -> None:
         backend.put_pages(any_pool, KEY, [(i, text(i)) for i in (9, 2, 3)])
         backend.put_page(any_pool, OTHER_KEYS[0], 4, text("other"))
         expected = [None, text(2), text(3), *[None] * 5, text(9), None]
         assert backend.get_pages(any_pool, KEY, 1, 10) == expected
         assert backend.get_pages(any_pool, KEY, 100, 2) == [None] * 2
 
-    def test_get_pages_of_a_private_pool_takes_out_just_those(
+    def test_get_pages_removes_only_those_pages_from_a_private_pool(
         self, backend: Backend, pool: int
     ) -> None:
         pages = self._put_ten(backend, pool)
@@ -316,7 +314,7 @@ class BackendConformance(ABC):
     # -- beyond the contract: borrowing ------------------------------------------------------------
 
     def borrower(self, backend: Backend) -> BorrowOps:
-        """The backend, if it can lend ranges; else the test is skipped."""
+        """Return the backend if it can lend ranges; skip the test otherwise."""
         if not isinstance(backend, BorrowOps):
             pytest.skip("borrowing is optional")
         return backend
@@ -330,7 +328,7 @@ class BackendConformance(ABC):
         assert backend.get_pages(any_pool, KEY, 5, 9) == pages
 
     @pytest.mark.parametrize("missing", [0, 4, 8])
-    def test_if_one_page_is_missing_none_is_borrowed(
+    def test_no_page_is_borrowed_if_one_is_missing(
         self, backend: Backend, any_pool: int, missing: int
     ) -> None:
         pages: list[bytes | None] = [None if i == missing else text(f"{i}") for i in range(9)]
@@ -338,10 +336,12 @@ class BackendConformance(ABC):
         assert self.borrower(backend).borrow_pages(any_pool, KEY, 0, 9) is None
         assert backend.get_pages(any_pool, KEY, 0, 9) == pages
 
-    def test_nothing_is_borrowed_of_a_file_without_pages(self, backend: Backend, any_pool: int) -> None:
+    def test_nothing_is_borrowed_from_a_file_without_pages(
+        self, backend: Backend, any_pool: int
+    ) -> None:
         assert self.borrower(backend).borrow_pages(any_pool, KEY, 0, 9) is None
 
-    def test_a_page_that_was_got_cannot_be_borrowed_until_it_is_put_back(
+    def test_a_page_returned_by_a_get_cannot_be_borrowed_until_it_is_put_back(
         self, backend: Backend, pool: int
     ) -> None:
         backend.put_pages(pool, KEY, [(0, text("a")), (1, text("b"))])

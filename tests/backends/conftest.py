@@ -1,4 +1,4 @@
-"""Fixtures that give every engine in turn. A module about one engine overrides ``engine``."""
+"""Provide every engine in turn to a test. A module about one engine overrides ``engine``."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,21 +11,21 @@ from tests.backends.pages import MIB, PAGE_SIZE
 
 @pytest.fixture(params=["python", "log", "zbud"])
 def engine(request: pytest.FixtureRequest) -> str:
-    """The name of an engine, for ``engines.make``."""
+    """Return the name of an engine, for ``engines.make``."""
     name: str = request.param
     return name
 
 
 @pytest.fixture
 def z(engine: str) -> Iterator[Any]:
-    """A zcache of 2 MiB, whose counters must agree with its data structures after the test."""
+    """Make a zcache of 2 MiB. After the test, its counters must agree with its data structures."""
     made = make(engine, 2 * MIB)
     yield made
     check(made)
 
 
 @pytest.fixture
-def pool(z: Any) -> int:  # noqa: ANN401  an engine
-    """A private pool of it."""
+def pool(z: Any) -> int:  # noqa: ANN401  # one of two engine classes
+    """Make a private pool in ``z``."""
     made: int = z.init_fs(PAGE_SIZE)
     return made

@@ -1,4 +1,4 @@
-"""zcache's engines by name, and the same helpers for each.
+"""Make zcache's engines by name, with the same helpers for each.
 
 ``python`` is the reference; ``log`` and ``zbud`` are the native engine with either allocator.
 """
@@ -40,11 +40,11 @@ SEGMENT = 64 << 10
 
 
 def least_limit(options: dict[str, Any]) -> int:
-    """The smallest limit that the native engine accepts with these options."""
+    """Return the smallest limit that the native engine accepts with these options."""
     return MIB * (8 if options.get("dictionary") else 4 if options.get("method") == "zstd" else 1)
 
 
-def make(engine: str, limit: int, **options: Any) -> Any:  # noqa: ANN401  one of two classes
+def make(engine: str, limit: int, **options: Any) -> Any:  # noqa: ANN401  # one of two engine classes
     """Make an engine by name, or skip the test if it was not built. ``options`` are for native ones."""
     if engine == "python":
         assert not options
@@ -59,13 +59,13 @@ def check(z: Backend) -> None:
     if isinstance(z, ReferenceZcache):
         check_books(z)
     else:
-        z.check()  # type: ignore[attr-defined]  # the native engine's
+        z.check()  # type: ignore[attr-defined]  # only the native engine has it
 
 
 def sync(z: Backend) -> None:
     """Wait until every page is compressed."""
     if not isinstance(z, ReferenceZcache):
-        z.sync()  # type: ignore[attr-defined]  # the native engine's
+        z.sync()  # type: ignore[attr-defined]  # only the native engine has it
 
 
 def put_in_order(z: Backend, pool: int, pages: list[tuple[int, bytes]], key: FileKey = KEY) -> None:
@@ -76,11 +76,11 @@ def put_in_order(z: Backend, pool: int, pages: list[tuple[int, bytes]], key: Fil
 
 
 def found(z: Backend, pool: int, indices: range, key: FileKey = KEY) -> list[int]:
-    """The indices that a get finds. On a private pool, the get takes those pages out."""
+    """Return the indices that a get finds. In a private pool, the get removes those pages."""
     if isinstance(z, ReferenceZcache):
         pages = z.get_pages(pool, key, indices.start, len(indices))
         hits = bytes(page is not None for page in pages)
     else:
         into = bytearray(len(indices) * PAGE_SIZE)
-        hits = z.get_pages_into(pool, key, indices.start, into)  # type: ignore[attr-defined]  # native
+        hits = z.get_pages_into(pool, key, indices.start, into)  # type: ignore[attr-defined]  # only native
     return [i for i, hit in zip(indices, hits, strict=True) if hit]

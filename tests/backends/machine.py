@@ -1,4 +1,4 @@
-"""Compare a zcache with a dict of the pages put last: a get returns that page or a miss, never another.
+"""Compare a zcache with a dict of the pages put last: a get returns that page or misses.
 
 ``Twin`` performs the steps. ``ZcacheMachine`` lets hypothesis choose them, ``check/stress_zcache`` a
 random generator.
@@ -41,7 +41,7 @@ MAKERS: dict[str, Callable[[int, int], bytes]] = {"same": same, "text": text, "n
 class Twin:
     """Holds a backend, and a model of the pages that it may return."""
 
-    def __init__(self, z: Any) -> None:  # noqa: ANN401  a Backend, and methods that only some have
+    def __init__(self, z: Any) -> None:  # noqa: ANN401  # a Backend with methods that only some have
         self.z = z
         self.private: dict[int, int] = {}  # page size by pool id
         self.shared: dict[int, int] = {}
@@ -56,7 +56,7 @@ class Twin:
 
     @property
     def pools(self) -> list[int]:
-        """The ids of all pools."""
+        """Return the ids of all pools."""
         return sorted({*self.private, *self.shared})
 
     def page_size(self, pool: int) -> int:
@@ -64,7 +64,7 @@ class Twin:
         return (self.private if pool in self.private else self.shared)[pool]
 
     def open(self, page_size: int) -> None:
-        """Open a private pool; it may be refused if the limit is small for such pages."""
+        """Open a private pool. zcache may refuse it if the limit is small for such pages."""
         pool = self.z.init_fs(page_size)
         if pool < 0:
             return
@@ -72,7 +72,7 @@ class Twin:
         self.private[pool] = page_size
 
     def join(self, uuid: UUID, page_size: int) -> None:
-        """Join a shared pool; it must be refused if the pool has another page size."""
+        """Join a shared pool. zcache must refuse it if the pool has another page size."""
         pool = self.z.init_shared_fs(uuid, page_size)
         there = self.uuids.get(uuid)
         if there is not None and self.shared[there] != page_size:
@@ -87,7 +87,7 @@ class Twin:
         self.sharers[pool] = self.sharers.get(pool, 0) + 1
 
     def close(self, pool: int) -> None:
-        """Close a pool, or one sharer's use of it."""
+        """Close a private pool, or leave a shared pool."""
         self.z.flush_fs(pool)
         if self.sharers.get(pool, 0) > 1:
             self.sharers[pool] -= 1
@@ -127,7 +127,7 @@ class Twin:
                 self.got[pool, key, index] = page
 
     def get_into(self, pool: int, key: FileKey, first: int, n: int) -> None:
-        """Get pages into a buffer, which stays as it was where no page was found."""
+        """Get pages into a buffer. The buffer stays unchanged where no page was found."""
         size = self.page_size(pool)
         before = b"\xa5" * size
         buffer = bytearray(before * (n + 1))
@@ -140,7 +140,7 @@ class Twin:
         self._saw(pool, key, first, hits)
 
     def borrow(self, pool: int, key: FileKey, first: int, n: int) -> None:
-        """Borrow pages, which stay: all or none."""
+        """Borrow all pages of a range or none. Borrowed pages stay in zcache."""
         pages = self.z.borrow_pages(pool, key, first, n)
         if pages is not None:
             expected = [self.model[pool, key, first + i] for i in range(n)]
@@ -167,7 +167,7 @@ class Twin:
                 del self.model[handle]
 
     def fill(self, pool: int, n: int) -> None:
-        """Put pages that only use up room."""
+        """Put pages that only use memory."""
         pages = FILLER_PAGES
         if (size := self.page_size(pool)) != PAGE_SIZE:
             pages = [page * (size // PAGE_SIZE) for page in pages[:20]]
@@ -197,7 +197,7 @@ class ZcacheMachine(RuleBasedStateMachine):
     LIMITS = (MIB, MIB + 100_000, 2 * MIB)
     NATIVE = False
 
-    def make(self) -> Any:  # noqa: ANN401
+    def make(self) -> Any:  # noqa: ANN401  # one of two engine classes
         """Make a backend with the first of the limits."""
         raise NotImplementedError
 
@@ -291,7 +291,7 @@ class ZcacheMachine(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def close(self, which: int) -> None:
-        """Close a pool, or one sharer's use."""
+        """Close a private pool, or leave a shared pool."""
         pool = self.pool(which)
         if pool is not None:
             self.twin.close(pool)

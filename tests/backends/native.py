@@ -1,4 +1,4 @@
-"""The native engine, for test modules that are about it alone: importing this skips them without it."""
+"""Import the native engine, or skip the test module that needs it."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ __all__ = ["Engine", "SyncedEngine"]
 
 
 class SyncedEngine(Engine):
-    """An engine that compresses every page before the put returns."""
+    """Compresses every page before the put returns."""
 
     def put_page(self, pool_id: int, key: FileKey, index: int, page: bytes) -> None:
         super().put_page(pool_id, key, index, page)

@@ -1,4 +1,4 @@
-"""Names and contents of pages that the backends' tests put."""
+"""Define the keys and contents of the pages that the backends' tests put."""
 
 from random import Random
 from uuid import UUID
@@ -49,7 +49,7 @@ def halves(indices: range) -> list[tuple[int, bytes]]:
 
 
 FILLER = FileKey(1, 2, b"filler")
-"""A file whose pages only use up room; no test gets them."""
+"""A file whose pages only use memory; no test gets them."""
 
 FILLER_PAGES = [noise(i)[: 1000 + 27 * i % 2000].ljust(PAGE_SIZE, b"\0") for i in range(300)]
 """Pages that compress to 1000 to 3000 bytes."""

@@ -1,4 +1,4 @@
-"""Run Python programs that a test must not share a process with."""
+"""Run Python programs that need a process of their own."""
 
 import os
 import subprocess

@@ -1,7 +1,7 @@
-"""Measure the memory of a process with a zcache; a program that takes JSON options and prints JSON.
+"""Measure the memory of a process with a zcache. The program takes JSON options and prints JSON.
 
 It puts several times the limit in mixed pages: text, noise and same-filled pages, in large files and
-many small ones. Between puts there are exclusive gets in both forms, pages put back, and files flushed.
+many small ones. Between puts it makes exclusive gets in both forms, puts pages back and flushes files.
 """
 
 import json
@@ -35,7 +35,7 @@ class Workload:
     """Performs steps of one batch of pages each; one batch in 16 consists of small files."""
 
     def __init__(self, z: Engine, seed: int, lends: bool) -> None:
-        """Start at a seed. ``lends``: whether some gets make loans."""
+        """Start with a seed. ``lends``: whether some gets make loans."""
         self.z, self.choose, self.lends = z, Random(seed), lends
         self.pool = z.init_fs(PAGE_SIZE)
         self.number = 0

@@ -8,7 +8,7 @@ from tests.backends.pages import MIB, OTHER_KEYS, PAGE_SIZE, halves, text
 
 @pytest.fixture(params=["log", "zbud"])
 def engine(request: pytest.FixtureRequest) -> str:
-    """Either allocator."""
+    """Return the native engine's name, with either allocator."""
     name: str = request.param
     return name
 
@@ -26,7 +26,7 @@ def test_a_scan_does_not_displace_the_hot_set(engine: str, was_active: bool) -> 
     check(z)
 
 
-def test_a_second_offer_is_admitted(engine: str) -> None:
+def test_a_page_put_for_the_second_time_is_admitted(engine: str) -> None:
     z = make(engine, 2 * MIB, was_active=True)
     pool = z.init_fs(PAGE_SIZE)
     put_in_order(z, pool, halves(range(2000)))
@@ -41,7 +41,7 @@ def test_a_second_offer_is_admitted(engine: str) -> None:
     assert z.counters()["ghosts"] > 0
 
 
-def test_a_page_that_was_kept_before_is_admitted(engine: str) -> None:
+def test_a_page_that_was_stored_before_is_admitted(engine: str) -> None:
     z = make(engine, 2 * MIB, was_active=True)
     pool = z.init_fs(PAGE_SIZE)
     put_in_order(z, pool, halves(range(2000)))

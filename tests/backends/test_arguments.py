@@ -1,4 +1,4 @@
-"""The native engine refuses wrong arguments, and its pages stay as they were."""
+"""The native engine refuses wrong arguments, and its pages stay unchanged."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from tests.backends.pages import KEY, LAST_INDEX, MIB, PAGE_SIZE, PAGE_SIZES, sa
 
 @pytest.fixture
 def engine() -> str:
-    """The allocator makes no difference to arguments."""
+    """Use one allocator: it makes no difference to arguments."""
     return "log"
 
 
@@ -90,16 +90,16 @@ def test_put_pages_takes_only_sequences_of_pairs(z: Engine, pool: int) -> None:
     z.put_pages(pool, KEY, ((0, text(0)), (1, text(1))))
     for wrong in (None, 5, [5], [(0,)], [(0, 1, 2)], [[0, text(0)]], [(0, "x" * PAGE_SIZE)]):
         with pytest.raises((TypeError, ValueError)):
-            z.put_pages(pool, KEY, wrong)  # type: ignore[arg-type]
+            z.put_pages(pool, KEY, wrong)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TypeError):
-        z.put_pages(pool, KEY, [(0, bytearray(PAGE_SIZE))])  # type: ignore[list-item]
+        z.put_pages(pool, KEY, [(0, bytearray(PAGE_SIZE))])  # type: ignore[list-item]  # wrong on purpose
     assert z.get_pages(pool, KEY, 0, 3) == [text(0), text(1), None]
 
 
 @pytest.mark.parametrize("uuid", [None, 5, "x", b"x" * 16])
 def test_a_wrong_uuid_raises(z: Engine, uuid: object) -> None:
     with pytest.raises((TypeError, AttributeError)):
-        z.init_shared_fs(uuid, PAGE_SIZE)  # type: ignore[arg-type]
+        z.init_shared_fs(uuid, PAGE_SIZE)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_a_huge_count_is_an_error_and_not_a_crash(z: Engine, pool: int) -> None:

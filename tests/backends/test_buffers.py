@@ -1,4 +1,4 @@
-"""``get_pages_into`` copies pages into a buffer of the caller and makes no loans."""
+"""``get_pages_into`` copies pages into the caller's buffer and makes no loans."""
 
 import pytest
 
@@ -8,12 +8,12 @@ from tests.backends.pages import KEY, MIB, PAGE_SIZE, UUID_A, halves, noise, sam
 
 @pytest.fixture
 def engine() -> str:
-    """The allocator makes no difference to buffers."""
+    """Use one allocator: it makes no difference to buffers."""
     return "log"
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4097, 3 * 4096 + 8])
-def test_a_buffer_that_is_not_whole_pages_is_refused(z: Engine, pool: int, size: int) -> None:
+def test_a_buffer_of_partial_pages_is_refused(z: Engine, pool: int, size: int) -> None:
     z.put_page(pool, KEY, 0, text("a"))
     with pytest.raises(ValueError, match="4096"):
         z.get_pages_into(pool, KEY, 0, bytearray(size))
@@ -32,14 +32,16 @@ def test_a_buffer_that_is_not_whole_pages_is_refused(z: Engine, pool: int, size:
     ],
     ids=["bytes", "read-only view", "strided view", "str", "None", "list"],
 )
-def test_an_object_that_is_no_writable_buffer_is_refused(z: Engine, pool: int, buffer: object) -> None:
+def test_an_object_other_than_a_writable_buffer_is_refused(
+    z: Engine, pool: int, buffer: object
+) -> None:
     z.put_page(pool, KEY, 0, text("a"))
     with pytest.raises((TypeError, BufferError)):
-        z.get_pages_into(pool, KEY, 0, buffer)  # type: ignore[arg-type]
+        z.get_pages_into(pool, KEY, 0, buffer)  # type: ignore[arg-type]  # wrong on purpose
     assert z.get_page(pool, KEY, 0) == text("a")
 
 
-def test_an_empty_buffer_asks_for_nothing(z: Engine, pool: int) -> None:
+def test_an_empty_buffer_gets_no_pages(z: Engine, pool: int) -> None:
     z.put_page(pool, KEY, 0, text("a"))
     assert z.get_pages_into(pool, KEY, 0, bytearray()) == b""
     assert z.get_page(pool, KEY, 0) == text("a")
@@ -75,14 +77,14 @@ def test_a_get_into_a_buffer_makes_no_loan(z: Engine, pool: int) -> None:
     assert z.counters()["loaned_zpages"] == z.counters()["eph_zpages"] == 0
 
 
-def test_a_buffer_of_other_items_is_a_buffer_of_bytes(z: Engine, pool: int) -> None:
+def test_a_buffer_of_any_item_type_counts_in_bytes(z: Engine, pool: int) -> None:
     buffer = memoryview(bytearray(2 * PAGE_SIZE)).cast("Q")
     z.put_page(pool, KEY, 1, same(5))
     assert z.get_pages_into(pool, KEY, 0, buffer) == b"\0\1"
     assert buffer[511:513].tolist() == [0, 5]
 
 
-def test_large_pages_come_into_a_large_buffer() -> None:
+def test_large_pages_fill_a_large_buffer() -> None:
     z = Engine(64 * MIB)
     pools = [z.init_fs(MIB), z.init_shared_fs(UUID_A, MIB)]
     pages = [text(0, MIB), noise(1, MIB), bytes(MIB), text(3, MIB)]

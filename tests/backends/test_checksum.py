@@ -1,4 +1,4 @@
-"""A page whose stored form was corrupted becomes a miss, if there are checksums."""
+"""With checksums, a page whose stored bytes were corrupted becomes a miss."""
 
 import pytest
 
@@ -66,7 +66,11 @@ CORRUPT = """
 
 
 def after_corruption(method: str, pool: str, checked: str, kind: str) -> list[int]:
-    """Hit, corrupt_zpages, unchanged, bytes that differ, untouched, a miss then, the neighbour."""
+    """Corrupt a page in a process of its own and get it.
+
+    Return the hit, ``corrupt_zpages``, whether the page is unchanged, the number of bytes that differ,
+    whether the buffer is untouched, whether the next get misses, and whether the neighbour is right.
+    """
     printed = run(CORRUPT, method, pool, checked, kind)
     return [int(word) if word.isdecimal() else int(word == "True") for word in printed.split()]
 
@@ -75,9 +79,7 @@ def after_corruption(method: str, pool: str, checked: str, kind: str) -> list[in
 @pytest.mark.parametrize(
     ("method", "kind"), [("none", "raw"), ("lz4", "raw"), ("zstd", "raw"), ("lz4", "zpage")]
 )
-def test_a_corrupt_page_becomes_a_miss_if_there_are_checksums(
-    pool: str, method: str, kind: str
-) -> None:
+def test_with_checksums_a_corrupt_page_becomes_a_miss(pool: str, method: str, kind: str) -> None:
     result = after_corruption(method, pool, "checked", kind)
     assert result[:3] == [0, 1, 0]
     assert result[4:] == [1, 1, 1]
@@ -85,13 +87,13 @@ def test_a_corrupt_page_becomes_a_miss_if_there_are_checksums(
 
 @pytest.mark.parametrize("pool", ["private", "shared"])
 @pytest.mark.parametrize("method", ["none", "lz4"])
-def test_without_checksums_a_corrupt_raw_page_is_given_as_it_is(pool: str, method: str) -> None:
+def test_without_checksums_a_corrupt_raw_page_is_returned(pool: str, method: str) -> None:
     result = after_corruption(method, pool, "unchecked", "raw")
     assert result == [1, 0, 0, 1, 0, pool == "private", 1]
 
 
 @pytest.mark.parametrize("pool", ["private", "shared"])
-def test_without_checksums_what_does_not_decompress_is_a_miss(pool: str) -> None:
+def test_without_checksums_a_page_that_does_not_decompress_is_a_miss(pool: str) -> None:
     result = after_corruption("lz4", pool, "unchecked", "zpage")
     assert result[:3] == [0, 1, 0]
     assert result[5:] == [1, 1]

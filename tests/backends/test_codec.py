@@ -43,7 +43,7 @@ def test_zpages_carry_no_size_header() -> None:
 
 
 @pytest.mark.parametrize("zpage", [b"", b"\xff" * 10, lz4_compressor(parse("lz4"))(bytes(8192))])
-def test_bytes_that_no_compressor_made_are_corrupt(zpage: bytes) -> None:
+def test_bytes_not_made_by_a_compressor_are_corrupt(zpage: bytes) -> None:
     with pytest.raises(CorruptError):
         lz4_decompressor(4096)(zpage)
 

@@ -13,7 +13,7 @@ from tests.backends.pages import FILLER_PAGES, KEY, MIB, PAGE_SIZE, noise
 
 
 class ZcacheConformance(BackendConformance):
-    """The contract, kept by a zcache whose counters agree with its data structures afterwards."""
+    """Checks after each test that the counters of zcache agree with its data structures."""
 
     made: list[Any]
 
@@ -24,7 +24,7 @@ class ZcacheConformance(BackendConformance):
         for z in self.made:
             check(z)
 
-    def new(self) -> Any:  # noqa: ANN401  an engine
+    def new(self) -> Any:  # noqa: ANN401  # one of two engine classes
         raise NotImplementedError
 
     def make(self) -> Backend:
@@ -34,7 +34,7 @@ class ZcacheConformance(BackendConformance):
 
 
 class TestPython(ZcacheConformance):
-    """The Python engine."""
+    """Tests the Python engine."""
 
     def new(self) -> Backend:
         made: Backend = make("python", 16 * MIB)
@@ -47,7 +47,7 @@ class TestPython(ZcacheConformance):
 
 @needs_native
 class NativeConformance(ZcacheConformance):
-    """The native engine with the options of each variant."""
+    """Tests the native engine with the options of each variant."""
 
     options: dict[str, Any]
 
@@ -55,7 +55,7 @@ class NativeConformance(ZcacheConformance):
     def _variant(self, request: pytest.FixtureRequest) -> None:
         self.options = VARIANTS[request.param]
 
-    def answers(self, page: bytes) -> tuple[bytes | None, ...]:
+    def possible_results(self, page: bytes) -> tuple[bytes | None, ...]:
         refused = (
             self.options.get("keep_poor") is False and len(zlib.compress(page)) > len(page) * 7 / 8
         )
@@ -80,7 +80,7 @@ class NativeConformance(ZcacheConformance):
 
 
 class TestNativeStaged(NativeConformance):
-    """Pages stay in the staging area: too few of them are put to wake the worker."""
+    """Keeps pages in the staging area: too few are put to wake the worker."""
 
     def new(self) -> Backend:
         made: Backend = make("log", 32 * MIB, **self.options)
@@ -88,7 +88,7 @@ class TestNativeStaged(NativeConformance):
 
 
 class TestNativeStored(NativeConformance):
-    """Pages are compressed and stored before a put returns."""
+    """Compresses and stores pages before a put returns."""
 
     def new(self) -> Backend:
         from tests.backends.native import SyncedEngine

@@ -1,4 +1,4 @@
-"""Counters tell what happened, with the same names in every engine."""
+"""Counters have the same names in every engine."""
 
 import pytest
 
@@ -56,7 +56,7 @@ def test_native_counters_include_those_of_the_python_engine(engine: str) -> None
     assert all(type(value) is int and value >= 0 for value in z.counters().values())
 
 
-def test_gauges_tell_what_is_there() -> None:
+def test_gauges_count_the_stored_pages() -> None:
     z = make("log", 16 * MIB)  # six pages do not wake the worker
     pool = z.init_fs(PAGE_SIZE)
     pages = [text("x"), noise(1), bytes(PAGE_SIZE), same(1), text("y")]
@@ -78,7 +78,7 @@ def test_gauges_tell_what_is_there() -> None:
     assert c["eph_pagebytes"] == 5 * PAGE_SIZE
 
 
-def test_flush_counters_tell_what_was_found(z: Backend, pool: int) -> None:
+def test_flush_counters_count_the_pages_found(z: Backend, pool: int) -> None:
     z.put_pages(pool, KEY, [(i, same(i)) for i in range(10)])
     z.flush_page(pool, KEY, 0)
     z.flush_page(pool, KEY, 0)

@@ -4,7 +4,7 @@ from tests.backends.engines import make, put_in_order
 from tests.backends.pages import KEY, MIB, PAGE_SIZE, noise, text
 
 
-def test_a_dictionary_is_trained_and_makes_pages_smaller() -> None:
+def test_a_trained_dictionary_makes_pages_smaller() -> None:
     def stored_bytes(dictionary: bool) -> int:
         z = make("log", 16 * MIB, method="zstd", dictionary=dictionary)
         pool = z.init_fs(PAGE_SIZE)

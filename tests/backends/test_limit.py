@@ -1,4 +1,4 @@
-"""Every engine keeps its memory limit, by its own count (test_rss.py has the system's)."""
+"""Every engine keeps its memory limit by its own count (test_rss.py checks the system's count)."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def test_the_limit_holds_after_a_sync(engine: str) -> None:
         z.get_pages(pool, KEY, first // 2, 40)
         z.put_pages(pool, KEY, list(enumerate(FILLER_PAGES, first)))
         sync(z)
-        # zbud's tables and the index grow after room was made; the worker evicts for them later.
+        # zbud's tables and the index grow after the eviction; the worker evicts for them later.
         assert z.counters()["pool_used"] <= z.pool_limit + SEGMENT
     assert z.counters()["evicted_eph_zpages"] > 5000
     check(z)
@@ -92,7 +92,7 @@ def test_many_small_files_stay_within_the_limit(engine: str) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_pool_of_other_pages_gets_room_in_a_full_zcache(engine: str, shared: bool) -> None:
+def test_a_pool_of_another_page_size_gets_memory_in_a_full_zcache(engine: str, shared: bool) -> None:
     z = make(engine, 4 * MIB)
     small = z.init_fs(PAGE_SIZE)
     z.put_pages(small, KEY, halves(range(3000)))
@@ -104,7 +104,7 @@ def test_a_pool_of_other_pages_gets_room_in_a_full_zcache(engine: str, shared: b
 
 
 @pytest.mark.parametrize("engine", ["log", "zbud"])  # the Python engine's tables are dicts
-def test_a_limit_that_was_much_higher_leaves_room_for_pages(engine: str) -> None:
+def test_after_a_much_higher_limit_pages_are_still_stored(engine: str) -> None:
     z = make(engine, 128 * MIB)
     pool = z.init_fs(PAGE_SIZE)
     for i in range(50_000):

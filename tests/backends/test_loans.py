@@ -1,4 +1,4 @@
-"""A page that an exclusive get handed out is revived when that very page comes back."""
+"""A page that an exclusive get returned is revived when the same object is put back."""
 
 import sys
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tests.backends.pages import KEY, MIB, PAGE_SIZE, UUID_A, halves, noise, tex
 
 @pytest.fixture(params=["python", "log"])
 def engine(request: pytest.FixtureRequest) -> str:
-    """The engines that keep poor pages: all kinds of pages can be on loan."""
+    """Select the engines that keep poor pages: there, all kinds of pages can be on loan."""
     name: str = request.param
     return name
 
@@ -32,7 +32,7 @@ def loans(z: Backend) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("page", [bytes(PAGE_SIZE), text("x"), noise(1)], ids=["same", "zpage", "raw"])
-def test_the_very_page_handed_out_is_revived(
+def test_the_same_page_object_is_revived(
     z: Backend, pool: int, settle: Callable[[], None], page: bytes
 ) -> None:
     z.put_page(pool, KEY, 0, page)
@@ -47,7 +47,9 @@ def test_the_very_page_handed_out_is_revived(
         check(z)
 
 
-def test_an_equal_page_is_not_the_very_page(z: Backend, pool: int, settle: Callable[[], None]) -> None:
+def test_an_equal_page_is_not_the_same_object(
+    z: Backend, pool: int, settle: Callable[[], None]
+) -> None:
     z.put_page(pool, KEY, 0, text("x"))
     settle()
     got = z.get_page(pool, KEY, 0)
@@ -58,7 +60,7 @@ def test_an_equal_page_is_not_the_very_page(z: Backend, pool: int, settle: Calla
     assert z.get_page(pool, KEY, 0) == text("x")
 
 
-def test_the_very_page_put_at_another_handle_is_compressed_again(
+def test_the_same_object_put_at_another_handle_is_compressed_again(
     z: Backend, pool: int, settle: Callable[[], None]
 ) -> None:
     z.put_pages(pool, KEY, [(0, text("x")), (1, text("y"))])
@@ -71,7 +73,7 @@ def test_the_very_page_put_at_another_handle_is_compressed_again(
     assert z.get_pages(pool, KEY, 0, 2) == [y, x]
 
 
-def test_a_page_on_loan_from_one_zcache_is_no_loan_to_another(
+def test_a_page_on_loan_from_one_zcache_is_not_on_loan_from_another(
     engine: str, z: Backend, pool: int
 ) -> None:
     other = make(engine, MIB)
@@ -88,7 +90,7 @@ def test_a_page_on_loan_from_one_zcache_is_no_loan_to_another(
 
 @pytest.mark.parametrize("end", ["page", "range", "file", "pool", "other put", "limit", "deleted"])
 @pytest.mark.parametrize("stored", [False, True])
-def test_what_ends_a_loan_gives_the_reference_back(engine: str, stored: bool, end: str) -> None:
+def test_the_end_of_a_loan_releases_the_reference(engine: str, stored: bool, end: str) -> None:
     z = make(engine, 8 * MIB)
     pool = z.init_fs(PAGE_SIZE)
     z.put_pages(pool, KEY, halves(range(150)))
@@ -179,7 +181,7 @@ def test_a_page_that_is_compressed_while_on_loan_can_come_back(z: Backend, pool:
     assert z.get_page(pool, KEY, 0) == text("x")
 
 
-def test_a_loan_ends_before_its_page_is_more_than_its_share(engine: str) -> None:
+def test_a_loan_ends_before_its_page_exceeds_the_share_of_loans(engine: str) -> None:
     z = make(engine, 4 * MIB)
     pool = z.init_fs(MIB)
     z.put_page(pool, KEY, 0, text("x", MIB))

@@ -9,7 +9,7 @@ from tests.backends.pages import KEY, MIB, PAGE_SIZE, PAGE_SIZES, halves, noise,
 
 @pytest.fixture
 def engine() -> str:
-    """The log allocator."""
+    """Select the log allocator."""
     return "log"
 
 
@@ -53,7 +53,7 @@ def test_the_last_page_of_the_longest_file_survives_compaction_and_eviction(page
     assert z.get_page(pool, KEY, last) is None
 
 
-def test_logs_counters_tell_segments_and_holes(z: Engine, pool: int) -> None:
+def test_counters_show_segments_and_holes(z: Engine, pool: int) -> None:
     put_in_order(z, pool, halves(range(500)))
     c = z.counters()
     assert c["log_segments"] >= c["eph_zbytes"] // SEGMENT

@@ -1,4 +1,4 @@
-"""Compare every engine, in every variant, with a model, by the one state machine (machine.py)."""
+"""Compare every engine, in every variant, with the model of the state machine (machine.py)."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from tests.backends.pages import MIB
 def machine(
     engine: str, limits: tuple[int, int, int], examples: int, steps: int, **options: object
 ) -> type[Any]:
-    """Make a test case: this many runs of the machine, of this many steps each."""
+    """Make a test case of the given number of runs and steps of the machine."""
 
     class Machine(ZcacheMachine):
         LIMITS = limits
         NATIVE = engine != "python"
         PAGE_SIZES = (*ZcacheMachine.PAGE_SIZES, *((MIB,) if engine != "python" else ()))
 
-        def make(self) -> Any:  # noqa: ANN401  an engine
+        def make(self) -> Any:  # noqa: ANN401  # one of two engine classes
             return make(engine, limits[0], **options)
 
         def check(self) -> None:
@@ -36,7 +36,7 @@ def machine(
 
 
 def native_machine(variant: str, examples: int) -> type[Any]:
-    """Make a test case of the native engine, or one that is skipped."""
+    """Make a test case of the native engine, skipped if it was not built."""
     options = VARIANTS[variant]
     least = least_limit(options) * (2 if options.get("method") == "lz4hc" else 1)
     case = machine("log", (least, least + 100_000, 2 * least), examples, 60, **options)

@@ -14,7 +14,7 @@ from tests.backends.pages import KEY, MIB, PAGE_SIZE, UUID_A, text
 from tests.backends.programs import run
 
 
-def test_it_is_found_by_name() -> None:
+def test_a_backend_is_found_by_name() -> None:
     assert "zcache" in backends.names()
     made = backends.load("zcache")(BackendOptions(MIB, "lz4hc:3"))
     assert (made.name, made.engine, made.pool_limit) == ("zcache", zcache.engine_name(), MIB)
@@ -23,7 +23,7 @@ def test_it_is_found_by_name() -> None:
 
 
 @needs_native
-def test_make_gives_the_native_engine_with_every_option() -> None:
+def test_make_returns_the_native_engine_with_every_option() -> None:
     options = BackendOptions(64 * MIB, "zstd:3+dict", "zbud", "refuse", "was-active", checksum=False)
     made = zcache.make(options)
     assert (made.name, made.engine, made.pool_limit) == ("zcache", "native", 64 * MIB)
@@ -111,7 +111,7 @@ def test_a_limit_that_is_too_small_is_refused_and_changes_nothing(
 
 
 @pytest.mark.parametrize("page_size", [-4096, 0, 1, 2048, 4095, 4097, 3 * 4096, 2 * MIB, 1 << 63])
-def test_a_page_size_that_is_no_power_of_two_in_range_is_refused(z: Backend, page_size: int) -> None:
+def test_a_page_size_other_than_a_power_of_two_in_range_is_refused(z: Backend, page_size: int) -> None:
     assert z.init_fs(page_size) < 0
     assert z.init_shared_fs(UUID_A, page_size) < 0
 
@@ -125,7 +125,7 @@ def test_a_page_of_the_wrong_size_is_refused(z: Backend, pool: int, page: bytes)
     assert z.counters()["obj_count"] == 0
 
 
-def test_pool_ids_are_never_used_again(z: Backend) -> None:
+def test_pool_ids_are_never_reused(z: Backend) -> None:
     seen = set()
     for _ in range(5):
         pool = z.init_fs(PAGE_SIZE)
@@ -134,7 +134,7 @@ def test_pool_ids_are_never_used_again(z: Backend) -> None:
         z.flush_fs(pool)
 
 
-WHICH = """
+PRINT_ENGINE = """
     import sys
 
     class Blocker:
@@ -169,6 +169,6 @@ WHICH = """
         ("blocked", "", "1", "CLEANFS_REQUIRE_NATIVE is set, but there is no native engine: blocked"),
     ],
 )
-def test_the_environment_says_which_engine(built: str, pure: str, require: str, expected: str) -> None:
-    printed = run(WHICH, built, CLEANFS_PUREPYTHON=pure, CLEANFS_REQUIRE_NATIVE=require)
+def test_the_environment_selects_the_engine(built: str, pure: str, require: str, expected: str) -> None:
+    printed = run(PRINT_ENGINE, built, CLEANFS_PUREPYTHON=pure, CLEANFS_REQUIRE_NATIVE=require)
     assert printed.strip() == expected

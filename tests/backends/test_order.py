@@ -1,4 +1,4 @@
-"""Every engine evicts in LRU order: first the page that was put or used the longest time ago."""
+"""Every engine evicts in LRU order: the page put or used the longest time ago goes first."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_the_oldest_put_goes_first(engine: str) -> None:
     assert counters["evicted_eph_zpages"] + counters["eph_zpages"] == 2000
     survivors = found(z, pool, range(2000))
     assert survivors == list(range(survivors[0], 2000))
-    assert len(survivors) > 800  # of some 950 that fit
+    assert len(survivors) > 800  # some 950 fit
 
 
 def test_a_page_that_was_put_again_is_young(engine: str) -> None:

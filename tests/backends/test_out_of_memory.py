@@ -12,7 +12,7 @@ pytestmark = needs_native
 
 
 @pytest.mark.parametrize("options", [{}, ZBUD, {"was_active": True}], ids=["log", "zbud", "was-active"])
-def test_it_survives_a_system_without_memory(options: dict[str, Any]) -> None:
+def test_the_engine_survives_a_system_without_memory(options: dict[str, Any]) -> None:
     printed = run(
         """
         import json, resource, sys

@@ -1,4 +1,4 @@
-"""Pages that compress poorly are kept raw while there is room to spare (docs/poor-pages.md)."""
+"""Pages that compress poorly are kept raw while memory is left (docs/poor-pages.md)."""
 
 import pytest
 
@@ -9,12 +9,12 @@ from tests.backends.pages import KEY, MIB, OTHER_KEYS, PAGE_SIZE, half, halves, 
 
 @pytest.fixture(params=["python", "log"])
 def engine(request: pytest.FixtureRequest) -> str:
-    """The engines that keep poor pages; zbud has no room for them."""
+    """Select the engines that keep poor pages; zbud cannot store them."""
     name: str = request.param
     return name
 
 
-def test_a_poor_page_is_kept_raw_while_there_is_room(z: Backend, pool: int) -> None:
+def test_a_poor_page_is_kept_raw_while_memory_is_left(z: Backend, pool: int) -> None:
     z.put_page(pool, KEY, 0, noise(1))
     sync(z)
     assert z.counters()["raw_pages"] == z.counters()["compress_poor"] == 1

@@ -1,4 +1,4 @@
-"""The Python engine keeps the contract when its own parts fail: tests that reach into it."""
+"""The Python engine keeps the contract when its own parts fail."""
 
 # ruff: noqa: SLF001  the tests replace and corrupt private parts
 
@@ -12,7 +12,7 @@ from tests.backends.pages import KEY, PAGE_SIZE, UUID_A, noise, text
 
 @pytest.fixture
 def engine() -> str:
-    """The Python engine."""
+    """Select the Python engine."""
     return "python"
 
 
@@ -36,15 +36,13 @@ def test_the_limit_holds_within_one_large_put(z: ReferenceZcache, pool: int) -> 
 
     z._compress = watched
     z.put_pages(pool, KEY, [(i, text(i) if i % 2 else noise(i)) for i in range(2000)])
-    assert (
-        peak <= z.pool_limit + 64 * PAGE_SIZE
-    )  # a page cache that is dropped puts all of it in one call
+    assert peak <= z.pool_limit + 64 * PAGE_SIZE  # a drop of the page cache puts all pages in one call
 
 
 @pytest.mark.parametrize(
     "page", [bytes(PAGE_SIZE), text("x"), noise(1)], ids=["same-filled", "zpage", "raw"]
 )
-def test_the_very_page_handed_out_is_revived_without_compressing(
+def test_the_same_page_object_is_revived_without_compressing(
     z: ReferenceZcache, pool: int, monkeypatch: pytest.MonkeyPatch, page: bytes
 ) -> None:
     z.put_page(pool, KEY, 0, page)
@@ -64,7 +62,7 @@ def test_a_corrupt_page_becomes_a_miss(z: ReferenceZcache, shared: bool, how: st
     z.put_page(pool, KEY, 0, text("x"))
     [(zid, zpage)] = z._zpages.items()
     assert isinstance(zpage, bytes)
-    # "short" decompresses without an error, to less than a page.
+    # "short" decompresses to less than a page, without an error.
     bad = b"\xff" * len(zpage) if how == "broken" else z._compress(b"x" * 100)
     z._account(z._objects[zid >> reference.INDEX_BITS], zpage, -1)
     z._account(z._objects[zid >> reference.INDEX_BITS], bad, 1)

@@ -1,4 +1,4 @@
-"""The process of a native engine takes the memory that the limit allows."""
+"""The process of a native engine uses as much memory as the limit allows."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ NATIVE_OPTIONS: dict[str, dict[str, Any]] = {"log": {}, "zbud": ZBUD}
 
 @pytest.fixture(params=["log", "zbud"])
 def engine(request: pytest.FixtureRequest) -> str:
-    """Either allocator."""
+    """Return the native engine's name, with either allocator."""
     name: str = request.param
     return name
 
@@ -46,14 +46,14 @@ def test_the_process_stays_near_the_limit(engine: str, method: str, limit: int) 
     assert measured["rss_then"] < 8 * MIB + limit / 6 + 8 * MIB
 
 
-def test_the_memory_of_a_lower_limit_goes_back_to_the_system(engine: str) -> None:
+def test_a_lower_limit_returns_memory_to_the_system(engine: str) -> None:
     options = {"pool_limit": 128 * MIB, **NATIVE_OPTIONS[engine]}
     measured = measure(options, 2, lends=False, then=8 * MIB)
     assert measured["rss"] > 64 * MIB
     assert measured["rss_then"] < 16 * MIB
 
 
-def test_the_memory_of_loans_goes_back_to_the_system() -> None:
+def test_ended_loans_return_memory_to_the_system() -> None:
     measured = measure({"pool_limit": 256 * MIB}, 2, then=8 * MIB)
     assert measured["rss_then"] < 24 * MIB
 

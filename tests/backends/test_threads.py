@@ -14,12 +14,12 @@ from tests.backends.programs import run
 
 @pytest.fixture(params=["log", "zbud"])
 def engine(request: pytest.FixtureRequest) -> str:
-    """Either allocator."""
+    """Return the native engine's name, with either allocator."""
     name: str = request.param
     return name
 
 
-def test_two_threads_may_use_it_at_once(engine: str) -> None:
+def test_two_threads_can_use_one_engine_at_once(engine: str) -> None:
     z = make(engine, 24 * MIB)
     pools = [z.init_fs(PAGE_SIZE), z.init_shared_fs(UUID_B, PAGE_SIZE)]
     large = [z.init_fs(MIB), z.init_shared_fs(UUID_A, MIB)]
@@ -72,7 +72,7 @@ def test_two_threads_may_use_it_at_once(engine: str) -> None:
     check(z)
 
 
-def test_an_engine_can_be_deleted_while_its_worker_works() -> None:
+def test_an_engine_can_be_deleted_while_its_worker_runs() -> None:
     for _ in range(20):
         z = Engine(16 * MIB, method="lz4hc", level=9)
         pool = z.init_fs(PAGE_SIZE)
@@ -82,7 +82,7 @@ def test_an_engine_can_be_deleted_while_its_worker_works() -> None:
         assert {sys.getrefcount(page) for page in lent} == {3}
 
 
-def test_a_process_may_end_while_it_has_an_engine() -> None:
+def test_a_process_can_end_while_it_has_an_engine() -> None:
     run(
         """
         from cleanfs.backends._zcache import Engine

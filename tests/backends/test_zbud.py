@@ -4,7 +4,7 @@ from tests.backends.engines import make, put_in_order
 from tests.backends.pages import KEY, MIB, PAGE_SIZE, halves
 
 
-def test_zbuds_counters_tell_pairs_from_singles() -> None:
+def test_counters_distinguish_pairs_from_single_pages() -> None:
     z = make("zbud", 8 * MIB)
     pool = z.init_fs(PAGE_SIZE)
     put_in_order(z, pool, halves(range(101)))

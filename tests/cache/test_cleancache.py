@@ -1,4 +1,4 @@
-"""The frontend: registration, pools, hooks, counters, and faults that no reader may feel."""
+"""Test the frontend: registration, pools, hooks, counters, and faults that readers never see."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ PAGE = b"p" * PAGE_SIZE
 
 
 class Fake:
-    """A correct backend, over a dict, that records calls and fails on demand."""
+    """Implements a correct backend over a dict, records calls and fails on demand."""
 
     name = "fake"
     engine = "python"
@@ -125,7 +125,7 @@ def test_a_late_backend_gives_every_mount_its_pool_exactly_once() -> None:
     assert fake.calls == ["init_fs", "init_fs", "init_shared_fs"]
 
 
-def test_what_was_put_before_the_backend_came_is_not_counted() -> None:
+def test_puts_before_the_backend_is_registered_are_not_counted() -> None:
     cc, fake = Cleancache(), Fake()
     fs = cc.init_fs(PAGE_SIZE)
     fs.put_page(KEY, 0, PAGE)
@@ -154,7 +154,9 @@ def test_a_second_backend_is_refused_and_changes_nothing(
     assert second.calls == []
 
 
-def test_unregister_surrenders_every_pool_and_makes_room(cc: Cleancache, fake: Fake) -> None:
+def test_unregister_surrenders_every_pool_and_allows_another_backend(
+    cc: Cleancache, fake: Fake
+) -> None:
     mounts = [cc.init_fs(PAGE_SIZE), cc.init_fs(PAGE_SIZE)]
     cc.unregister()
     assert [fs.pool_id for fs in mounts] == [-1, -1]
@@ -173,13 +175,13 @@ def test_flush_fs_surrenders_the_pool_once(cc: Cleancache, fs: CleancacheFs, fak
     assert cc.stats().flushes == 1
 
 
-def test_drop_pool_gives_the_pool_back_and_takes_a_new_one(fs: CleancacheFs, fake: Fake) -> None:
+def test_drop_pool_surrenders_the_pool_and_opens_a_new_one(fs: CleancacheFs, fake: Fake) -> None:
     fs.drop_pool()
     assert fake.calls == ["init_fs", "flush_fs 0", "init_fs"]
     assert fs.pool_id == 1
 
 
-def test_a_refused_pool_is_logged_and_costs_nothing_else(
+def test_a_refused_pool_is_logged_and_has_no_other_effect(
     cc: Cleancache, fake: Fake, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.refuses = True
@@ -214,13 +216,13 @@ def test_without_a_backend_hooks_do_and_count_nothing() -> None:
 
 
 def vars_of(stats: object) -> list[int]:
-    return [getattr(stats, name) for name in stats.__slots__]  # type: ignore[attr-defined]
+    return [getattr(stats, name) for name in stats.__slots__]  # type: ignore[attr-defined]  # every statistics class has slots
 
 
 # -- hooks and counters ---------------------------------------------------------------------
 
 
-def test_gets_count_hits_and_misses_by_the_page(cc: Cleancache, fs: CleancacheFs, fake: Fake) -> None:
+def test_gets_count_hits_and_misses_per_page(cc: Cleancache, fs: CleancacheFs, fake: Fake) -> None:
     fs.put_pages(KEY, [(1, PAGE), (2, PAGE)])
     assert fs.get_pages(KEY, 0, 4) == [None, PAGE, PAGE, None]
     assert fs.get_page(KEY, 1) == PAGE
@@ -228,7 +230,7 @@ def test_gets_count_hits_and_misses_by_the_page(cc: Cleancache, fs: CleancacheFs
     assert vars_of(cc.stats()) == [3, 3, 2, 0, 0]
 
 
-def test_flushes_count_by_the_call(cc: Cleancache, fs: CleancacheFs, fake: Fake) -> None:
+def test_flushes_count_per_call(cc: Cleancache, fs: CleancacheFs, fake: Fake) -> None:
     fs.flush_page(KEY, 0)
     fs.flush_pages(KEY, 3, 9)
     fs.flush_pages(KEY, 3, None)
@@ -282,10 +284,10 @@ def test_a_page_of_the_wrong_size_is_a_miss_and_discarded(
 
 
 @pytest.mark.parametrize("pages", [[], [PAGE], [PAGE] * 3])
-def test_a_get_of_the_wrong_number_of_pages_is_a_fault_and_a_miss(
+def test_a_get_that_returns_the_wrong_number_of_pages_is_a_fault_and_a_miss(
     cc: Cleancache, fs: CleancacheFs, fake: Fake, pages: list[bytes | None]
 ) -> None:
-    fake.get_pages = lambda *_: pages  # type: ignore[method-assign]
+    fake.get_pages = lambda *_: pages  # type: ignore[method-assign]  # fail on purpose
     assert fs.get_pages(KEY, 0, 2) == [None, None]
     assert cc.stats().failed_gets == 2
     assert cc.stats().backend_errors == 1
@@ -334,7 +336,7 @@ def test_a_backend_that_fails_to_discard_is_out_of_service_at_once(
     assert fake.calls == []
 
 
-def test_a_failing_discard_of_a_drop_leaves_no_pool(
+def test_a_drop_whose_discard_fails_leaves_no_pool(
     cc: Cleancache, fs: CleancacheFs, fake: Fake
 ) -> None:
     fake.failing = {"flush_fs 0"}
@@ -342,7 +344,7 @@ def test_a_failing_discard_of_a_drop_leaves_no_pool(
     assert (cc.backend, fs.pool_id) == (None, -1)
 
 
-def test_a_put_that_raises_and_can_not_be_discarded_ends_the_service(
+def test_a_put_that_raises_and_cannot_be_discarded_ends_the_service(
     cc: Cleancache, fs: CleancacheFs, fake: Fake
 ) -> None:
     fake.failing = {"put_pages", "flush_page"}
@@ -362,7 +364,7 @@ def test_repeated_failing_gets_end_the_service(cc: Cleancache, fs: CleancacheFs,
 
 
 @pytest.mark.parametrize("success", ["put", "hit"])
-def test_a_success_in_between_starts_the_count_anew(
+def test_a_success_in_between_resets_the_count(
     cc: Cleancache, fs: CleancacheFs, fake: Fake, success: str
 ) -> None:
     fs.put_page(KEY, 5, PAGE)
@@ -379,7 +381,7 @@ def test_a_success_in_between_starts_the_count_anew(
 
 def test_repeated_failing_puts_end_the_service(cc: Cleancache, fs: CleancacheFs, fake: Fake) -> None:
     fake.failing = {"put_pages"}
-    for _ in range(MAX_ERRORS):  # the discards that follow each of them succeed
+    for _ in range(MAX_ERRORS):  # the discard after each of them succeeds
         fs.put_page(KEY, 0, PAGE)
     assert cc.backend is None
 
@@ -394,7 +396,7 @@ def test_repeated_pages_of_the_wrong_size_end_the_service(
     assert cc.backend is None
 
 
-def test_after_the_end_of_service_another_backend_may_register(
+def test_after_the_end_of_service_another_backend_can_register(
     cc: Cleancache, fs: CleancacheFs, fake: Fake
 ) -> None:
     fs.put_page(KEY, 0, PAGE)
@@ -414,6 +416,6 @@ def test_only_exceptions_are_caught_not_interrupts(fs: CleancacheFs, fake: Fake)
     def interrupted(*_: object) -> bytes | None:
         raise KeyboardInterrupt
 
-    fake.get_page = interrupted  # type: ignore[method-assign,assignment]
+    fake.get_page = interrupted  # type: ignore[method-assign,assignment]  # fail on purpose
     with pytest.raises(KeyboardInterrupt):
         fs.get_page(KEY, 0)

@@ -1,6 +1,6 @@
-"""The page cache between a source that can be held up and a backend that records what it gets."""
+"""Test the page cache between a source that can be paused and a backend that records its calls."""
 
-# ruff: noqa: SLF001  invariants are checked on the tables
+# ruff: noqa: SLF001  # invariants are checked on private tables
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -28,7 +28,7 @@ KEY = FileKey(1, 2, b"g")
 
 
 class Store:
-    """An exclusive backend over a dict, with a log of what passed through."""
+    """Implements an exclusive backend over a dict, with a log of its calls."""
 
     name = "store"
     engine = "python"
@@ -85,7 +85,7 @@ class Store:
 
 
 class Source:
-    """A file of the source. Reads wait while it is held, and sample the bytes when let go or before."""
+    """Simulates a file of the source. Held reads wait and sample the bytes before or after that."""
 
     def __init__(self, pages: int, tail: int = 0) -> None:
         self.data = bytearray(
@@ -122,7 +122,7 @@ class Source:
 
 
 class Rig:
-    """A page cache of ``pages`` pages, one file, and what is around them."""
+    """Holds a page cache of ``pages`` pages with its source, cleancache and one file."""
 
     def __init__(
         self, pages: int, source: Source, backend: Backend | None, max_files: int = 64
@@ -135,18 +135,18 @@ class Rig:
         self.source = source
         self.file = self.cache.file(KEY)
         self.file.pins += 1
-        self.grown()
+        self.update_size()
 
-    def grown(self) -> None:
-        """What a new fingerprint does."""
+    def update_size(self) -> None:
+        """Set the size, as a new fingerprint does."""
         self.file.size = len(self.source.data)
 
     async def read(self, offset: int, size: int) -> bytes:
         data, _ = await self.cache.read(self.file, self.source, offset, size)
         return bytes(data)
 
-    async def where(self, offset: int, size: int) -> int:
-        """Read, and say where that was found."""
+    async def read_kind(self, offset: int, size: int) -> int:
+        """Read, and return where the pages were found."""
         _, found_in = await self.cache.read(self.file, self.source, offset, size)
         return found_in
 
@@ -182,7 +182,7 @@ async def rig(store: Store) -> AsyncIterator[Rig]:
 
 @asynccontextmanager
 async def held(source: Source) -> AsyncIterator[trio.Nursery]:
-    """Reads started in the block wait for the source; it is let go at the end."""
+    """Let reads started in the block wait for the source until the block ends."""
     source.hold()
     async with trio.open_nursery() as nursery:
         yield nursery
@@ -193,7 +193,7 @@ async def held(source: Source) -> AsyncIterator[trio.Nursery]:
 # -- hits, gets, evictions ------------------------------------------------------------------------
 
 
-async def test_a_hit_asks_nobody(rig: Rig, store: Store) -> None:
+async def test_a_hit_asks_neither_cleancache_nor_source(rig: Rig, store: Store) -> None:
     await rig.read_pages(0, 1)
     del rig.source.reads[:], store.got[:]
     assert await rig.read(100, 5000) == rig.source.data[100:5100]
@@ -205,7 +205,7 @@ async def test_a_hit_asks_nobody(rig: Rig, store: Store) -> None:
 
 async def test_cleancache_is_asked_before_the_source(rig: Rig, store: Store) -> None:
     for i in (1, 2, 5):
-        store.pages[KEY, i] = b"%d" % i * PAGE  # not what the source has
+        store.pages[KEY, i] = b"%d" % i * PAGE  # differs from the source
     data = await rig.read(0, 4 * PAGE)
     assert (
         data
@@ -217,7 +217,7 @@ async def test_cleancache_is_asked_before_the_source(rig: Rig, store: Store) -> 
     assert set(store.pages) == {(KEY, 5)}
 
 
-async def test_only_what_is_missing_is_asked_for_in_runs(rig: Rig, store: Store) -> None:
+async def test_only_missing_pages_are_requested_in_runs(rig: Rig, store: Store) -> None:
     await rig.read_pages(1, 3)
     del rig.source.reads[:], store.got[:]
     await rig.read(0, 6 * PAGE)
@@ -225,7 +225,7 @@ async def test_only_what_is_missing_is_asked_for_in_runs(rig: Rig, store: Store)
     assert sorted(rig.source.reads) == [(0, PAGE), (2 * PAGE, PAGE), (4 * PAGE, 2 * PAGE)]
 
 
-async def test_evicted_pages_are_put_exactly(rig: Rig, store: Store) -> None:
+async def test_exactly_the_evicted_pages_are_put(rig: Rig, store: Store) -> None:
     await rig.read_pages(0, 1, 2, 3, 4, 5)
     assert store.put == [(KEY, 0), (KEY, 1)]
     assert store.pages == {(KEY, i): rig.source.data[i * PAGE : (i + 1) * PAGE] for i in (0, 1)}
@@ -233,7 +233,9 @@ async def test_evicted_pages_are_put_exactly(rig: Rig, store: Store) -> None:
     assert rig.cache.stats().evictions == 2
 
 
-async def test_evictions_of_several_files_go_under_their_own_keys(rig: Rig, store: Store) -> None:
+async def test_evicted_pages_of_several_files_are_put_under_their_own_keys(
+    rig: Rig, store: Store
+) -> None:
     other = rig.cache.file(FileKey(9, 9, b""))
     other.size = 2 * PAGE
     await rig.read_pages(0)
@@ -243,25 +245,25 @@ async def test_evictions_of_several_files_go_under_their_own_keys(rig: Rig, stor
     assert store.put == [(KEY, 0), (other.key, 1), (KEY, 1)]
 
 
-async def test_a_page_is_here_or_kept_not_both(rig: Rig, store: Store) -> None:
+async def test_a_page_is_in_one_cache_at_most(rig: Rig, store: Store) -> None:
     for index in [0, 1, 2, 3, 4, 5, 0, 1, 7, 2, 9, 0, 3, 3, 1]:
         await rig.read_pages(index)
         assert not rig.resident() & {i for _, i in store.pages}
     assert len(rig.source.reads) == len({0, 1, 2, 3, 4, 5, 7, 9})
 
 
-async def test_a_read_larger_than_the_cache_is_answered_whole(rig: Rig) -> None:
+async def test_a_read_larger_than_the_cache_is_complete(rig: Rig) -> None:
     assert await rig.read(0, 16 * PAGE) == rig.source.data
     assert len(rig.resident()) == 4
     assert await rig.read(0, 16 * PAGE) == rig.source.data
     assert rig.source.reads == [(0, 16 * PAGE)]
 
 
-async def test_a_read_says_where_it_found_its_pages(rig: Rig, store: Store) -> None:
-    said = []
+async def test_a_read_returns_where_it_found_its_pages(rig: Rig, store: Store) -> None:
+    kinds = []
 
     async def read(first: int, count: int) -> None:
-        said.append(await rig.where(first * PAGE, count * PAGE))
+        kinds.append(await rig.read_kind(first * PAGE, count * PAGE))
 
     await read(0, 2)
     await read(0, 2)
@@ -272,14 +274,14 @@ async def test_a_read_says_where_it_found_its_pages(rig: Rig, store: Store) -> N
     await read(2, 3)  # and one from the source in between
     await read(16, 1)  # past the end
     expected = [SOURCE_READ, PAGECACHE_HIT, CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ, SOURCE_READ]
-    assert said == expected
+    assert kinds == expected
 
 
-async def test_reads_that_overlap_do_not_mix_up_where_from(rig: Rig) -> None:
-    said: dict[str, int] = {}
+async def test_overlapping_reads_do_not_mix_up_where_pages_were_found(rig: Rig) -> None:
+    kinds: dict[str, int] = {}
 
     async def read(name: str, index: int) -> None:
-        said[name] = await rig.where(index * PAGE, PAGE)
+        kinds[name] = await rig.read_kind(index * PAGE, PAGE)
 
     await read("before", 0)
     async with held(rig.source) as nursery:
@@ -288,7 +290,7 @@ async def test_reads_that_overlap_do_not_mix_up_where_from(rig: Rig) -> None:
         nursery.start_soon(read, "joined", 1)
         await wait_all_tasks_blocked()
         await read("hit meanwhile", 0)
-    assert said == {
+    assert kinds == {
         "before": SOURCE_READ,
         "hit meanwhile": PAGECACHE_HIT,
         "own": SOURCE_READ,
@@ -296,11 +298,11 @@ async def test_reads_that_overlap_do_not_mix_up_where_from(rig: Rig) -> None:
     }
 
 
-# -- single flight --------------------------------------------------------------------------------
+# -- singleflight ---------------------------------------------------------------------------------
 
 
 class Readers:
-    """Concurrent reads of a rig, and their results in order."""
+    """Starts concurrent reads of a rig, and collects their results in order."""
 
     def __init__(self, rig: Rig, nursery: trio.Nursery) -> None:
         self._rig, self._nursery = rig, nursery
@@ -330,7 +332,7 @@ async def test_concurrent_misses_of_one_page_share_one_read(rig: Rig) -> None:
     assert rig.cache.stats().shared_reads == 2
 
 
-async def test_an_overlapping_read_reads_the_rest_only(rig: Rig) -> None:
+async def test_an_overlapping_read_reads_only_the_rest(rig: Rig) -> None:
     async with held(rig.source) as nursery:
         readers = Readers(rig, nursery)
         await readers.start(2 * PAGE, 2 * PAGE)
@@ -345,7 +347,7 @@ async def test_an_overlapping_read_reads_the_rest_only(rig: Rig) -> None:
     assert sorted(rig.source.pages_read()) == [0, 1, 2, 3, 4, 5]
 
 
-async def test_an_error_reaches_everyone_who_joined_and_is_not_kept(rig: Rig) -> None:
+async def test_an_error_reaches_every_reader_that_joined_and_is_not_kept(rig: Rig) -> None:
     async with held(rig.source) as nursery:
         readers = Readers(rig, nursery)
         await readers.start(0, PAGE)
@@ -359,7 +361,7 @@ async def test_an_error_reaches_everyone_who_joined_and_is_not_kept(rig: Rig) ->
 
 
 @pytest.mark.parametrize(("offset", "size"), [(2 * PAGE, PAGE), (PAGE + 5, 10), (0, 2 * PAGE)])
-async def test_an_error_is_not_that_of_who_asked_for_other_bytes(
+async def test_an_error_does_not_reach_a_reader_of_other_bytes(
     rig: Rig, offset: int, size: int
 ) -> None:
     async with held(rig.source) as nursery:
@@ -380,7 +382,7 @@ async def test_an_error_of_one_run_is_the_error_of_the_read(rig: Rig) -> None:
         await rig.read(0, 3 * PAGE)
 
 
-async def test_who_joined_a_cancelled_read_gets_an_error_not_an_end_of_file(rig: Rig) -> None:
+async def test_a_reader_that_joined_a_cancelled_read_gets_an_error_not_an_end_of_file(rig: Rig) -> None:
     scope = trio.CancelScope()
 
     async def cancelled() -> None:
@@ -425,21 +427,21 @@ async def test_a_read_does_not_join_a_flight_of_an_older_version(rig: Rig) -> No
 
 
 async def test_a_mutation_hides_the_old_pages_before_it_starts(rig: Rig, store: Store) -> None:
-    await rig.read_pages(0, 1, 2, 3, 4)  # 0 is in the store, 1 to 4 are here
+    await rig.read_pages(0, 1, 2, 3, 4)  # 0 is in the store, 1 to 4 are resident
     async with rig.cache.mutating(rig.file, 0, 2 * PAGE):
         rig.source.data[: 2 * PAGE] = b"N" * (2 * PAGE)
         assert await rig.read(0, 2 * PAGE) == b"N" * (2 * PAGE)
     assert await rig.read(0, 3 * PAGE) == rig.source.data[: 3 * PAGE]
 
 
-async def test_a_mutation_discards_what_was_read_while_it_lasted(rig: Rig) -> None:
+async def test_a_mutation_discards_pages_read_during_it(rig: Rig) -> None:
     async with rig.cache.mutating(rig.file, 0, PAGE):
         await rig.read_pages(0)  # the old page, resident now
         rig.source.data[:PAGE] = b"N" * PAGE
     assert await rig.read(0, PAGE) == b"N" * PAGE
 
 
-async def test_a_read_that_outlives_the_mutation_it_overlapped_inserts_nothing(rig: Rig) -> None:
+async def test_a_read_that_outlives_an_overlapping_mutation_inserts_nothing(rig: Rig) -> None:
     async with held(rig.source) as nursery, rig.cache.mutating(rig.file, 0, PAGE):
         await Readers(rig, nursery).start(0, PAGE)
         rig.source.data[:PAGE] = b"N" * PAGE
@@ -494,11 +496,11 @@ async def test_mutations_of_one_file_take_turns_and_pin_it(rig: Rig) -> None:
         (PAGE, PAGE, set()),
     ],
 )
-@pytest.mark.parametrize("here", [True, False], ids=["here", "kept"])
-async def test_an_invalidation_takes_every_page_it_touches_and_no_other(
-    store: Store, start: int, stop: int | None, gone: set[int], here: bool
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "cleancache"])
+async def test_an_invalidation_discards_every_page_it_touches_and_no_other(
+    store: Store, start: int, stop: int | None, gone: set[int], resident: bool
 ) -> None:
-    rig = Rig(8 if here else 0, Source(16), store)
+    rig = Rig(8 if resident else 0, Source(16), store)
     await rig.read_pages(0, 1, 2, 3, 9)
     version = rig.file.version
     rig.cache.invalidate(rig.file, start, stop)
@@ -521,7 +523,7 @@ async def test_an_invalidation_leaves_other_files_alone(rig: Rig, store: Store) 
 # -- ends of files ----------------------------------------------------------------------------
 
 
-async def test_the_last_page_is_padded_inside_and_clipped_outside(store: Store) -> None:
+async def test_the_last_page_is_stored_padded_and_returned_clipped(store: Store) -> None:
     rig = Rig(4, Source(1, tail=904), store)
     data = rig.source.data
     for _ in range(2):  # from the source, then from the cache
@@ -542,7 +544,7 @@ async def test_files_around_one_page_are_read_to_the_byte(store: Store, size: in
             assert await rig.read(offset, count) == rig.source.data[offset : offset + count]
 
 
-async def test_past_the_end_that_is_known_the_source_is_asked(rig: Rig) -> None:
+async def test_a_read_past_the_known_end_asks_the_source(rig: Rig) -> None:
     assert await rig.read(16 * PAGE, PAGE) == b""
     rig.source.data += b"grown"
     assert await rig.read(16 * PAGE, PAGE) == b"grown"
@@ -566,16 +568,16 @@ async def test_pages_that_a_shrunk_source_cut_off_are_not_kept(rig: Rig) -> None
 @pytest.mark.parametrize("left", [0, 100, PAGE, PAGE + 100])
 async def test_a_reply_ends_where_the_source_ended(rig: Rig, left: int) -> None:
     del rig.source.data[left:]
-    assert await rig.read(0, 4 * PAGE) == rig.source.data  # and no zeros that never were in it
+    assert await rig.read(0, 4 * PAGE) == rig.source.data  # without zeros that it never contained
 
 
-async def test_a_gap_in_the_source_ends_the_reply_though_later_pages_are_here(rig: Rig) -> None:
+async def test_a_gap_in_the_source_ends_the_reply_though_later_pages_are_resident(rig: Rig) -> None:
     await rig.read_pages(2)
     del rig.source.data[PAGE:]
     assert await rig.read(0, 3 * PAGE) == rig.source.data
 
 
-# -- operator's controls --------------------------------------------------------------------------
+# -- operator's control ---------------------------------------------------------------------------
 
 
 async def test_with_limit_0_every_page_goes_through_cleancache(store: Store) -> None:
@@ -616,7 +618,7 @@ async def test_resize_evicts_at_once_and_a_larger_limit_is_used(rig: Rig, store:
 
 
 @pytest.mark.parametrize(("limit", "pages"), [(COST - 1, 0), (COST, 1), (2 * COST - 1, 1), (1, 0)])
-async def test_the_limit_is_in_whole_pages_with_their_overhead(
+async def test_the_limit_counts_whole_pages_with_their_overhead(
     rig: Rig, limit: int, pages: int
 ) -> None:
     rig.cache.resize(limit)
@@ -647,13 +649,15 @@ async def test_a_key_has_one_record(rig: Rig) -> None:
     assert rig.cache.file(key(1)) is file is rig.cache.known(key(1))
 
 
-def test_there_are_as_many_records_as_the_pool_can_have_files_for() -> None:
+def test_the_number_of_records_follows_from_the_pool_limit() -> None:
     assert max_files(1 << 20) == MIN_FILES
     assert max_files(512 << 20) == 131_072
 
 
 @pytest.mark.parametrize("max_files", [1, 8, 64])
-async def test_records_are_bounded_and_the_longest_unused_goes(store: Store, max_files: int) -> None:
+async def test_records_are_bounded_and_the_least_recently_used_is_dropped(
+    store: Store, max_files: int
+) -> None:
     rig = Rig(4, Source(16), store, max_files)
     rig.file.pins = 0
     for i in range(200):
@@ -663,7 +667,7 @@ async def test_records_are_bounded_and_the_longest_unused_goes(store: Store, max
     assert rig.cache.known(key(0)) is None
 
 
-async def test_a_forgotten_record_takes_its_pages_with_it(store: Store) -> None:
+async def test_a_dropped_record_flushes_its_pages(store: Store) -> None:
     rig = Rig(2, Source(16), store, max_files=16)
     await rig.read_pages(0, 1, 2)
     rig.file.pins = 0
@@ -675,7 +679,7 @@ async def test_a_forgotten_record_takes_its_pages_with_it(store: Store) -> None:
     rig.check()
 
 
-async def test_a_record_in_use_stays(store: Store) -> None:
+async def test_a_record_in_use_is_not_dropped(store: Store) -> None:
     rig = Rig(4, Source(16), store, max_files=16)
     await rig.read_pages(0)
     used = rig.cache.file(key(0))
@@ -688,12 +692,12 @@ async def test_a_record_in_use_stays(store: Store) -> None:
     assert rig.cache.known(key(50)) is None
 
 
-async def test_a_file_that_is_gone_is_flushed_and_its_record_dropped(rig: Rig, store: Store) -> None:
+async def test_a_removed_file_is_flushed_and_its_record_dropped(rig: Rig, store: Store) -> None:
     await rig.read_pages(0, 1, 2, 3, 4)
     rig.cache.forget(rig.file)
     assert store.pages == {}
     assert rig.resident() == set()
-    assert rig.cache.known(KEY) is rig.file  # pinned: still readable by who has it open
+    assert rig.cache.known(KEY) is rig.file  # pinned: still readable through open fds
     await rig.read_pages(0)
     rig.file.pins = 0
     rig.cache.forget(rig.file)
@@ -702,7 +706,7 @@ async def test_a_file_that_is_gone_is_flushed_and_its_record_dropped(rig: Rig, s
     rig.file.pins = 1
 
 
-async def test_a_read_under_way_pins_the_record(rig: Rig) -> None:
+async def test_a_read_in_progress_pins_the_record(rig: Rig) -> None:
     rig.file.pins = 0
     async with held(rig.source) as nursery:
         await Readers(rig, nursery).start(0, PAGE)
@@ -719,7 +723,7 @@ SIZE = 6 * PAGE
 OFFSETS = st.integers(0, SIZE) | st.sampled_from([i * PAGE + d for i in range(6) for d in (-1, 0, 1)])
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["read", "read", "write", "truncate", "foreign", "drop", "resize"]),
+        st.sampled_from(["read", "read", "write", "truncate", "source change", "drop", "resize"]),
         OFFSETS.map(lambda offset: max(offset, 0)),
         st.integers(1, 2 * PAGE),
     ),
@@ -730,31 +734,31 @@ STEPS = st.lists(
 @pytest.mark.parametrize("backend", [True, False])
 @given(pages=st.integers(0, 4), tail=st.integers(0, PAGE - 1), steps=STEPS)
 @settings(max_examples=150, deadline=None)
-def test_reads_are_those_of_a_bytearray(
+def test_reads_match_a_bytearray(
     backend: bool, pages: int, tail: int, steps: list[tuple[str, int, int]]
 ) -> None:
     async def run() -> None:
         source = Source(3, tail)
         rig = Rig(pages, source, zcache.make(BackendOptions(1 << 20)) if backend else None)
-        for what, offset, size in steps:
-            if what == "read":
+        for action, offset, size in steps:
+            if action == "read":
                 expected = source.data[offset : offset + size]
                 assert await rig.read(offset, size) == expected
-            elif what == "write":
+            elif action == "write":
                 async with rig.cache.mutating(rig.file, offset, offset + size):
                     source.data.extend(bytes(max(0, offset - len(source.data))))
                     source.data[offset : offset + size] = bytes([size % 256]) * size
-                    rig.grown()
-            elif what == "truncate":
+                    rig.update_size()
+            elif action == "truncate":
                 async with rig.cache.mutating(rig.file, min(offset, rig.file.size)):
                     del source.data[offset:]
                     source.data.extend(bytes(offset - len(source.data)))
-                    rig.grown()
-            elif what == "foreign":
+                    rig.update_size()
+            elif action == "source change":
                 source.data[:] = bytes([offset % 256]) * size
                 rig.cache.invalidate(rig.file)
-                rig.grown()
-            elif what == "drop":
+                rig.update_size()
+            elif action == "drop":
                 rig.cache.drop()
             else:
                 rig.cache.resize(size * 3)
@@ -767,10 +771,10 @@ BLOCK = 1024
 
 
 class History:
-    """Which values each block of a file had, and until when a reader may still have seen them.
+    """Records the values of each block of a file, and until when a reader may have seen them.
 
-    A write counts from the moment it reached the source; what it replaced may be seen until the
-    writer was told that it is done.
+    A write counts from the moment it reaches the source. The value that it replaces may be seen until
+    the write has returned.
     """
 
     def __init__(self, blocks: int) -> None:
@@ -783,7 +787,7 @@ class History:
         self._values[block].append((value, self.now, float("inf")))
 
     def settle(self, block: int) -> None:
-        """The last write of a block is done."""
+        """End the period in which values before the last write may be seen."""
         values = self._values[block]
         values[:-1] = [(value, start, min(end, self.now)) for value, start, end in values[:-1]]
 
@@ -795,13 +799,13 @@ class History:
 
 @given(seed=st.integers(0, 2**32), pages=st.integers(0, 6), backend=st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_concurrent_reads_never_give_what_was_overwritten_before_they_began(
+def test_concurrent_reads_never_return_values_overwritten_before_they_began(
     seed: int, pages: int, backend: bool
 ) -> None:
     rng = Random(seed)
     blocks = SIZE // BLOCK
 
-    async def dawdle() -> None:
+    async def yield_some_times() -> None:
         for _ in range(rng.randrange(4)):
             await trio.lowlevel.checkpoint()
 
@@ -813,9 +817,9 @@ def test_concurrent_reads_never_give_what_was_overwritten_before_they_began(
 
         class SlowSource:
             async def read(self, offset: int, size: int, file_size: int) -> bytes:
-                await dawdle()
+                await yield_some_times()
                 data = bytes(source.data[offset : offset + size])
-                await dawdle()
+                await yield_some_times()
                 return data
 
         async def reader() -> None:
@@ -831,7 +835,7 @@ def test_concurrent_reads_never_give_what_was_overwritten_before_they_began(
                 for i in range(count):
                     assert data[i * BLOCK] in history.allowed(first + i, since)
                     assert len(set(data[i * BLOCK : (i + 1) * BLOCK])) == 1
-                await dawdle()
+                await yield_some_times()
 
         async def writer(values: Iterator[int]) -> None:
             for _ in range(8):
@@ -839,19 +843,19 @@ def test_concurrent_reads_never_give_what_was_overwritten_before_they_began(
                 stop = rng.randrange(first, blocks) + 1
                 value = next(values)
                 async with rig.cache.mutating(rig.file, first * BLOCK, stop * BLOCK):
-                    await dawdle()
+                    await yield_some_times()
                     history.now += 1
                     source.data[first * BLOCK : stop * BLOCK] = bytes([value]) * (
                         (stop - first) * BLOCK
                     )
                     for block in range(first, stop):
                         history.wrote(block, value)
-                    await dawdle()
+                    await yield_some_times()
                 history.now += 1
                 for block in range(first, stop):
                     history.settle(block)
                 history.now += 1
-                await dawdle()
+                await yield_some_times()
                 if rng.random() < 0.2:
                     rig.cache.drop()
 
@@ -866,19 +870,19 @@ def test_concurrent_reads_never_give_what_was_overwritten_before_they_began(
     trio.run(run)
 
 
-def test_a_new_file_has_nothing_in_it() -> None:
+def test_a_new_file_record_is_empty() -> None:
     file = CachedFile(KEY, 1)
     assert (file.size, file.fingerprint, file.pins, file.in_flight) == (0, None, 0, [])
 
 
 class Lender(Store):
-    """A store that lends ranges."""
+    """Implements a store that lends ranges."""
 
     def __init__(self) -> None:
         super().__init__()
         self.borrowed: list[tuple[int, int]] = []
         self.lends: bytes | Exception | None = None
-        """What a borrow gives instead, if anything."""
+        """The result or error of every borrow, if set."""
 
     def borrow_pages(self, pool_id: int, key: FileKey, first: int, count: int) -> bytes | None:
         self.borrowed.append((first, count))
@@ -891,7 +895,7 @@ class Lender(Store):
 
 
 async def all_in_cleancache(store: Lender) -> Rig:
-    """A rig whose 16 pages have all been read and dropped from the page cache."""
+    """Make a rig whose pages have all been read and dropped from the page cache."""
     rig = Rig(64, Source(16, tail=100), store)
     await rig.read(0, 17 * PAGE)
     rig.cache.drop()
@@ -936,7 +940,7 @@ async def test_a_read_that_finds_some_pages_resident_borrows_none() -> None:
     assert rig.resident() == set(range(16))
 
 
-async def test_a_page_that_cleancache_has_not_is_read_and_the_others_are_got() -> None:
+async def test_a_page_missing_from_cleancache_is_read_and_the_others_are_got() -> None:
     store = Lender()
     rig = await all_in_cleancache(store)
     del store.pages[KEY, 5]
@@ -947,7 +951,7 @@ async def test_a_page_that_cleancache_has_not_is_read_and_the_others_are_got() -
 
 
 @pytest.mark.parametrize("wrong", [b"", b"x" * (16 * PAGE - 1), ValueError("broken")])
-async def test_a_lender_that_fails_hurts_no_reader(wrong: bytes | Exception) -> None:
+async def test_a_failing_borrow_does_not_fail_the_read(wrong: bytes | Exception) -> None:
     store = Lender()
     rig = await all_in_cleancache(store)
     store.lends = wrong
@@ -955,7 +959,7 @@ async def test_a_lender_that_fails_hurts_no_reader(wrong: bytes | Exception) -> 
     assert rig.cleancache.stats().backend_errors == 1
 
 
-async def test_a_change_takes_borrowed_pages_too() -> None:
+async def test_an_invalidation_discards_borrowed_pages_too() -> None:
     store = Lender()
     rig = await all_in_cleancache(store)
     await rig.read(0, 16 * PAGE)
@@ -964,7 +968,7 @@ async def test_a_change_takes_borrowed_pages_too() -> None:
     assert await rig.read(0, 16 * PAGE) == rig.source.data[: 16 * PAGE]
 
 
-def test_only_a_backend_that_lends_is_asked_to() -> None:
+def test_only_a_backend_that_lends_is_asked_for_pages() -> None:
     cleancache = Cleancache()
     fs = cleancache.init_fs(PAGE)
     cleancache.register(Store())
@@ -980,7 +984,7 @@ def test_only_a_backend_that_lends_is_asked_to() -> None:
 
 
 @pytest.mark.parametrize("pages", [1, 7, 16])
-async def test_a_read_that_hits_is_no_checkpoint(pages: int) -> None:
+async def test_a_hit_is_not_a_checkpoint(pages: int) -> None:
     rig = await all_in_cleancache(Lender())
     expected = rig.source.data[: pages * PAGE]
     for _ in ("from cleancache", "from the page cache, if it was small"):

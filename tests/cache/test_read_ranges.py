@@ -1,4 +1,4 @@
-"""Which pages of a write were read before it."""
+"""Read ranges record which pages of a write were read before it."""
 
 import pytest
 from hypothesis import given
@@ -20,53 +20,53 @@ def pages(start: int, size: int) -> set[int]:
 
 @given(steps)
 def test_a_page_counts_as_read_until_it_is_written(steps: list[tuple[bool, int, int]]) -> None:
-    told, read = RangeSet(dropped=True), set[int]()
+    ranges, read = RangeSet(dropped=True), set[int]()
     for is_read, start, size in steps:
         if is_read:
-            whole = pages(start, size)  # as the kernel reads
-            told.read(min(whole) * PAGE, (max(whole) + 1) * PAGE)
+            whole = pages(start, size)  # the kernel reads whole pages
+            ranges.read(min(whole) * PAGE, (max(whole) + 1) * PAGE)
             read |= whole
         else:
             written = pages(start, size)
-            assert told.written(start, start + size, PAGE) == bool(read & written)
+            assert ranges.written(start, start + size, PAGE) == bool(read & written)
             read -= written
 
 
 @given(steps)
 def test_no_page_is_forgotten_however_many_ranges_there_are(steps: list[tuple[bool, int, int]]) -> None:
-    told, read = RangeSet(dropped=True), set[int]()
+    ranges, read = RangeSet(dropped=True), set[int]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(read_ranges, "MAX_RANGES", 3)
         for is_read, start, size in steps:
             if is_read:
-                told.read(start, start + size)
+                ranges.read(start, start + size)
                 read |= pages(start, size)
             else:
                 written = pages(start, size)
                 if read & written:
-                    assert told.written(start, start + size, PAGE)
+                    assert ranges.written(start, start + size, PAGE)
                 else:
-                    told.written(start, start + size, PAGE)
+                    ranges.written(start, start + size, PAGE)
                 read -= written
-            assert len(told._starts) == len(told._stops) <= 3  # noqa: SLF001  # its bound on memory
+            assert len(ranges._starts) == len(ranges._stops) <= 3  # noqa: SLF001  # its bound on memory
 
 
 def test_many_reads_in_between_are_remembered() -> None:
-    told = RangeSet(dropped=True)
+    ranges = RangeSet(dropped=True)
     for page in range(0, 20_000, 2):
-        told.read(page * PAGE, (page + 1) * PAGE)
-    assert all(told.written(page * PAGE, page * PAGE + 1, PAGE) for page in range(0, 20_000, 2))
+        ranges.read(page * PAGE, (page + 1) * PAGE)
+    assert all(ranges.written(page * PAGE, page * PAGE + 1, PAGE) for page in range(0, 20_000, 2))
 
 
-def test_what_is_being_read_is_known() -> None:
-    told = RangeSet(dropped=True)
+def test_a_read_in_progress_is_recorded() -> None:
+    ranges = RangeSet(dropped=True)
     for _ in range(2):
-        told.begin(PAGE, 2 * PAGE)
-    told.end(PAGE, 2 * PAGE)
-    assert told.being_read(0, 2 * PAGE)
-    assert told.being_read(2 * PAGE - 1, 2 * PAGE)
-    assert not told.being_read(0, PAGE)
-    assert not told.being_read(2 * PAGE, 3 * PAGE)
-    told.end(PAGE, 2 * PAGE)
-    assert not told.being_read(0, 2 * PAGE)
-    assert told.written(PAGE, PAGE + 1, PAGE)
+        ranges.begin(PAGE, 2 * PAGE)
+    ranges.end(PAGE, 2 * PAGE)
+    assert ranges.being_read(0, 2 * PAGE)
+    assert ranges.being_read(2 * PAGE - 1, 2 * PAGE)
+    assert not ranges.being_read(0, PAGE)
+    assert not ranges.being_read(2 * PAGE, 3 * PAGE)
+    ranges.end(PAGE, 2 * PAGE)
+    assert not ranges.being_read(0, 2 * PAGE)
+    assert ranges.written(PAGE, PAGE + 1, PAGE)

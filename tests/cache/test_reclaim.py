@@ -1,6 +1,6 @@
-"""The reclaim policy: traces worked out by hand, scan resistance, and invariants."""
+"""Test the reclaim policy: traces worked out by hand, scan resistance, and invariants."""
 
-# ruff: noqa: SLF001
+# ruff: noqa: SLF001  # invariants are checked on private lists
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from cleanfs.cache.reclaim import ReclaimPolicy, TwoListReclaim
 
 
 class Fifo:
-    """The yardstick: first in, first out."""
+    """Evicts first in, first out, for comparison."""
 
     refaults = activations = 0
 
@@ -39,7 +39,7 @@ class Fifo:
 
 
 def run(policy: ReclaimPolicy, size: int, trace: Iterable[int]) -> tuple[int, list[int]]:
-    """Misses and evictions, in order, of a cache of ``size`` pages that reads one page at a time."""
+    """Return misses and evictions, in order, of a cache of ``size`` pages read one page at a time."""
     resident: set[int] = set()
     misses, evicted = 0, []
     for page in trace:
@@ -56,14 +56,14 @@ def run(policy: ReclaimPolicy, size: int, trace: Iterable[int]) -> tuple[int, li
     return misses, evicted
 
 
-def test_without_references_it_is_first_in_first_out() -> None:
-    # Nothing is hit, no shadow is met: 1 to 6 enter inactive, the oldest goes each time.
+def test_without_references_pages_are_evicted_first_in_first_out() -> None:
+    # No page is hit and no shadow is found: 1 to 6 enter inactive; each time the oldest is evicted.
     assert run(TwoListReclaim(), 3, [1, 2, 3, 4, 5, 6]) == (6, [1, 2, 3])
 
 
-def test_a_referenced_page_gets_a_second_life() -> None:
-    # 1 2 3 enter; 1 is hit. 4 enters: 1 is the oldest but referenced, so it is activated, and 2
-    # goes. 5: goes 3. 6: active share is 3 * 0.5 = 1, so 1 stays, and 4 goes. 1 is still a hit.
+def test_a_referenced_page_gets_a_second_chance() -> None:
+    # 1 2 3 enter; 1 is hit. 4 enters: 1 is the oldest but referenced, so it is activated; 2 is
+    # evicted. 5 evicts 3. 6: the active share is 3 * 0.5 = 1, so 1 stays; 4 is evicted. 1 still hits.
     policy = TwoListReclaim()
     assert run(policy, 3, [1, 2, 3, 1, 4, 5, 6, 1]) == (6, [2, 3, 4])
     assert policy.activations == 1
@@ -71,15 +71,15 @@ def test_a_referenced_page_gets_a_second_life() -> None:
 
 
 def test_a_refault_is_activated_at_once() -> None:
-    # Size 2, at most 1 active. 1 2 3: goes 1, its shadow stays. 1 again: active; 2 is the oldest
-    # inactive and goes. 4: goes 3. 5: goes 4. So 1, read twice, outlives 3 and 4.
+    # Size 2, at most 1 active. 3 evicts 1, whose shadow stays. 1 again: active; 2 is the oldest
+    # inactive page and is evicted. 4 evicts 3. 5 evicts 4. So 1, read twice, outlives 3 and 4.
     policy = TwoListReclaim()
     assert run(policy, 2, [1, 2, 3, 1, 4, 5, 1]) == (6, [1, 2, 3, 4])
     assert policy.refaults == 1
     assert policy.activations == 0
 
 
-def test_a_loop_longer_than_the_cache_evicts_in_its_own_order() -> None:
+def test_a_loop_longer_than_the_cache_evicts_in_loop_order() -> None:
     # Size 4, 2 active at most, a loop over 5. Lists oldest first, inactive | active:
     #   1 2 3 4   miss                1234 |
     #   5         miss                2345 |      victim 1
@@ -96,7 +96,7 @@ def test_a_loop_longer_than_the_cache_evicts_in_its_own_order() -> None:
 def test_a_referenced_active_page_rotates_and_the_next_is_deactivated() -> None:
     # Size 4. 1 2 3 4, then 5 and 6 push 1 and 2 out: 3456 |, shadows 1 2.
     # 1: refault: 3456 | 1, victim 3. 2: refault: 456 | 12, victim 4: 56 | 12, shadows 3 4.
-    # 1 is hit. 3: refault: 56 | 123, share 2: 1 is referenced and rotates (231), 2 goes to the
+    # 1 is hit. 3: refault: 56 | 123, share 2: 1 is referenced and rotates (231), 2 moves to the
     # young inactive end: 562 | 31, victim 5 -> 62 | 31. 7: 627 | 31, victim 6.
     policy = TwoListReclaim()
     trace = [1, 2, 3, 4, 5, 6, 1, 2, 1, 3, 7]
@@ -105,7 +105,7 @@ def test_a_referenced_active_page_rotates_and_the_next_is_deactivated() -> None:
     assert policy.victims(4) == [2, 7, 3, 1]
 
 
-def test_a_scan_does_not_disturb_what_is_used_often() -> None:
+def test_a_scan_does_not_evict_frequently_used_pages() -> None:
     # 40 pages in use, cache of 100, and a scan of 10,000 pages in between, one per use.
     hot = [i % 40 for i in range(10_000)]
     trace = [page for i, h in enumerate(hot) for page in (h, 1000 + i)]
@@ -125,7 +125,7 @@ def test_a_working_set_that_changes_is_followed() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 100])
-def test_victims_are_at_most_what_is_there(count: int) -> None:
+def test_there_are_at_most_as_many_victims_as_pages(count: int) -> None:
     policy = TwoListReclaim()
     policy.insert(range(4))
     policy.touch(range(4))
@@ -141,7 +141,7 @@ def remaining(policy: TwoListReclaim) -> list[int]:
 
 
 def test_a_discarded_page_has_no_history() -> None:
-    # 1 is evicted and leaves a shadow; after a discard it comes back as a new page, inactive, and
+    # 1 is evicted and leaves a shadow; after a discard it returns as a new, inactive page, and
     # 2, which refaults, outlives it.
     policy = TwoListReclaim()
     policy.insert([1, 2, 3, 4])
@@ -152,7 +152,7 @@ def test_a_discarded_page_has_no_history() -> None:
     assert policy.victims(3) == [3, 4, 1]
 
 
-def test_a_discarded_page_is_no_victim_and_its_reference_is_forgotten() -> None:
+def test_a_discarded_page_is_never_a_victim_and_loses_its_reference() -> None:
     policy = TwoListReclaim()
     policy.insert([1, 2, 3])
     policy.touch([1])
@@ -165,7 +165,7 @@ def test_a_discarded_page_is_no_victim_and_its_reference_is_forgotten() -> None:
 def test_there_are_no_more_shadows_than_there_were_pages() -> None:
     policy = TwoListReclaim()
     run(policy, 10, range(1000))
-    assert len(policy._shadows) == 11  # 10, and the one that was being inserted
+    assert len(policy._shadows) == 11  # 10 and the one being inserted
     assert 989 in policy._shadows
 
 
@@ -208,7 +208,7 @@ def test_every_resident_page_is_in_one_list_and_nothing_else_is(
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32))
-def test_any_trace_keeps_the_cache_full_and_hits_what_fits(size: int, seed: int) -> None:
+def test_any_trace_keeps_the_cache_full_and_hits_a_fitting_set(size: int, seed: int) -> None:
     rng = Random(seed)
     trace = [rng.randrange(2 * size) for _ in range(300)]
     misses, evicted = run(TwoListReclaim(), size, trace)

@@ -1,4 +1,4 @@
-"""The resident pages: both engines through one suite, and step by step against each other."""
+"""Test the resident pages: both engines through one suite, and step by step against each other."""
 
 from collections.abc import Callable
 from random import Random
@@ -18,7 +18,7 @@ if native := native_module("cleanfs.cache._resident"):
 
 
 def page(number: int) -> bytes:
-    """Bytes of which each is told from its neighbours."""
+    """Make a page in which each byte differs from its neighbours."""
     return number.to_bytes(8, "little") + bytes(i % 251 for i in range(PAGE - 8))
 
 
@@ -28,18 +28,18 @@ def resident(request: pytest.FixtureRequest) -> Resident:
 
 
 def evicted(resident: Resident, count: int) -> list[tuple[int, int]]:
-    """The files and indices of victims."""
+    """Return the files and indices of victims."""
     return [(file, index) for file, pages in resident.evict(count) for index, _ in pages]
 
 
-def test_pages_come_back_as_they_were(resident: Resident) -> None:
+def test_pages_are_returned_unchanged(resident: Resident) -> None:
     resident.insert(7, 5, [page(0), None, page(2)])
     assert resident.look_up(7, 4, 5, 0, 5 * PAGE) == [None, page(0), None, page(2), None]
     assert resident.indices(7) == [5, 7]
     assert len(resident) == 2
 
 
-def test_a_file_that_nothing_is_known_of_has_no_pages(resident: Resident) -> None:
+def test_an_unknown_file_has_no_pages(resident: Resident) -> None:
     resident.insert(7, 5, [page(0)])
     assert resident.look_up(8, 5, 2, 0, 2 * PAGE) == [None, None]
     assert resident.indices(8) == []
@@ -50,13 +50,15 @@ def test_a_file_that_nothing_is_known_of_has_no_pages(resident: Resident) -> Non
 @pytest.mark.parametrize(
     ("start", "stop"), [(0, 3 * PAGE), (1, 3 * PAGE - 1), (PAGE, PAGE + 1), (4095, 8193), (77, 77)]
 )
-def test_what_is_all_there_comes_cut(resident: Resident, start: int, stop: int) -> None:
+def test_a_resident_range_is_cut_to_the_bytes_requested(
+    resident: Resident, start: int, stop: int
+) -> None:
     pages = [page(i) for i in range(3)]
     resident.insert(1, 10, pages)
     assert resident.look_up(1, 10, 3, start, stop) == b"".join(pages)[start:stop]
 
 
-def test_one_whole_page_is_handed_out_without_a_copy(resident: Resident) -> None:
+def test_one_whole_page_is_returned_without_a_copy(resident: Resident) -> None:
     one = page(1)
     resident.insert(1, 10, [one])
     if not isinstance(resident, PythonResident):
@@ -64,7 +66,7 @@ def test_one_whole_page_is_handed_out_without_a_copy(resident: Resident) -> None
     assert resident.look_up(1, 10, 1, 1, PAGE) == one[1:]
 
 
-def test_a_page_that_is_there_stays(resident: Resident) -> None:
+def test_a_resident_page_is_not_replaced(resident: Resident) -> None:
     resident.insert(1, 0, [page(0)])
     resident.insert(1, 0, [page(1), page(2)])
     assert resident.look_up(1, 0, 2, 0, 2 * PAGE) == page(0) + page(2)
@@ -85,7 +87,7 @@ def test_data_is_cut_into_pages(
         assert resident.look_up(3, 9, pages, 0, pages * PAGE) == padded
 
 
-def test_victims_come_with_their_pages_in_runs_of_a_file(resident: Resident) -> None:
+def test_victims_are_returned_with_their_pages_in_runs_per_file(resident: Resident) -> None:
     resident.insert(1, 0, [page(10), page(11)])
     resident.insert(2, 5, [page(25)])
     resident.insert(1, 7, [page(17)])
@@ -98,20 +100,20 @@ def test_victims_come_with_their_pages_in_runs_of_a_file(resident: Resident) -> 
     assert resident.evict(1) == []
 
 
-def test_a_referenced_page_outlives_one_round(resident: Resident) -> None:
+def test_a_referenced_page_survives_one_round(resident: Resident) -> None:
     resident.insert(1, 0, [page(i) for i in range(4)])
     resident.look_up(1, 0, 1, 0, PAGE)
     assert evicted(resident, 1) == [(1, 1)]
     assert resident.activations == 1
 
 
-def test_a_look_that_finds_gaps_counts_as_use_of_what_it_finds(resident: Resident) -> None:
+def test_a_lookup_with_gaps_references_the_pages_it_finds(resident: Resident) -> None:
     resident.insert(1, 0, [page(i) for i in range(4)])
     resident.look_up(1, 3, 2, 0, 2 * PAGE)
     assert evicted(resident, 3) == [(1, 0), (1, 1), (1, 2)]
 
 
-def test_a_page_that_comes_back_soon_is_a_refault(resident: Resident) -> None:
+def test_a_page_that_returns_soon_is_a_refault(resident: Resident) -> None:
     resident.insert(1, 0, [page(i) for i in range(4)])
     assert evicted(resident, 1) == [(1, 0)]
     resident.insert(1, 0, [page(0)])
@@ -150,7 +152,7 @@ def test_large_indices_work(resident: Resident) -> None:
 
 @pytest.mark.skipif("native" not in ENGINES, reason="the Python engine trusts its caller")
 @pytest.mark.parametrize("wrong", [b"", b"x", bytes(PAGE + 1), bytearray(PAGE), 7])
-def test_what_is_no_page_is_refused(wrong: bytes) -> None:
+def test_wrong_arguments_are_refused(wrong: bytes) -> None:
     resident = ENGINES["native"](PAGE)
     with pytest.raises(ValueError, match="not a page"):
         resident.insert(1, 0, [page(0), wrong])
@@ -158,7 +160,7 @@ def test_what_is_no_page_is_refused(wrong: bytes) -> None:
         resident.look_up(1, 0, 1, 0, PAGE + 1)
 
 
-def test_the_engine_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_requested_engine_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLEANFS_PUREPYTHON", "1")
     assert isinstance(make_resident(PAGE), PythonResident)
 
@@ -168,7 +170,7 @@ INDICES = st.one_of(st.integers(0, 12), st.integers(60, 70), st.just(1 << 40))
 
 
 class Twins(RuleBasedStateMachine):
-    """Both engines do the same, whatever comes."""
+    """Checks that both engines do the same in any sequence of steps."""
 
     @initialize()
     def start(self) -> None:
@@ -212,7 +214,7 @@ class Twins(RuleBasedStateMachine):
     @invariant()
     @precondition(lambda self: hasattr(self, "native"))
     def same(self) -> None:
-        self.native.check()  # type: ignore[attr-defined]  # only the native one has it
+        self.native.check()  # type: ignore[attr-defined]  # only the native engine has it
         assert len(self.native) == len(self.python)
         assert (self.native.refaults, self.native.activations) == (
             self.python.refaults,

@@ -1,4 +1,4 @@
-"""The rules of check/soak, fed with lies: a checker that believes everything checks nothing."""
+"""Test that the rules of check/soak find wrong data and accept legal data."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ SHAPE = Shape(slots=3, names=2, processes=2, cells=8)
 
 
 def data(*versions: int, shift: int = CELL, first: int = 0, file: int = FILE) -> bytes:
-    """Cells with these versions."""
+    """Make cells with these versions."""
     return cells_bytes(file, shift, first, list(versions))
 
 
 def check(read: bytes, floor: list[int], begun: list[int], offset: int = 0) -> str:
-    """What is wrong with a read of aligned cells from the first one on; nothing if it is legal."""
+    """Return the fault of a read of aligned cells from the first one on, or none if it is legal."""
     found = check_data(FILE, CELL, offset, read, floor, begun)
     return "" if found is None else found.what
 
 
-def test_cells_lie_one_behind_the_other() -> None:
+def test_cells_are_adjacent() -> None:
     for shift in (1, 17, 1000, CELL):
         assert [bound(cell, shift) for cell in range(3)] == [0, shift, shift + CELL]
         for offset in range(3 * CELL):
@@ -32,7 +32,7 @@ def test_cells_lie_one_behind_the_other() -> None:
             assert bound(cell, shift) <= offset < bound(cell + 1, shift)
 
 
-def test_what_was_written_is_legal_wherever_a_read_begins_and_ends() -> None:
+def test_written_data_is_legal_for_any_range_of_a_read() -> None:
     whole = data(2, 4, 3, 0)
     for start in (0, 1, 500, CELL, 2 * CELL + 7):
         for stop in (start + 1, 2 * CELL + 9, 4 * CELL):
@@ -64,7 +64,7 @@ def test_every_file_cell_and_version_has_bytes_of_its_own() -> None:
         (data(2) + data(4, first=1)[:-1] + b"!", "torn data (begins as v2)"),
     ],
 )
-def test_a_lie_is_found_and_named(read: bytes, what: str) -> None:
+def test_wrong_data_is_found_and_described(read: bytes, what: str) -> None:
     assert check(read, [2, 4], [2, 4]) == what
 
 
@@ -73,7 +73,7 @@ def test_data_from_before_a_truncation_is_stale() -> None:
     assert check(data(5), [5], [5]) == ""
 
 
-def test_while_a_write_goes_on_old_new_and_a_mixture_are_legal_and_nothing_else() -> None:
+def test_during_a_write_only_old_data_new_data_and_a_mixture_are_legal() -> None:
     assert check(data(2), [2], [4]) == ""
     assert check(data(4), [2], [4]) == ""
     assert check(data(4)[:100] + data(2)[100:], [2], [4]) == ""
@@ -83,7 +83,7 @@ def test_while_a_write_goes_on_old_new_and_a_mixture_are_legal_and_nothing_else(
     assert check(bytes(CELL), [2], [5]) == ""
 
 
-def test_versions_that_came_and_went_during_a_read_are_legal() -> None:
+def test_versions_written_during_a_read_are_legal() -> None:
     for version in (2, 4, 5, 6, 8):
         assert check(data(version), [2], [8]) == ""
     assert check(data(10), [2], [8]) != ""
@@ -118,7 +118,7 @@ def model() -> Model:
     return made
 
 
-def test_a_change_is_possible_when_it_begins_and_due_when_it_is_lifted(model: Model) -> None:
+def test_a_change_is_possible_when_it_begins_and_required_when_the_floor_rises(model: Model) -> None:
     slot = model.slots[0]
     slot.begin(1, 3, 2)
     assert (slot.floor.get(0, 4), slot.begun.get(0, 4)) == ([0, 0, 0, 0], [0, 2, 2, 0])
@@ -128,12 +128,12 @@ def test_a_change_is_possible_when_it_begins_and_due_when_it_is_lifted(model: Mo
     slot.lift(1, [2, 2], None)
     assert slot.floor.get(0, 4) == [0, 2, 2, 0]
     slot.lift(1, [0, 0], None)
-    assert slot.floor.get(0, 4) == [0, 2, 2, 0], "it does not sink"
+    assert slot.floor.get(0, 4) == [0, 2, 2, 0], "it never decreases"
     assert slot.next_version(0, 3, zeros=False) == 4
     assert slot.next_version(0, 3, zeros=True) == 5
 
 
-def test_a_series_knows_what_may_be_seen(model: Model) -> None:
+def test_a_series_knows_the_values_that_may_be_seen(model: Model) -> None:
     size = model.slots[0].size
     floor = size.floor
     size.begin(10)
@@ -145,10 +145,10 @@ def test_a_series_knows_what_may_be_seen(model: Model) -> None:
     for value in range(RING):
         size.begin(value)
         size.done()
-    assert size.legal(floor) == [], "too long ago to know"
+    assert size.legal(floor) == [], "older than the history"
 
 
-def test_a_slot_is_free_when_no_name_leads_to_it_and_nobody_has_it_open(model: Model) -> None:
+def test_a_slot_is_free_when_it_has_neither_a_name_nor_an_open_fd(model: Model) -> None:
     assert model.free_slot() is model.slots[1]
     name = model.names[0]
     for number in (1, 2):
@@ -159,7 +159,7 @@ def test_a_slot_is_free_when_no_name_leads_to_it_and_nobody_has_it_open(model: M
     model.slots[1].opens[0] += 1
     assert model.free_slot() is None
     name.begin(0)
-    assert model.free_slot() is None, "the name may lead to it yet"
+    assert model.free_slot() is None, "the name may still lead to it"
     name.lift(name.done())
     assert model.free_slot() is model.slots[0]
 

@@ -1,4 +1,4 @@
-"""One snapshot, three ways to write it down."""
+"""Test the three formats of one snapshot."""
 
 import json
 import math
@@ -76,7 +76,7 @@ STATS = MountStats(
 )
 
 
-def test_the_hit_ratio_is_of_pages_asked_for_in_both_caches() -> None:
+def test_the_hit_ratio_covers_pages_requested_from_both_caches() -> None:
     assert STATS.hit_ratio == 0.8
 
 
@@ -87,7 +87,7 @@ def test_ratios_of_nothing_are_0() -> None:
     assert replace(STATS, counters={"eph_pagebytes": 4096, "eph_zbytes": 0}).compression_ratio == 0
 
 
-def test_the_compression_ratio_is_pages_over_what_they_are_kept_in() -> None:
+def test_the_compression_ratio_is_page_bytes_over_stored_bytes() -> None:
     assert STATS.compression_ratio == 2.5
 
 
@@ -117,14 +117,14 @@ def test_text_has_a_line_for_each_value() -> None:
 
 
 @pytest.mark.parametrize("path", ["/a\nsucc_gets 5", "/ä\n", "/back\\slash\n"])
-def test_a_newline_in_a_path_makes_no_line_of_its_own(path: str) -> None:
+def test_a_newline_in_a_path_does_not_begin_a_line(path: str) -> None:
     text = replace(STATS, source=path).as_text()
     assert len(text.splitlines()) == len(STATS.as_text().splitlines())
     assert parse_text(text)["succ_gets"] == "30"
     assert parse_text(text)["source"].encode().decode("unicode_escape") == path
 
 
-def test_json_has_the_same_values_and_the_backends_apart() -> None:
+def test_json_has_the_same_values_and_the_backend_counters_separately() -> None:
     parsed = json.loads(STATS.as_json())
     assert parsed.pop("backend_counters") == dict(STATS.counters)
     latencies = parsed.pop("latencies")
@@ -170,7 +170,7 @@ def test_every_part_of_the_snapshot_is_in_the_values() -> None:
     assert [values[name] for name in BackingStats.__slots__] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_prometheus_text_parses_and_has_every_number_with_its_mount() -> None:
+def test_prometheus_text_parses_and_has_every_number_labelled_with_its_mount() -> None:
     families = list(text_string_to_metric_families(STATS.as_prometheus()))
     samples = {sample.name: sample for family in families for sample in family.samples}
     assert samples["cleanfs_succ_gets_total"].value == 30
@@ -209,7 +209,7 @@ def test_latencies_are_prometheus_histograms() -> None:
         if s.name.endswith("_bucket")
     }  # fmt: skip
     assert (of_hits["1.024e-06"], of_hits["1.6384e-05"], of_hits["3.2768e-05"]) == (1, 1, 4)
-    # What took longer than the last bound is in +Inf only.
+    # A duration above the last bound counts in +Inf only.
     of_writes = [
         s.value for s in family.samples if s.labels["kind"] == "write" and s.name.endswith("_bucket")
     ]
@@ -217,7 +217,7 @@ def test_latencies_are_prometheus_histograms() -> None:
     assert of_writes[-1] == 1
 
 
-def test_gauges_are_gauges_and_all_else_counters() -> None:
+def test_gauges_are_gauges_and_all_other_values_counters() -> None:
     families = {f.name: f.type for f in text_string_to_metric_families(STATS.as_prometheus())}
     assert families["cleanfs_pagecache_used"] == "gauge"
     assert families["cleanfs_pagecache_hits"] == "counter"
@@ -228,7 +228,7 @@ def test_gauges_are_gauges_and_all_else_counters() -> None:
     assert families["cleanfs_zcache_flush"] == "counter"
 
 
-def test_what_goes_down_in_zcache_is_a_gauge() -> None:
+def test_a_zcache_counter_that_can_decrease_is_a_gauge() -> None:
     z = ReferenceZcache(BackendOptions(4 << 20))
     pool = z.init_fs(4096)
     busy = dict(z.counters())
@@ -257,6 +257,6 @@ def test_any_path_can_be_in_the_json() -> None:
     assert json.loads(replace(STATS, source=path).as_json().encode().decode())["source"] == path
 
 
-def test_text_of_a_path_that_is_not_utf_8_can_be_encoded_back() -> None:
+def test_the_text_of_a_path_outside_utf_8_can_be_encoded_back() -> None:
     text = replace(STATS, source="/caf\udce9", mountpoint="/caf\udce9\n").as_text()
     assert b"source /caf\xe9\n" in text.encode("utf-8", "surrogateescape")

@@ -17,7 +17,7 @@ from cleanfs.fuse.busypoll import GROW_START_NS, WAKE_NS, BusyPoll, ReaderLock, 
 LIMIT_US = 50.0
 LIMIT_NS = 50_000
 LONG_US = 120e6
-"""A window that no test outlasts."""
+"""A window longer than any test."""
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 def unchanged_pyfuse3() -> Iterator[None]:
-    before = pyfuse3.trio  # type: ignore[attr-defined]
+    before = pyfuse3.trio  # type: ignore[attr-defined]  # imported there, not exported
     yield
-    pyfuse3.trio = before  # type: ignore[attr-defined]
+    pyfuse3.trio = before  # type: ignore[attr-defined]  # imported there, not exported
 
 
 def open_window(poll: BusyPoll) -> None:
-    """As after some short waits."""
-    poll._window.ns = poll._window.limit_ns  # noqa: SLF001
+    """Set the window as some short waits would."""
+    poll._window.ns = poll._window.limit_ns  # noqa: SLF001  # no public access
 
 
 # -- the window ----------------------------------------------------------------------------------
@@ -51,14 +51,14 @@ def test_short_waits_open_the_window_step_by_step() -> None:
     assert seen == [0, GROW_START_NS, 2 * GROW_START_NS, 4 * GROW_START_NS, LIMIT_NS]
 
 
-def test_one_long_wait_closes_it() -> None:
+def test_one_long_wait_closes_the_window() -> None:
     window = Window(LIMIT_NS)
     window.waited(1_000)
     window.waited(LIMIT_NS + WAKE_NS + 1)
     assert window.ns == 0
 
 
-def test_a_wait_that_outlasts_the_widest_window_closes_it() -> None:
+def test_a_wait_longer_than_the_widest_window_closes_it() -> None:
     window = Window(LIMIT_NS)
     window.ns = LIMIT_NS
     window.waited(LIMIT_NS + 1)
@@ -66,7 +66,7 @@ def test_a_wait_that_outlasts_the_widest_window_closes_it() -> None:
 
 
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 10**9), max_size=50))
-def test_the_window_never_leaves_its_limits(limit: int, waits: list[int]) -> None:
+def test_the_window_stays_within_its_limits(limit: int, waits: list[int]) -> None:
     window = Window(limit)
     for ns in waits:
         window.waited(ns)
@@ -107,13 +107,13 @@ async def test_a_late_message_is_found_and_closes_the_window(
     with trio.fail_after(5):
         await poll.wait_readable(ends[0].fileno())
     assert (poll.stats().polled, poll.stats().slept) == (0, 1)
-    assert poll._window.ns == 0  # noqa: SLF001
+    assert poll._window.ns == 0  # noqa: SLF001  # no public access
 
 
-async def test_a_wait_continues_if_what_woke_it_is_gone(
+async def test_a_wait_continues_if_the_message_has_gone(
     ends: tuple[socket.socket, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read would block the whole daemon: it was an interrupt whose request has finished."""
+    """A read would block the whole daemon: the message was an interrupt whose request has finished."""
     waited, wait = list[int](), trio.lowlevel.wait_readable
 
     async def wait_readable(fd: int) -> None:
@@ -216,7 +216,7 @@ async def test_closing_ends_a_wait_that_polls(
 # -- the lock ------------------------------------------------------------------------------------
 
 
-async def test_the_lock_is_held_by_one_and_passed_on() -> None:
+async def test_one_task_holds_the_lock_and_passes_it_on() -> None:
     lock, inside, most = ReaderLock(), 0, 0
 
     async def worker() -> None:
@@ -280,41 +280,41 @@ async def test_a_cancelled_wait_leaves_the_lock_intact(nursery: trio.Nursery) ->
 def test_the_wait_is_installed_in_pyfuse3_and_removed() -> None:
     poll = BusyPoll(LIMIT_US)
     assert poll.install()
-    seen = pyfuse3.trio  # type: ignore[attr-defined]
+    seen = pyfuse3.trio  # type: ignore[attr-defined]  # imported there, not exported
     assert seen.lowlevel.wait_readable == poll.wait_readable
     assert seen.ClosedResourceError is trio.ClosedResourceError
     assert seen.lowlevel.current_task is trio.lowlevel.current_task
     assert isinstance(seen.Lock(), ReaderLock)
-    assert isinstance(seen.Lock(), trio.Lock), "a second lock is none of ours"
+    assert isinstance(seen.Lock(), trio.Lock), "a second lock is trio's"
     poll.uninstall()
-    assert pyfuse3.trio is trio  # type: ignore[attr-defined]
+    assert pyfuse3.trio is trio  # type: ignore[attr-defined]  # imported there, not exported
 
 
 @pytest.mark.usefixtures("unchanged_pyfuse3")
-def test_without_polling_pyfuse3_still_waits_here_and_sleeps_at_once() -> None:
-    """The second check whether what woke it is still there matters without polling, too."""
+def test_without_polling_the_installed_wait_sleeps_at_once() -> None:
+    """The second check that the message is still there matters without polling, too."""
     poll = BusyPoll(0)
     assert poll.install()
-    seen = pyfuse3.trio  # type: ignore[attr-defined]
+    seen = pyfuse3.trio  # type: ignore[attr-defined]  # imported there, not exported
     assert seen.lowlevel.wait_readable == poll.wait_readable
     assert poll.confirm()
     for wait_ns in (0, 1, 10_000, 10_000, 10**9):
-        poll._window.waited(wait_ns)  # noqa: SLF001
-        assert not poll._window.ns  # noqa: SLF001
+        poll._window.waited(wait_ns)  # noqa: SLF001  # no public access
+        assert not poll._window.ns  # noqa: SLF001  # no public access
 
 
 @pytest.mark.usefixtures("unchanged_pyfuse3")
 def test_a_pyfuse3_without_a_global_trio_causes_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    pyfuse3.trio = None  # type: ignore[attr-defined]
+    pyfuse3.trio = None  # type: ignore[attr-defined]  # imported there, not exported
     assert not BusyPoll(LIMIT_US).install()
-    assert pyfuse3.trio is None  # type: ignore[attr-defined]
+    assert pyfuse3.trio is None  # type: ignore[attr-defined]  # imported there, not exported
     assert "busy polling is off" in caplog.text
 
 
 @pytest.mark.usefixtures("unchanged_pyfuse3")
-def test_a_pyfuse3_that_waits_elsewhere_causes_a_warning(
+def test_a_pyfuse3_that_does_not_use_the_wait_causes_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     poll = BusyPoll(LIMIT_US)
@@ -322,5 +322,5 @@ def test_a_pyfuse3_that_waits_elsewhere_causes_a_warning(
     with caplog.at_level(logging.WARNING):
         assert not poll.confirm()
     assert "busy polling is off" in caplog.text
-    assert pyfuse3.trio is trio  # type: ignore[attr-defined]
+    assert pyfuse3.trio is trio  # type: ignore[attr-defined]  # imported there, not exported
     assert poll.stats().limit_us == 0

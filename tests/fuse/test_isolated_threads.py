@@ -17,7 +17,7 @@ THREADS = 3
 
 @asynccontextmanager
 async def running() -> AsyncIterator[IsolatedThreads]:
-    """Some, until the block ends."""
+    """Run some threads until the block ends."""
     isolated = IsolatedThreads(THREADS)
     isolated.start()
     try:
@@ -40,20 +40,22 @@ async def test_a_call_runs_in_another_thread_and_returns_its_result() -> None:
 
 
 def descriptors() -> dict[int, str]:
-    """What this thread has open, but for the standard ones."""
+    """Return the open fds of this thread except stdin, stdout and stderr."""
     found = {}
     for name in os.listdir("/proc/thread-self/fd"):
-        with suppress(FileNotFoundError):  # that of the listing
+        with suppress(FileNotFoundError):  # the fd of the listing
             found[int(name)] = os.readlink(f"/proc/thread-self/fd/{name}")
     return {number: target for number, target in found.items() if number > 2}
 
 
-async def test_the_threads_have_no_fd_of_ours_and_block_signals() -> None:
+async def test_the_threads_have_no_fd_of_the_daemon_and_block_signals() -> None:
     fd = os.open("/", os.O_RDONLY)
     try:
         async with running() as isolated:
-            theirs = await isolated.run_sync(descriptors)
-            assert [target.removeprefix("anon_inode:") for target in theirs.values()] == ["[eventfd]"]
+            open_in_thread = await isolated.run_sync(descriptors)
+            assert [target.removeprefix("anon_inode:") for target in open_in_thread.values()] == [
+                "[eventfd]"
+            ]
             with pytest.raises(OSError, match="Bad file descriptor"):
                 await isolated.run_sync(os.fstat, fd)
             assert descriptors()[fd] == "/"
@@ -63,15 +65,15 @@ async def test_the_threads_have_no_fd_of_ours_and_block_signals() -> None:
         os.close(fd)
 
 
-async def test_a_cancelled_call_does_not_hold_up_others() -> None:
-    go_on = threading.Event()
+async def test_a_cancelled_call_does_not_delay_others() -> None:
+    release = threading.Event()
     async with running() as isolated:
         for _ in range(THREADS - 1):
             with trio.move_on_after(0.01) as scope:
-                await isolated.run_sync(go_on.wait, 20)
+                await isolated.run_sync(release.wait, 20)
             assert scope.cancelled_caught
         assert await isolated.run_sync(len, "abc") == 3
-        go_on.set()
+        release.set()
 
 
 async def test_the_threads_end_and_leave_no_fd_open() -> None:

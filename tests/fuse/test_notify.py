@@ -1,4 +1,4 @@
-"""Test notifications byte by byte, and through which fd they are sent."""
+"""Test notifications byte by byte, and the fd that they are sent through."""
 
 import fcntl
 import os
@@ -36,14 +36,14 @@ def test_messages_have_the_kernels_layout() -> None:
     assert entry_message(7, b"n", 1) == struct.pack("=IiQ QII", 34, 3, 0, 7, 1, 1) + b"n\0"
 
 
-async def test_notifications_use_our_own_fd(
+async def test_notifications_use_an_fd_of_their_own(
     device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Libfuse's fd refers to another file while ``interrupts`` passes it a message."""
     for name in ("invalidate_inode", "invalidate_entry"):
         monkeypatch.setattr(pyfuse3, name, None)
-    monkeypatch.setattr(notify, "PAGES_SECONDS", 10)  # else a busy machine exceeds it
-    monkeypatch.setattr(notify, "STUCK_SECONDS", 10)  # nor is order kept
+    monkeypatch.setattr(notify, "PAGES_SECONDS", 10)  # a busy machine would exceed a shorter one
+    monkeypatch.setattr(notify, "STUCK_SECONDS", 10)  # after which order is not kept
     reader, writer = device
     notifier = Notifier()
     notifier.use_device(writer)
@@ -68,21 +68,21 @@ async def test_notifications_use_our_own_fd(
     assert len(os.listdir("/proc/self/fd")) == before - 1
 
 
-@pytest.mark.parametrize("why", ["it waits for that", "it waits for a read", "it is slow"])
-async def test_a_write_waits_until_its_pages_are_dropped_unless_that_waits_for_the_reply(
-    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch, why: str
+@pytest.mark.parametrize("cause", ["waits for the reply", "waits for a read", "is slow"])
+async def test_a_write_waits_until_its_pages_are_dropped_unless_the_drop_waits_for_the_reply(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch, cause: str
 ) -> None:
     monkeypatch.setattr(notify, "PAGES_SECONDS", 30)
     reader, writer = device
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-    os.write(writer, bytes(4096))  # the kernel takes nothing more
-    if why != "it is slow":  # in the state of who waits for a page
-        monkeypatch.setattr(notify._Drop, "waits", lambda drop: drop.thread > 0)  # noqa: SLF001
+    os.write(writer, bytes(4096))  # the pipe is full
+    if cause != "is slow":  # as a thread that waits for a page
+        monkeypatch.setattr(notify._Drop, "waits", lambda drop: drop.thread > 0)  # noqa: SLF001  # no public access
     notifier = Notifier()
     notifier.use_device(writer)
     dropped = False
 
-    async def drop_them() -> None:
+    async def drop_pages() -> None:
         nonlocal dropped
         await trio.sleep(0.2)
         dropped = True
@@ -90,14 +90,14 @@ async def test_a_write_waits_until_its_pages_are_dropped_unless_that_waits_for_t
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notifier.run)
-        if why != "it waits for that":
-            nursery.start_soon(drop_them)
+        if cause != "waits for the reply":
+            nursery.start_soon(drop_pages)
         with trio.fail_after(20):
-            while notifier._nursery is None:  # noqa: SLF001  # it runs
+            while notifier._nursery is None:  # noqa: SLF001  # until it runs
                 await trio.lowlevel.checkpoint()
-            await notifier.written(9, 0, 100, lambda: why == "it waits for a read" and not dropped)
-            if why == "it waits for that":
-                nursery.start_soon(drop_them)
+            await notifier.written(9, 0, 100, lambda: cause == "waits for a read" and not dropped)
+            if cause == "waits for the reply":
+                nursery.start_soon(drop_pages)
             else:
                 assert dropped
             while notifier._writers or not dropped:  # noqa: ASYNC110, SLF001  # there is no other sign
@@ -119,7 +119,7 @@ def test_a_thread_that_writes_after_the_close_writes_to_dev_null(device: tuple[i
     while not notifier._writers:  # noqa: SLF001  # there is no other sign
         threading.Event().wait(0.001)
     notifier.close()
-    assert os.read(reader, 4096) == bytes(4096)  # now there is room
+    assert os.read(reader, 4096) == bytes(4096)  # now the pipe has space
     thread.join(10)
     assert not thread.is_alive()
     assert len(os.listdir("/proc/self/fd")) == before
@@ -130,31 +130,31 @@ class Kernel:
     """Simulates refreshes that last until the test lets them end."""
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
-        self.answers = threading.Event()
+        self.refreshed: list[int] = []
+        self.done = threading.Event()
         self._begun = threading.Semaphore(0)
 
-    def ask(self, _: MountedAt, node: int, generation: int) -> bool:
-        self.asked.append(node)
+    def refresh(self, _: MountedAt, node: int, generation: int) -> bool:
+        self.refreshed.append(node)
         self._begun.release()
-        return self.answers.wait(10)
+        return self.done.wait(10)
 
-    async def is_asked(self) -> bool:
-        """Once more than the last time; waits for that."""
+    async def refresh_begins(self) -> bool:
+        """Wait until another refresh begins. Return False after 10 s."""
         return await trio.to_thread.run_sync(self._begun.acquire, True, 10)
 
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
-    monkeypatch.setattr(notify, "refresh_kernel_size", kernel.ask)
+    monkeypatch.setattr(notify, "refresh_kernel_size", kernel.refresh)
     monkeypatch.setattr(notify, "can_refresh", lambda: True)
     return kernel
 
 
 @asynccontextmanager
-async def asking(device: int) -> AsyncIterator[Notifier]:
-    """A notifier that may ask the kernel, at work, for 20 s at most."""
+async def running(device: int) -> AsyncIterator[Notifier]:
+    """Run a notifier that can refresh sizes, for 20 s at most."""
     notifier = Notifier()
     notifier.use_device(device)
     notifier.start()
@@ -171,35 +171,35 @@ async def test_a_change_during_a_refresh_causes_another_one(
     device: tuple[int, int], kernel: Kernel
 ) -> None:
     """The refresh may have missed the change."""
-    async with asking(device[1]) as notifier:
+    async with running(device[1]) as notifier:
         notifier.refresh(7, 1)
-        assert await kernel.is_asked()
+        assert await kernel.refresh_begins()
         for _ in range(3):
             notifier.refresh(7, 1)
             await notifier.drained()
-        kernel.answers.set()
-        assert await kernel.is_asked()
+        kernel.done.set()
+        assert await kernel.refresh_begins()
         await trio.sleep(0.05)
-    assert kernel.asked == [7, 7]
+    assert kernel.refreshed == [7, 7]
 
 
 async def test_an_open_starts_a_refresh_even_during_a_long_one(
     device: tuple[int, int], kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notify, "REFRESH_SECONDS", 0.2)
-    async with asking(device[1]) as notifier:
+    async with running(device[1]) as notifier:
         notifier.refresh(7, 1)
-        assert await kernel.is_asked()
+        assert await kernel.refresh_begins()
         await notifier.refreshed(7, 1)
-        kernel.answers.set()
-        assert await kernel.is_asked()
-    assert kernel.asked == [7, 7]
+        kernel.done.set()
+        assert await kernel.refresh_begins()
+    assert kernel.refreshed == [7, 7]
 
 
 async def test_without_a_thread_a_notification_is_sent_later(
     device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the mount lives."""
+    """The mount stays alive."""
     run_sync, refused = trio.to_thread.run_sync, 0
 
     async def no_thread(*args: object, **options: object) -> object:
@@ -229,11 +229,11 @@ async def test_without_a_thread_a_notification_is_sent_later(
 async def test_without_a_free_thread_a_write_invalidates_the_whole_file_later(
     device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MAX_STUCK notifications are stuck."""
+    """All MAX_STUCK threads are stuck in notifications."""
     monkeypatch.setattr(notify, "PAGES_SECONDS", 0.05)
     notifier = Notifier()
     notifier.use_device(device[1])
-    limiter = notifier._limiter  # noqa: SLF001
+    limiter = notifier._limiter  # noqa: SLF001  # no public access
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notifier.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -264,5 +264,5 @@ async def test_an_error_in_a_thread_is_not_taken_for_a_missing_thread() -> None:
         raise RuntimeError("a bug")
 
     with trio.fail_after(10), pytest.raises(RuntimeError, match="a bug"):
-        await notifier._in_a_thread(fail)  # noqa: SLF001  # no notification has such an error
+        await notifier._in_a_thread(fail)  # noqa: SLF001  # no notification raises such an error
     assert calls == 1

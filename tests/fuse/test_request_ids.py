@@ -14,7 +14,7 @@ from cleanfs.fuse.request_ids import KEPT_SECONDS, MAX_RECENT, SAMPLE_SECONDS, U
     st.integers(1, 1 << 40),
 )
 def test_every_recent_request_is_in_the_range(requests: list[tuple[float, int]], first: int) -> None:
-    """Each comes some time after the last, and after some that nobody could read."""
+    """Each request comes some time after the last, and after some that cleanfs never read."""
     now, unique, made = 0.0, 2 * first, list[tuple[float, int]]()
     seen = RequestIds(lambda: now)
     for after, unread in requests:
@@ -39,7 +39,7 @@ def test_the_range_is_bounded() -> None:
     assert len(seen.recent()) == MAX_RECENT
 
 
-def test_a_kernel_that_does_not_refuse_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_does_not_refuse_requests_has_no_range(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = RequestIds()
     assert not seen.recent()
     seen.saw(2)

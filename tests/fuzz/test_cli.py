@@ -1,4 +1,4 @@
-"""Test that any command line runs, or ends with one line and the right status."""
+"""Test that any command line runs, or fails with one line and the right status."""
 
 import io
 import itertools
@@ -57,13 +57,13 @@ def call(program: Callable[[], NoReturn], *args: str) -> Call:
     return done
 
 
-def ended_well(done: Call) -> None:
-    """Check what ``commands`` promises."""
+def check_outcome(done: Call) -> None:
+    """Check the status and output that ``commands`` documents."""
     assert done.status in (0, 1, 2), done
     if done.status:
         assert not done.configs
         assert done.err.startswith(("cleanfs: ", "Usage: ")), done
-        if not done.err.startswith("Usage: "):  # no command at all gets the help
+        if not done.err.startswith("Usage: "):  # without a command, the help is printed
             assert done.err.endswith("\n")
             assert done.err[:-1].isprintable(), done
     else:
@@ -135,7 +135,7 @@ def test_mount_runs_or_reports_an_error(
     options: list[tuple[str, ...]], paths: list[str], dashes: bool
 ) -> None:
     done = call(commands.main, "mount", *flat(options), *(["--"] if dashes else []), *paths)
-    ended_well(done)
+    check_outcome(done)
     assert done.configs or done.status or "Usage:" in done.out
     bare = [words for words in options if words[0] in ("-", "--") or words[0][:1] != "-"]  # paths
     if (
@@ -167,7 +167,7 @@ def test_mount_runs_or_reports_an_error(
 def test_every_command_runs_or_reports_an_error(command: str, args: list[str]) -> None:
     if command == "mount":
         args = args[:1]  # the test above covers more
-    ended_well(call(commands.main, command, *args))
+    check_outcome(call(commands.main, command, *args))
 
 
 @given(
@@ -182,7 +182,7 @@ def test_the_helper_runs_or_reports_an_error(
     parts: list[tuple[str, ...]], options: list[tuple[str, ...]], more: list[tuple[str, ...]]
 ) -> None:
     done = call(commands.mount_helper, *flat(parts), *flat(options), *flat(more))
-    ended_well(done)
+    check_outcome(done)
     if not options and not more:
         assert done.status == 0
         assert {Path(path).name for c in done.configs for path in (c.source, c.mountpoint)} == {

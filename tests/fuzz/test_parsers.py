@@ -70,7 +70,7 @@ def test_a_size_is_parsed_exactly_or_refused(text: str) -> None:
     try:
         size = parse_size(text)
     except ValueError as exc:
-        assert repr(text) in str(exc)  # noqa: PT017 - any text may be a size
+        assert repr(text) in str(exc)  # noqa: PT017  # other texts are sizes
         assert size_of(text) is None
         return
     assert 0 <= size <= MAX_SIZE
@@ -149,7 +149,7 @@ def test_an_option_is_in_its_range_or_a_bad_parameter(name: str, text: str) -> N
 
 # -- mountinfo ---------------------------------------------------------------------------------------
 
-# What a path, a type or a source can hold, among it what the kernel escapes and what it does not.
+# Characters of a path, a type or a source, with some that the kernel escapes and some that it does not.
 WORDS = st.lists(
     st.one_of(
         st.binary(min_size=1, max_size=4), st.sampled_from((b" ", b"\n", b"\r", b"\\", b"#", b" - "))
@@ -159,7 +159,7 @@ WORDS = st.lists(
 
 
 def mangled(text: bytes) -> bytes:
-    """As the kernel writes it (fs/proc_namespace.c, mangle)."""
+    """Escape a text as the kernel does (fs/proc_namespace.c, mangle)."""
     return re.sub(rb"[ \t\n\\#]", lambda match: b"\\%03o" % match[0][0], text)
 
 
@@ -207,7 +207,7 @@ def test_mountinfo_is_parsed_as_the_kernel_writes_it(
 def test_a_path_becomes_a_single_fuse_option(path: str) -> None:
     text = option_text(path)
     assert text.isascii()
-    # As libfuse reads it: a backslash takes the next character as it is, a comma ends the option.
+    # libfuse takes the character after a backslash literally; a comma ends the option.
     read, rest = "", iter(text)
     for char in rest:
         assert char != ","
@@ -220,7 +220,7 @@ def test_a_path_becomes_a_single_fuse_option(path: str) -> None:
 
 @given(st.binary(max_size=120))
 @examples(100)
-def test_any_bytes_are_an_init_request_or_not(message: bytes) -> None:
+def test_any_bytes_are_accepted_or_refused_as_an_init_request(message: bytes) -> None:
     flags = offered(message)
     assert 0 <= flags < 1 << 32
     assert not (flags and len(message) < 56)

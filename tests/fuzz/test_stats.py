@@ -1,4 +1,4 @@
-"""Test statistics with any names and counters, and content that only claims to be statistics."""
+"""Test statistics with any names and counters, and files with invalid statistics."""
 
 import copy
 import io
@@ -195,7 +195,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(b"null")
 def test_any_content_is_valid_statistics_or_one_error(place: Path, content: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "forked_call", lambda call, _: call())  # a child for each example is slow
+        patch.setattr(
+            client, "forked_call", lambda call, _: call()
+        )  # a child process for each example is slow
         any_content(place, content)
 
 
@@ -204,7 +206,7 @@ def any_content(place: Path, content: bytes) -> None:
     try:
         stats = read_stats(str(place))
     except MountError as exc:
-        assert "\n" not in str(exc)  # noqa: PT017 - it may be good
+        assert "\n" not in str(exc)  # noqa: PT017  # other contents are valid
     else:
         assert wrong_member(stats) is None
     try:
@@ -231,7 +233,7 @@ ENTRIES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", ENTRIES)
-def test_other_kinds_of_files_are_neither_read_nor_written(
+def test_files_other_than_regular_ones_are_neither_read_nor_written(
     control: Path, tmp_path: Path, kind: str
 ) -> None:
     (tmp_path / "good").write_text(STATS.as_json())

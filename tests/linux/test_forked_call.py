@@ -12,7 +12,7 @@ from cleanfs.linux.forked_call import forked_call
 from tests.harness.machine import Deadline
 
 
-def test_a_result_comes_back_whole() -> None:
+def test_a_result_is_returned_whole() -> None:
     data = os.urandom(300_000)
     assert forked_call(lambda: data, "/x") == data
     assert forked_call(lambda: b"", "/x") == b""
@@ -54,7 +54,7 @@ def test_the_child_closes_inherited_fds() -> None:
 
 INTERRUPTED = """
 import os, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored from birth
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent may have set it to be ignored
 from cleanfs.linux.forked_call import forked_call
 from tests.harness.machine import Deadline
 def interrupt():

@@ -26,7 +26,7 @@ MOUNTS = """\
 """
 
 
-def test_our_cgroups_are_found_with_their_ancestors() -> None:
+def test_the_cgroups_of_the_process_are_found_with_their_ancestors() -> None:
     one, two = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/unified")
     assert groups(BOTH, MOUNTS) == [
         Group(one / "process/inner", 1),
@@ -37,7 +37,7 @@ def test_our_cgroups_are_found_with_their_ancestors() -> None:
     ]
 
 
-def test_in_a_container_the_mounted_root_is_our_cgroup() -> None:
+def test_in_a_container_the_mounted_root_is_the_cgroup_of_the_process() -> None:
     inside = "32 30 0:28 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup ro,memory\n"
     assert groups("4:memory:/docker/abc\n", inside) == [Group(Path("/sys/fs/cgroup/memory"), 1)]
     assert groups("4:memory:/docker/abc/x\n", inside)[0].path == Path("/sys/fs/cgroup/memory/x")
@@ -123,7 +123,7 @@ def group() -> Iterator[Group]:
         path.rmdir()
 
 
-async def test_a_changed_limit_is_watched_at_its_new_place(
+async def test_the_threshold_follows_a_changed_limit(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(available, "groups", lambda *_: [group])
@@ -142,14 +142,16 @@ async def test_a_changed_limit_is_watched_at_its_new_place(
         watch.close()
 
 
-async def test_usage_near_the_limit_wakes_us(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_usage_near_the_limit_wakes_the_watch(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(available, "groups", lambda *_: [group])
     watch = MemoryWatch()
     join = f"open('{group.path}/cgroup.procs', 'w').write('0')"
     eater = f"{join}; x = bytearray(b'x' * (55 << 20)); input()"
     try:
         watch.headrooms()
-        with subprocess.Popen(["python3", "-c", eater], stdin=subprocess.PIPE) as process:  # noqa: ASYNC220
+        with subprocess.Popen(["python3", "-c", eater], stdin=subprocess.PIPE) as process:  # noqa: ASYNC220  # it starts without a wait
             try:
                 with trio.fail_after(30):
                     while not watch.events:
@@ -160,7 +162,7 @@ async def test_usage_near_the_limit_wakes_us(group: Group, monkeypatch: pytest.M
         watch.close()
 
 
-def test_stalls_wake_us_without_the_privilege_for_short_windows() -> None:
+def test_stalls_wake_the_watch_without_the_privilege_for_short_windows() -> None:
     if not os.access("/proc/pressure/memory", os.W_OK):
         pytest.skip("no PSI here")
     unprivileged = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
@@ -187,7 +189,7 @@ def test_stalls_wake_us_without_the_privilege_for_short_windows() -> None:
     assert "psi:machine" in watched
 
 
-def test_the_lowest_limit_is_the_machines_or_a_cgroups(
+def test_the_lowest_limit_is_that_of_the_machine_or_of_a_cgroup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine_limit = Path("/proc/meminfo").read_text().split()[1]

@@ -43,7 +43,7 @@ class Memory(MemoryWatch):
 
 
 class Parts:
-    """Holds cache limits and what they apply to."""
+    """Holds cache limits and the caches that they apply to."""
 
     def __init__(self, backend: bool = True, watch: bool = True) -> None:
         self.memory = Memory()
@@ -58,7 +58,7 @@ class Parts:
         )
 
     def fill(self, mib: int) -> None:
-        """Put so much into the pool."""
+        """Put this many bytes into the pool."""
         pages = mib * MIB // PAGE_SIZE
         self.fs.put_pages(KEY, [(i, noise(i)) for i in range(pages)])
 
@@ -112,7 +112,7 @@ async def test_unused_memory_takes_few_slices() -> None:
     parts.limits.set_page_cache(1 << 62)
     resized = []
     resize = parts.backend.resize
-    parts.backend.resize = lambda limit: resized.append(limit) or resize(limit)  # type: ignore[method-assign,assignment]  # to count
+    parts.backend.resize = lambda limit: resized.append(limit) or resize(limit)  # type: ignore[method-assign,assignment]  # counts calls
     parts.memory.spare = lambda: 100 * MIB
     await parts.settle()
     assert parts.limits.effective.total <= 100 * MIB
@@ -211,7 +211,7 @@ async def test_a_backend_that_refuses_a_limit_keeps_its_own() -> None:
     def refuse(pool_limit: int) -> None:
         raise ValueError(pool_limit)
 
-    parts.backend.resize = refuse  # type: ignore[method-assign]
+    parts.backend.resize = refuse  # type: ignore[method-assign]  # fails on purpose
     parts.memory.spare = lambda: -100 * MIB
     await parts.settle()
     assert parts.backend.pool_limit == CONFIGURED.pool

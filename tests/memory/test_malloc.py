@@ -1,4 +1,4 @@
-"""Test trimming, with made-up figures and with malloc's."""
+"""Test trimming, with simulated figures and with malloc's own."""
 
 import os
 import subprocess

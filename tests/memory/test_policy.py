@@ -1,4 +1,4 @@
-"""Test the policy of how much memory the caches may use."""
+"""Test the policy that decides how much memory the caches may use."""
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +27,7 @@ SLACK = RESERVE // 4
 
 
 def headroom(spare: int) -> Headroom:
-    """Make a headroom with so much spare memory."""
+    """Make a headroom with the given spare memory."""
     return Headroom("group", LIMIT, spare + RESERVE)
 
 
@@ -57,7 +57,7 @@ def test_with_enough_memory_the_caches_get_their_limits() -> None:
     assert policy.grows == policy.shrinks == 0
 
 
-def test_the_caches_never_get_more_than_is_spare() -> None:
+def test_the_caches_never_get_more_than_the_spare_memory() -> None:
     policy = Policy()
     assert update(policy, 0, 100 * MIB, 20 * MIB) == 120 * MIB
     assert policy.short
@@ -104,7 +104,7 @@ def test_the_allowance_grows_only_if_a_whole_step_fits() -> None:
     assert update(policy, 100, step, short) == short + step
 
 
-def test_demand_that_oscillates_by_less_than_a_step_does_not_move_the_allowance() -> None:
+def test_demand_oscillating_by_less_than_a_step_does_not_change_the_allowance() -> None:
     policy = Policy()
     used = 100 * MIB
     allowances = [update(policy, now, (now % 2) * (CONFIGURED // 16 - MIB), used) for now in range(100)]
@@ -189,7 +189,7 @@ def test_the_allowance_is_always_within_its_bounds(
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 400 * MIB), max_size=40))
 def test_the_caches_never_fill_the_machine(steps: list[int]) -> None:
-    """Others allocate and free at will; the caches grow as fast as they may."""
+    """Other processes allocate and free at random; the caches grow as fast as allowed."""
     policy = Policy()
     total, configured, used, now = 512 * MIB, 1024 * MIB, 0, 0.0
     for others in steps:
@@ -199,7 +199,7 @@ def test_the_caches_never_fill_the_machine(steps: list[int]) -> None:
         used = allowance  # shrunk or filled up to it before the next measurement
         left = total - others - used
         assert left >= Headroom("", total, 0).reserve or allowance == FLOOR
-    # Once the others have gone, the caches get all memory but one step.
+    # Once the other processes have ended, the caches get all memory but one step.
     for _ in range(60):
         now += 1
         allowance = policy.update(now, Headroom("", total, total - used), used, configured, FLOOR)

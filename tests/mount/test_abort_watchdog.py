@@ -13,7 +13,7 @@ from tests.harness.unserved import fuse_mount
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="this takes root")
 
 ATTEMPTS = 50
-"""Other mounts on this machine may get the number first."""
+"""How often to try to get a connection number that other mounts on this machine may take."""
 
 
 def is_aborted(device: int) -> bool:
@@ -29,7 +29,7 @@ def connection(device: int, path: Path) -> Connection:
 
 
 async def run_watchdog(watchdog: AbortWatchdog, watched: Connection) -> None:
-    """Use a watchdog as a daemon does that ends in order."""
+    """Use a watchdog as a daemon does that ends normally."""
     watchdog.set_connection(watched)
     await watchdog.ready()
     watchdog.close()

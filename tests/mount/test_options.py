@@ -81,7 +81,7 @@ def test_a_remount_may_repeat_unchanged_options() -> None:
         ("rw,noexec,noatime", "rw", NOEXEC | NOATIME),
     ],
 )
-def test_flags_come_from_mountinfo_which_hides_strictatime(
+def test_flags_come_from_mountinfo_without_strictatime(
     options: str, super_options: str, flags: int
 ) -> None:
     assert flags_of(point(options, super_options)) == flags

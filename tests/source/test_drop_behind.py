@@ -1,4 +1,4 @@
-"""Which reads are dropped at once, and which some way behind."""
+"""Test which reads are dropped from the page cache at once, and which some distance behind."""
 
 from random import Random
 
@@ -13,17 +13,17 @@ def read(stream: Stream, offset: int, size: int = REQUEST, file_size: int = LARG
     return stream.passed(offset, size)
 
 
-def test_a_file_that_one_read_holds_leaves_nothing() -> None:
+def test_a_file_read_by_one_request_is_dropped_at_once() -> None:
     stream = Stream()
     assert not stream.lingers(0, 8192, 5000)
     assert stream.rest() is None
 
 
-def test_a_read_of_an_unknown_size_is_the_beginning_of_a_stream() -> None:
+def test_a_read_of_unknown_size_begins_a_stream() -> None:
     assert Stream().lingers(0, 8192, 0)
 
 
-def test_a_stream_is_dropped_behind_all_of_it_once() -> None:
+def test_a_stream_is_dropped_behind_once_and_completely() -> None:
     stream, dropped = Stream(), []
     for offset in range(0, 64 << 20, REQUEST):
         span = read(stream, offset)
@@ -40,7 +40,7 @@ def test_a_stream_is_dropped_behind_all_of_it_once() -> None:
     assert position == (64 << 20) + AHEAD
 
 
-def test_requests_that_overtake_each_other_are_one_stream() -> None:
+def test_reordered_requests_are_one_stream() -> None:
     stream, random = Stream(), Random(1)
     read(stream, 0)
     for start in range(0, 32 << 20, 8 * REQUEST):
@@ -53,7 +53,7 @@ def test_requests_that_overtake_each_other_are_one_stream() -> None:
     assert sum(rest) == (32 << 20) + AHEAD
 
 
-def test_random_reads_of_a_file_that_was_begun_are_no_stream() -> None:
+def test_random_reads_after_the_beginning_are_not_a_stream() -> None:
     stream, random = Stream(), Random(1)
     read(stream, 0, 4096)
     for _ in range(1000):
@@ -62,7 +62,7 @@ def test_random_reads_of_a_file_that_was_begun_are_no_stream() -> None:
     read(stream, 4096, 4096)
 
 
-def test_lone_reads_do_not_linger() -> None:
+def test_single_reads_are_dropped_at_once() -> None:
     stream = Stream()
     for offset in range(10 * NEAR, 100 * NEAR, 10 * NEAR):
         assert not stream.lingers(offset, 4096, LARGE)
@@ -76,7 +76,7 @@ def test_two_reads_in_a_row_are_a_stream() -> None:
     assert stream.rest() == (500 * NEAR + 4096 - FOLIO, REQUEST + FOLIO + AHEAD)
 
 
-def test_a_lone_read_does_not_end_a_stream() -> None:
+def test_a_single_read_does_not_end_a_stream() -> None:
     stream = Stream()
     read(stream, 0)
     assert not stream.lingers(500 * NEAR, 4096, LARGE)

@@ -1,4 +1,4 @@
-"""Reading and writing real files, on the way that waits and on the one that does not."""
+"""Read and write real files, inline and in threads."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ SIZE = len(DATA)
 
 @pytest.fixture
 def fs() -> SourceFs:
-    """A file system where nothing may be done inline that could wait."""
+    """Return a file system on which no call that could wait may run inline."""
     return SourceFs(local=False)
 
 
@@ -37,14 +37,14 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 
 async def read(backing: Backing, fs: SourceFs, fd: int, offset: int, size: int) -> Buffer:
-    """A lone read: of all that there is, as far as one knows."""
+    """Make a single read. From offset 0, it covers the file as far as its size is known."""
     file_size = offset + size if offset == 0 else SIZE
     return await SourceFile(fd, fs, backing).read(offset, size, file_size)
 
 
 @pytest.fixture(params=["inline", "waiting", "without DONTCACHE"])
 def backing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backing:
-    """On every path that a read may take."""
+    """Make a backing for each path that a read can take."""
     refused = {"inline": 0, "waiting": os.RWF_NOWAIT, "without DONTCACHE": RWF_DONTCACHE}[request.param]
     if refused:
         refuse(monkeypatch, refused, errno.EAGAIN if refused == os.RWF_NOWAIT else errno.EOPNOTSUPP)
@@ -52,16 +52,16 @@ def backing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, refused: int, number: int) -> list[int]:
-    """Have preadv fail for these flags. The flags that it was called with."""
+    """Let preadv fail for the given flags. Return the flags of all calls, as they come."""
     preadv, seen = os.preadv, list[int]()
 
-    def picky(fd: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
+    def refusing(fd: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
         seen.append(flags)
         if flags & refused:
             raise OSError(number, os.strerror(number))
         return preadv(fd, buffers, offset, flags & os.RWF_NOWAIT)
 
-    monkeypatch.setattr(os, "preadv", picky)
+    monkeypatch.setattr(os, "preadv", refusing)
     return seen
 
 
@@ -78,8 +78,8 @@ async def test_a_read_is_short_only_at_the_end(
     assert (stats.source_reads, stats.source_read_bytes) == (1, len(expected))
 
 
-async def test_a_read_beyond_the_end_of_all_files_is_short(fs: SourceFs, fd: int) -> None:
-    """The kernel refuses it with EINVAL, which is no reason to take RWF_NOWAIT for unsupported."""
+async def test_a_read_beyond_the_largest_file_size_is_empty(fs: SourceFs, fd: int) -> None:
+    """The kernel refuses the read with EINVAL. This does not mean that RWF_NOWAIT is unsupported."""
     backing = Backing()
     assert len(await read(backing, fs, fd, MAX_OFFSET - 4095, 4096)) == 0
     assert len(await read(backing, fs, fd, MAX_OFFSET, 4096)) == 0
@@ -87,11 +87,11 @@ async def test_a_read_beyond_the_end_of_all_files_is_short(fs: SourceFs, fd: int
     assert backing.stats().source_errors == 0
 
 
-async def test_what_the_kernel_has_is_read_inline(fs: SourceFs, fd: int) -> None:
+async def test_data_in_the_kernels_page_cache_is_read_inline(fs: SourceFs, fd: int) -> None:
     backing = Backing()
     await read(backing, fs, fd, 0, 4096)
     assert backing.stats().source_reads_inline == 1
-    # Short: only a read that may wait knows that this is the end.
+    # A short read: only a read that may wait can tell that this is the end.
     await read(backing, fs, fd, SIZE - 1, 10)
     assert backing.stats().source_reads_inline == 1
 
@@ -99,10 +99,10 @@ async def test_what_the_kernel_has_is_read_inline(fs: SourceFs, fd: int) -> None
 async def test_a_read_that_would_wait_goes_to_a_thread(
     fs: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = refuse(monkeypatch, os.RWF_NOWAIT, errno.EAGAIN)
+    flags_seen = refuse(monkeypatch, os.RWF_NOWAIT, errno.EAGAIN)
     backing = Backing()
     assert bytes(await read(backing, fs, fd, 10, 100)) == DATA[10:110]
-    assert seen == [os.RWF_NOWAIT | RWF_DONTCACHE, RWF_DONTCACHE]
+    assert flags_seen == [os.RWF_NOWAIT | RWF_DONTCACHE, RWF_DONTCACHE]
     assert backing.stats().source_reads_inline == 0
 
 
@@ -121,15 +121,15 @@ async def test_a_partial_inline_read_is_completed_not_repeated(
     assert calls == [(50, 1500), (750, 800), (1450, 100)]
 
 
-async def test_flags_that_the_source_does_not_know_are_not_tried_again(
+async def test_flags_unsupported_by_the_source_are_not_tried_again(
     fs: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = refuse(monkeypatch, os.RWF_NOWAIT | RWF_DONTCACHE, errno.EOPNOTSUPP)
+    flags_seen = refuse(monkeypatch, os.RWF_NOWAIT | RWF_DONTCACHE, errno.EOPNOTSUPP)
     backing = Backing()
     for _ in range(3):
         assert bytes(await read(backing, fs, fd, 0, 100)) == DATA[:100]
     # DONTCACHE is given up first, then NOWAIT; the third read tries neither.
-    assert seen == [os.RWF_NOWAIT | RWF_DONTCACHE, 0, os.RWF_NOWAIT, 0, 0]
+    assert flags_seen == [os.RWF_NOWAIT | RWF_DONTCACHE, 0, os.RWF_NOWAIT, 0, 0]
 
 
 async def test_without_dontcache_the_kernel_is_told_to_drop_the_range(
@@ -217,38 +217,38 @@ async def test_an_empty_write_changes_nothing(fs: SourceFs, fd: int) -> None:
     assert written.before == written.after
 
 
-def slept(monkeypatch: pytest.MonkeyPatch, name: str, seconds: list[float]) -> None:
-    """Have a call of os sleep for the times given, one after the other, and be fast afterwards."""
+def delay_calls(monkeypatch: pytest.MonkeyPatch, name: str, seconds: list[float]) -> None:
+    """Delay the first calls of a function of ``os`` by these times, one after the other."""
     call = getattr(os, name)
 
-    def sleepy(*args: object) -> object:
+    def delayed(*args: object) -> object:
         if seconds:
             time.sleep(seconds.pop(0))
         return call(*args)
 
-    monkeypatch.setattr(os, name, sleepy)
+    monkeypatch.setattr(os, name, delayed)
 
 
 @pytest.fixture
 def local() -> SourceFs:
-    """A local file system that does not tell whether it would wait, such as tmpfs."""
+    """Return a local file system without support for RWF_NOWAIT, such as tmpfs."""
     fs = SourceFs(local=True)
     fs.nowait = fs.write_nowait = False
     return fs
 
 
-def at_once(monkeypatch: pytest.MonkeyPatch, *, sleeps: bool = False) -> None:
-    """Whatever this machine is busy with: calls are fast, one after the other, and none sleeps."""
+def count_calls_as_fast(monkeypatch: pytest.MonkeyPatch, *, sleeps: bool = False) -> None:
+    """Count calls as fast and recent, and as calls without sleeps, however busy the machine is."""
     monkeypatch.setattr("cleanfs.source.inline_policy.FAST_SECONDS", 60)
     monkeypatch.setattr("cleanfs.source.inline_policy.RECENT_SECONDS", 60)
     if not sleeps:
         monkeypatch.setattr("cleanfs.source.io._sleeps", lambda: 0)
 
 
-async def test_reads_that_are_fast_in_threads_need_none(
+async def test_reads_that_are_fast_in_threads_become_inline(
     local: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once(monkeypatch)
+    count_calls_as_fast(monkeypatch)
     backing = Backing()
     for _ in range(STREAK + 3):
         assert bytes(await read(backing, local, fd, 0, 100)) == DATA[:100]
@@ -257,10 +257,10 @@ async def test_reads_that_are_fast_in_threads_need_none(
     assert backing.stats().source_reads_inline == 4
 
 
-async def test_writes_that_are_fast_in_threads_need_none(
+async def test_writes_that_are_fast_in_threads_become_inline(
     local: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once(monkeypatch)
+    count_calls_as_fast(monkeypatch)
     backing = Backing()
     for i in range(STREAK + 3):
         written = await SourceFile(fd, local, backing).write_all(SIZE + i, b"x")
@@ -268,21 +268,21 @@ async def test_writes_that_are_fast_in_threads_need_none(
     assert backing.stats().source_writes_inline == 3
 
 
-async def test_on_a_server_nothing_is_ever_inline_that_could_wait(
+async def test_on_a_server_no_call_that_could_wait_is_inline(
     fs: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once(monkeypatch)
+    count_calls_as_fast(monkeypatch)
     fs.nowait = False
     backing = Backing()
     threads = set[int]()
     for name in ("preadv", "pwritev", "fstat"):
         call = getattr(os, name)
 
-        def seen(*args: object, call: Callable[..., object] = call) -> object:
+        def recorded(*args: object, call: Callable[..., object] = call) -> object:
             threads.add(threading.get_ident())
             return call(*args)
 
-        monkeypatch.setattr(os, name, seen)
+        monkeypatch.setattr(os, name, recorded)
     for _ in range(3 * STREAK):
         await read(backing, fs, fd, 0, 100)
         await SourceFile(fd, fs, backing).write_all(0, b"x")
@@ -295,7 +295,7 @@ async def test_on_a_server_nothing_is_ever_inline_that_could_wait(
 async def test_a_wait_on_the_main_thread_is_not_followed_by_another(
     local: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    at_once(monkeypatch, sleeps=True)
+    count_calls_as_fast(monkeypatch, sleeps=True)
     backing = Backing()
 
     async def once() -> None:
@@ -308,7 +308,7 @@ async def test_a_wait_on_the_main_thread_is_not_followed_by_another(
     for _ in range(STREAK):
         await once()
     assert policy.inline
-    slept(monkeypatch, name, [20 * SLOW_SECONDS])
+    delay_calls(monkeypatch, name, [20 * SLOW_SECONDS])
     await once()
     for _ in range(2 * STREAK):
         assert not policy.inline
@@ -318,7 +318,7 @@ async def test_a_wait_on_the_main_thread_is_not_followed_by_another(
 async def test_a_durable_write_is_never_inline(
     local: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once(monkeypatch)
+    count_calls_as_fast(monkeypatch)
     backing = Backing()
     for _ in range(2 * STREAK):
         await SourceFile(fd, local, backing).write_all(0, b"x")
@@ -331,7 +331,7 @@ async def test_a_durable_write_is_never_inline(
 async def test_a_write_that_would_wait_is_completed_in_a_thread(
     fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once(monkeypatch)
+    count_calls_as_fast(monkeypatch)
     fs, backing, pwritev, calls = SourceFs(local=True), Backing(), os.pwritev, list[tuple[int, int]]()
 
     def partial(fd: int, data: list[bytes], offset: int, flags: int) -> int:
@@ -341,7 +341,7 @@ async def test_a_write_that_would_wait_is_completed_in_a_thread(
         return pwritev(fd, [data[0][:4] if flags else data[0]], offset, flags & ~os.RWF_NOWAIT)
 
     monkeypatch.setattr(os, "pwritev", partial)
-    fs.writes.returned()  # a file system that has just answered is not frozen
+    fs.writes.returned()  # a file system that has just completed a call is not frozen
     written = await SourceFile(fd, fs, backing).write_all(10, b"0123456789")
     assert written.count == 10
     assert os.pread(fd, 10, 10) == b"0123456789"
@@ -353,59 +353,59 @@ async def test_a_write_that_would_wait_is_completed_in_a_thread(
     assert backing.stats().source_writes_inline == 1
 
 
-async def test_writes_ask_once_where_asking_is_not_supported(
+async def test_writes_try_nowait_once_where_it_is_not_supported(
     fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once(monkeypatch)
+    count_calls_as_fast(monkeypatch)
     pwritev, flags_seen = os.pwritev, list[int]()
 
-    def picky(fd: int, data: list[bytes], offset: int, flags: int) -> int:
+    def refusing(fd: int, data: list[bytes], offset: int, flags: int) -> int:
         flags_seen.append(flags)
         if flags & os.RWF_NOWAIT:
             raise OSError(errno.EOPNOTSUPP, "no")
         return pwritev(fd, data, offset, flags)
 
-    monkeypatch.setattr(os, "pwritev", picky)
+    monkeypatch.setattr(os, "pwritev", refusing)
     fs, backing = SourceFs(local=True), Backing()
     for _ in range(3):
         await SourceFile(fd, fs, backing).write_all(0, b"x")
-    assert flags_seen == [0, os.RWF_NOWAIT, 0, 0]  # the first of all: it may be frozen
+    assert flags_seen == [0, os.RWF_NOWAIT, 0, 0]  # no flag at first: the file system may be frozen
 
 
-async def test_a_cold_source_is_asked_less_often(
+async def test_nowait_is_tried_less_often_on_a_cold_source(
     fs: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = refuse(monkeypatch, os.RWF_NOWAIT, errno.EAGAIN)
+    flags_seen = refuse(monkeypatch, os.RWF_NOWAIT, errno.EAGAIN)
     backing = Backing()
     for _ in range(NowaitProbe.PATIENCE + 10 * NowaitProbe.STEP):
         await read(backing, fs, fd, 0, 100)
-    asked = sum(bool(flags & os.RWF_NOWAIT) for flags in seen)
-    assert asked == NowaitProbe.PATIENCE + 10
+    tries = sum(bool(flags & os.RWF_NOWAIT) for flags in flags_seen)
+    assert tries == NowaitProbe.PATIENCE + 10
 
 
 async def test_a_stream_is_read_plainly_and_dropped_behind(
     fs: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = refuse(monkeypatch, 0, 0)
+    flags_seen = refuse(monkeypatch, 0, 0)
     os.ftruncate(fd, 4 * NEAR)
     advice = []
     monkeypatch.setattr(os, "posix_fadvise", lambda *args: advice.append(args))
     file = SourceFile(fd, fs, Backing())
     for offset in range(0, 4 * NEAR, NEAR // 4):
         await file.read(offset, NEAR // 4, 4 * NEAR)
-    assert not any(flags & RWF_DONTCACHE for flags in seen)
-    [(_, start, length, what)] = advice
-    assert (start, what) == (0, os.POSIX_FADV_DONTNEED)
+    assert not any(flags & RWF_DONTCACHE for flags in flags_seen)
+    [(_, start, length, kind)] = advice
+    assert (start, kind) == (0, os.POSIX_FADV_DONTNEED)
     await file.drop_rest()
     _, (_, rest_start, rest_length, _) = advice
     assert rest_start <= length
     assert rest_start + rest_length == 4 * NEAR + AHEAD
 
 
-async def test_what_is_to_be_kept_is_not_dropped(
+async def test_pages_to_keep_are_not_dropped(
     fs: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = refuse(monkeypatch, os.RWF_NOWAIT, errno.EAGAIN)
+    flags_seen = refuse(monkeypatch, os.RWF_NOWAIT, errno.EAGAIN)
     advice = []
     monkeypatch.setattr(os, "posix_fadvise", lambda *args: advice.append(args))
     backing = Backing()
@@ -413,12 +413,12 @@ async def test_what_is_to_be_kept_is_not_dropped(
     file = SourceFile(fd, fs, backing)
     await file.read(0, 100, SIZE)
     await file.drop_rest()
-    assert seen == [os.RWF_NOWAIT, 0]
+    assert flags_seen == [os.RWF_NOWAIT, 0]
     assert advice == []
 
 
 def fail_once_after(monkeypatch: pytest.MonkeyPatch, size: int) -> list[int]:
-    """Have a write of all report a full disk after ``size`` bytes of it were written."""
+    """Let the first write fail with ENOSPC after ``size`` bytes. Return the flags of all writes."""
     pwritev, seen = os.pwritev, list[int]()
 
     def full(fd: int, buffers: list[bytes], offset: int, flags: int = 0) -> int:
@@ -434,19 +434,19 @@ def fail_once_after(monkeypatch: pytest.MonkeyPatch, size: int) -> list[int]:
     return seen
 
 
-async def write_while_there_is_room_to_come(
+async def write_before_space_is_freed(
     fs: SourceFs, fd: int, *, append: bool = False, durable: bool = False
 ) -> int:
-    """What came of it: an errno, or 0."""
+    """Write to a full disk, where a removed file is released shortly after. Return the errno or 0."""
     backing, outcome = Backing(), 0
     backing.space_retry.removed(1)
 
-    async def give_up() -> None:
+    async def release() -> None:
         await trio.sleep(0.05)
         backing.space_retry.released(1)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(give_up)
+        nursery.start_soon(release)
         try:
             file = SourceFile(fd, fs, backing, durable=durable)
             await file.write_all(SIZE, b"0123456789", append=append)
@@ -456,32 +456,32 @@ async def write_while_there_is_room_to_come(
 
 
 @pytest.mark.parametrize(("append", "done"), [(False, 0), (False, 5), (True, 0)])
-async def test_a_full_disk_is_tried_again_when_there_is_room(
+async def test_a_write_to_a_full_disk_is_retried_once_space_is_free(
     monkeypatch: pytest.MonkeyPatch, fd: int, append: bool, done: int
 ) -> None:
     seen = fail_once_after(monkeypatch, done)
     monkeypatch.setattr("cleanfs.source.space_retry.LATELY_SECONDS", 60)
-    assert await write_while_there_is_room_to_come(SourceFs(local=True), fd, append=append) == 0
+    assert await write_before_space_is_freed(SourceFs(local=True), fd, append=append) == 0
     assert os.pread(fd, 2 * SIZE, 0) == DATA + b"0123456789"
     assert len(seen) == 2
 
 
-async def test_what_may_have_been_appended_is_not_appended_again(
+async def test_an_append_that_may_have_happened_is_not_repeated(
     monkeypatch: pytest.MonkeyPatch, fd: int
 ) -> None:
     seen = fail_once_after(monkeypatch, 10)
-    outcome = await write_while_there_is_room_to_come(SourceFs(local=True), fd, append=True)
+    outcome = await write_before_space_is_freed(SourceFs(local=True), fd, append=True)
     assert outcome == errno.ENOSPC
     assert os.pread(fd, 2 * SIZE, 0) == DATA + b"0123456789"
     assert len(seen) == 1
 
 
 @pytest.mark.parametrize(("local", "durable"), [(False, False), (True, True)])
-async def test_an_error_that_may_be_an_earlier_writes_is_not_lost(
+async def test_an_error_that_may_belong_to_an_earlier_write_is_not_lost(
     monkeypatch: pytest.MonkeyPatch, fd: int, local: bool, durable: bool
 ) -> None:
-    """NFS reports at the next write what became of the last one, and does so once."""
+    """NFS reports the error of a write at the next write, and only once."""
     seen = fail_once_after(monkeypatch, 10)
-    outcome = await write_while_there_is_room_to_come(SourceFs(local=local), fd, durable=durable)
+    outcome = await write_before_space_is_freed(SourceFs(local=local), fd, durable=durable)
     assert outcome == errno.ENOSPC
     assert len(seen) == 1

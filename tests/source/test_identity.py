@@ -1,4 +1,4 @@
-"""By what a file is known: rules by type, dentries, and the inode table on a made-up source."""
+"""Test how files are identified: rules by type, dentries, and the inode table on a simulated source."""
 
 import gc
 import os
@@ -42,7 +42,7 @@ def test_the_rule_of_a_type(fs_type: str, expected: Rule) -> None:
     assert rule_of(fs_type) is expected
 
 
-def test_a_rule_is_logged_once_and_a_type_that_is_learned_late_counts(
+def test_a_rule_is_logged_once_and_follows_a_type_that_becomes_known_later(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
@@ -57,7 +57,7 @@ def test_a_rule_is_logged_once_and_a_type_that_is_learned_late_counts(
     ]
 
 
-def test_dentries_live_as_long_as_somebody_refers_to_them_and_keys_are_never_given_again() -> None:
+def test_dentries_live_as_long_as_they_are_referenced_and_keys_are_never_reused() -> None:
     dentries = Dentries()
     top = dentries.make(1, None, (1, b""))
     directory = dentries.make(1, top, (top.key, b"d"))
@@ -68,7 +68,7 @@ def test_dentries_live_as_long_as_somebody_refers_to_them_and_keys_are_never_giv
 
     del directory, top
     gc.collect()
-    assert len(dentries) == 3, "what is below keeps them"
+    assert len(dentries) == 3, "a child keeps its parents"
     dentries.move(file, None, (1, b"elsewhere"))
     gc.collect()
     assert len(dentries) == 1
@@ -78,10 +78,10 @@ def test_dentries_live_as_long_as_somebody_refers_to_them_and_keys_are_never_giv
 
 
 class Renumbering:
-    """A directory whose files have made-up numbers and handles, as a FUSE server gives them.
+    """Serves a directory whose files have simulated numbers and handles, as a FUSE server makes them.
 
-    A file keeps its pair while somebody holds it, and has another one afterwards: often one that
-    another file had before.
+    A file keeps its number and handle while the table holds it. Afterwards it gets others, often those
+    that another file had before.
     """
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ class Renumbering:
         return b"node" + bytes([self.number(FSTAT(fd).st_ino)])
 
     def stat(self, fd: int) -> os.stat_result:
-        """What the server says: the stamps of all files are the same, in whole seconds."""
+        """Return the server's attributes: the stamps of all files are equal, in whole seconds."""
         real = FSTAT(fd)
         fields = list(real)
         fields[stat_module.ST_INO] = self.number(real.st_ino)
@@ -115,7 +115,7 @@ class Renumbering:
         return os.stat_result([*fields[:7], 0, 1, 1, *stamps])
 
     def forget(self) -> None:
-        """Of all that the table does not hold."""
+        """Forget the numbers of all files that the table does not hold."""
         held = {os.fstat(inode.fd).st_ino for inode in self.table.all() if inode.fd >= 0}
         self.numbers = {real: number for real, number in self.numbers.items() if real in held}
 
@@ -158,7 +158,7 @@ def forget(source: Renumbering, *found: Inode) -> None:
     source.forget()
 
 
-def test_a_file_is_found_again_by_its_place_while_its_dentry_is_kept(source: Renumbering) -> None:
+def test_a_file_is_found_again_by_its_path_while_its_dentry_is_kept(source: Renumbering) -> None:
     a = source.look_up("a")
     key, dentry, names = a.file_key, a.dentry, (a.ino, a.handle)
     assert key is not None
@@ -174,7 +174,7 @@ def test_a_file_is_found_again_by_its_place_while_its_dentry_is_kept(source: Ren
     del a, again, dentry
 
 
-def test_while_it_is_held_a_file_takes_its_dentry_along(source: Renumbering) -> None:
+def test_a_held_file_keeps_its_dentry_when_it_is_moved(source: Renumbering) -> None:
     a, b = source.look_up("a"), source.look_up("b")
     for old, new in (("a", "t"), ("b", "a"), ("t", "b")):
         (source.path / old).rename(source.path / new)
@@ -188,7 +188,7 @@ def test_while_it_is_held_a_file_takes_its_dentry_along(source: Renumbering) -> 
     del kept
 
 
-def test_another_file_at_the_name_of_a_held_one_has_nothing_of_it(source: Renumbering) -> None:
+def test_a_file_that_replaces_a_held_one_does_not_get_its_key(source: Renumbering) -> None:
     a = source.look_up("a")
     (source.path / "b").rename(source.path / "a")
     new = source.look_up("a")
@@ -196,10 +196,10 @@ def test_another_file_at_the_name_of_a_held_one_has_nothing_of_it(source: Renumb
     assert source.lost == []
     key = a.file_key
     forget(source, a)
-    assert source.lost == [key], "nothing leads to it, and nobody has it open"
+    assert source.lost == [key], "it has neither a name nor an open fd"
 
 
-def test_a_directory_takes_what_is_below_along(source: Renumbering) -> None:
+def test_a_moved_directory_keeps_the_keys_below(source: Renumbering) -> None:
     d = source.look_up("d")
     f = source.look_up("f", d)
     key, kept = f.file_key, f.dentry
@@ -214,7 +214,7 @@ def test_a_directory_takes_what_is_below_along(source: Renumbering) -> None:
     del kept
 
 
-def test_a_name_that_is_gone_leads_to_nothing_kept(source: Renumbering) -> None:
+def test_the_key_of_a_removed_name_is_not_used_again(source: Renumbering) -> None:
     a = source.look_up("a")
     key, dentry = a.file_key, a.dentry
     forget(source, a)
@@ -231,13 +231,13 @@ def test_hard_links_of_one_node_are_one_inode(source: Renumbering) -> None:
     assert source.look_up("a") is a
 
 
-def test_a_parked_inode_is_found_by_its_place_if_it_looks_the_same(
+def test_a_parked_inode_is_found_by_its_path_if_its_attributes_are_equal(
     source: Renumbering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, d = source.look_up("a"), source.look_up("d")
     source.park_all()
     source.forget()
-    (source.path / "d/new").write_text("")  # moves mtime, of which nothing is kept
+    (source.path / "d/new").write_text("")  # changes mtime, of which the table keeps nothing
     assert source.look_up("b").fd >= 0
     for inode in (d, a):
         with monkeypatch.context() as patch:
@@ -253,14 +253,16 @@ def test_a_parked_inode_is_found_by_its_place_if_it_looks_the_same(
         open_parked(a, -1, source.table.root.fd)
 
 
-def test_a_listing_finds_what_a_lookup_found_and_not_what_took_its_name(source: Renumbering) -> None:
+def test_a_listing_finds_the_inode_of_a_lookup_but_not_that_of_a_replaced_file(
+    source: Renumbering,
+) -> None:
     a = source.look_up("a")
     assert source.list("a") is a
     (source.path / "b").rename(source.path / "a")
     listed = source.list("a")
     assert listed is not a
     assert listed.fd < 0
-    assert source.look_up("a") is listed, "which it is the same as, for all that was seen"
+    assert source.look_up("a") is listed, "all its attributes that were seen are equal"
 
 
 FSTAT = os.fstat
@@ -269,11 +271,12 @@ NAMES = ("a", "b", "c")
 
 
 class SourceMachine(RuleBasedStateMachine):
-    """Files move and are replaced, in the source and by us; all look alike, and numbers recur.
+    """Moves and replaces files, in the source and through the mount.
 
-    Whatever leads to a key that pages were put under must lead to the file that they were read from.
-    What is done directly in the source is seen if the file is looked up while the inode is held, and
-    else by fingerprints, which are all the same here. So here it always is.
+    All files have equal attributes, and numbers are reused. A name that leads to a key of cached pages
+    must lead to the file that they were read from. cleanfs sees a change in the source if the file is
+    looked up while the inode is held, and otherwise by fingerprints. All fingerprints are equal here,
+    so the machine always looks the file up.
     """
 
     @initialize()
@@ -282,7 +285,7 @@ class SourceMachine(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         path = Path(self.directory.name)
         self.source = Renumbering(path, self.patch)
-        self.read: dict[FileKey, int] = {}  # what pages were read from, by its real number
+        self.read: dict[FileKey, int] = {}  # the real number of the file that pages were read from
         self.kept: dict[FileKey, object] = {}  # the dentries of records
         self.serial = 0
         for name in NAMES:
@@ -329,8 +332,8 @@ class SourceMachine(RuleBasedStateMachine):
 
     def held(self, name: str) -> Inode | None:
         table = self.source.table
-        dentry = table._index.dentry(table.root.device, table.root, name.encode())  # noqa: SLF001
-        return dentry.occupant if dentry is not None else None  # type: ignore[return-value]  # an Inode
+        dentry = table._index.dentry(table.root.device, table.root, name.encode())  # noqa: SLF001  # no public access
+        return dentry.occupant if dentry is not None else None  # type: ignore[return-value]  # always an Inode
 
     @rule(name=st.sampled_from(NAMES))
     def replace_in_the_source(self, name: str) -> None:
@@ -348,7 +351,7 @@ class SourceMachine(RuleBasedStateMachine):
             self.look_up_and_read(other)
 
     @rule(old=st.sampled_from(NAMES), new=st.sampled_from(NAMES))
-    def rename_by_us(self, old: str, new: str) -> None:
+    def rename_through_the_mount(self, old: str, new: str) -> None:
         table, path = self.source.table, self.source.path
         if old == new or not (path / old).exists():
             return
@@ -360,7 +363,7 @@ class SourceMachine(RuleBasedStateMachine):
         self.drop_lost()
 
     @rule(name=st.sampled_from(NAMES))
-    def make_anew_by_us(self, name: str) -> None:
+    def replace_through_the_mount(self, name: str) -> None:
         table = self.source.table
         (self.source.path / name).unlink(missing_ok=True)
         table.name_gone(table.root.device, table.root, name.encode())
@@ -369,7 +372,7 @@ class SourceMachine(RuleBasedStateMachine):
         self.drop_lost()
 
     @invariant()
-    def the_table_is_sound(self) -> None:
+    def the_table_is_consistent(self) -> None:
         if not hasattr(self, "source"):
             return
         table = self.source.table

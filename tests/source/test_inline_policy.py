@@ -1,4 +1,4 @@
-"""When a call is worth a thread, on a clock of our own."""
+"""Test when a call goes to a thread, on a simulated clock."""
 
 import pytest
 
@@ -19,7 +19,7 @@ SLOW = 1e-2
 
 
 class Clock:
-    """Stands still until told."""
+    """Simulates a clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -43,7 +43,7 @@ def fast_calls(policy: InlinePolicy, number: int = STREAK) -> None:
         policy.took(FAST, 4096)
 
 
-def test_nothing_is_inline_before_a_streak_of_fast_calls(policy: InlinePolicy) -> None:
+def test_no_call_is_inline_before_a_streak_of_fast_calls(policy: InlinePolicy) -> None:
     fast_calls(policy, STREAK - 1)
     assert not policy.inline
     fast_calls(policy, 1)
@@ -51,14 +51,14 @@ def test_nothing_is_inline_before_a_streak_of_fast_calls(policy: InlinePolicy) -
 
 
 def test_a_call_of_several_steps_may_take_the_time_of_several(clock: Clock) -> None:
-    policy, patient = InlinePolicy(clock), InlinePolicy(clock, steps=4)
+    policy, four_steps = InlinePolicy(clock), InlinePolicy(clock, steps=4)
     for _ in range(STREAK):
-        for each in (policy, patient):
+        for each in (policy, four_steps):
             each.took(3 * FAST_SECONDS, 0)
-    assert (policy.inline, patient.inline) == (False, True)
+    assert (policy.inline, four_steps.inline) == (False, True)
 
 
-def test_what_was_fast_some_time_ago_may_wait_now(policy: InlinePolicy, clock: Clock) -> None:
+def test_a_source_that_was_fast_some_time_ago_is_not_recent(policy: InlinePolicy, clock: Clock) -> None:
     assert not policy.recent
     fast_calls(policy)
     clock.now += RECENT_SECONDS * 0.9
@@ -78,7 +78,7 @@ def test_slow_calls_keep_a_source_in_threads(policy: InlinePolicy) -> None:
     assert not policy.inline
 
 
-def test_a_few_slow_calls_among_many_fast_ones_do_not(policy: InlinePolicy) -> None:
+def test_a_few_slow_calls_among_many_fast_ones_do_not_keep_it_in_threads(policy: InlinePolicy) -> None:
     for _ in range(10):
         fast_calls(policy, 3)
         if policy.inline:
@@ -107,13 +107,11 @@ def test_a_wait_sends_calls_to_threads_until_the_hold_is_over(
     fast_calls(policy, 10 * STREAK)
     assert not policy.inline
     clock.now += FIRST_HOLD_SECONDS * 0.02
-    fast_calls(policy, 1)  # the streak was there, only the time was not
+    fast_calls(policy, 1)  # the streak was long enough; the hold had not ended
     assert policy.inline
 
 
-def test_waits_that_follow_soon_hold_for_longer_up_to_a_minute(
-    policy: InlinePolicy, clock: Clock
-) -> None:
+def test_repeated_waits_hold_for_longer_up_to_a_minute(policy: InlinePolicy, clock: Clock) -> None:
     holds = []
     for _ in range(15):
         fast_calls(policy)
@@ -127,7 +125,7 @@ def test_waits_that_follow_soon_hold_for_longer_up_to_a_minute(
     assert max(holds) == pytest.approx(LONGEST_HOLD_SECONDS, abs=0.02) == holds[-1]
 
 
-def test_after_a_calm_time_the_hold_is_short_again(policy: InlinePolicy, clock: Clock) -> None:
+def test_after_a_time_without_waits_the_hold_is_short_again(policy: InlinePolicy, clock: Clock) -> None:
     for _ in range(5):
         policy.waited(1e-6)
     clock.now += 2 * LONGEST_HOLD_SECONDS
@@ -141,7 +139,7 @@ def test_after_a_calm_time_the_hold_is_short_again(policy: InlinePolicy, clock: 
 def test_waits_take_a_bounded_share_of_the_main_thread(
     policy: InlinePolicy, clock: Clock, wait: float
 ) -> None:
-    """Whatever the source does: here every inline call waits, and every one in a thread is fast."""
+    """In this worst case, every inline call waits, and every call in a thread is fast."""
     start, lost = clock.now, 0.0
     while clock.now - start < 300:
         if policy.inline:
@@ -154,20 +152,20 @@ def test_waits_take_a_bounded_share_of_the_main_thread(
     assert lost <= (clock.now - start) / SHARE + wait
 
 
-def test_every_call_asks_until_it_was_refused_often() -> None:
+def test_every_call_tries_nowait_until_it_was_refused_often() -> None:
     probe = NowaitProbe()
     for _ in range(NowaitProbe.PATIENCE):
         assert probe.worthwhile()
         probe.tried(False)
-    asked = 0
+    tries = 0
     for _ in range(80):
         if probe.worthwhile():
-            asked += 1
+            tries += 1
             probe.tried(False)
-    assert asked == 80 // NowaitProbe.STEP
+    assert tries == 80 // NowaitProbe.STEP
 
 
-def test_one_success_and_every_call_asks_again() -> None:
+def test_after_one_success_every_call_tries_nowait_again() -> None:
     probe = NowaitProbe()
     for _ in range(100):
         if probe.worthwhile():

@@ -1,4 +1,4 @@
-"""Calls to the source: off the main thread, bounded, and what is known of each file system."""
+"""Test calls to the source in threads, their bound, and the state kept for each file system."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ from cleanfs.source.io import Backing
 from cleanfs.source.thread_limiter import MAX_THREADS, ThreadLimiter
 
 
-async def test_calls_run_off_the_main_thread_and_raise_what_they_raise() -> None:
+async def test_calls_run_in_another_thread_and_pass_on_errors() -> None:
     backing = Backing()
     assert await backing.in_thread(trio.lowlevel.in_trio_run) is False
     with pytest.raises(FileNotFoundError):
@@ -27,21 +27,21 @@ async def test_a_cancelled_call_is_not_waited_for(tmp_path: Path) -> None:
         nursery.start_soon(lambda: backing.in_thread(os.open, fifo, os.O_RDONLY))
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    # Let the thread go: it is the reader that this open waits for.
+    # Release the thread: this open waits for its reader.
     os.close(await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY))
 
 
-def test_each_file_system_is_known_by_itself() -> None:
+def test_each_file_system_has_its_own_state() -> None:
     backing = Backing()
     first = backing.file_system(1, local=True)
     assert backing.file_system(1, local=True) is first
     assert backing.file_system(2, local=True) is not first
-    assert backing.file_system(1, local=False) is not first  # another one has taken the number
+    assert backing.file_system(1, local=False) is not first  # another file system has taken the number
 
 
 async def test_calls_that_wait_are_bounded() -> None:
     backing, release, running = Backing(), threading.Event(), list[int]()
-    backing.thread_limiter = ThreadLimiter(clock=lambda: 0.0)  # none hangs
+    backing.thread_limiter = ThreadLimiter(clock=lambda: 0.0)  # no call counts as hung
 
     def wait() -> None:
         running.append(1)

@@ -1,4 +1,4 @@
-"""The names of a directory, packed."""
+"""Test the packed names of a directory."""
 
 import sys
 from array import array
@@ -13,7 +13,7 @@ NAMES = st.lists(st.binary(min_size=1, max_size=255).filter(lambda name: b"/" no
 
 
 @given(NAMES, st.integers(0, 20), st.integers(0, 20))
-def test_names_are_what_was_packed(names: list[bytes], position: int, count: int) -> None:
+def test_packed_names_are_returned_unchanged(names: list[bytes], position: int, count: int) -> None:
     packed = Names(names)
     assert len(packed) == len(names)
     assert [packed[i] for i in range(len(packed))] == names
@@ -22,7 +22,7 @@ def test_names_are_what_was_packed(names: list[bytes], position: int, count: int
         packed[len(names)]
 
 
-def test_names_take_little() -> None:
+def test_packed_names_take_little_memory() -> None:
     packed = Names([b"%011d" % i for i in range(1000)])
     parts = [getattr(packed, name) for name in Names.__slots__]
     assert [type(part) for part in parts] == [bytes, array]

@@ -1,4 +1,4 @@
-"""What the system calls behind the metadata handlers give."""
+"""Test the system calls behind the metadata handlers."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from cleanfs.source.errors import HalfDoneError
 from cleanfs.source.namespace import Actor
 
 NOBODY = Actor(12345, 12345)
-"""For whom things are made by the daemon, and then given."""
+"""The owner of new files: the daemon makes them and then changes their owner."""
 
 
 @pytest.fixture
@@ -32,17 +32,17 @@ def fail(number: int) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EMFILE])
-def test_a_rename_is_not_made_again_when_its_whiteout_can_not_be_given(
+def test_a_rename_is_not_repeated_when_the_owner_of_its_whiteout_cannot_be_set(
     tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """The second one would put the whiteout in the place of what was moved."""
+    """A second rename would put the whiteout in the place of the moved file."""
     (tmp_path / "a").write_bytes(b"dear")
     monkeypatch.setattr(Actor, "take", fail(number))
     try:
         with pytest.raises(HalfDoneError) as raised:
             namespace.rename(directory, b"a", directory, b"b", syscalls.RENAME_WHITEOUT, NOBODY)
     except OSError as exc:
-        assert exc.errno == errno.EINVAL  # noqa: PT017  # the only other thing that it may be
+        assert exc.errno == errno.EINVAL  # noqa: PT017  # the only other error allowed
         pytest.skip("this file system has no whiteouts")
     assert raised.value.errno == number
     assert (tmp_path / "b").read_bytes() == b"dear"
@@ -56,7 +56,7 @@ MAKERS: dict[str, Callable[[int], object]] = {
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_what_can_not_be_undone_is_not_made_again(
+def test_a_creation_that_cannot_be_undone_is_not_repeated(
     tmp_path: Path,
     directory: int,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Fingerprints, and what an open, a refresh and our own changes conclude from them."""
+"""Test fingerprints, and the conclusions of opens, refreshes and the mount's own changes."""
 
 import os
 import time
@@ -27,7 +27,7 @@ WHOLE = 1_700_000_000 * SECOND_NS
 
 
 def stat(path: Path, mtime_ns: int = T, ctime_ns: int = T) -> os.stat_result:
-    """A stat with these stamps."""
+    """Return a stat with these stamps."""
     path.write_bytes(b"12345")
     real = path.stat()
     return os.stat_result(
@@ -75,7 +75,7 @@ def test_a_fingerprint_is_racy_within_the_granularity_of_the_last_change(
     assert fingerprint(stat(tmp_path / "f", mtime, ctime), "ext4", now).racy is racy
 
 
-def test_a_fingerprint_is_size_and_both_stamps_whether_racy_or_not(tmp_path: Path) -> None:
+def test_a_fingerprint_compares_size_and_both_stamps_whether_racy_or_not(tmp_path: Path) -> None:
     st = stat(tmp_path / "f", T, T + 1)
     young, old = fingerprint(st, "ext4", T), fingerprint(st, "ext4", T + SECOND_NS)
     assert (young.racy, old.racy) == (True, False)
@@ -85,7 +85,7 @@ def test_a_fingerprint_is_size_and_both_stamps_whether_racy_or_not(tmp_path: Pat
     assert old != Fingerprint(5, T, T, racy=False)
 
 
-def test_a_real_file_that_was_just_made_is_racy_whatever_its_mtime_says(tmp_path: Path) -> None:
+def test_a_new_file_is_racy_despite_an_old_mtime(tmp_path: Path) -> None:
     path, now = tmp_path / "f", time.time_ns()
     path.write_bytes(b"")
     os.utime(path, ns=(T, T))
@@ -101,21 +101,21 @@ C = Fingerprint(300, 3, 3, racy=False)
 
 
 class Rig:
-    """A checker, and a page cache with one file that has one page."""
+    """Holds a checker, and a page cache with one file."""
 
     def __init__(self, mode: Coherency) -> None:
         self.pagecache = PageCache(1 << 20, Cleancache().init_fs(4096), make_resident(4096))
         self.checker = CoherencyChecker(self.pagecache, mode)
         self.file: CachedFile = self.pagecache.file(FileKey(1, 2, b""))
 
-    def know(self, now: Fingerprint) -> None:
-        """The file was opened, and a page of it was read."""
+    def open_and_read(self, now: Fingerprint) -> None:
+        """Simulate an open of the file and a read of a page."""
         self.checker.on_open(self.file, now, self.clock)
         assert self.file.fingerprint == now
         self.cache_a_page()
 
     def cache_a_page(self) -> None:
-        self.pagecache._resident.insert(self.file.serial, 0, [bytes(4096)])  # noqa: SLF001
+        self.pagecache._resident.insert(self.file.serial, 0, [bytes(4096)])  # noqa: SLF001  # no public access
 
     @property
     def clock(self) -> int:
@@ -127,7 +127,7 @@ class Rig:
 
     @property
     def flushed(self) -> tuple[int, int]:
-        """Changes found, and flushes in doubt."""
+        """Return the numbers of changes found and of flushes in doubt."""
         return self.checker.changes_found, self.checker.doubtful_flushes
 
     def assert_distrusted(self) -> None:
@@ -141,14 +141,14 @@ def rig() -> Iterator[Rig]:
     assert made.file.size == (made.file.fingerprint.size if made.file.fingerprint else 0)
 
 
-def test_the_first_open_learns_the_file_and_has_the_kernel_drop_its_pages(rig: Rig) -> None:
+def test_the_first_open_records_the_fingerprint_and_makes_the_kernel_drop_its_pages(rig: Rig) -> None:
     assert rig.checker.on_open(rig.file, A, rig.clock)
     assert (rig.file.fingerprint, rig.file.size) == (A, 100)
     assert rig.flushed == (0, 0)
 
 
-def test_an_open_of_an_unchanged_file_keeps_everything(rig: Rig) -> None:
-    rig.know(A)
+def test_an_open_of_an_unchanged_file_keeps_its_pages(rig: Rig) -> None:
+    rig.open_and_read(A)
     version = rig.file.version
     assert not rig.checker.on_open(rig.file, A, rig.clock)
     assert rig.has_page
@@ -156,11 +156,13 @@ def test_an_open_of_an_unchanged_file_keeps_everything(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("now", [B, Fingerprint(100, 1, 2, False), Fingerprint(100, 2, 1, False)])
-@pytest.mark.parametrize("how", ["on_open", "on_refresh"])
-def test_a_changed_file_is_flushed_and_learned_anew(rig: Rig, now: Fingerprint, how: str) -> None:
-    rig.know(A)
+@pytest.mark.parametrize("hook", ["on_open", "on_refresh"])
+def test_a_changed_file_is_flushed_and_its_new_fingerprint_recorded(
+    rig: Rig, now: Fingerprint, hook: str
+) -> None:
+    rig.open_and_read(A)
     as_of = rig.clock
-    assert getattr(rig.checker, how)(rig.file, now, as_of)
+    assert getattr(rig.checker, hook)(rig.file, now, as_of)
     assert not rig.has_page
     assert rig.file.fingerprint == now
     assert rig.file.version > as_of
@@ -168,7 +170,7 @@ def test_a_changed_file_is_flushed_and_learned_anew(rig: Rig, now: Fingerprint, 
 
 
 def test_an_open_that_finds_a_racy_fingerprint_flushes_once(rig: Rig) -> None:
-    rig.know(A_RACY)
+    rig.open_and_read(A_RACY)
     assert rig.checker.on_open(rig.file, A, rig.clock)
     assert not rig.has_page
     rig.cache_a_page()
@@ -177,22 +179,24 @@ def test_an_open_that_finds_a_racy_fingerprint_flushes_once(rig: Rig) -> None:
     assert rig.flushed == (0, 1)
 
 
-def test_an_open_that_is_still_within_the_race_flushes_again(rig: Rig) -> None:
-    rig.know(A_RACY)
+def test_an_open_while_still_racy_flushes_again(rig: Rig) -> None:
+    rig.open_and_read(A_RACY)
     for _ in range(2):
         assert rig.checker.on_open(rig.file, A_RACY, rig.clock)
         assert not rig.has_page
         rig.cache_a_page()
 
 
-def test_a_refresh_does_not_make_a_racy_fingerprint_good(rig: Rig) -> None:
-    rig.know(A_RACY)
+def test_a_refresh_does_not_make_a_racy_fingerprint_reliable(rig: Rig) -> None:
+    rig.open_and_read(A_RACY)
     assert not rig.checker.on_refresh(rig.file, A, rig.clock)
     assert rig.has_page
-    assert rig.checker.on_open(rig.file, A, rig.clock), "pages may be older than what made it racy"
+    assert rig.checker.on_open(rig.file, A, rig.clock), (
+        "pages may be older than the change that made it racy"
+    )
 
 
-def test_a_refresh_of_an_unknown_file_learns_it(rig: Rig) -> None:
+def test_a_refresh_of_an_unknown_file_records_its_fingerprint(rig: Rig) -> None:
     assert not rig.checker.on_refresh(rig.file, A, rig.clock)
     assert rig.file.fingerprint == A
 
@@ -200,64 +204,64 @@ def test_a_refresh_of_an_unknown_file_learns_it(rig: Rig) -> None:
 # -- stats that were overtaken ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["on_open", "on_refresh"])
-def test_an_overtaken_stat_that_disagrees_makes_the_file_distrusted(rig: Rig, how: str) -> None:
-    rig.know(A)
+@pytest.mark.parametrize("hook", ["on_open", "on_refresh"])
+def test_an_overtaken_stat_that_disagrees_makes_the_file_distrusted(rig: Rig, hook: str) -> None:
+    rig.open_and_read(A)
     as_of = rig.clock
     rig.checker.after_own_change(rig.file, A, B)
     rig.cache_a_page()
-    assert getattr(rig.checker, how)(rig.file, A, as_of)
+    assert getattr(rig.checker, hook)(rig.file, A, as_of)
     rig.assert_distrusted()
     assert rig.flushed == (0, 1)
 
 
-def test_an_overtaken_stat_that_agrees_is_fine(rig: Rig) -> None:
-    rig.know(A)
+def test_an_overtaken_stat_that_agrees_changes_nothing(rig: Rig) -> None:
+    rig.open_and_read(A)
     as_of = rig.clock
     rig.pagecache.new_version(rig.file)
     assert not rig.checker.on_refresh(rig.file, A, as_of)
     assert rig.has_page
 
 
-def test_a_stat_taken_during_a_change_of_ours_is_overtaken(rig: Rig) -> None:
-    rig.know(A)
+def test_a_stat_taken_during_an_own_change_is_overtaken(rig: Rig) -> None:
+    rig.open_and_read(A)
     rig.file.mutations = 1
     assert rig.checker.on_refresh(rig.file, B, rig.clock)
     rig.assert_distrusted()
 
 
-@pytest.mark.parametrize("how", ["on_open", "on_refresh"])
-def test_an_overtaken_stat_teaches_nothing_about_a_distrusted_file(rig: Rig, how: str) -> None:
-    rig.know(A)
+@pytest.mark.parametrize("hook", ["on_open", "on_refresh"])
+def test_an_overtaken_stat_gives_a_distrusted_file_no_fingerprint(rig: Rig, hook: str) -> None:
+    rig.open_and_read(A)
     as_of = rig.clock
     rig.checker.distrust(rig.file)
-    getattr(rig.checker, how)(rig.file, A, as_of)
+    getattr(rig.checker, hook)(rig.file, A, as_of)
     rig.assert_distrusted()
-    getattr(rig.checker, how)(rig.file, B, rig.clock)
+    getattr(rig.checker, hook)(rig.file, B, rig.clock)
     assert rig.file.fingerprint == B
 
 
 def test_a_newer_fingerprint_overtakes_older_stats(rig: Rig) -> None:
-    rig.know(A)
+    rig.open_and_read(A)
     as_of = rig.clock
     assert rig.checker.on_refresh(rig.file, C, rig.clock)
-    assert rig.checker.on_refresh(rig.file, B, as_of), "which of the two is the newer?"
+    assert rig.checker.on_refresh(rig.file, B, as_of), "either of the two may be the newer"
     rig.assert_distrusted()
 
 
-def test_distrust_moves_the_version_on(rig: Rig) -> None:
-    rig.know(A)
+def test_distrust_advances_the_version(rig: Rig) -> None:
+    rig.open_and_read(A)
     as_of = rig.clock
     rig.checker.distrust(rig.file)
     assert rig.file.version > as_of
     rig.assert_distrusted()
 
 
-# -- changes of ours ------------------------------------------------------------------------------
+# -- own changes -----------------------------------------------------------------------------------
 
 
-def test_our_own_change_of_a_file_that_nobody_else_touched_keeps_its_pages(rig: Rig) -> None:
-    rig.know(A)
+def test_an_own_change_without_others_keeps_the_pages(rig: Rig) -> None:
+    rig.open_and_read(A)
     as_of = rig.clock
     assert not rig.checker.after_own_change(rig.file, A, B)
     assert rig.has_page
@@ -266,33 +270,34 @@ def test_our_own_change_of_a_file_that_nobody_else_touched_keeps_its_pages(rig: 
     assert rig.flushed == (0, 0)
 
 
-def test_our_own_change_finds_that_somebody_else_was_there_before(rig: Rig) -> None:
-    rig.know(A)
+def test_an_own_change_finds_an_earlier_change_by_others(rig: Rig) -> None:
+    rig.open_and_read(A)
     assert rig.checker.after_own_change(rig.file, B, C)
     assert not rig.has_page
     assert rig.file.fingerprint == C
     assert rig.flushed == (1, 0)
 
 
-def test_after_our_own_change_a_distrusted_file_is_known_again(rig: Rig) -> None:
-    rig.know(A)
+def test_after_an_own_change_a_distrusted_file_has_a_fingerprint_again(rig: Rig) -> None:
+    rig.open_and_read(A)
     rig.checker.distrust(rig.file)
     assert not rig.checker.after_own_change(rig.file, B, C)
     assert (rig.file.fingerprint, rig.file.size) == (C, 300)
 
 
-@pytest.mark.parametrize("how", ["after_own_change", "after_name_change"])
-def test_a_change_of_somebody_else_during_ours_is_found_by_the_next_open(rig: Rig, how: str) -> None:
-    # Theirs came between our two stats. Ours was slow, or the answer was (a loaded loop, a stalled
-    # server), so that the second stat was judged when its stamps were old: not racy by the clock.
-    rig.know(A)
-    getattr(rig.checker, how)(rig.file, A, B)
+@pytest.mark.parametrize("hook", ["after_own_change", "after_name_change"])
+def test_a_change_by_others_during_an_own_change_is_found_by_the_next_open(rig: Rig, hook: str) -> None:
+    # The other change came between the two stats of the own one. The call or its result was late (a
+    # loaded loop, a stalled server), so the second stat was judged when its stamps were old: not racy
+    # by the clock.
+    rig.open_and_read(A)
+    getattr(rig.checker, hook)(rig.file, A, B)
     assert rig.checker.on_open(rig.file, B, rig.clock)
     assert not rig.has_page
 
 
-def test_a_name_change_of_ours_keeps_the_pages(rig: Rig) -> None:
-    rig.know(A)
+def test_an_own_name_change_keeps_the_pages(rig: Rig) -> None:
+    rig.open_and_read(A)
     as_of = rig.clock
     rig.checker.after_name_change(rig.file, A, Fingerprint(100, 1, 5, racy=True))
     assert rig.has_page
@@ -300,24 +305,24 @@ def test_a_name_change_of_ours_keeps_the_pages(rig: Rig) -> None:
     assert rig.file.version > as_of
 
 
-def test_a_name_change_that_was_seen_already_changes_nothing(rig: Rig) -> None:
-    rig.know(B)
+def test_a_name_change_already_seen_changes_nothing(rig: Rig) -> None:
+    rig.open_and_read(B)
     rig.checker.after_name_change(rig.file, A, B)
     assert rig.has_page
     assert rig.file.fingerprint == B
 
 
 def test_a_name_change_in_doubt_makes_the_file_distrusted(rig: Rig) -> None:
-    rig.know(A)
+    rig.open_and_read(A)
     rig.checker.after_name_change(rig.file, B, C)
     rig.assert_distrusted()
-    rig.know(A)
+    rig.open_and_read(A)
     rig.file.mutations = 1
     rig.checker.after_name_change(rig.file, A, B)
     rig.assert_distrusted()
 
 
-def test_a_name_change_teaches_nothing_about_an_unknown_file(rig: Rig) -> None:
+def test_a_name_change_gives_an_unknown_file_no_fingerprint(rig: Rig) -> None:
     rig.checker.after_name_change(rig.file, A, B)
     assert rig.file.fingerprint is None
     assert rig.flushed == (0, 0)
@@ -326,7 +331,7 @@ def test_a_name_change_teaches_nothing_about_an_unknown_file(rig: Rig) -> None:
 # -- mode none ------------------------------------------------------------------------------------
 
 
-def test_with_mode_none_the_first_fingerprint_holds() -> None:
+def test_with_mode_none_the_first_fingerprint_is_kept() -> None:
     rig = Rig(Coherency.NONE)
     assert not rig.checker.on_open(rig.file, A_RACY, rig.clock)
     rig.cache_a_page()
@@ -338,30 +343,30 @@ def test_with_mode_none_the_first_fingerprint_holds() -> None:
     assert rig.flushed == (0, 0)
 
 
-def test_with_mode_none_our_own_changes_still_move_the_size() -> None:
+def test_with_mode_none_own_changes_still_update_the_size() -> None:
     rig = Rig(Coherency.NONE)
-    rig.know(A)
+    rig.open_and_read(A)
     assert not rig.checker.after_own_change(rig.file, B, C)
     assert rig.has_page
     assert (rig.file.fingerprint, rig.file.size) == (C, 300)
 
 
-def test_a_size_that_our_change_alone_would_not_have_made_is_theirs(rig: Rig) -> None:
-    rig.know(A)
+def test_a_size_not_explained_by_an_own_change_is_a_change_by_others(rig: Rig) -> None:
+    rig.open_and_read(A)
     assert rig.checker.after_own_change(rig.file, A, B, size=A.size, moves_mtime=False)
     assert not rig.has_page
     assert rig.file.size == B.size
 
 
-def test_an_mtime_that_our_change_could_not_move_is_theirs(rig: Rig) -> None:
-    rig.know(A)
+def test_an_mtime_not_explained_by_an_own_change_is_a_change_by_others(rig: Rig) -> None:
+    rig.open_and_read(A)
     after = Fingerprint(A.size, A.mtime_ns + 1, A.ctime_ns + 1, racy=True)
     assert rig.checker.after_own_change(rig.file, A, after, size=A.size, moves_mtime=False)
     assert not rig.has_page
 
 
-def test_what_is_accepted_after_distrust_is_not_yet_trusted_for_the_kernel(rig: Rig) -> None:
-    rig.know(A)
+def test_a_fingerprint_accepted_after_distrust_does_not_keep_the_kernels_pages(rig: Rig) -> None:
+    rig.open_and_read(A)
     rig.checker.distrust(rig.file)
     rig.checker.on_refresh(rig.file, B, rig.clock)
     assert rig.checker.on_open(rig.file, B, rig.clock)

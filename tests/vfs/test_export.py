@@ -1,4 +1,4 @@
-"""File handles of the source: composed, remembered, and where it fails."""
+"""Test file handles of the source: composed ones, remembered ones, and failures."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ BTRFS_ROOT = bytes([0x4D, 0, 0, 0]) + (256).to_bytes(8, "little") + bytes([5, *[
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[Tree]:
-    """A tree over an empty directory, whose inodes are exported."""
+    """Make a tree over an empty directory whose inodes are exported."""
     pagecache = PageCache(1 << 20, Cleancache().init_fs(4096), make_resident(4096))
     checker = CoherencyChecker(pagecache, Coherency.NONE)
     services = Services(Backing(), pagecache, checker, FileSystemTypes(), Notifier(), Latencies())
@@ -44,7 +44,7 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
     inodes.close()
 
 
-def test_handles_are_composed_after_that_of_the_root() -> None:
+def test_handles_are_composed_in_the_layout_of_the_root() -> None:
     [ext4] = [layout for layout in LAYOUTS if layout.fits("ext4", EXT4_ROOT)]
     assert ext4.compose(EXT4_ROOT, 0x1234, 9) == bytes([1, 0, 0, 0, 0x34, 0x12, 0, 0, 9, 0, 0, 0])
     with pytest.raises(StaleError):
@@ -54,7 +54,7 @@ def test_handles_are_composed_after_that_of_the_root() -> None:
     assert made == BTRFS_ROOT[:4] + (0x1234).to_bytes(8, "little") + bytes([5, *[0] * 7, 9, 0, 0, 0])
 
 
-def test_a_handle_of_no_known_layout_is_not_composed() -> None:
+def test_a_handle_of_an_unknown_layout_is_not_composed() -> None:
     tmpfs = bytes([1, 0, 0, 0, *[0] * 12])
     assert not [layout for layout in LAYOUTS if layout.fits("tmpfs", tmpfs)]
     assert not [layout for layout in LAYOUTS if layout.fits("overlay", EXT4_ROOT)]
@@ -65,7 +65,7 @@ def test_two_files_of_one_number_have_two_generations() -> None:
     assert len(made) == 100_000
 
 
-def test_a_directory_below_the_root_of_a_file_system_is_no_root(tmp_path: Path) -> None:
+def test_a_directory_below_the_root_of_a_file_system_is_not_a_root(tmp_path: Path) -> None:
     for path, expected in ((tmp_path, False), (Path("/proc"), True)):
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -74,7 +74,7 @@ def test_a_directory_below_the_root_of_a_file_system_is_no_root(tmp_path: Path) 
             os.close(fd)
 
 
-async def test_a_source_that_gives_no_handle_gives_the_file_all_the_same(
+async def test_a_file_without_a_handle_is_found_all_the_same(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> bytes:
@@ -96,11 +96,11 @@ async def test_a_source_that_gives_no_handle_gives_the_file_all_the_same(
     assert len(tree.inodes) == 1
 
 
-async def test_what_is_forgotten_while_descriptors_are_out_is_only_not_remembered(
+async def test_an_inode_forgotten_while_fds_run_out_is_not_remembered(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: int) -> bool:
-        raise OSError(errno.EMFILE, "no descriptor is left")
+        raise OSError(errno.EMFILE, "too many open files")
 
     (tmp_path / "f").touch()
     exported = Export(tree.services, tree.inodes, tree)

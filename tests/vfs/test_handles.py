@@ -1,4 +1,4 @@
-"""What an open file tells the source, and the kernel, when descriptors of it are closed."""
+"""Test open files and directories: flushes, waits of reads for writes, lists and names."""
 
 import contextlib
 import errno
@@ -69,7 +69,7 @@ def inodes(tmp_path: Path) -> Iterator[InodeTable]:
 async def opened(
     services: Services, inodes: InodeTable, flags: int = os.O_RDWR
 ) -> tuple[CleanFS, FileHandleT]:
-    """A file system with a file that is open for writing."""
+    """Make a file system and open a file in it, for writing by default."""
     control = Control(cast(Operator, NoOperator()))
     fs = CleanFS(services, inodes, control, RefusedReplies(), attr_timeout=1)
     ctx = cast(RequestContext, SimpleNamespace(uid=0, pid=1))
@@ -79,7 +79,7 @@ async def opened(
 
 
 class NoOperator:
-    """What a control directory that nobody looks at needs."""
+    """Satisfies a control directory that the test does not use."""
 
     stats = set_backend = set_log_level = options = drop = None
 
@@ -96,7 +96,7 @@ async def test_a_close_is_passed_on(
     await fs.release(fh)
 
 
-async def test_where_it_reports_nothing_the_kernel_need_not_ask(
+async def test_without_errors_to_report_flush_is_unsupported(
     services: Services, inodes: InodeTable
 ) -> None:
     fs, fh = await opened(replace(services, flushless=True), inodes)
@@ -106,10 +106,10 @@ async def test_where_it_reports_nothing_the_kernel_need_not_ask(
     await fs.release(fh)
 
 
-async def test_a_write_reports_what_a_close_would_where_none_is_asked_any_more(
+async def test_a_write_reports_the_errors_of_a_close_where_flush_is_unsupported(
     services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server's file system that was mounted below the source after us."""
+    """A network file system was mounted below the source after the start of cleanfs."""
     fs, fh = await opened(replace(services, flushless=True), inodes)
     monkeypatch.setattr("cleanfs.vfs.handles.LOCAL_FILE_SYSTEMS", frozenset())
 
@@ -124,30 +124,30 @@ async def test_a_write_reports_what_a_close_would_where_none_is_asked_any_more(
 
 
 @pytest.mark.parametrize("flags", [os.O_RDWR, os.O_RDWR | os.O_APPEND])
-async def test_a_read_waits_for_the_write_that_came_before_it(
+async def test_a_read_waits_for_an_earlier_write(
     services: Services, inodes: InodeTable, flags: int
 ) -> None:
-    """The kernel may have dropped the page that it sends us, and would keep the old one."""
+    """The kernel may have dropped the page that it writes, and would cache the old one."""
     fs, fh = await opened(services, inodes, flags)
     [file] = services.pagecache.files()
     inode = inodes.all()[-1]
     inode.kernel.size_sent(4)
     got: dict[tuple[int, int], bytes] = {}
 
-    one_is_there = trio.Event()
+    one_is_read = trio.Event()
 
     async def read(offset: int, size: int) -> None:
         got[offset, size] = bytes(await fs.read(fh, offset, size))
-        one_is_there.set()
+        one_is_read.set()
 
-    # Which the write has to wait for.
+    # The write waits for this change to end.
     async with trio.open_nursery() as nursery, services.pagecache.changing(file):
         nursery.start_soon(fs.write, fh, 4 if flags & os.O_APPEND else 2, b"new")
         await wait_all_tasks_blocked()
         for offset, size in ((0, 10), (4, 1), (0, 2)):
             nursery.start_soon(read, offset, size)
         with trio.fail_after(10):
-            await one_is_there.wait()
+            await one_is_read.wait()
         await wait_all_tasks_blocked()
         assert got == {(0, 2): b"te"}
     assert got[0, 10] == (b"textnew" if flags & os.O_APPEND else b"tenew")
@@ -172,7 +172,7 @@ async def test_a_read_does_not_wait_for_a_write_that_failed(
     await fs.release(fh)
 
 
-def test_a_directory_is_local_with_all_that_is_mounted_below(
+def test_a_directory_is_local_if_all_mounts_below_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert all_local(str(tmp_path))
@@ -191,7 +191,7 @@ def test_a_directory_is_local_with_all_that_is_mounted_below(
         subprocess.run(["umount", below], check=True, timeout=10)
 
 
-async def test_a_read_that_waits_for_two_writes_is_not_late_for_the_second() -> None:
+async def test_a_read_that_waits_for_two_writes_does_not_miss_the_end_of_the_second() -> None:
     first, second = PendingWrite(0, 10), PendingWrite(0, 10)
 
     async def read() -> None:
@@ -206,11 +206,11 @@ async def test_a_read_that_waits_for_two_writes_is_not_late_for_the_second() -> 
             second.end()
 
 
-@pytest.mark.parametrize(("uid", "may"), [(0, True), (1234, True), (1235, False)])
-async def test_lists_of_other_file_systems_are_their_owners_to_change(
-    services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch, uid: int, may: bool
+@pytest.mark.parametrize(("uid", "permitted"), [(0, True), (1234, True), (1235, False)])
+async def test_only_root_and_the_owner_change_access_control_lists_of_other_kinds(
+    services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch, uid: int, permitted: bool
 ) -> None:
-    """NFS, CIFS and NTFS have lists that the kernel does not check for us."""
+    """NFS, CIFS and NTFS have access control lists that the kernel does not check for a FUSE mount."""
     fs, fh = await opened(services, inodes)
     inode = inodes.all()[-1]
     inode.kernel.access = NOT_TOLD
@@ -221,8 +221,8 @@ async def test_lists_of_other_file_systems_are_their_owners_to_change(
 
     changes: list[object] = []
 
-    def change(fd: int, *what: object) -> tuple[os.stat_result, os.stat_result]:
-        changes.append(what)
+    def change(fd: int, *arguments: object) -> tuple[os.stat_result, os.stat_result]:
+        changes.append(arguments)
         return fstat(fd), fstat(fd)
 
     monkeypatch.setattr(os, "getxattr", lambda *_: b"list")
@@ -235,41 +235,41 @@ async def test_lists_of_other_file_systems_are_their_owners_to_change(
         partial(fs.removexattr, InodeT(inode.node), name, ctx),
     )
     for call in calls:
-        if may:
+        if permitted:
             await call()
         else:
             with pytest.raises(FUSEError) as caught:
                 await call()
             assert caught.value.errno == errno.EPERM
-    assert bool(changes) is may
+    assert bool(changes) is permitted
     monkeypatch.undo()
     await fs.release(fh)
 
 
-async def test_what_another_handler_gave_out_is_not_taken_back(
+async def test_a_getxattr_does_not_roll_back_for_another_handler(
     services: Services, inodes: InodeTable
 ) -> None:
-    """pyfuse3 answers a setxattr by what getxattr says; if that is refused, nothing was given."""
+    """Pyfuse3 calls getxattr within setxattr. A refusal of that reply must not roll anything back."""
     fs, fh = await opened(services, inodes)
     ctx = cast(RequestContext, SimpleNamespace(uid=0, gid=0, pid=1))
-    node = InodeT(fs._handles[fh].inode.node)  # type: ignore[attr-defined]  # noqa: SLF001
+    node = InodeT(fs._handles[fh].inode.node)  # type: ignore[attr-defined]  # noqa: SLF001  # a file's handle
     os.setxattr(inodes[node].path(), "user.x", b"value")
-    taken_back = list[str]()
+    rolled_back = list[str]()
     for name in (b"security.capability", b"user.x", b"user.none"):
-        fs.refused_replies.hold(lambda name=name: taken_back.append(name))  # type: ignore[misc]
+        fs.refused_replies.hold(lambda name=name: rolled_back.append(name))  # type: ignore[misc]  # mypy does not infer it
         with contextlib.suppress(FUSEError):
             await fs.getxattr(node, XAttrNameT(name), ctx)
         fs.refused_replies.refused()
-    assert not taken_back
+    assert not rolled_back
 
 
-async def test_what_was_half_done_is_looked_up_again(
+async def test_a_half_done_creation_is_invalidated(
     services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fs, _ = await opened(services, inodes)
     ctx = cast(RequestContext, SimpleNamespace(uid=0, gid=0, pid=1, umask=0))
-    told = list[tuple[int, bytes]]()
-    monkeypatch.setattr(services.notifier, "entry", lambda *place: told.append(place))
+    invalidated = list[tuple[int, bytes]]()
+    monkeypatch.setattr(services.notifier, "entry", lambda *place: invalidated.append(place))
     for error in (OSError(errno.EDQUOT, ""), HalfDoneError(OSError(errno.EDQUOT, ""))):
 
         def fail(*_: object, error: OSError = error) -> None:
@@ -278,52 +278,52 @@ async def test_what_was_half_done_is_looked_up_again(
         monkeypatch.setattr(namespace, "make_node", fail)
         with pytest.raises(FUSEError):
             await fs.mkdir(InodeT(inodes.root.node), FileNameT(b"new"), ModeT(0o755), ctx)
-    assert told == [(inodes.root.node, b"new")]
+    assert invalidated == [(inodes.root.node, b"new")]
 
 
-async def test_a_file_that_is_only_read_is_closed_whatever_hangs(
+async def test_a_close_of_a_file_open_for_reading_does_not_wait(
     services: Services, inodes: InodeTable
 ) -> None:
-    """Its read-ahead may be under way."""
+    """Its read-ahead may still be in flight."""
     fs, fh = await opened(services, inodes, os.O_RDONLY)
     services.backing.abandoned_calls = 1
-    with fs._handles[fh].use:  # type: ignore[attr-defined]  # noqa: SLF001
+    with fs._handles[fh].use:  # type: ignore[attr-defined]  # noqa: SLF001  # a file's handle
         await fs.flush(fh)
 
 
-async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
+async def test_two_listings_of_one_directory_do_not_mix_names_and_attributes(
     services: Services, inodes: InodeTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of them is gone, and its listing goes on."""
+    """The process of the first one has ended, and its listing continues."""
     for i in range(5):
         (tmp_path / f"old{i}").touch()
     directory = DirHandle(services, inodes.root, os.open(tmp_path, os.O_RDONLY))
     directory.batch = 100
     await directory.rewind()
     directory.forget_stats()
-    begun, go_on, stat_names = threading.Event(), threading.Event(), listing.stat_names
+    begun, release, stat_names = threading.Event(), threading.Event(), listing.stat_names
 
-    def slowly(fd: int, names: list[bytes], handles: bool) -> list[listing.EntryStat]:
+    def held(fd: int, names: list[bytes], handles: bool) -> list[listing.EntryStat]:
         stats = stat_names(fd, names, handles)
         begun.set()
-        go_on.wait(10)
+        release.wait(10)
         return stats
 
     found = list[tuple[bytes, listing.EntryStat] | None]()
 
-    async def list_on() -> None:
+    async def read_entry() -> None:
         found.append(await directory.entry(0))
 
     async with trio.open_nursery() as nursery:
-        monkeypatch.setattr(listing, "stat_names", slowly)
-        nursery.start_soon(list_on)
+        monkeypatch.setattr(listing, "stat_names", held)
+        nursery.start_soon(read_entry)
         assert await trio.to_thread.run_sync(begun.wait, 10)
         monkeypatch.setattr(listing, "stat_names", stat_names)
         inos = {entry.name.encode(): entry.inode() for entry in os.scandir(tmp_path)}
         for i in range(5):
             (tmp_path / f"old{i}").rename(tmp_path / f"new{i}")
         await directory.rewind()
-        go_on.set()
+        release.set()
     await directory.release()
     assert found[0] is not None
     name, listed = found[0]
@@ -331,18 +331,18 @@ async def test_two_who_list_one_directory_do_not_mix_names_and_attributes(
     assert listed.stat.st_ino == inos[name]
 
 
-@pytest.mark.parametrize("how", ["unlink", "rename over"])
-async def test_who_goes_by_one_of_two_names_is_served_when_the_other_goes(
-    services: Services, inodes: InodeTable, tmp_path: Path, how: str
+@pytest.mark.parametrize("operation", ["unlink", "rename over"])
+async def test_a_call_by_one_of_two_names_is_served_after_the_other_is_removed(
+    services: Services, inodes: InodeTable, tmp_path: Path, operation: str
 ) -> None:
-    """Overlayfs keeps a whiteout, links it time and again, and does not look names up anew."""
+    """Overlayfs keeps a whiteout, links it again and again, and does not look names up anew."""
     fs, fh = await opened(services, inodes)
     await fs.release(fh)
     root = InodeT(inodes.root.node)
     ctx = cast(RequestContext, SimpleNamespace(uid=0, gid=0, pid=os.getpid(), umask=0o022))
     node = (await fs.lookup(root, FileNameT(b"f"), ctx)).st_ino
     await fs.link(node, root, FileNameT(b"g"), ctx)
-    if how == "unlink":
+    if operation == "unlink":
         await fs.unlink(root, FileNameT(b"g"), ctx)
     else:
         (tmp_path / "other").write_bytes(b"")
@@ -352,7 +352,7 @@ async def test_who_goes_by_one_of_two_names_is_served_when_the_other_goes(
     await fs.release(FileHandleT(info.fh))
 
 
-async def test_a_file_that_is_closed_is_not_looked_at_any_more(
+async def test_a_closed_file_is_not_checked_any_more(
     services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def done(*_: object) -> None:
@@ -364,8 +364,8 @@ async def test_a_file_that_is_closed_is_not_looked_at_any_more(
     ctx = cast(RequestContext, SimpleNamespace(uid=0, pid=os.getpid()))
     node = (await fs.lookup(InodeT(inodes.root.node), FileNameT(b"f"), ctx)).st_ino
     again = await fs.open(node, FlagT(os.O_RDONLY), ctx)
-    assert fs._open_files.count == 1  # noqa: SLF001
+    assert fs._open_files.count == 1  # noqa: SLF001  # no public access
     await fs.release(fh)
-    assert fs._open_files.count == 1  # noqa: SLF001
+    assert fs._open_files.count == 1  # noqa: SLF001  # no public access
     await fs.release(FileHandleT(again.fh))
-    assert fs._open_files.count == 0  # noqa: SLF001
+    assert fs._open_files.count == 0  # noqa: SLF001  # no public access

@@ -1,6 +1,6 @@
-"""The inode table, on real directories and descriptors."""
+"""Test the inode table on real directories and fds."""
 
-# ruff: noqa: SLF001
+# ruff: noqa: SLF001  # invariants are checked on private tables
 
 import errno
 import os
@@ -29,7 +29,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 def open_fds() -> set[int]:
-    """Descriptors of this process, without the one that lists them."""
+    """Return the open fds of this process, without the one that lists them."""
     fds = set()
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -41,7 +41,7 @@ def open_fds() -> set[int]:
 
 
 class Rig:
-    """A table over a directory, and lookups as the handlers make them."""
+    """Holds a table over a directory, and makes lookups as the handlers do."""
 
     def __init__(self, path: Path, fd_budget: int = 100, max_inodes: int = 1000) -> None:
         self.path = path
@@ -58,16 +58,16 @@ class Rig:
         return self.table.listed((self.path / name).lstat(), self.table.root, name.encode())
 
     def park(self, *inodes: Inode) -> None:
-        """Park everything that can be."""
+        """Park every inode that can be parked."""
         budget, self.table.fd_budget = self.table.fd_budget, 0
         self.table.shrink()
         self.table.fd_budget = budget
         assert all(inode.fd == -1 for inode in inodes)
 
-    def reopen(self, inode: Inode, *, by_place: bool = False) -> Inode:
-        """What the file system does with a parked inode."""
-        mount_fd = -1 if by_place else self.table.mount_fd(inode.device)
-        parent_fd = self.table.root.fd if by_place else -1
+    def reopen(self, inode: Inode, *, by_path: bool = False) -> Inode:
+        """Reopen a parked inode as the file system does."""
+        mount_fd = -1 if by_path else self.table.mount_fd(inode.device)
+        parent_fd = self.table.root.fd if by_path else -1
         self.table.unpark(inode, *open_parked(inode, mount_fd, parent_fd))
         return inode
 
@@ -77,7 +77,7 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    """A table with files a, b, c, a symbolic link and a directory; no descriptor may leak."""
+    """Make a table with files a, b, c, a symbolic link and a directory. No fd may leak."""
     source = tmp_path / "source"
     source.mkdir()
     for name in ("a", "b", "c"):
@@ -100,7 +100,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 # -- lookups --------------------------------------------------------------------------------------
 
 
-def test_the_root_is_there_from_the_start_and_can_not_be_forgotten(rig: Rig) -> None:
+def test_the_root_exists_from_the_start_and_cannot_be_forgotten(rig: Rig) -> None:
     root = rig.table[ROOT]
     assert root is rig.table.root
     assert root.is_dir
@@ -118,11 +118,11 @@ def test_a_lookup_makes_an_inode_whose_node_id_is_its_number(rig: Rig) -> None:
     assert rig.refers_to(a, "a")
 
 
-def test_the_root_looked_up_by_a_name_is_the_root(rig: Rig) -> None:
+def test_a_lookup_of_the_root_by_a_name_returns_the_root(rig: Rig) -> None:
     assert rig.lookup(".") is rig.table.root
 
 
-def test_a_second_lookup_counts_and_closes_its_descriptor(rig: Rig) -> None:
+def test_a_second_lookup_counts_and_closes_its_fd(rig: Rig) -> None:
     a = rig.lookup("a")
     before = open_fds()
     assert rig.lookup("a") is a
@@ -130,7 +130,7 @@ def test_a_second_lookup_counts_and_closes_its_descriptor(rig: Rig) -> None:
     assert open_fds() == before
 
 
-def test_hard_links_are_one_inode_with_the_last_place(rig: Rig) -> None:
+def test_hard_links_are_one_inode_with_the_last_path(rig: Rig) -> None:
     a = rig.lookup("a")
     os.link(rig.path / "a", rig.path / "dir" / "hard")
     directory = rig.lookup("dir")
@@ -150,7 +150,7 @@ def test_an_unknown_node_is_stale(rig: Rig) -> None:
     assert caught.value.errno == errno.ESTALE
 
 
-def test_a_move_changes_the_place(rig: Rig) -> None:
+def test_a_move_changes_the_path(rig: Rig) -> None:
     a, directory = rig.lookup("a"), rig.lookup("dir")
     rig.table.moved(a, directory, b"new")
     assert (a.parent, a.name) == (directory, b"new")
@@ -159,7 +159,7 @@ def test_a_move_changes_the_place(rig: Rig) -> None:
 # -- forget -----------------------------------------------------------------------------------
 
 
-def test_an_inode_goes_with_the_last_reference(rig: Rig) -> None:
+def test_an_inode_is_dropped_with_the_last_reference(rig: Rig) -> None:
     a = rig.lookup("a")
     rig.lookup("a")
     fd = a.fd
@@ -173,7 +173,7 @@ def test_an_inode_goes_with_the_last_reference(rig: Rig) -> None:
     assert rig.table.find((rig.path / "a").stat()) is None
 
 
-def test_forgetting_what_is_not_known_does_nothing(rig: Rig) -> None:
+def test_forgetting_an_unknown_inode_does_nothing(rig: Rig) -> None:
     rig.table.forget(12345, 1)
     assert len(rig.table) == 1
 
@@ -194,7 +194,7 @@ def test_an_open_file_keeps_its_inode(rig: Rig) -> None:
     rig.table.forget(a.node, 1)
     assert rig.table[a.node] is a
     with rig.table.closing(a, 777):
-        assert rig.table[a.node] is a  # its space has not been given up
+        assert rig.table[a.node] is a  # its space has not been freed
     assert len(rig.table) == 1
 
 
@@ -206,7 +206,7 @@ def test_a_lookup_during_use_revives_a_forgotten_inode(rig: Rig) -> None:
     assert rig.table[a.node] is a
 
 
-def test_an_inode_that_comes_back_has_another_generation(rig: Rig) -> None:
+def test_an_inode_that_returns_has_another_generation(rig: Rig) -> None:
     a = rig.lookup("a")
     rig.table.forget(a.node, 1)
     again = rig.lookup("a")
@@ -217,12 +217,12 @@ def test_an_inode_that_comes_back_has_another_generation(rig: Rig) -> None:
 # -- listings -----------------------------------------------------------------------------------
 
 
-def test_a_listed_inode_is_parked_with_its_place(rig: Rig) -> None:
+def test_a_listed_inode_is_parked_with_its_path(rig: Rig) -> None:
     a = rig.list("a")
     assert (a.fd, a.nlookup, a.name, a.handle) == (-1, 0, b"a", None)
     rig.table.referenced(a, os.lstat(rig.path / "a"), rig.table.root, b"a")
     assert a.nlookup == 1
-    assert rig.refers_to(rig.reopen(a, by_place=True), "a")
+    assert rig.refers_to(rig.reopen(a, by_path=True), "a")
 
 
 def test_an_entry_that_did_not_fit_is_dropped_unless_known_before(rig: Rig) -> None:
@@ -237,7 +237,7 @@ def test_an_entry_that_did_not_fit_is_dropped_unless_known_before(rig: Rig) -> N
     assert rig.table[b.node] is b
 
 
-def test_a_lookup_of_a_listed_inode_gives_it_a_descriptor(rig: Rig) -> None:
+def test_a_lookup_of_a_listed_inode_gives_it_an_fd(rig: Rig) -> None:
     a = rig.list("a")
     rig.table.referenced(a, os.lstat(rig.path / "a"), rig.table.root, b"a")
     assert rig.lookup("a") is a
@@ -247,7 +247,7 @@ def test_a_lookup_of_a_listed_inode_gives_it_a_descriptor(rig: Rig) -> None:
 
 def test_a_listed_number_of_another_kind_is_another_file(rig: Rig) -> None:
     a = rig.list("a")
-    a.kind = stat_module.S_IFDIR  # what the number was once
+    a.kind = stat_module.S_IFDIR  # the kind of the number's former file
     rig.table.referenced(a, os.lstat(rig.path / "a"), rig.table.root, b"a")
     again = rig.list("a")
     assert again is not a
@@ -258,7 +258,7 @@ def test_a_listed_number_of_another_kind_is_another_file(rig: Rig) -> None:
 # -- parking ----------------------------------------------------------------------------------
 
 
-def test_held_inodes_make_way_for_open_files(rig: Rig) -> None:
+def test_held_inodes_are_parked_for_open_files(rig: Rig) -> None:
     rig.table.fd_budget = 20
     for i in range(20):
         (rig.path / f"{i}").touch()
@@ -288,7 +288,7 @@ def test_the_least_recently_looked_up_is_parked_beyond_the_budget(rig: Rig) -> N
     assert (stats.inodes, stats.held, stats.parked_total) == (4, 3, 1)
 
 
-def test_what_is_in_use_is_not_parked(rig: Rig) -> None:
+def test_an_inode_in_use_is_not_parked(rig: Rig) -> None:
     a, b = rig.lookup("a"), rig.lookup("b")
     with rig.table.using(a):
         rig.table.fd_budget = 0
@@ -304,7 +304,7 @@ def test_the_root_is_never_parked(rig: Rig) -> None:
     assert rig.refers_to(rig.table.root, ".")
 
 
-def test_a_lookup_of_a_parked_inode_takes_the_descriptor_over(rig: Rig) -> None:
+def test_a_lookup_of_a_parked_inode_gives_it_the_fd(rig: Rig) -> None:
     a = rig.lookup("a")
     rig.park(a)
     assert rig.lookup("a") is a
@@ -323,7 +323,7 @@ def test_a_parked_inode_can_be_forgotten(rig: Rig) -> None:
 
 @needs_root
 @pytest.mark.parametrize("name", ["a", "link", "dir"])
-def test_a_handle_finds_the_file_wherever_it_was_moved(rig: Rig, name: str) -> None:
+def test_a_handle_finds_a_moved_file(rig: Rig, name: str) -> None:
     inode = rig.lookup(name)
     if syscalls.name_to_handle(inode.fd) == b"":
         pytest.skip("no file handles here")
@@ -332,7 +332,7 @@ def test_a_handle_finds_the_file_wherever_it_was_moved(rig: Rig, name: str) -> N
     assert rig.refers_to(rig.reopen(inode), "elsewhere")
 
 
-def test_an_open_file_finds_it_without_a_name(rig: Rig) -> None:
+def test_an_open_file_finds_an_inode_without_a_name(rig: Rig) -> None:
     a = rig.lookup("a")
     fd = os.open(rig.path / "a", os.O_RDONLY)
     st = os.fstat(fd)
@@ -347,8 +347,8 @@ def test_an_open_file_finds_it_without_a_name(rig: Rig) -> None:
     os.close(fd)
 
 
-def test_an_open_descriptor_that_became_another_files_is_not_taken_for_it(rig: Rig) -> None:
-    # The file handle was released, and its number given away, while open_parked ran in its thread.
+def test_an_fd_number_reused_for_another_file_is_not_taken_for_it(rig: Rig) -> None:
+    # The file handle was released and its fd number reused while open_parked ran in its thread.
     a = rig.lookup("a")
     fd = os.open(rig.path / "b", os.O_RDONLY)
     a.open_fds = (fd,)
@@ -366,29 +366,29 @@ def test_an_open_descriptor_that_became_another_files_is_not_taken_for_it(rig: R
         os.close(fd)
 
 
-def test_the_place_finds_the_same_file_only(rig: Rig) -> None:
+def test_the_path_finds_only_the_same_file(rig: Rig) -> None:
     a = rig.lookup("a")
     rig.park(a)
-    assert rig.refers_to(rig.reopen(a, by_place=True), "a")
+    assert rig.refers_to(rig.reopen(a, by_path=True), "a")
     rig.park(a)
     os.rename(rig.path / "b", rig.path / "a")
     before = open_fds()
     with pytest.raises(StaleError):
-        rig.reopen(a, by_place=True)
+        rig.reopen(a, by_path=True)
     assert open_fds() == before
 
 
-def test_a_place_that_is_gone_is_stale(rig: Rig) -> None:
+def test_a_removed_path_is_stale(rig: Rig) -> None:
     a = rig.lookup("a")
     rig.park(a)
     (rig.path / "a").unlink()
-    for by_place in (True, False):
+    for by_path in (True, False):
         with pytest.raises(StaleError):
-            rig.reopen(a, by_place=by_place)
+            rig.reopen(a, by_path=by_path)
 
 
 @needs_root
-def test_a_file_is_stale_also_while_its_number_is_being_given_to_another(tmp_path: Path) -> None:
+def test_a_file_is_stale_also_while_its_number_is_being_reused(tmp_path: Path) -> None:
     other, stop, errors = os.fspath(tmp_path / "other"), threading.Event(), set()
 
     def make_and_remove() -> None:
@@ -396,12 +396,12 @@ def test_a_file_is_stale_also_while_its_number_is_being_given_to_another(tmp_pat
             os.mknod(other)
             os.unlink(other)
 
-    others = threading.Thread(target=make_and_remove)
+    maker = threading.Thread(target=make_and_remove)
     mount_fd = os.open(tmp_path, os.O_RDONLY)
     if not syscalls.name_to_handle(mount_fd):
         os.close(mount_fd)
         pytest.skip("no file handles here")
-    others.start()
+    maker.start()
     try:
         deadline = time.monotonic() + 0.3
         while time.monotonic() < deadline:
@@ -415,12 +415,12 @@ def test_a_file_is_stale_also_while_its_number_is_being_given_to_another(tmp_pat
                     errors.add(exc.errno)
     finally:
         stop.set()
-        others.join()
+        maker.join()
         os.close(mount_fd)
     assert errors == {errno.ESTALE}
 
 
-def test_without_the_privilege_for_handles_the_place_is_tried(
+def test_without_the_privilege_for_handles_the_path_is_tried(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = rig.lookup("a")
@@ -448,7 +448,7 @@ def test_an_error_of_the_source_is_not_stale(rig: Rig, monkeypatch: pytest.Monke
     assert not isinstance(caught.value, StaleError)
 
 
-def test_whoever_unparks_second_closes_its_descriptor(rig: Rig) -> None:
+def test_the_second_unpark_closes_its_fd(rig: Rig) -> None:
     a = rig.lookup("a")
     rig.park(a)
     first, second = (
@@ -465,16 +465,16 @@ def test_whoever_unparks_second_closes_its_descriptor(rig: Rig) -> None:
     assert second not in open_fds()
 
 
-# -- numbers that are used again ------------------------------------------------------------------
+# -- reused numbers -------------------------------------------------------------------------------
 
 
-def test_a_parked_inode_whose_number_was_given_away_is_another_file(rig: Rig) -> None:
+def test_a_parked_inode_whose_number_was_reused_is_another_file(rig: Rig) -> None:
     a = rig.lookup("a")
     rig.park(a)
-    a.handle = b"\0\0\0\0what the number stood for before"
+    a.handle = b"\0\0\0\0of the former file"
     again = rig.lookup("a")
     assert again is not a
-    assert again.node >= DYNAMIC_BASE, "the kernel still refers to the old one by the number"
+    assert again.node >= DYNAMIC_BASE, "the kernel still refers to the old inode by the number"
     assert again.generation != a.generation
     assert rig.table[a.node] is a
     assert rig.table.find((rig.path / "a").stat()) is again
@@ -495,7 +495,7 @@ def test_is_parked_compares_kind_and_handle(rig: Rig) -> None:
     assert not is_parked(a, a.fd, st)
 
 
-def test_a_failing_handle_call_neither_leaks_nor_hurts_a_lookup(
+def test_a_failing_handle_call_neither_leaks_nor_fails_a_lookup(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(_: int) -> bytes:
@@ -517,7 +517,7 @@ def fake_stat(device: int, ino: int) -> os.stat_result:
 
 
 @pytest.mark.parametrize("ino", [0, 1, DYNAMIC_BASE, CONTROL_BASE, CONTROL_END - 1, (1 << 64) - 1])
-def test_numbers_that_mean_something_else_to_fuse_get_dynamic_ids(rig: Rig, ino: int) -> None:
+def test_numbers_reserved_by_fuse_get_dynamic_ids(rig: Rig, ino: int) -> None:
     device = rig.table.root.device
     inode = rig.table.listed(fake_stat(device, ino), rig.table.root, b"f")
     assert inode.node >= DYNAMIC_BASE
@@ -531,7 +531,7 @@ def test_all_other_numbers_of_the_first_device_are_node_ids(rig: Rig, ino: int) 
     assert inode.node == ino
 
 
-def test_node_ids_of_further_devices_carry_their_order_and_are_unique(rig: Rig) -> None:
+def test_node_ids_of_further_devices_contain_their_index_and_are_unique(rig: Rig) -> None:
     here = rig.table.root.device
     nodes = [
         rig.table.listed(fake_stat(device, ino), rig.table.root, b"f").node
@@ -564,11 +564,11 @@ def test_a_mount_below_the_source_is_a_device_of_its_own(rig: Rig) -> None:
             os.rename(mountpoint / "f", mountpoint / "g")
             assert rig.refers_to(rig.reopen(f), "dir/g")
     finally:
-        rig.table.close()  # lets go of the mount
+        rig.table.close()  # closes the fds on the mount
         subprocess.run(["umount", str(mountpoint)], check=True)
 
 
-def test_a_device_that_was_never_seen_has_no_mount_descriptor(rig: Rig) -> None:
+def test_an_unknown_device_has_no_mount_fd(rig: Rig) -> None:
     assert rig.table.mount_fd(rig.table.root.device) >= 0
     assert rig.table.mount_fd(987654) == -1
 
@@ -593,7 +593,9 @@ def test_the_oldest_idle_files_are_forgettable_in_turn(rig: Rig) -> None:
         pass
     assert rig.table.forgettable(10) == [(ROOT, b"a"), (ROOT, b"b"), (ROOT, b"c")]
     found = [place for _ in range(5) for place in rig.table.forgettable(1)]
-    assert sorted(found) == [(ROOT, b"a"), (ROOT, b"b"), (ROOT, b"c")], "each comes to its turn"
+    assert sorted(found) == [(ROOT, b"a"), (ROOT, b"b"), (ROOT, b"c")], (
+        "each one is returned once in turn"
+    )
     assert len(rig.table) == 5
     assert directory.is_dir
     assert not a.is_dir
@@ -603,7 +605,7 @@ def regular() -> Inode:
     return Inode(1, 2, stat_module.S_IFREG, 3, 4)
 
 
-def test_the_kernel_may_see_the_end_where_it_was_told_to() -> None:
+def test_the_kernel_may_append_at_any_size_it_was_sent() -> None:
     inode = regular()
     for size in 100, 250, 250, 170:
         inode.kernel.size_sent(size)
@@ -616,7 +618,7 @@ def test_the_kernel_may_see_the_end_where_it_was_told_to() -> None:
     assert [at for at in (0, 40, 100, 170) if inode.kernel.may_append(at, at + 7)] == [40]
 
 
-def test_what_the_kernel_writes_it_knows_of() -> None:
+def test_the_kernel_knows_the_size_after_its_own_writes() -> None:
     inode = regular()
     for size in 100, 250:
         inode.kernel.size_sent(size)
@@ -626,7 +628,7 @@ def test_what_the_kernel_writes_it_knows_of() -> None:
     assert inode.kernel.sizes == (300,)
 
 
-def test_whole_pages_before_the_end_are_of_a_mapping() -> None:
+def test_whole_pages_before_the_end_come_from_a_mapping() -> None:
     inode = regular()
     for size in 4096, 8192:
         inode.kernel.size_sent(size)
@@ -636,29 +638,29 @@ def test_whole_pages_before_the_end_are_of_a_mapping() -> None:
     assert inode.kernel.may_append(4096, 4096 + 4096)
 
 
-def test_what_ends_neither_with_a_page_nor_with_the_file_is_of_no_mapping() -> None:
-    """An append at the end that the kernel saw before it learned of another append."""
+def test_a_write_that_ends_within_a_page_and_not_at_the_end_is_an_append() -> None:
+    """It may be an append at the end that the kernel knew before it learned of another append."""
     inode = regular()
     for size in 0, 4096, 4101:
         inode.kernel.size_sent(size)
     assert inode.kernel.may_append(4096, 4102)
     assert not inode.kernel.may_append(4096, 4101)
     assert not inode.kernel.may_append(4096, 8192)
-    assert not inode.kernel.may_append(0, 7), "by who has taken O_APPEND away"
+    assert not inode.kernel.may_append(0, 7), "the process has cleared O_APPEND"
 
 
-def test_a_size_that_was_never_told_is_not_believed() -> None:
-    """What a program that took O_APPEND away wrote to the beginning made a size of it."""
+def test_a_size_that_was_never_sent_is_not_recorded() -> None:
+    """The end of a write without O_APPEND at the beginning of the file was recorded as a size."""
     inode = regular()
     inode.kernel.size_sent(12_000)
     inode.kernel.written_to(4096)
     assert inode.kernel.sizes == (12_000,)
     assert not inode.kernel.may_append(4096, 5096)
-    untold = regular()
-    untold.kernel.rollback(regular().kernel.told)
-    untold.kernel.size_sent(5)
-    untold.kernel.rollback(regular().kernel.told)
-    assert untold.kernel.sizes == (5,)
+    rolled_back = regular()
+    rolled_back.kernel.rollback(regular().kernel.told)
+    rolled_back.kernel.size_sent(5)
+    rolled_back.kernel.rollback(regular().kernel.told)
+    assert rolled_back.kernel.sizes == (5,)
 
 
 def test_only_some_sizes_are_remembered() -> None:

@@ -1,4 +1,4 @@
-"""Marks and what follows from events, without a mount."""
+"""Test marks, and the effects of events, without a mount."""
 
 import errno
 import os
@@ -30,24 +30,24 @@ from cleanfs.vfs.source_watch import Batch, SourceWatch, UnwatchableError
 from tests.harness.source_calls import CONTENTS, SIZE, held
 
 
-class Told(Notifier):
-    """Remembers what the kernel is to be told."""
+class RecordingNotifier(Notifier):
+    """Records the notifications to the kernel."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[object] = []
+        self.notifications: list[object] = []
 
     def _queue(self, item: object) -> None:
-        self.told.append(item)
+        self.notifications.append(item)
 
 
 class Site:
-    """A directory, watched as far as may be."""
+    """Holds a watched directory with its inode table and page cache."""
 
     def __init__(self, source: Path) -> None:
         pagecache = PageCache(1 << 20, Cleancache().init_fs(4096), make_resident(4096))
-        self.notifier = Told()
-        self.notifier._device = 1 << 20  # noqa: SLF001
+        self.notifier = RecordingNotifier()
+        self.notifier._device = 1 << 20  # noqa: SLF001  # no public access
         self.services = Services(
             Backing(),
             pagecache,
@@ -69,19 +69,19 @@ class Site:
         return self.inodes.looked_up(fd, os.fstat(fd), self.inodes.root, name.encode())
 
     def cached(self, inode: Inode) -> CachedFile:
-        """The record of a file, as if it had been read."""
+        """Return the record of a file as after a read."""
         inode.file_key = FileKey(inode.device, inode.ino, name_to_handle(inode.fd))
         file = self.services.pagecache.file(inode.file_key)
         file.size = 5
         return file
 
-    async def take(self) -> list[object]:
-        """Handle what has happened; what the kernel is told of it."""
-        self.notifier.told.clear()
+    async def handle_events(self) -> list[object]:
+        """Handle the pending events. Return the notifications to the kernel."""
+        self.notifier.notifications.clear()
         batch = Batch()
-        await self.watch._drain(batch)  # noqa: SLF001
-        await self.watch._apply(batch)  # noqa: SLF001
-        return self.notifier.told
+        await self.watch._drain(batch)  # noqa: SLF001  # no public access
+        await self.watch._apply(batch)  # noqa: SLF001  # no public access
+        return self.notifier.notifications
 
     def close(self) -> None:
         self.watch.close()
@@ -98,8 +98,8 @@ def site(
         made = Site(tmp_path)
     except UnwatchableError as exc:
         pytest.skip(str(exc))
-    # What this test does is somebody else's doing.
-    made.watch._pid = 0  # noqa: SLF001
+    # Events caused by this process count as changes by others.
+    made.watch._pid = 0  # noqa: SLF001  # no public access
     if request.param not in made.watch.stats().watcher:
         made.close()
         pytest.skip("takes privileges")
@@ -108,7 +108,7 @@ def site(
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, number: int, flag: int, path: str = "") -> None:
-    """The kernel refuses marks of that kind."""
+    """Let the kernel refuse marks of that kind."""
     real = fanotify.mark
 
     def mark(group: int, flags: int, mask: int, where: str) -> None:
@@ -119,14 +119,14 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int, flag: int, path: str = 
     monkeypatch.setattr(fanotify, "mark", mark)
 
 
-async def test_a_write_by_others_flushes_the_file_and_tells_the_kernel(site: Site) -> None:
+async def test_a_write_by_others_flushes_the_file_and_notifies_the_kernel(site: Site) -> None:
     (site.source / "f").write_bytes(b"12345")
     inode = site.look_up("f")
     file = site.cached(inode)
-    await site.take()
+    await site.handle_events()
     version = file.version
     (site.source / "f").write_bytes(b"54321")
-    assert inode.node in await site.take()
+    assert inode.node in await site.handle_events()
     assert file.version > version
     assert file.size == 0
 
@@ -137,38 +137,38 @@ async def test_each_call_that_changes_the_contents_has_an_event(site: Site, call
     for name in ("f", "other"):
         (site.source / name).write_bytes(bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256))
     inode = site.look_up("f")
-    await site.take()
+    await site.handle_events()
     with held(path, os.O_RDWR) as writer:
         CONTENTS[call](site.source, writer)
-        assert (inode.node in await site.take()) == (call not in ("mmap", "io_submit"))
-    assert inode.node in await site.take(), "somebody may have had a mapping"
+        assert (inode.node in await site.handle_events()) == (call not in ("mmap", "io_submit"))
+    assert inode.node in await site.handle_events(), "there may have been a mapping"
 
 
-async def test_our_own_write_is_left_out(site: Site) -> None:
+async def test_an_own_write_is_ignored(site: Site) -> None:
     (site.source / "f").write_bytes(b"12345")
     inode = site.look_up("f")
     file = site.cached(inode)
-    await site.take()
-    site.watch._pid = os.getpid()  # noqa: SLF001
+    await site.handle_events()
+    site.watch._pid = os.getpid()  # noqa: SLF001  # no public access
     version = file.version
     (site.source / "f").write_bytes(b"54321")
-    assert await site.take() == []
+    assert await site.handle_events() == []
     assert file.version == version
     assert site.watch.stats().watch_events_own > 0
 
 
-async def test_names_that_came_and_went(site: Site) -> None:
+async def test_created_renamed_and_removed_names_are_invalidated(site: Site) -> None:
     (site.source / "old").write_bytes(b"")
-    await site.take()
+    await site.handle_events()
     root = site.inodes.root.node
     (site.source / "new").write_bytes(b"")
-    assert await site.take() == [root]
+    assert await site.handle_events() == [root]
     (site.source / "old").rename(site.source / "new")
-    assert sorted(map(repr, await site.take())) == sorted(
+    assert sorted(map(repr, await site.handle_events())) == sorted(
         map(repr, [root, (root, b"old"), root, Expiry(root, b"new")])
     )
     (site.source / "new").unlink()
-    assert await site.take() == [root, (root, b"new")]
+    assert await site.handle_events() == [root, (root, b"new")]
 
 
 async def test_lost_events_flush_everything(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,31 +178,33 @@ async def test_lost_events_flush_everything(site: Site, monkeypatch: pytest.Monk
     for damaged in (b"\1", fanotify.METADATA.pack(24, 3, 0, 24, fanotify.FAN_Q_OVERFLOW, -1, 0)):
         file.size = 5
         buffers = [damaged, b""]
-        monkeypatch.setattr(site.watch, "_read", lambda: buffers.pop(0))  # noqa: B023
-        told = await site.take()
+        monkeypatch.setattr(site.watch, "_read", lambda: buffers.pop(0))  # noqa: B023  # called before the next iteration
+        notifications = await site.handle_events()
         assert file.size == 0
-        assert {site.inodes.root.node, inode.node, Expiry(site.inodes.root.node, b"f")} == set(told)
+        assert {site.inodes.root.node, inode.node, Expiry(site.inodes.root.node, b"f")} == set(
+            notifications
+        )
     assert site.watch.stats().watch_overflows == 2
 
 
 async def test_pages_of_a_file_that_the_kernel_has_forgotten_are_flushed(site: Site) -> None:
     if site.watch.stats().watcher != "fanotify-filesystem":
-        pytest.skip("what is not held has no mark; the next open looks at it")
+        pytest.skip("an inode that is not held has no mark; the next open checks it")
     (site.source / "f").write_bytes(b"12345")
     inode = site.look_up("f")
     file = site.cached(inode)
-    await site.take()
+    await site.handle_events()
     site.inodes.forget(inode.node, 1)
     (site.source / "f").write_bytes(b"54321")
-    assert await site.take() == []
+    assert await site.handle_events() == []
     assert file.size == 0
     (site.source / "f").unlink()
-    with trio.fail_after(10):  # somebody else who watches this file system may hold it for a moment
+    with trio.fail_after(10):  # another watcher of this file system may hold it for a moment
         while site.services.pagecache.known(file.key) is not None:
-            await site.take()
+            await site.handle_events()
 
 
-async def test_an_inode_without_a_mark_is_counted_and_named_once(
+async def test_inodes_without_marks_are_counted_and_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     refuse(monkeypatch, errno.EPERM, fanotify.FAN_MARK_FILESYSTEM)
@@ -239,7 +241,9 @@ def test_a_root_without_a_mark_is_refused_and_leaves_nothing(
     assert [os.readlink(f"/proc/self/fd/{fd}") for fd in _open_fds()].count(
         "anon_inode:[fanotify]"
     ) == 0
-    assert len(os.listdir("/proc/self/fd")) <= before + 2  # the table's, which the test leaves
+    assert (
+        len(os.listdir("/proc/self/fd")) <= before + 2
+    )  # the fds of the table, which the test does not close
 
 
 def _open_fds() -> list[str]:
@@ -250,7 +254,7 @@ def _open_fds() -> list[str]:
     return fds
 
 
-async def test_open_files_are_looked_at_for_what_has_no_event(
+async def test_open_files_are_checked_for_changes_without_events(
     site: Site, autojump_clock: trio.testing.MockClock
 ) -> None:
     path = site.source / "f"
@@ -270,6 +274,6 @@ async def test_open_files_are_looked_at_for_what_has_no_event(
             await trio.sleep(1.5)
             nursery.cancel_scope.cancel()
         assert file.size == 3
-        assert inode.node in site.notifier.told
+        assert inode.node in site.notifier.notifications
     finally:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""What a thread is served whose call went by a name that led elsewhere."""
+"""Test the calls of a thread after a name that it had looked up led to another file."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -15,7 +15,7 @@ from cleanfs.vfs.tree import Tree
 
 
 class Replaced:
-    """A tree in which each name leads elsewhere by the time that it is held against the source."""
+    """Simulates a tree in which each name leads to another file when it is compared with the source."""
 
     services = SimpleNamespace(coherency=SimpleNamespace(mode=Coherency.OPEN))
 
@@ -24,7 +24,7 @@ class Replaced:
 
 
 A, B, C = (cast(Inode, SimpleNamespace(node=node)) for node in (2, 3, 4))
-ME, OTHER = (cast(RequestContext, SimpleNamespace(pid=pid)) for pid in (10, 11))
+SELF, OTHER = (cast(RequestContext, SimpleNamespace(pid=pid)) for pid in (10, 11))
 
 
 @pytest.fixture
@@ -34,70 +34,70 @@ def names() -> StaleNames:
 
 async def refused(names: StaleNames, inode: Inode, *, is_stat: bool = False) -> None:
     with pytest.raises(StaleError):
-        await names.check(inode, ME, is_stat=is_stat)
+        await names.check(inode, SELF, is_stat=is_stat)
 
 
 def looks_up(names: StaleNames, inode: Inode | None) -> None:
-    names.looking_up(ME)
+    names.looking_up(SELF)
     if inode is not None:
-        names.found(inode, ME)
+        names.found(inode, SELF)
 
 
-async def test_what_was_found_is_served_once(names: StaleNames) -> None:
+async def test_the_inode_that_was_found_is_served_once(names: StaleNames) -> None:
     await refused(names, A)
     looks_up(names, B)
-    await names.check(B, ME)
+    await names.check(B, SELF)
     await refused(names, B)
 
 
-async def test_a_call_without_a_lookup_is_by_a_descriptor(names: StaleNames) -> None:
+async def test_a_call_without_a_lookup_uses_an_fd(names: StaleNames) -> None:
     await refused(names, A)
-    await names.check(A, ME)
+    await names.check(A, SELF)
     await refused(names, A)
 
 
-async def test_a_call_after_a_lookup_is_not(names: StaleNames) -> None:
+async def test_a_call_after_a_lookup_does_not_use_an_fd(names: StaleNames) -> None:
     await refused(names, A)
     looks_up(names, None)
     await refused(names, A)
 
 
-async def test_a_getattr_within_an_open_may_be_what_is_refused(names: StaleNames) -> None:
+async def test_a_getattr_within_an_open_can_be_the_refused_call(names: StaleNames) -> None:
     await refused(names, A, is_stat=True)
     looks_up(names, B)
-    await names.check(B, ME, is_stat=True)
-    await names.check(B, ME)
+    await names.check(B, SELF, is_stat=True)
+    await names.check(B, SELF)
 
 
-async def test_the_lookup_of_a_second_name_takes_nothing_away(names: StaleNames) -> None:
+async def test_the_lookup_of_a_second_name_keeps_the_found_inode(names: StaleNames) -> None:
     await refused(names, A)
     looks_up(names, B)
     looks_up(names, None)
-    await names.check(B, ME)
+    await names.check(B, SELF)
 
 
-async def test_only_the_last_find_counts(names: StaleNames) -> None:
+async def test_only_the_last_inode_found_counts(names: StaleNames) -> None:
     await refused(names, A)
     looks_up(names, B)
     looks_up(names, C)
     await refused(names, B)
 
 
-async def test_what_others_find_does_not(names: StaleNames) -> None:
+async def test_an_inode_found_by_another_thread_does_not_count(names: StaleNames) -> None:
     await refused(names, A)
     names.looking_up(OTHER)
     names.found(B, OTHER)
     await refused(names, B)
 
 
-async def test_a_late_lookup_is_another_calls(names: StaleNames, mock_clock: MockClock) -> None:
+async def test_a_late_lookup_belongs_to_another_call(names: StaleNames, mock_clock: MockClock) -> None:
     await refused(names, A)
     mock_clock.jump(AGAIN_SECONDS)
     looks_up(names, B)
     await refused(names, B)
 
 
-async def test_threads_that_do_not_come_again_are_forgotten(names: StaleNames) -> None:
+async def test_threads_that_do_not_retry_are_forgotten(names: StaleNames) -> None:
     await refused(names, A)
     for pid in range(1000, 1000 + MAX_REFUSED):
         with pytest.raises(StaleError):

@@ -1,4 +1,4 @@
-"""The tree of held inodes, on a real directory without a mount."""
+"""Test the tree of held inodes on a real directory, without a mount."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ from tests.harness.unserved import fuse_mount
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[Tree]:
-    """A tree over an empty directory."""
+    """Make a tree over an empty directory."""
     pagecache = PageCache(1 << 20, Cleancache().init_fs(4096), make_resident(4096))
     checker = CoherencyChecker(pagecache, Coherency.NONE)
     services = Services(Backing(), pagecache, checker, FileSystemTypes(), Notifier(), Latencies())
@@ -44,17 +44,17 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
     inodes.close()
 
 
-async def test_a_truncate_is_known_to_those_who_come_while_it_waits(
+async def test_a_truncate_is_visible_as_a_mutation_while_it_waits(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "f").write_bytes(b"x" * 10_000)
     inode, _ = await tree.look_up(tree.inodes.root, b"f")
-    started, go_on = threading.Event(), threading.Event()
+    started, release = threading.Event(), threading.Event()
     truncate = attributes.set_attributes
 
     def slow(fd: int, io_fd: int, new: NewAttributes) -> tuple[os.stat_result, os.stat_result]:
         started.set()
-        assert go_on.wait(10)
+        assert release.wait(10)
         return truncate(fd, io_fd, new)
 
     monkeypatch.setattr(attributes, "set_attributes", slow)
@@ -67,17 +67,17 @@ async def test_a_truncate_is_known_to_those_who_come_while_it_waits(
         assert file is not None
         assert file.mutations == 1
         version = file.version
-        go_on.set()
+        release.set()
     assert file.version > version
     assert (tmp_path / "f").read_bytes() == b"x" * 5
 
 
-async def test_a_parked_inode_is_found_by_its_place_its_handle_or_its_open_file(
+async def test_a_parked_inode_is_found_by_its_path_its_handle_or_its_open_file(
     tree: Tree, tmp_path: Path
 ) -> None:
     (tmp_path / "f").write_bytes(b"x")
     inode, st = await tree.look_up(tree.inodes.root, b"f")
-    for moved in ("f", "g"):  # at its place; elsewhere, by handle
+    for moved in ("f", "g"):  # by its path; moved, by handle
         (tmp_path / "f").rename(tmp_path / moved)
         tree.inodes.shrink(0)
         assert inode.fd < 0
@@ -96,19 +96,19 @@ async def test_a_parked_inode_is_found_by_its_place_its_handle_or_its_open_file(
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO])
-async def test_what_was_made_is_removed_and_made_again_if_descriptors_run_out(
+async def test_a_creation_is_undone_and_repeated_if_fds_run_out(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
 ) -> None:
     lookup, calls = namespace.lookup, list[bytes]()
 
-    def no_descriptors(parent_fd: int, name: bytes) -> namespace.Opened:
+    def fail_once(parent_fd: int, name: bytes) -> namespace.Opened:
         calls.append(name)
         if len(calls) == 1:
             assert os.path.lexists(tmp_path / "new")
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return lookup(parent_fd, name)
 
-    monkeypatch.setattr(namespace, "lookup", no_descriptors)
+    monkeypatch.setattr(namespace, "lookup", fail_once)
     actor = namespace.Actor(os.getuid(), os.getgid())
     _, st = await tree.make(tree.inodes.root, b"new", kind | 0o700, 0, b"target", actor)
     assert stat.S_IFMT(st.st_mode) == kind
@@ -118,12 +118,12 @@ async def test_what_was_made_is_removed_and_made_again_if_descriptors_run_out(
 async def test_names_are_dropped_until_the_table_is_within_its_bound(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In few thread calls: with one for each name, programs were faster."""
+    """A few thread calls must suffice: with one for each name, programs outran the drops."""
     run_sync, hops = trio.to_thread.run_sync, list[object]()
 
     async def counted(call: Callable[..., object], *args: object, **options: object) -> object:
         hops.extend([call] * (call.__module__ == notify.__name__))
-        return await run_sync(call, *args, **options)  # type: ignore[arg-type]
+        return await run_sync(call, *args, **options)  # type: ignore[arg-type]  # passed on
 
     for i in range(1000):
         (tmp_path / f"{i}").touch()
@@ -153,7 +153,7 @@ async def test_names_are_dropped_until_the_table_is_within_its_bound(
     assert 0 < len(hops) < 20
 
 
-async def test_a_name_that_the_kernel_does_not_know_keeps_no_other(
+async def test_a_name_unknown_to_the_kernel_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dropped = list[bytes]()
@@ -170,49 +170,49 @@ async def test_a_name_that_the_kernel_does_not_know_keeps_no_other(
 
 @pytest.fixture
 def threads(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The calls that were made in threads, of a tree whose names were fast so far."""
+    """Record the calls made in threads for a tree whose calls on names were fast so far."""
     run_sync, calls = trio.to_thread.run_sync, list[object]()
 
     async def counted(call: Callable[..., object], *args: object, **options: object) -> object:
         calls.append(args[0] if callable(args[0]) else call)
-        return await run_sync(call, *args, **options)  # type: ignore[arg-type]
+        return await run_sync(call, *args, **options)  # type: ignore[arg-type]  # passed on
 
     monkeypatch.setattr(trio.to_thread, "run_sync", counted)
     monkeypatch.setattr("cleanfs.source.inline_policy.RECENT_SECONDS", 60)
     monkeypatch.setattr("cleanfs.source.inline_policy.FAST_SECONDS", 0)
-    pace = tree.services.source_fs(tree.inodes.root).names
-    pace.inline = True
-    pace.returned()
+    policy = tree.services.source_fs(tree.inodes.root).names
+    policy.inline = True
+    policy.returned()
     return calls
 
 
-OURSELVES = namespace.Actor(os.geteuid(), os.getegid(), local=True)
+DAEMON = namespace.Actor(os.geteuid(), os.getegid(), local=True)
 
 
-async def test_calls_on_names_need_no_thread_where_they_do_not_wait(
+async def test_calls_on_names_that_do_not_wait_are_inline(
     tree: Tree, tmp_path: Path, threads: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cleanfs.source.io._sleeps", lambda: 0)  # whatever a busy machine does
+    monkeypatch.setattr("cleanfs.source.io._sleeps", lambda: 0)  # a busy machine may sleep
     root = tree.inodes.root
-    await tree.make(root, b"d", stat.S_IFDIR | 0o700, 0, b"", OURSELVES)
+    await tree.make(root, b"d", stat.S_IFDIR | 0o700, 0, b"", DAEMON)
     with pytest.raises(FileNotFoundError):
         await tree.look_up(root, b"absent")
-    opened, _, _ = await tree.create(root, b"f", 0o600, os.O_RDWR, OURSELVES)
+    opened, _, _ = await tree.create(root, b"f", 0o600, os.O_RDWR, DAEMON)
     os.close(opened.fd)
     fd = root.fd
-    await tree.change_names(root, OURSELVES, namespace.rename, fd, b"f", fd, b"g", 0)
-    await tree.change_names(root, OURSELVES, namespace.rmdir, fd, b"d")
+    await tree.change_names(root, DAEMON, namespace.rename, fd, b"f", fd, b"g", 0)
+    await tree.change_names(root, DAEMON, namespace.rmdir, fd, b"d")
     assert os.listdir(tmp_path) == ["g"]
     assert threads == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="this takes root")
-async def test_the_main_thread_acts_as_nobody_else(
+async def test_the_main_thread_does_not_act_as_another_user(
     tree: Tree, tmp_path: Path, threads: list[object]
 ) -> None:
-    somebody = namespace.Actor(12345, 23456, local=True)
+    other_user = namespace.Actor(12345, 23456, local=True)
     os.chmod(tmp_path, 0o777)
-    await tree.make(tree.inodes.root, b"d", stat.S_IFDIR | 0o700, 0, b"", somebody)
+    await tree.make(tree.inodes.root, b"d", stat.S_IFDIR | 0o700, 0, b"", other_user)
     assert os.stat(tmp_path / "d").st_uid == 12345
     assert threads == [namespace.make_node]
 
@@ -235,7 +235,7 @@ async def test_a_wait_for_names_is_not_followed_by_another_on_the_main_thread(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="this takes root")
-async def test_what_is_mounted_on_a_name_is_never_asked_by_the_main_thread(
+async def test_the_main_thread_never_calls_a_file_system_mounted_on_a_name(
     tree: Tree, tmp_path: Path, threads: list[object]
 ) -> None:
     root = tree.inodes.root
@@ -244,14 +244,14 @@ async def test_what_is_mounted_on_a_name_is_never_asked_by_the_main_thread(
     with fuse_mount(tmp_path / "mounted"):
         fd = root.fd
         for change in (
-            tree.change_names(root, OURSELVES, namespace.rmdir, fd, b"mounted"),
-            tree.change_names(root, OURSELVES, namespace.rename, fd, b"mounted", fd, b"new", 0),
-            tree.change_names(root, OURSELVES, namespace.rename, fd, b"other", fd, b"mounted", 0),
+            tree.change_names(root, DAEMON, namespace.rmdir, fd, b"mounted"),
+            tree.change_names(root, DAEMON, namespace.rename, fd, b"mounted", fd, b"new", 0),
+            tree.change_names(root, DAEMON, namespace.rename, fd, b"other", fd, b"mounted", 0),
         ):
             with pytest.raises(OSError, match="busy"):
                 await change
         assert threads == []
         with trio.move_on_after(0.1) as limit:
             await tree.look_up(root, b"mounted")
-        assert limit.cancelled_caught, "nobody serves it"
+        assert limit.cancelled_caught, "no process serves the mount"
         assert threads == [namespace.lookup]
