@@ -16,7 +16,7 @@ BackendFactory = Callable[[BackendOptions], Backend]
 
 
 class UnknownBackendError(LookupError):
-    """No installed package provides a backend of that name."""
+    """Says that no installed package provides a backend of that name."""
 
 
 def names() -> list[str]:

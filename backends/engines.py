@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 def native_module(name: str) -> ModuleType | None:
-    """An extension module, if it is to be used.
+    """Return an extension module, if it should be used.
 
     Raises ValueError, with a message for the user, if it is required and not there.
     """

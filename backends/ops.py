@@ -39,7 +39,7 @@ class FileKey(NamedTuple):
 
 @runtime_checkable
 class CleancacheOps(Protocol):
-    """What the frontend calls. Page indices are >= 0; pages are bytes of the pool's page size."""
+    """Declares what the frontend calls. Indices are >= 0; pages are bytes of the pool's page size."""
 
     def init_fs(self, page_size: int) -> int:
         """Open a private pool of pages of ``page_size`` bytes: its id, or a negative number."""
@@ -51,16 +51,16 @@ class CleancacheOps(Protocol):
         """
 
     def get_page(self, pool_id: int, key: FileKey, index: int) -> bytes | None:
-        """The page, or None."""
+        """Get a page; None if it is not there."""
 
     def put_page(self, pool_id: int, key: FileKey, index: int, page: bytes) -> None:
         """Offer a clean page."""
 
     def get_pages(self, pool_id: int, key: FileKey, first: int, count: int) -> list[bytes | None]:
-        """``count`` gets, from index ``first`` on, in one call. One FUSE read is 32 pages."""
+        """Make ``count`` gets, from index ``first`` on, in one call. One FUSE read is 32 pages."""
 
     def put_pages(self, pool_id: int, key: FileKey, pages: Sequence[tuple[int, bytes]]) -> None:
-        """Many puts, of (index, page), in one call."""
+        """Make many puts, of (index, page), in one call."""
 
     def flush_page(self, pool_id: int, key: FileKey, index: int) -> None:
         """Discard one page."""
@@ -77,7 +77,7 @@ class CleancacheOps(Protocol):
 
 @runtime_checkable
 class BorrowOps(Protocol):
-    """What a backend may offer beyond the contract, for ranges that the caller does not keep."""
+    """Declares what a backend may offer besides, for ranges that the caller does not keep."""
 
     def borrow_pages(self, pool_id: int, key: FileKey, first: int, count: int) -> bytes | None:
         """Get ``count`` pages from index ``first`` on, and put them back, in one call.
@@ -98,7 +98,7 @@ class Backend(CleancacheOps, Protocol):
 
     @property
     def pool_limit(self) -> int:
-        """Bytes of RAM that the backend may use, metadata included."""
+        """Return the bytes of RAM that the backend may use, metadata included."""
 
     def resize(self, pool_limit: int) -> None:
         """Change the limit, evicting down to it at once.
@@ -107,4 +107,4 @@ class Backend(CleancacheOps, Protocol):
         """
 
     def counters(self) -> Mapping[str, int]:
-        """A snapshot of the backend's own counters, by name."""
+        """Return a snapshot of the backend's own counters, by name."""

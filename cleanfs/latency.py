@@ -49,7 +49,7 @@ class HistogramSnapshot:
 
     @property
     def total(self) -> int:
-        """The number of values."""
+        """Return the number of values."""
         return sum(self.counts)
 
     def percentile(self, percent: float) -> float:
@@ -131,7 +131,7 @@ class LatencyStats:
 
     @property
     def reads(self) -> int:
-        """The number of reads of all kinds."""
+        """Return the number of reads of all kinds."""
         return sum(getattr(self, kind).total for kind in READ_KINDS)
 
     def by_kind(self) -> dict[str, HistogramSnapshot]:

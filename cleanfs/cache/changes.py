@@ -18,12 +18,12 @@ from cleanfs.cache.files import CachedFile
 
 
 class Changing:
-    """A context in which this task alone changes a file, and its record stays."""
+    """Lets this task alone change a file in a block, and keeps the file's record."""
 
     __slots__ = ("_file",)
 
     def __init__(self, file: CachedFile) -> None:
-        """Nothing is held yet."""
+        """Prepare the block; nothing is held yet."""
         self._file = file
 
     async def __aenter__(self) -> None:
@@ -52,7 +52,7 @@ class Changing:
 
 
 class Mutating(Changing):
-    """``Changing`` that invalidates the bytes ``start <= i < stop`` before and after.
+    """Does what ``Changing`` does, and invalidates the bytes ``start <= i < stop`` before and after.
 
     Without a stop the end of the file moves: invalidate from the old end on, if that is before
     ``start``, as the page that was the last one grows.
@@ -67,7 +67,7 @@ class Mutating(Changing):
         start: int,
         stop: int | None,
     ) -> None:
-        """Nothing is held, or invalidated, yet."""
+        """Prepare the block; nothing is held or invalidated yet."""
         super().__init__(file)
         self._invalidate = invalidate
         self._start = start

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class BackendBusyError(Exception):
-    """A backend is registered already."""
+    """Says that a backend is registered already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class CleancacheFs:
             self.put_pages(key, [(index, page)])
 
     def put_pages(self, key: FileKey, pages: Sequence[tuple[int, bytes]]) -> None:
-        """Offer clean pages. One that the backend chokes on is discarded there (put-put-get)."""
+        """Offer clean pages. One on which the backend fails is discarded there (put-put-get)."""
         if self.pool_id < 0:
             return
         cc = self._cleancache
@@ -253,7 +253,7 @@ class Cleancache:
             fs.init_pool()
 
     def check_free(self) -> None:
-        """Raises BackendBusyError if a backend is registered."""
+        """Raise BackendBusyError if a backend is registered."""
         if self.backend is not None:
             raise BackendBusyError(f"backend {self.backend.name} is registered already")
 
@@ -280,7 +280,7 @@ class Cleancache:
             self._mounted.remove(fs)
 
     def stats(self) -> CleancacheStats:
-        """A snapshot of the counters."""
+        """Return a snapshot of the counters."""
         return CleancacheStats(
             self.succ_gets, self.failed_gets, self.puts, self.flushes, self.backend_errors
         )

@@ -55,7 +55,7 @@ class CachedFile:
     )  # fmt: skip
 
     def __init__(self, key: FileKey, serial: int) -> None:
-        """Nothing of the file is cached yet."""
+        """Make the record of a file of which nothing is cached yet."""
         self.key = key
         self.dentry: Dentry | None = None
         """Identifies the file where its inode number does not last; kept as long as the record is."""
@@ -96,11 +96,11 @@ class FileRecords:
         self._serials = count(1)
 
     def __len__(self) -> int:
-        """How many."""
+        """Return how many records there are."""
         return len(self._by_key)
 
     def use(self, key: FileKey, dentry: Dentry | None) -> CachedFile:
-        """The record of a file, which is now the last to be forgotten; made if there is none."""
+        """Return, or make, the record of a file, which is now the last to be forgotten."""
         file = self._by_key.get(key)
         if file is not None:
             self._by_key.move_to_end(key)
@@ -114,15 +114,15 @@ class FileRecords:
         return file
 
     def get(self, key: FileKey) -> CachedFile | None:
-        """The record of a file, if there is one."""
+        """Return the record of a file, if there is one."""
         return self._by_key.get(key)
 
     def of_serial(self, serial: int) -> CachedFile:
-        """The record of a file with resident pages."""
+        """Return the record of a file with resident pages."""
         return self._by_serial[serial]
 
     def all(self) -> list[CachedFile]:
-        """All records, the longest unused first."""
+        """Return all records, the longest unused first."""
         return list(self._by_key.values())
 
     def forget(self, file: CachedFile) -> None:

@@ -26,17 +26,17 @@ class InFlightRead:
 
     @property
     def offset(self) -> int:
-        """Where it begins, in bytes."""
+        """Return where it begins, in bytes."""
         return self.first * self.page_size
 
     @property
     def size(self) -> int:
-        """Bytes that it requests."""
+        """Return how many bytes it requests."""
         return (self.stop - self.first) * self.page_size
 
     @property
     def short_end(self) -> int | None:
-        """Where the source ended, if the read came short."""
+        """Return where the source ended, if the read came short."""
         return None if len(self.data) == self.size else self.offset + len(self.data)
 
     def within(self, first: int, count: int) -> slice:

@@ -64,7 +64,7 @@ class PageCache:
         resident: Resident,
         max_files: int = MIN_FILES,
     ) -> None:
-        """``limit`` in bytes; 0 keeps nothing, so that every page goes through cleancache."""
+        """Start empty. ``limit`` is in bytes; with 0 every page goes through cleancache."""
         self.page_size = cleancache.page_size
         self._limit = limit
         self._cleancache = cleancache
@@ -81,7 +81,7 @@ class PageCache:
 
     @property
     def max_files(self) -> int:
-        """File records kept, except those in use."""
+        """Return how many file records are kept, beside those in use."""
         return self._records.max_files
 
     @max_files.setter
@@ -97,7 +97,7 @@ class PageCache:
         return self._records.get(key)
 
     def files(self) -> list[CachedFile]:
-        """All records."""
+        """Return all records."""
         return self._records.all()
 
     def forget(self, file: CachedFile) -> None:
@@ -251,12 +251,12 @@ class PageCache:
 
     @property
     def limit(self) -> int:
-        """Bytes that resident pages may take."""
+        """Return how many bytes resident pages may take."""
         return self._limit
 
     @property
     def used(self) -> int:
-        """Bytes that they take."""
+        """Return how many bytes they take."""
         return len(self._resident) * self._cost
 
     def resize(self, limit: int) -> None:
@@ -271,7 +271,7 @@ class PageCache:
         self._limit = limit
 
     def stats(self) -> PageCacheStats:
-        """A snapshot."""
+        """Return a snapshot."""
         return PageCacheStats(
             limit=self._limit,
             used=self.used,
@@ -288,6 +288,6 @@ class PageCache:
 
 
 def _cut(data: bytes, start: int, stop: int) -> Buffer:
-    """The bytes ``start <= i < stop`` of ``data``, without a copy."""
+    """Return the bytes ``start <= i < stop`` of ``data``, without a copy."""
     whole = start == 0 and stop == len(data)
     return data if whole else memoryview(data)[start:stop]

@@ -30,7 +30,7 @@ class RangeSet:
     __slots__ = ("_starts", "_stops", "dropped", "under_way", "writers")
 
     def __init__(self, *, dropped: bool) -> None:
-        """Nothing was read yet."""
+        """Start empty: nothing was read yet."""
         self.writers = 0
         """Open handles that can write."""
         self.dropped = dropped
@@ -42,13 +42,13 @@ class RangeSet:
         self._stops: list[int] = []
 
     def begin(self, start: int, stop: int) -> None:
-        """A read of these bytes begins. The kernel keeps the pages locked until the reply."""
+        """Begin a read of these bytes. The kernel keeps the pages locked until the reply."""
         if self.dropped:
             self.read(start, stop)
         self.under_way.append((start, stop))
 
     def end(self, start: int, stop: int) -> None:
-        """Its reply is about to be sent."""
+        """End a read, as its reply is about to be sent."""
         self.under_way.remove((start, stop))
 
     def being_read(self, start: int, stop: int) -> bool:

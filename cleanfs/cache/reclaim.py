@@ -34,16 +34,16 @@ class ReclaimPolicy(Protocol):
     """Pages that reclaim found referenced on the inactive list."""
 
     def __len__(self) -> int:
-        """How many pages are resident."""
+        """Return how many pages are resident."""
 
     def insert(self, pages: Iterable[int]) -> None:
-        """Pages that were not resident have become so."""
+        """Add pages that were not resident."""
 
     def touch(self, pages: Iterable[int]) -> None:
-        """Resident pages were hit."""
+        """Note that resident pages were hit."""
 
     def discard(self, pages: Iterable[int]) -> None:
-        """Pages are gone, with their history: their contents were invalidated."""
+        """Drop pages whose contents were invalidated, with their history."""
 
     def victims(self, count: int) -> list[int]:
         """Choose and forget up to ``count`` resident pages, the first to go first."""
@@ -65,11 +65,11 @@ class TwoListReclaim:
     # self._referenced holds resident pages only.
 
     def __len__(self) -> int:
-        """How many pages are resident."""
+        """Return how many pages are resident."""
         return len(self._inactive) + len(self._active)
 
     def insert(self, pages: Iterable[int]) -> None:
-        """New pages are inactive; refaulting ones are active."""
+        """Make new pages inactive, and refaulting ones active."""
         inactive, shadows = self._inactive, self._shadows
         for page in pages:
             if page in shadows:

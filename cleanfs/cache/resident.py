@@ -28,18 +28,18 @@ class Resident(Protocol):
 
     @property
     def overhead(self) -> int:
-        """RAM per resident page beyond its bytes, with the shadow of an evicted one (measured)."""
+        """Return the measured RAM per resident page beyond its bytes, with an evicted page's shadow."""
 
     def __len__(self) -> int:
-        """How many pages are resident."""
+        """Return how many pages are resident."""
 
     @property
     def refaults(self) -> int:
-        """Pages that came back soon after they were evicted."""
+        """Count the pages that came back soon after they were evicted."""
 
     @property
     def activations(self) -> int:
-        """Pages that reclaim found referenced."""
+        """Count the pages that reclaim found referenced."""
 
     def look_up(
         self, file: int, first: int, count: int, start: int, stop: int
@@ -79,17 +79,17 @@ class PythonResident:
         self._files: dict[int, set[int]] = {}
 
     def __len__(self) -> int:
-        """How many pages are resident."""
+        """Return how many pages are resident."""
         return len(self._pages)
 
     @property
     def refaults(self) -> int:
-        """Pages that came back soon after they were evicted."""
+        """Count the pages that came back soon after they were evicted."""
         return self._policy.refaults
 
     @property
     def activations(self) -> int:
-        """Pages that reclaim found referenced."""
+        """Count the pages that reclaim found referenced."""
         return self._policy.activations
 
     def look_up(

@@ -28,7 +28,7 @@ class SourceReads:
     """The reads of the source that the page cache makes (see the module)."""
 
     def __init__(self, page_size: int, insert: Callable[[CachedFile, InFlightRead], None]) -> None:
-        """``insert`` takes a read that succeeded and is not stale."""
+        """Call ``insert`` with each read that succeeds and is not stale."""
         self._page_size = page_size
         self._insert = insert
         self.shared_pages = 0

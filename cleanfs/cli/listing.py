@@ -14,7 +14,7 @@ from cleanfs.mount.config import MountError
 
 STATES = {
     errno.ENOTCONN: "dead",
-    errno.ETIMEDOUT: "no answer",
+    errno.ETIMEDOUT: "no reply",
     errno.EACCES: "no access",
     errno.ENOENT: "not ours",
 }

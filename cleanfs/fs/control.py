@@ -1,13 +1,13 @@
 """The control directory: ``MOUNT/.cleancache``, reachable by name, not listed in the root.
 
 An open gives the state at that moment, a further read from the start gives it anew, a write is one
-command. The kernel keeps no attributes of it, and never serves read(2) from its cache (direct I/O).
+command. The kernel caches no attributes of it, and never serves read(2) from its cache (direct I/O).
 
-Sizes are right, unlike those in /proc. sendfile and splice, and with them ``shutil.copyfile``, go
-through the kernel's page cache even where a file is opened for direct I/O, and end at the size that the
-kernel knows (Linux 6.18; with a size of 0 they copy nothing, without an error). So a lookup makes a
-file's text, and the open that follows reads that text. The size is the inode's, not the handle's, and a
-write moves it: while one thread has looked a file up or has it open, others find another inode there.
+Sizes are right, unlike those in /proc. sendfile and splice, and with them ``shutil.copyfile``, use the
+kernel's page cache even if a file is opened for direct I/O. They end at the size that the kernel knows;
+with a size of 0 they copy nothing, without an error (Linux 6.18). So a lookup makes a file's text, and
+the open that follows reads that text. The size belongs to the inode, not to the handle, and a write
+moves it. So while one thread has looked a file up or has it open, other threads find another inode.
 """
 
 import errno
@@ -37,18 +37,18 @@ DROP_CLEANCACHE = 2
 """Bits of what is written to ``drop``, as in ``/proc/sys/vm/drop_caches``."""
 
 MAX_COMMAND = 4096
-"""Bytes of a write. As in sysfs; the kernel would hand on in pieces what is much longer."""
+"""Bytes of a write, as in sysfs. The kernel would split a much longer one into several requests."""
 
 LOOK_NS = 1_000_000_000
-"""Nanoseconds that a thread has from its lookup to its open, for text and inode to be its own. An open
-of what was looked up before that (O_PATH) makes the text anew."""
+"""How many nanoseconds after a thread's lookup the text and inode are reserved for its open. A later
+open (O_PATH) makes the text anew."""
 
 MAX_TWINS = 64
-"""Nodes of a name. Beyond, threads share those that are not open."""
+"""The most nodes of a name. Beyond that, threads share those that are not open."""
 
 PASS_NS = 100_000_000
-"""Nanoseconds that a reader has for one pass over a text. One that begins anew after that, or after an
-empty read, gets a new text. tail(1) reads the last block of a file, and then all of it."""
+"""How many nanoseconds a reader has for one pass over a text. A reader that begins anew after that, or
+after an empty read, gets a new text. tail(1) reads the last block of a file, and then all of it."""
 
 NO_BACKEND = "none"
 
@@ -57,44 +57,44 @@ Write = Callable[[str], None]
 
 
 class Operator(Protocol):
-    """What control files can read and do. Setters raise ValueError, and change nothing, if wrong."""
+    """Reads and does what control files can. Wrong values raise ValueError, and change nothing."""
 
     def stats(self) -> MountStats:
-        """Everything."""
+        """Return all statistics."""
 
     def set_backend(self, name: str) -> None:
         """Register a backend, or take it out of service (``none``)."""
 
     def set_pool_limit(self, limit: int) -> None:
-        """Bytes that the backend may use."""
+        """Set how many bytes the backend may use."""
 
     def set_page_cache(self, limit: int) -> None:
-        """Bytes that the page cache may use."""
+        """Set how many bytes the page cache may use."""
 
     def set_log_level(self, level: str) -> None:
-        """The least severe level that is logged."""
+        """Set the least severe level that is logged."""
 
     def drop(self, what: int) -> None:
         """Drop the page cache (bit 1), cleancache (bit 2) or both."""
 
     @property
     def pool_limit(self) -> int:
-        """Bytes that the backend was promised, also while there is none."""
+        """Return the configured limit of the backend in bytes, also while there is none."""
 
     @property
     def page_cache(self) -> int:
-        """Bytes that the page cache was promised."""
+        """Return the configured limit of the page cache in bytes."""
 
     @property
     def log_level(self) -> str:
-        """The least severe level that is logged."""
+        """Return the least severe level that is logged."""
 
     def options(self) -> Mapping[str, object]:
-        """The options of the mount that hold now, by name."""
+        """Return the current options of the mount, by name."""
 
 
 class Node:
-    """A file or directory here."""
+    """Represents a control file or directory."""
 
     def __init__(
         self,
@@ -104,54 +104,54 @@ class Node:
         write: Write | None = None,
         list_children: Callable[[], Iterator[tuple[bytes, "Node"]]] | None = None,
     ) -> None:
-        """``number`` is its node id, ``mode`` has type and permission bits."""
+        """Make a node. ``number`` is its node id; ``mode`` has type and permission bits."""
         self.number = number
         self.mode = mode
         self.write = write
         self.twins: list[Node] = []
         """Nodes of the same name, for threads that open it while others have it open."""
         self.users = 0
-        """Handles of it that are open. While there are several, ``text`` does not change."""
+        """The number of open handles. While there are several, ``text`` does not change."""
         self.text = b""
-        """What the kernel was told the size of."""
+        """The text whose size the kernel was told."""
         self.made_ns = time.time_ns()
-        """When that was made."""
+        """The time when ``text`` was made."""
         self.seen_by = 0
-        """The thread that looked it up then."""
+        """The thread whose lookup made ``text``; 0 for none."""
         self._read = read
         self._list_children = list_children
 
     @property
     def readable(self) -> bool:
-        """Whether there is anything to read."""
+        """Tell whether there is anything to read."""
         return self._read is not None
 
     def is_free(self, thread: int, since_ns: int) -> bool:
-        """Whether it is not open, and no other thread has looked it up since then."""
+        """Tell whether it is not open, and no other thread has looked it up since then."""
         return not self.users and (self.seen_by in (0, thread) or self.made_ns < since_ns)
 
     def make_text(self) -> bytes:
-        """The state at this moment."""
+        """Return the state at this moment."""
         return b"" if self._read is None else os.fsencode(self._read())
 
     def renew(self) -> None:
-        """From now on ``text`` is the state at this moment."""
+        """Set ``text`` to the state at this moment."""
         if self.readable:
             self.text, self.made_ns = self.make_text(), time.time_ns()
 
     def twin(self, number: int) -> "Node":
-        """One more node of this name."""
+        """Make one more node of this name."""
         self.twins.append(made := Node(number, self.mode, self._read, self.write))
         return made
 
     @property
     def is_dir(self) -> bool:
-        """Whether it is a directory."""
+        """Tell whether it is a directory."""
         return self._list_children is not None
 
     @property
     def children(self) -> list[tuple[bytes, "Node"]]:
-        """Names and nodes in a directory. Raises NotADirectoryError."""
+        """Return the names and nodes in a directory. Raises NotADirectoryError."""
         if self._list_children is None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return list(self._list_children())
@@ -161,7 +161,7 @@ class Control:
     """The tree of control files of one mount."""
 
     def __init__(self, operator: Operator) -> None:
-        """Files read from and write to ``operator``."""
+        """Make the tree, whose files read from and write to ``operator``."""
         self._operator = operator
         self._nodes: dict[int, Node] = {}
         self._counters: dict[str, Node] = {}
@@ -192,11 +192,11 @@ class Control:
 
     @property
     def open_files(self) -> int:
-        """Handles of its files that are open."""
+        """Count the open handles of control files."""
         return sum(node.users for node in self._nodes.values())
 
     def node(self, number: int) -> Node | None:
-        """The node of a node id; None if the id is not of the control directory. Raises StaleError."""
+        """Return a node by its id; None if the id is no control file's. Raises StaleError."""
         if not CONTROL_BASE <= number < CONTROL_END:
             return None
         try:
@@ -205,7 +205,7 @@ class Control:
             raise StaleError from None
 
     def lookup(self, directory: Node, name: bytes, thread: int) -> Node:
-        """A child by name, to be shown to the kernel. Raises FileNotFoundError."""
+        """Find a child by name, to be shown to the kernel. Raises FileNotFoundError."""
         for child_name, child in directory.children:
             if child_name == name:
                 found = self.show(child, thread)
@@ -214,7 +214,7 @@ class Control:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def show(self, node: Node, thread: int = 0) -> Node:
-        """The node of a name to show to the kernel now, with a new text; no other thread uses it."""
+        """Return a node of this name that no other thread uses, with a new text, for a reply."""
         if node.is_dir:
             return node
         since_ns = time.time_ns() - LOOK_NS
@@ -244,7 +244,7 @@ class Control:
         return _ControlHandle(node)
 
     def truncate_only(self, node: Node, fields: SetattrFields) -> None:
-        """``> file`` truncates before it writes; nothing else can be changed. Raises FUSEError."""
+        """Allow only truncation, as ``> file`` truncates before it writes. Raises FUSEError."""
         others = fields.update_mode or fields.update_uid or fields.update_gid
         if others or node.write is None:
             raise FUSEError(errno.EPERM)

@@ -28,7 +28,7 @@ class Entries:
     """The entry makers of one mount."""
 
     def __init__(self, inodes: InodeTable, timeout: float, watch: SourceWatch | None) -> None:
-        """``timeout`` in seconds, for attributes and names."""
+        """Use ``timeout``, in seconds, for attributes and names."""
         self._inodes = inodes
         self._timeout = timeout
         # A timeout longer than that holds only where changes are announced.

@@ -19,7 +19,7 @@ class HandleTable:
     """Files, directories and control directories that are open."""
 
     def __init__(self, inodes: InodeTable, open_files: OpenFiles) -> None:
-        """Nothing is open."""
+        """Start with nothing open."""
         self._inodes = inodes
         self._open_files = open_files
         self._files: dict[int, Handle] = {}
@@ -29,36 +29,36 @@ class HandleTable:
         self._some_abandoned = trio.Event()
 
     def __getitem__(self, fh: int) -> Handle:
-        """The open file of a number."""
+        """Return the open file of a number."""
         return self._files[fh]
 
     def get(self, fh: int) -> Handle | None:
-        """The same, None if there is none."""
+        """Return the open file of a number; None if there is none."""
         return self._files.get(fh)
 
     def directory(self, fh: int) -> DirHandle | Node:
-        """The open directory of a number, or the control directory that it stands for."""
+        """Return the open directory of a number, or the control directory that it stands for."""
         return self._directories[fh]
 
     @property
     def count(self) -> int:
-        """How many files and directories are open, control files included."""
+        """Count the open files and directories, control files included."""
         directories = [found for found in self._directories.values() if isinstance(found, DirHandle)]
         return len(self._files) + len(directories)
 
     def open_for_writing(self) -> set[int]:
-        """Nodes of the files that are open for writing."""
+        """Return the nodes of the files that are open for writing."""
         handles = [handle for handle in self._files.values() if isinstance(handle, FileHandle)]
         return {handle.inode.node for handle in handles if handle.writable}
 
     def add(self, handle: Handle) -> FileHandleT:
-        """Number an open file."""
+        """Give an open file a number."""
         fh = FileHandleT(next(self._numbers))
         self._files[fh] = handle
         return fh
 
     def add_directory(self, directory: DirHandle | Node) -> FileHandleT:
-        """Number an open directory. The descriptor of a ``DirHandle`` counts from now on."""
+        """Give an open directory a number. The fd of a ``DirHandle`` counts from now on."""
         fh = FileHandleT(next(self._numbers))
         self._directories[fh] = directory
         if isinstance(directory, DirHandle):

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class HasReplies(Protocol):
-    """What has handlers."""
+    """Has handlers, and the undo actions of their replies."""
 
     refused_replies: RefusedReplies
 

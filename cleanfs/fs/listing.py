@@ -25,7 +25,7 @@ class Lister:
     def __init__(
         self, inodes: InodeTable, tree: Tree, entries: Entries, rollback: ReplyRollback
     ) -> None:
-        """Of how much a reply takes, there is only a guess."""
+        """Start with a guess of how many entries a reply takes."""
         self._inodes = inodes
         self._tree = tree
         self._entries = entries

@@ -1,4 +1,4 @@
-"""Change names: record a change in the inode table; after an uncertain one, have the kernel look."""
+"""Change names, and record each change; after an uncertain one, make the kernel look the name up."""
 
 import errno
 import os
@@ -29,22 +29,22 @@ DEFINITE: Final = frozenset(
         *(errno.ENOTEMPTY, errno.EDQUOT, errno.EBUSY, errno.EOPNOTSUPP, errno.EMFILE, errno.ENFILE),
     }
 )
-"""Errors that say why a name was not changed. Any other leaves it open whether it was."""
+"""Errors that say that a name was not changed. After any other error it may have been."""
 
 
 @dataclass(frozen=True, slots=True)
 class NameChange:
-    """What a change of names did."""
+    """Says what a change of names did."""
 
     inodes: tuple[Inode | None, ...] = ()
-    """Those whose link count or ctime it moved; None for what is not in the table."""
+    """The inodes whose link count or ctime it moved; None for one that is not in the table."""
     there: tuple[Place, ...] = ()
     """Names that lead elsewhere now, or are in use."""
     gone: tuple[Place, ...] = ()
 
 
 class NameChanges:
-    """The changes of names of one mount."""
+    """Changes names in one mount."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class NameChanges:
         stale_names: StaleNames,
         control: Control,
     ) -> None:
-        """Names of ``control`` cannot be changed."""
+        """Refuse to change the names of ``control``."""
         self._services = services
         self._inodes = inodes
         self._tree = tree
@@ -71,7 +71,7 @@ class NameChanges:
         return ChangingName(self._tree, self._inodes[parent_node], name)
 
     def actor(self, parent: Inode, ctx: RequestContext) -> Actor:
-        """Who makes a change in a directory."""
+        """Return the requester of a change in a directory."""
         return Actor(ctx.uid, ctx.gid, ctx.umask, local=self._services.is_local(parent))
 
     async def make(
@@ -114,7 +114,8 @@ class NameChanges:
     ) -> NameChange:
         """Rename what is at ``old``, a parent's node and a name, to ``new``."""
         (_, old_name), (_, new_name) = old, new
-        # Both before the first wait, in which the kernel may forget one whose program is gone.
+        # Look up both before the first wait, during which the kernel may forget either inode if the
+        # requester is gone.
         using_old, using_new = self.changing(*old), self.changing(*new)
         async with using_old as old_parent, using_new as new_parent:
             actor, rename = self.actor(old_parent, ctx), namespace.rename
@@ -136,7 +137,7 @@ class NameChanges:
             self._inodes.moved(replaced, *old)
         elif replaced is not None:
             self._inodes.lost_name(replaced, *new)
-        # For the kernel a directory is still there, in use: its old name is only looked up again.
+        # The kernel may still use the directory by its old name, so that name only expires.
         is_dir = stat_module.S_ISDIR(done.moved.before.st_mode)
         if is_dir or exchanged or flags & syscalls.RENAME_WHITEOUT:
             return NameChange((moved, replaced), there=(new, old))
@@ -159,12 +160,15 @@ class NameChanges:
 
 
 class ChangingName(Using):
-    """``NameChanges.changing``. After an error that leaves it open, the kernel looks the name up."""
+    """Implements ``NameChanges.changing``.
+
+    After an error that leaves the outcome open, the kernel must look the name up.
+    """
 
     __slots__ = ("_name",)
 
     def __init__(self, tree: Tree, parent: Inode, name: bytes) -> None:
-        """A block that has not begun."""
+        """Prepare the block."""
         super().__init__(tree, parent)
         self._name = name
 

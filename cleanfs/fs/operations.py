@@ -77,7 +77,7 @@ class CleanFS(pyfuse3.Operations):
         attr_timeout: float,
         watch: SourceWatch | None = None,
     ) -> None:
-        """``attr_timeout`` in seconds, for attributes and names."""
+        """Use ``attr_timeout``, in seconds, for attributes and names."""
         super().__init__()
         mode = services.coherency.mode
         self._services = services
@@ -111,7 +111,7 @@ class CleanFS(pyfuse3.Operations):
         return self._handles.count - self._control.open_files
 
     def open_for_writing(self) -> set[int]:
-        """Nodes of the files that are open for writing."""
+        """Return the nodes of the files that are open for writing."""
         return self._handles.open_for_writing()
 
     async def keep_bounded(self) -> None:
@@ -216,7 +216,7 @@ class CleanFS(pyfuse3.Operations):
     async def _set_attributes(
         self, node: int, io_fd: int, wanted: NewAttributes, ctx: RequestContext
     ) -> EntryAttributes:
-        """``io_fd`` is the descriptor by which the requester has the file open for writing, or -1."""
+        """Set attributes. ``io_fd`` is the fd of the requester's file open for writing, or -1."""
         async with self._tree.using(node) as inode:
             new, unchanged = await self._permissions.check_setattr(inode, io_fd, wanted, ctx)
             if unchanged is not None:
@@ -335,7 +335,7 @@ class CleanFS(pyfuse3.Operations):
                 return info, entry
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        """The hook of the fast path (see ``PageCache.read``)."""
+        """Read: the hook of the fast path (see ``PageCache.read``)."""
         try:
             return await self._handles[fh].read(off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
         except OSError as exc:
@@ -471,7 +471,7 @@ class CleanFS(pyfuse3.Operations):
 
     @handler
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
-        """Whether the requester has access. With ``default_permissions`` the kernel decides this."""
+        """Check access. With ``default_permissions`` the kernel decides this itself."""
         return is_granted(await self.getattr(inode, ctx), mode, ctx)
 
     # -- shared pieces ------------------------------------------------------------------------

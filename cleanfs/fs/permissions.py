@@ -33,7 +33,7 @@ class Permissions:
     """The checks of one mount. Each raises StaleError or another OSError."""
 
     def __init__(self, services: Services, tree: Tree, stale_names: StaleNames) -> None:
-        """Checks that go by names use ``stale_names``."""
+        """Check calls by name with ``stale_names``."""
         self._services = services
         self._tree = tree
         self._stale_names = stale_names
@@ -144,7 +144,7 @@ class Permissions:
 
 
 def is_granted(attr: EntryAttributes, mode: int, ctx: RequestContext) -> bool:
-    """Whether mode and owners give the requester the access ``mode`` (``access(2)``)."""
+    """Tell whether mode and owners give the requester the access ``mode`` (``access(2)``)."""
     if ctx.uid == 0:
         return not mode & os.X_OK or bool(attr.st_mode & 0o111)
     if ctx.uid == attr.st_uid:
@@ -157,7 +157,7 @@ def is_granted(attr: EntryAttributes, mode: int, ctx: RequestContext) -> bool:
 
 
 def _may_be_by_name(inode: Inode, new: NewAttributes) -> bool:
-    """Whether a setattr that names no open file is by a path, so that the kernel can retry it.
+    """Tell whether a setattr that names no open file is by a path, so that the kernel can retry it.
 
     ftruncate names its file. fchmod and its like do not, so they can only be told apart where no file
     is open. Times alone may be the kernel's own, which sets them late (``--writeback``).
@@ -168,7 +168,7 @@ def _may_be_by_name(inode: Inode, new: NewAttributes) -> bool:
 
 
 def _is_before_a_write(st: os.stat_result, caller: Caller, lost_capability: bool) -> bool:
-    """Whether a setattr of no attribute only announces a write, which will clear set-id bits.
+    """Tell whether a setattr of no attribute only announces a write, which will clear set-id bits.
 
     The kernel sends one then, and also for a chown to nobody else. A user can chown such a file only
     as its owner; and there is no harm if an owner's bits go a moment before the write. Root's

@@ -1,4 +1,4 @@
-"""Undo what a reply gave if the kernel refuses the reply, as the requesting process is gone.
+"""Undo what a reply gave if the kernel refuses the reply because the requester is gone.
 
 A handler calls one of these methods last, right before it returns (``RefusedReplies.hold``). The call
 says what the reply gives: a kernel reference, an open file, news of a change. If the reply is refused,
@@ -20,57 +20,57 @@ from cleanfs.vfs.kernel_view import UNKNOWN, Told
 
 
 class ReplyRollback:
-    """The undo actions of one mount's handlers."""
+    """Registers the undo action of each reply of one mount's handlers."""
 
     def __init__(
         self, replies: RefusedReplies, notifier: Notifier, inodes: InodeTable, handles: HandleTable
     ) -> None:
-        """``replies`` keeps the action for each reply until the kernel has taken it."""
+        """Keep the action for each reply in ``replies`` until the kernel has taken the reply."""
         self._replies = replies
         self._invalidate = functools.partial(invalidate, notifier)
         self._inodes = inodes
         self._handles = handles
 
     def nothing(self) -> None:
-        """The reply gives nothing."""
+        """Register that the reply gives nothing."""
         self._replies.hold(None)
 
     def attributes(self, inode: Inode) -> None:
-        """The reply tells attributes. Call this before they are recorded as told."""
+        """Register the undo of attributes. Call this before they are recorded as told."""
         self._replies.hold(functools.partial(inode.kernel.rollback, inode.kernel.told))
 
     def acl(self, inode: Inode) -> None:
-        """The reply tells an access ACL that is not the one told before."""
+        """Register the undo of an access ACL that is not the one told before."""
         self._replies.hold(functools.partial(inode.kernel.rollback, UNKNOWN))
 
     def change(self, inode: Inode, before: Told | None = None) -> None:
-        """The reply tells of a change of an inode (see ``invalidate``)."""
+        """Register the undo of news that an inode changed (see ``invalidate``)."""
         self._replies.hold(functools.partial(self._invalidate, inode, before=before))
 
     def names(self, change: NameChange) -> None:
-        """The reply tells of a change of names."""
+        """Register the undo of news that names changed."""
         self._replies.hold(
             functools.partial(self._invalidate, *change.inodes, there=change.there, gone=change.gone)
         )
 
     def found(self, inode: Inode) -> None:
-        """The reply gives a reference to what was found, and tells its attributes."""
+        """Register the undo of a reference to an inode that was found, and of its attributes."""
         self._replies.hold(functools.partial(self._not_found, inode, inode.kernel.told))
 
     def made(self, inode: Inode) -> None:
-        """The reply gives a reference to what was made, and tells its attributes."""
+        """Register the undo of a reference to an inode that was made, and of its attributes."""
         self._replies.hold(functools.partial(self._not_made, inode, inode.kernel.told))
 
     def listed(self, listed: list[tuple[Inode, Told]]) -> None:
-        """The reply gives a reference to each inode. With each is what was told of it before."""
+        """Register the undo of references to inodes; with each is what was told of it before."""
         self._replies.hold(functools.partial(self._not_listed, listed))
 
     def opened(self, fh: FileHandleT, changed: Inode | None = None, before: Told | None = None) -> None:
-        """The reply gives an open file, and tells of a change that came or was found with the open."""
+        """Register the undo of an open file, and of news of a change that the open made or found."""
         self._replies.hold(functools.partial(self._not_opened, fh, changed, before))
 
     def created(self, fh: FileHandleT, inode: Inode, before: Told) -> None:
-        """The reply gives an open file that was made."""
+        """Register the undo of a file that was made and opened."""
         self._replies.hold(functools.partial(self._not_created, fh, inode, before))
 
     def _not_found(self, inode: Inode, before: Told) -> None:

@@ -89,18 +89,19 @@ class MountStats:
 
     @property
     def hit_ratio(self) -> float:
-        """Part of the pages asked for that the page cache or cleancache had; 0 if none was asked."""
-        asked = self.pagecache.hits + self.pagecache.misses
-        return (self.pagecache.hits + self.cleancache.succ_gets) / asked if asked else 0.0
+        """Return the share of requested pages that a cache had; 0 if none was requested."""
+        requested = self.pagecache.hits + self.pagecache.misses
+        found = self.pagecache.hits + self.cleancache.succ_gets
+        return found / requested if requested else 0.0
 
     @property
     def compression_ratio(self) -> float:
-        """Bytes of kept pages over the bytes that they are kept in; 0 if there are none."""
+        """Return the bytes of kept pages over the bytes that they are kept in; 0 if there are none."""
         kept = self.counters.get("eph_zbytes", 0)
         return self.counters.get("eph_pagebytes", 0) / kept if kept else 0.0
 
     def values(self) -> dict[str, Value]:
-        """All values by their flat names, in a stable order; the backend's come last."""
+        """Return all values by their flat names, in a stable order; the backend's come last."""
         return {
             "version": self.version,
             "source": self.source,
@@ -137,7 +138,7 @@ class MountStats:
         }
 
     def latency_values(self) -> dict[str, Value]:
-        """How many requests of each kind, and the percentiles of their latencies in microseconds.
+        """Return the number of requests of each kind, and percentiles of latencies in microseconds.
 
         Of the mount's whole life. Prometheus gets none of them: it has the histograms.
         """
@@ -150,14 +151,14 @@ class MountStats:
         return values
 
     def as_text(self) -> str:
-        """``name value`` lines. The backend's counters carry its name as a prefix."""
+        """Write ``name value`` lines. The backend's counters carry its name as a prefix."""
         values = {**self.values(), **self.latency_values()}
         lines = [f"{name} {_one_line(value)}" for name, value in values.items()]
         lines += [f"{self.backend}_{name} {value}" for name, value in self.counters.items()]
         return "\n".join(lines) + "\n"
 
     def as_json(self) -> str:
-        """One object; the backend's counters are the member ``backend_counters``.
+        """Write one object; the backend's counters are the member ``backend_counters``.
 
         The member ``latencies`` has an object for each kind of request: ``count``, ``sum_ns`` and
         ``buckets_ns``, in which the count of a bucket stands by the nanoseconds below which it ends.
@@ -169,7 +170,7 @@ class MountStats:
         return json.dumps({**self.values(), **self.latency_values(), **nested}, indent=2) + "\n"
 
     def as_prometheus(self) -> str:
-        """Prometheus text exposition format 0.0.4."""
+        """Write Prometheus text exposition format 0.0.4."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Metrics(self))
         return generate_latest(registry).decode()
@@ -223,13 +224,13 @@ def _latency_metric(latencies: LatencyStats, mountpoint: str) -> HistogramMetric
 
 
 def _le_buckets(histogram: HistogramSnapshot) -> list[tuple[str, int]]:
-    """Cumulative counts. Ours end before their bound: what takes just that long counts above it."""
+    """Return cumulative counts. Our buckets exclude their bound: that duration counts above it."""
     below = [(repr(ns / 1e9), histogram.below(ns)) for ns in METRICS_LE_NS]
     return [*below, ("+Inf", histogram.total)]
 
 
 def _printable(text: str) -> str:
-    """Paths may hold any bytes; a metrics label is UTF-8."""
+    """Make a path, which may hold any bytes, a metrics label, which is UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -30,7 +30,7 @@ class Xattrs:
         permissions: Permissions,
         rollback: ReplyRollback,
     ) -> None:
-        """``permissions`` checks changes."""
+        """Check changes with ``permissions``."""
         self._services = services
         self._inodes = inodes
         self._tree = tree

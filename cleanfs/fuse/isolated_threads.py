@@ -31,7 +31,7 @@ FIRST_DESCRIPTOR: Final = 3
 
 
 class _Call:
-    """One call and what became of it."""
+    """Holds one call and what became of it."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
@@ -40,7 +40,7 @@ class _Call:
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """In a thread."""
+        """Make the call, in a thread."""
         try:
             self._value = self._call()
         except BaseException as exc:  # it is raised where it was asked for
@@ -59,7 +59,7 @@ class IsolatedThreads:
     """
 
     def __init__(self, threads: int) -> None:
-        """Prepare so many threads. When all are busy, which may be for long, further calls wait."""
+        """Prepare so many threads. While all are busy, perhaps for long, further calls wait."""
         self.threads = threads
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._done: deque[_Call] = deque()

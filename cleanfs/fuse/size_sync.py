@@ -74,7 +74,7 @@ def refresh_kernel_size(where: MountedAt, node: int, generation: int) -> bool:
 
 
 def _open(where: MountedAt, node: int, generation: int) -> int:
-    """Raises OSError."""
+    """Open the file. Raises OSError."""
     root = os.open(where.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return syscalls.open_by_handle(root, file_handle(node, generation), os.O_PATH)

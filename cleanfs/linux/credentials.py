@@ -44,7 +44,7 @@ class _CapHeader(ctypes.Structure):
 
 
 class _CapData(ctypes.Structure):
-    """Half of the 64-bit sets: ``struct __user_cap_data_struct``."""
+    """Mirror ``struct __user_cap_data_struct``, half of the 64-bit sets."""
 
     _fields_ = [
         ("effective", ctypes.c_uint32),

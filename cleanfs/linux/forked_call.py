@@ -56,7 +56,7 @@ def forked_call(call: Callable[[], bytes], path: str, seconds: float = REPLY_SEC
         else:
             os.waitpid(child, 0)
     if message is None:
-        raise TimeoutError(errno.ETIMEDOUT, "does not answer", path)
+        raise TimeoutError(errno.ETIMEDOUT, "does not reply", path)
     if message[:1] == RETURNED:
         return message[1:]
     number, _, why = message[1:].decode(errors="surrogateescape").partition(" ")

@@ -177,7 +177,7 @@ def known_id(path: str) -> tuple[int, int]:
 
 
 def known_id_of_name(dir_fd: int, name: bytes) -> tuple[int, int]:
-    """The same of a name in a directory, which is looked up and not followed. Raises OSError."""
+    """Return the same of a name in a directory, looked up and not followed. Raises OSError."""
     flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
     device, ino, _ = _known(dir_fd, name, flags, STATX_INO)
     return device, ino

@@ -106,12 +106,12 @@ class CacheLimits:
 
     @property
     def configured(self) -> Sizes:
-        """The limits that the user configured."""
+        """Return the limits that the user configured."""
         return self._configured
 
     @property
     def effective(self) -> Sizes:
-        """The effective limits."""
+        """Return the effective limits."""
         return self._effective
 
     def set_pool_limit(self, limit: int) -> None:
@@ -201,7 +201,7 @@ class CacheLimits:
             log.warning("%s", warning)
 
     def _apply_at_once(self) -> None:
-        """Apply the limits before returning, for a user who has just set one."""
+        """Apply the limits before returning, because the user has just set one."""
         while self._apply_slice():
             pass
         syscalls.trim_malloc()
@@ -273,7 +273,7 @@ class CacheLimits:
         return self._pool_used() + self._pagecache.used
 
     def _pool_used(self) -> int:
-        """Return the bytes that the backend uses; its limit if it does not say."""
+        """Return the bytes that the backend uses; its limit if it has no such counter."""
         backend = self._cleancache.backend
         if backend is None:
             return 0

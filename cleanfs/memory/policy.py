@@ -64,12 +64,12 @@ class Headroom:
 
     @property
     def reserve(self) -> int:
-        """The bytes that the caches leave to others."""
+        """Return the bytes that the caches leave to others."""
         return min(max(self.limit // RESERVE_SHARE, MIN_RESERVE), MAX_RESERVE)
 
     @property
     def spare(self) -> int:
-        """The bytes by which the caches could grow; negative: they must shrink."""
+        """Return the bytes by which the caches could grow; negative: they must shrink."""
         return self.available - self.reserve
 
 
@@ -87,7 +87,7 @@ class Sizes:
 
     @property
     def total(self) -> int:
-        """The sum of both."""
+        """Return the sum of both."""
         return self.pool + self.page_cache
 
 
@@ -113,7 +113,7 @@ class Policy:
 
     @property
     def short(self) -> bool:
-        """Whether memory is withheld from the caches."""
+        """Tell whether memory is withheld from the caches."""
         return self._cap is not None
 
     def allowance(self, configured: int) -> int:

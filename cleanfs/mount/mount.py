@@ -206,7 +206,7 @@ class Mount:
         ).run()
         pyfuse3.terminate()
         await trio.sleep(STOP_GRACE_SECONDS)
-        log.warning("the source does not answer; open requests are abandoned")
+        log.warning("the source does not reply; open requests are abandoned")
         everything.cancel()
 
     def _mount(self, init_flags: InitFlags) -> None:
@@ -268,12 +268,12 @@ class Mount:
 
     @property
     def pool_limit(self) -> int:
-        """The configured limit of the backend, or of the next one, in bytes."""
+        """Return the configured limit of the backend, or of the next one, in bytes."""
         return self._cache_limits.configured.pool
 
     @property
     def page_cache(self) -> int:
-        """The configured limit of the page cache, in bytes."""
+        """Return the configured limit of the page cache, in bytes."""
         return self._cache_limits.configured.page_cache
 
     def set_backend(self, name: str) -> None:
@@ -302,7 +302,7 @@ class Mount:
 
     @property
     def log_level(self) -> str:
-        """The least severe level that is logged."""
+        """Return the least severe level that is logged."""
         return logging.getLevelName(logging.getLogger().level).lower()
 
     def set_log_level(self, level: str) -> None:

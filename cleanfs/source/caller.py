@@ -22,7 +22,7 @@ class Caller:
 
     @property
     def privileged(self) -> bool:
-        """Whether its changes leave set-id bits alone (CAP_FSETID)."""
+        """Tell whether its changes leave set-id bits alone (CAP_FSETID)."""
         return self.uid == 0
 
     def in_group(self, gid: int) -> bool:

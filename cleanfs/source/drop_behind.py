@@ -40,7 +40,7 @@ class Stream:
     __slots__ = ("_expected", "_start", "_stop")
 
     def __init__(self) -> None:
-        """No read yet."""
+        """Start without a read."""
         self._start = self._stop = 0
         """The range that these reads may have left in the source's page cache."""
         self._expected = 0

@@ -5,16 +5,16 @@ import os
 
 
 class StaleError(OSError):
-    """The file is not where it was: the kernel must look it up again."""
+    """Says that the file is not where it was: the kernel must look it up again."""
 
     def __init__(self) -> None:
-        """ESTALE."""
+        """Set errno ESTALE."""
         super().__init__(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
 class HalfDoneError(OSError):
-    """A call failed after it had done something that must not be done again."""
+    """Says that a call failed after it had done something that must not be repeated."""
 
     def __init__(self, cause: OSError) -> None:
-        """With the errno of ``cause``."""
+        """Take the errno of ``cause``."""
         super().__init__(cause.errno, cause.strerror)

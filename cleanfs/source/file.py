@@ -33,7 +33,7 @@ nothing about what the source can do; and the last page of such a file is a byte
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a write did: bytes written, and the file's attributes right before and right after."""
+    """Says what a write did: bytes written, and the file's attributes right before and right after."""
 
     count: int
     before: os.stat_result
@@ -46,7 +46,7 @@ class SourceFile:
     __slots__ = ("_backing", "_durable", "_fd", "_fs", "_stream")
 
     def __init__(self, fd: int, fs: SourceFs, backing: Backing, *, durable: bool = False) -> None:
-        """``durable`` says that a write itself waits for the disk (O_SYNC, O_DSYNC)."""
+        """Read and write by ``fd``; ``durable`` writes wait for the disk (O_SYNC, O_DSYNC)."""
         self._fd = fd
         self._fs = fs
         self._backing = backing

@@ -55,7 +55,7 @@ class InlinePolicy:
 
     @property
     def recent(self) -> bool:
-        """Whether a call has just returned: the file system is not frozen."""
+        """Tell whether a call has just returned: the file system is not frozen."""
         return self._clock() - self._returned < RECENT_SECONDS
 
     def returned(self) -> None:
@@ -86,10 +86,10 @@ class InlinePolicy:
 class NowaitProbe:
     """Decide whether to try RWF_NOWAIT, which a cold disk refuses again and again.
 
-    After ``PATIENCE`` refusals in a row only every ``STEP``-th call tries; after one success all do.
+    After ``MAX_REFUSALS`` refusals in a row only each ``STEP``-th call tries; after a success all do.
     """
 
-    PATIENCE: Final = 16
+    MAX_REFUSALS: Final = 16
     STEP: Final = 8
 
     __slots__ = ("_refused",)
@@ -100,7 +100,7 @@ class NowaitProbe:
 
     def worthwhile(self) -> bool:
         """Tell whether this call should try. One that does not counts as refused."""
-        if self._refused < self.PATIENCE or self._refused % self.STEP == 0:
+        if self._refused < self.MAX_REFUSALS or self._refused % self.STEP == 0:
             return True
         self._refused += 1
         return False

@@ -64,7 +64,7 @@ class Traffic:
 
 
 class SourceFs:
-    """One file system of the source: what it can do, and how fast it was lately."""
+    """Describes one file system of the source: what it can do, and how fast it was lately."""
 
     __slots__ = (
         "dontcache",
@@ -128,7 +128,7 @@ class Backing:
         return outcome()
 
     def stats(self) -> BackingStats:
-        """A snapshot."""
+        """Return a snapshot."""
         traffic = self.traffic
         return BackingStats(
             source_reads=traffic.reads,
@@ -160,7 +160,7 @@ def _sleeps() -> int:
 
 
 def _timed(call: Callable[[*Ts], T], *args: *Ts) -> tuple[float, Callable[[], T]]:
-    """Time a call, in a thread. Returns its seconds, and what gives its result or raises its error."""
+    """Time a call, in a thread. Returns its seconds, and a function that gives its result."""
     start = time.perf_counter()
     try:
         result = call(*args)

@@ -21,7 +21,7 @@ def _handle_of_name(dir_fd: int, name: bytes) -> bytes | None:
 
 
 class ListedEntry(NamedTuple):
-    """What is known of a directory entry."""
+    """Describes a directory entry."""
 
     stat: os.stat_result
     handle: bytes | None
@@ -56,21 +56,21 @@ class Names:
     __slots__ = ("_packed", "_starts")
 
     def __init__(self, names: Sequence[bytes] = ()) -> None:
-        """Pack them."""
+        """Pack the names."""
         self._packed = b"/".join(names)
         self._starts = array("Q", accumulate((len(name) + 1 for name in names), initial=0))
 
     def __len__(self) -> int:
-        """How many."""
+        """Return how many there are."""
         return len(self._starts) - 1
 
     def __getitem__(self, position: int) -> bytes:
-        """The one at a position >= 0. Raises IndexError."""
+        """Return the name at a position >= 0. Raises IndexError."""
         stop = self._starts[position + 1] - 1
         return self._packed[self._starts[position] : stop]
 
     def some(self, position: int, count: int) -> list[bytes]:
-        """Up to ``count`` of them from a position on."""
+        """Return up to ``count`` names from a position on."""
         return [self[i] for i in range(position, min(position + count, len(self)))]
 
 

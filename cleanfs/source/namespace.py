@@ -51,7 +51,7 @@ class Changed:
 
     @property
     def gone(self) -> bool:
-        """Whether its last name is gone."""
+        """Tell whether its last name is gone."""
         return self.after is not None and self.after.st_nlink == 0
 
 
@@ -71,7 +71,7 @@ def lookup(parent_fd: int, name: bytes) -> Opened:
 
 
 def identify(parent_fd: int, name: bytes) -> tuple[int, int]:
-    """Device and inode number of what a name leads to. Raises OSError.
+    """Return device and inode number of what a name leads to. Raises OSError.
 
     A file system mounted there is not asked. (NFS is: by ``d_weak_revalidate`` of Linux.)
     """
@@ -280,14 +280,14 @@ def rmdir(parent_fd: int, name: bytes, actor: Actor) -> Changed:
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """What a rename did to the object that was moved, and to the one in its way, if any."""
+    """Says what a rename did to the object that was moved, and to the replaced one, if any."""
 
     moved: Changed
     replaced: Changed | None
 
 
 def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int, actor: Actor) -> Renamed:
-    """``renameat2``. A whiteout that it leaves (RENAME_WHITEOUT) becomes the actor's."""
+    """Rename (``renameat2``). A whiteout that it leaves (RENAME_WHITEOUT) becomes the actor's."""
     with _Holding(old_dir, old) as moved:
         try:
             target = _Holding(new_dir, new)
@@ -346,7 +346,7 @@ def _stat_after(fd: int) -> os.stat_result | None:
 
 
 def sync(fd: int, data_only: bool) -> None:
-    """``fsync`` or ``fdatasync``."""
+    """Call ``fsync`` or ``fdatasync``."""
     (os.fdatasync if data_only else os.fsync)(fd)
 
 

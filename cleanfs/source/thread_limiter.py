@@ -35,14 +35,14 @@ class ThreadLimiter:
 
     @property
     def oldest_seconds(self) -> float:
-        """How long the oldest call has waited; 0 if there is none."""
+        """Return how long the oldest call has waited; 0 if there is none."""
         for since in self._running.values():
             return self._clock() - since
         return 0.0
 
     @property
     def hung(self) -> int:
-        """Calls that hang."""
+        """Count the calls that hang."""
         late = self._clock() - HUNG_SECONDS
         return sum(since <= late for since in self._running.values())
 
@@ -66,7 +66,7 @@ class ThreadLimiter:
         self._taken.set()
 
     def release_on_behalf_of(self, borrower: object) -> None:
-        """The call has returned."""
+        """Note that the call has returned."""
         del self._running[borrower]
         self._freed.set()
 

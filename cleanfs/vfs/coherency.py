@@ -1,18 +1,18 @@
-"""Detect that the source was changed by others.
+"""Detect that others changed the source.
 
-Pages hang on a file key and on the *fingerprint* under which they were read: size, mtime, ctime.
-When the file is opened, or its attributes are refreshed, and the fingerprint is another one, every
-page of it is flushed, here and in the kernel.
+Cached pages belong to a file key and to the *fingerprint* under which they were read: size, mtime,
+ctime. When an open or an attribute refresh finds another fingerprint, all pages of the file are
+flushed, here and in the kernel.
 
-A fingerprint is *racy* (git's word, ``Documentation/technical/racy-git.txt``) if it was taken while
-another change could still have left it as it is: within the timestamp granularity of the file's
-last change. A racy fingerprint shows a change but cannot prove that there was none, so an open
-that finds it flushes, once, and takes a new one.
+A fingerprint is *racy* (git's word, ``Documentation/technical/racy-git.txt``) if another change could
+still leave it unchanged. That is so within the timestamp granularity of the file's last change. A racy
+fingerprint can show a change but not prove that there was none. So an open that finds one flushes the
+file, once, and takes a new fingerprint.
 
-Our own changes move the fingerprint too. The worker thread that makes one takes a fingerprint right
-before and right after. If the first is the known one, nobody else has changed the file, and the second
-takes its place. A change by others between the two is not lost: the new fingerprint is racy, so the
-next open flushes.
+Our own changes move the fingerprint too. The worker thread that makes a change takes a fingerprint
+right before and right after it. If the first is the known one, nobody else has changed the file, and
+the second replaces it. A change by others between the two is not lost: the new fingerprint is racy, so
+the next open flushes.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ from cleanfs.cache.pagecache import PageCache
 
 
 class Coherency(StrEnum):
-    """What may change the source beside this mount."""
+    """Says what may change the source beside this mount."""
 
     OPEN = "open"
     """Checked at open and at attribute refresh."""
@@ -37,21 +37,21 @@ class Coherency(StrEnum):
 ATTR_TIMEOUTS = {Coherency.OPEN: 1.0, Coherency.WATCH: 1.0, Coherency.NONE: 86_400.0}
 """Default attribute and entry timeouts, in seconds.
 
-Where nobody else changes the source, what the kernel knows is right until it is forgotten for want of
-memory. A day, and not forever: a source that was changed all the same is not hidden for good.
+Where nobody else changes the source, the kernel's attributes stay right. They still expire after a
+day, so that a source that was changed all the same is not hidden for good.
 
-Watching could do with long ones, but for what has no event: a write through a mapping moves mtime, and
-a refresh finds that.
+Watching would allow long timeouts, but some changes have no event. A write through a mapping moves
+mtime, which a refresh finds.
 """
 
 
 class CoherencyChecker:
-    """Compares each stat of a cached file with what is known, and flushes in doubt.
+    """Compares each stat of a cached file with its fingerprint, and flushes when in doubt.
 
     A stat comes from a thread and may be old when it arrives. So the page cache's clock is read before
-    each (``as_of``); a change of ours, or a newer fingerprint, gives the file a later version. A stat
-    that was overtaken and differs makes the file *distrusted*: no fingerprint, size 0. That sends every
-    read to the source until there is a stat that nothing overtook.
+    each stat (``as_of``). A change of ours, or a newer fingerprint, gives the file a later version,
+    which *overtakes* the stat. If such a stat differs, the file becomes *distrusted*: it has no
+    fingerprint and size 0. Then every read goes to the source until a stat is not overtaken.
     """
 
     def __init__(self, pagecache: PageCache, mode: Coherency) -> None:
@@ -59,7 +59,7 @@ class CoherencyChecker:
         self._pagecache = pagecache
         self.mode = mode
         self.changes_found = 0
-        """Files flushed because the source had another fingerprint, which was not our doing."""
+        """Files flushed because the source had another fingerprint, and not by a change of ours."""
         self.doubtful_flushes = 0
         """Files flushed because nothing shows whether the source changed: a racy fingerprint, a stat
         that was overtaken, a change of ours that failed half-way, lost events."""
@@ -70,7 +70,7 @@ class CoherencyChecker:
         if known is None:
             if not _overtaken(file, as_of):
                 self._accept(file, now)
-            # Nothing of ours is stale, but the kernel may have pages that are older than our record.
+            # Nothing cached here is stale, but the kernel may have pages older than the record.
             return self.mode is not Coherency.NONE
         if self.mode is not Coherency.NONE and known == now and known.racy:
             self._flush_in_doubt(file)
@@ -122,9 +122,10 @@ class CoherencyChecker:
         return theirs or doubtful
 
     def after_name_change(self, file: CachedFile, before: Fingerprint, after: Fingerprint) -> bool:
-        """A link, rename or unlink of ours moved the file's ctime; the lock was not held.
+        """Compare fingerprints from before and after a link, rename or unlink of ours.
 
-        True if the file is distrusted: the kernel must drop its pages too.
+        It moved ctime, and the lock was not held. Returns True if the file is distrusted: the kernel
+        must drop its pages too.
         """
         if file.fingerprint in (None, after):
             return False
@@ -135,16 +136,16 @@ class CoherencyChecker:
         return True
 
     def distrust(self, file: CachedFile) -> None:
-        """Flush a file of which nothing is known for sure; read from the source until the next stat."""
+        """Flush a file whose state is not known for sure; read from the source until the next stat."""
         self._flush_in_doubt(file)
         file.fingerprint = None
         file.size = 0
 
     def _is_open(self, file: CachedFile) -> bool:
-        """Whether the kernel may use pages that it has, of a file of which nothing was known.
+        """Tell whether the kernel may use cached pages of a file that had no fingerprint.
 
-        It was told to drop them when the file was distrusted. What it has read since may be from before
-        another change.
+        It was told to drop them when the file was distrusted. Pages that it has read since may be from
+        before another change.
         """
         return self.mode is not Coherency.NONE and file.handles > 0
 

@@ -1,16 +1,16 @@
 """Find inodes that the kernel has forgotten, for file handles: ``open_by_handle_at``, NFS servers.
 
-A handle of the mount is a node id and a generation. For a node id that it does not know the kernel asks
-by a LOOKUP of ".", and compares the generation of the reply with that of the handle.
+A handle of the mount is a node id and a generation. If the kernel does not know the node id, it sends
+a LOOKUP of ".", and compares the generation of the reply with that of the handle.
 
-The generation is a checksum of the source's own handle, so that it lasts as long as the file does. The
-node id is the inode number. Where the layout of the source's handles is known, they are composed of
-that (``Layout``): then handles of the mount last, also across a remount. Elsewhere the source's handles
-of what the kernel forgot last are remembered (``Forgotten``).
+The generation is a checksum of the source's own handle, so it lasts as long as the file does. The node
+id is the inode number. Where the layout of the source's handles is known, a handle is composed of the
+inode number (``Layout``). Then handles of the mount last, even across a remount. Elsewhere the daemon
+remembers the source's handles of the inodes that the kernel forgot last (``Forgotten``).
 
-A handle reaches any file of a file system, of which the source may be a part. So what it leads to is
-given out only if it is seen to be below the source: a directory by its parents, another file by the
-name that it had there. No name is known of a composed one: it is a file's only where everything on the
+A handle reaches any file of a file system, but the source may be only a part of it. So a file is given
+out only if it is seen to be below the source: a directory by its parents, another file by its
+remembered name. For a composed handle no name is known. It gives a file only where everything on the
 file system is below the source.
 """
 
@@ -35,13 +35,13 @@ from cleanfs.vfs.node_ids import DYNAMIC_BASE
 from cleanfs.vfs.tree import Tree, Using
 
 MAX_FORGOTTEN: Final = 1 << 14
-"""Inodes that are remembered, with some 0.3 KiB each."""
+"""How many forgotten inodes are remembered, at some 0.3 KiB each."""
 
 MAX_DEPTH: Final = 128
-"""Parents of a forgotten file that were forgotten, too."""
+"""How many levels of forgotten parents are found for a forgotten file."""
 
 NOT_FOUND: Final = (errno.EPERM, errno.EINVAL, errno.ENOENT, errno.ENOTTY)
-"""Errors, beside ESTALE, of handles and inode numbers that lead to nothing or may not be asked for."""
+"""Errors, beside ESTALE, that handles and inode numbers give if they lead to nothing or are refused."""
 
 BTRFS_SUBVOLUME: Final = 256
 """Inode number of the root of each subvolume."""
@@ -53,7 +53,7 @@ and bs_gen."""
 
 
 def can_export(directory: str) -> bool:
-    """Whether the handles of a directory's file system can be opened. Raises OSError."""
+    """Tell whether the handles of a directory's file system can be opened. Raises OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.close(syscalls.open_by_handle(fd, syscalls.name_to_handle(fd), os.O_PATH))
@@ -73,28 +73,28 @@ def _xfs_generation(fd: int, ino: int) -> int:
     buffer = bytearray(XFS_BULKSTAT.pack(ino, 0, 1, 0, 0, 0, 0))
     fcntl.ioctl(fd, XFS_IOC_BULKSTAT, buffer)
     *_, found, number = XFS_BULKSTAT.unpack(buffer)
-    if found != ino:  # the next that there is
+    if found != ino:  # there is no such inode, and this is the next one
         raise StaleError
     return int(number)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a file system makes the handles that ``name_to_handle_at`` gives."""
+    """Describes the handles that ``name_to_handle_at`` gives on a file system."""
 
     types: tuple[str, ...]
-    """As mountinfo names it; any if empty."""
+    """The names of the file systems in mountinfo; any if empty."""
     kind: int
-    """handle_type."""
+    """The ``handle_type``."""
     ino: struct.Struct
-    """First in the body."""
+    """The inode number, with which the body begins."""
     generation_at: int
-    """After that, 32 bits, at the end."""
+    """The offset of the generation in the body, which ends with it: 32 bits."""
     generation: Callable[[int, int], int]
-    """For an inode number on the file system of a descriptor. Raises OSError."""
+    """Returns the generation of an inode number on the file system of an fd. Raises OSError."""
 
     def fits(self, fs_type: str, handle: bytes) -> bool:
-        """Whether a handle of that file system is one of these."""
+        """Tell whether a handle of that type of file system has this layout."""
         kind = int.from_bytes(handle[:4], "little", signed=True)
         return (
             (not self.types or fs_type in self.types)
@@ -103,7 +103,7 @@ class Layout:
         )
 
     def compose(self, example: bytes, ino: int, number: int) -> bytes:
-        """Make the handle of an inode, after one of another. Raises StaleError if there can be none."""
+        """Make the handle of an inode from another's. Raises StaleError if there can be none."""
         try:
             packed = self.ino.pack(ino)
         except struct.error:
@@ -126,14 +126,14 @@ LAYOUTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class SourceHandles:
-    """The handles of one file system of the source."""
+    """Makes handles of one file system of the source."""
 
     mount_fd: int
     example: bytes
-    """The handle of the directory that ``mount_fd`` is of."""
+    """The handle of the directory that ``mount_fd`` refers to."""
     layout: Layout | None
     is_whole: bool
-    """Everything on it is below the source."""
+    """Whether everything on the file system is below the source."""
 
     def compose(self, ino: int) -> bytes:
         """Make the handle of an inode number. Waits for the source. Raises StaleError, OSError."""
@@ -145,18 +145,18 @@ class SourceHandles:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What is remembered of an inode."""
+    """Holds what is remembered of an inode."""
 
     device: int
     handle: bytes
     parent: int
-    """Node id of the directory that it was found in last; 0 for none."""
+    """Node id of the directory where it was found last; 0 for none."""
     name: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a handle of the source leads to."""
+    """Holds what a handle of the source leads to."""
 
     fd: int
     stat: os.stat_result
@@ -164,10 +164,10 @@ class Decoded:
 
 
 class Export:
-    """See the module. It runs on the main thread, but for what waits for the source."""
+    """Finds inodes by handles (see the module), on the main thread. Threads wait for the source."""
 
     def __init__(self, services: Services, inodes: InodeTable, tree: Tree) -> None:
-        """Nothing is forgotten."""
+        """Start with nothing forgotten."""
         self._services = services
         self._inodes = inodes
         self._tree = tree
@@ -268,14 +268,17 @@ class Export:
         self._forgotten[inode.node] = Forgotten(inode.device, inode.handle, parent, inode.name)
 
     def _handles_of(self, device: int) -> SourceHandles | None:
-        """Return None if there are none now. No source is waited for: the kernel encodes handles."""
+        """Return the handles of a device; None if there are none now.
+
+        This does not wait for the source, as the kernel encodes handles.
+        """
         known = self._handles.get(device)
         mount_fd = self._inodes.mount_fd(device)
         if known is not None or mount_fd < 0 or not self._inodes.lasts(device):
             return known
         try:
             known = _handles_at(mount_fd, self._services.types[device])
-        except OSError:  # no descriptor is left, or the source fails
+        except OSError:  # no fd is left, or the source fails
             return None
         self._handles[device] = known
         return known
@@ -290,7 +293,7 @@ def _handles_at(mount_fd: int, fs_type: str) -> SourceHandles:
 
 
 def _open(handles: SourceHandles, handle: bytes, ino: int) -> Decoded:
-    """Open, in a thread, what a handle or else an inode number leads to. Raises StaleError, OSError."""
+    """Open a file by its handle, or else its inode number, in a thread. Raises StaleError, OSError."""
     try:
         handle = handle or handles.compose(ino)
         fd = syscalls.open_by_handle(handles.mount_fd, handle, os.O_PATH | os.O_NOFOLLOW)
@@ -302,7 +305,7 @@ def _open(handles: SourceHandles, handle: bytes, ino: int) -> Decoded:
 
 
 def _open_parent(fd: int, root: tuple[int, int]) -> Decoded:
-    """Open, in a thread, the parent of a directory, if that is the root or below it."""
+    """Open the parent of a directory, if that is the root or below it, in a thread."""
     found = _decoded(os.open("..", PATH_FLAGS, dir_fd=fd))
     if not _leads_to(found.fd, root):
         os.close(found.fd)
@@ -311,7 +314,7 @@ def _open_parent(fd: int, root: tuple[int, int]) -> Decoded:
 
 
 def _decoded(fd: int, ino: int = 0) -> Decoded:
-    """Takes over ``fd``; ``ino`` is the inode number that it must have, if known."""
+    """Identify an opened file, and take over ``fd``; ``ino`` is its inode number, if known."""
     try:
         found = Decoded(fd, os.fstat(fd), syscalls.name_to_handle(fd))
     except BaseException:
@@ -324,7 +327,7 @@ def _decoded(fd: int, ino: int = 0) -> Decoded:
 
 
 def _leads_to(fd: int, root: tuple[int, int]) -> bool:
-    """Whether a directory is ``root`` (device, inode number), or one of its parents is; in a thread."""
+    """Tell whether a directory is ``root`` (device, inode number) or below it; in a thread."""
     fd = os.dup(fd)
     try:
         here, st = (0, 0), os.fstat(fd)

@@ -69,7 +69,7 @@ class Handle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """A moment before a stat, to tell which changes its result may miss."""
+    """Marks a moment before a stat, to tell which changes its result may miss."""
 
     clock: int
     """The page cache's clock: a file that has changed since has a later version."""
@@ -94,11 +94,11 @@ class Services:
 
     @property
     def space_retry(self) -> SpaceRetry:
-        """The removed inodes that still take space."""
+        """Return the removed inodes that still take space."""
         return self.backing.space_retry
 
     def before(self) -> Before:
-        """This moment."""
+        """Return this moment."""
         return Before(self.pagecache.clock, time.time_ns())
 
     def is_local(self, inode: Inode) -> bool:
@@ -159,7 +159,7 @@ class FileHandle:
     """An open regular file."""
 
     def __init__(self, services: Services, inode: Inode, file: CachedFile, fd: int, flags: int) -> None:
-        """Takes over ``fd``, opened with ``flags``."""
+        """Take over ``fd``, which was opened with ``flags``."""
         self._services = services
         self._pagecache = services.pagecache
         self._latencies = services.latencies
@@ -350,7 +350,7 @@ class DirHandle:
     """
 
     def __init__(self, services: Services, inode: Inode, fd: int, *, handles: bool = False) -> None:
-        """Takes over ``fd``; ``handles`` says whether entries are listed with their file handles."""
+        """Take over ``fd``. ``handles`` says whether entries are listed with their file handles."""
         self._services = services
         self.inode = inode
         self.fd = fd
@@ -408,7 +408,7 @@ class DirHandle:
         await self._services.inline_if_local(self.inode, os.close, self.fd)
 
     async def sync(self, data_only: bool) -> None:
-        """``fsync`` the directory."""
+        """Make the directory durable in the source (``fsync``)."""
         with self.use:
             await self._services.backing.in_thread(namespace.sync, self.fd, data_only)
 

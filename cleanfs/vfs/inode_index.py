@@ -13,14 +13,14 @@ from cleanfs.vfs.parking import is_parked, looks_like
 
 
 class InodeIndex:
-    """The inodes of one table by what they are known by.
+    """Finds the inodes of one table by what identifies them.
 
     Invariant: it holds the inode that the source has now under a pair (device, inode number). Where
     numbers do not last it holds only inodes with a descriptor.
     """
 
     def __init__(self, rules: Rules, node_ids: NodeIds, lost: Callable[[FileKey], None]) -> None:
-        """``lost`` is called with files that nothing leads to any more, though they may be there."""
+        """Call ``lost`` with each file that nothing leads to any more, though it may be there."""
         self._rules = rules
         self._node_ids = node_ids
         self._lost = lost
@@ -95,12 +95,12 @@ class InodeIndex:
         return inode, inode.file_key or key
 
     def may_be_link(self, st: os.stat_result) -> bool:
-        """Whether a listed file may have an inode in the table that only a lookup finds."""
+        """Tell whether a listed file may have an inode in the table that only a lookup finds."""
         linked = st.st_nlink > 1 and not stat_module.S_ISDIR(st.st_mode)
         return linked and self._rules[st.st_dev] is Rule.PATH
 
     def is_inode_of(self, inode: Inode, key: FileKey) -> bool:
-        """Whether an inode with a descriptor is what the source calls ``key``."""
+        """Tell whether an inode with a descriptor is what the source calls ``key``."""
         same_handle = inode.dentry is None or not key.generation or inode.handle == key.generation
         return inode.id == (key.device, key.inode) and same_handle
 

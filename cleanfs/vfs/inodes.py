@@ -1,18 +1,18 @@
-"""The inode table: what the kernel's node ids stand for (``node_ids``, ``inode``).
+"""Map the kernel's node ids to inodes (``node_ids``, ``inode``).
 
-An inode is a (device, inode number) pair below the source, held by an O_PATH descriptor: it is
-followed through renames and links, inside and outside the mount, and its number cannot be given to
-another file while we hold it. Where numbers do not last, or say nothing (``identity``), the pair is
-(device, file handle), and only while it is held; then the inode is found again by its dentry.
+An inode is a (device, inode number) pair below the source, held by an O_PATH fd. The fd follows the
+file through renames and links, inside and outside the mount. While it is open, no other file can get
+the inode number. Where numbers do not last, or identify nothing (``identity``), the pair is (device,
+file handle) while the inode is held; afterwards it is found again by its dentry.
 
-Descriptors are scarce (20,000 by default), inodes are not. The table keeps at most ``fd_budget`` of
-them, and fewer when more than that many files are open. Beyond, the least recently used inode that no
-request uses is *parked*: its descriptor is closed, and its file handle (``name_to_handle_at``) and last
-known place, a parent and a name, are kept. When it is used again it is opened through an open file of
-it, by handle, or without the privilege for that by place (``parking``). Directory listings enter inodes
-that were never opened parked, with only their place.
+Fds are scarce (20,000 by default), inodes are not. The table keeps at most ``fd_budget`` of them, and
+fewer when more than that many files are open. Beyond that, the least recently used inode that no
+request uses is *parked*: its fd is closed. Its file handle (``name_to_handle_at``) and its last known
+place, a parent and a name, are kept. When it is used again, it is opened through an open file of it, by
+handle, or by place if the daemon may not open handles (``parking``). Directory listings enter inodes
+that were never opened; these begin parked, with only their place.
 
-Memory is scarce too: beyond ``max_inodes`` the kernel is made to forget (``forgettable``).
+Memory is scarce too: beyond ``max_inodes`` the kernel is made to forget inodes (``forgettable``).
 
 Everything here runs on the main thread.
 """
@@ -38,15 +38,15 @@ from cleanfs.vfs.node_ids import ROOT, NodeIds, generation_of
 from cleanfs.vfs.parking import is_parked
 
 LEAST_HELD = 16
-"""Inodes that may be held however many files are open."""
+"""How many inodes may be held in any case, however many files are open."""
 
 EXPECTED: Final = -2
-"""In place of a descriptor that is being opened."""
+"""Stands in for an fd that is being opened."""
 
 
 @dataclass(frozen=True, slots=True)
 class InodeStats:
-    """A snapshot."""
+    """Holds a snapshot."""
 
     inodes: int
     held: int
@@ -56,17 +56,17 @@ class InodeStats:
 
 
 class Watcher(Protocol):
-    """What is notified of inodes."""
+    """Gets notified of inodes."""
 
     def held(self, inode: Inode) -> None:
-        """The inode has a descriptor, from now on or again."""
+        """Note that the inode has a descriptor, from now on or again."""
 
     def dropped(self, inode: Inode) -> None:
-        """The inode is no longer in the table; a descriptor of it is about to be closed."""
+        """Note that the inode left the table; its descriptor is about to be closed."""
 
 
 class InodeTable:
-    """See the module."""
+    """Maps node ids to inodes (see the module)."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class InodeTable:
         *,
         exports: bool = False,
     ) -> None:
-        """``root_fd`` is an O_PATH descriptor of the source and stays the caller's.
+        """Start with the root. ``root_fd`` is an O_PATH fd of the source and stays the caller's.
 
         ``lost`` is called with files that nothing leads to any more, though they may be there.
         ``exports`` says that generations last where inodes do, for file handles of the mount
@@ -166,7 +166,7 @@ class InodeTable:
             self._hold(inode, fd, st.st_ino)
         else:
             if inode.suspect and stat_module.S_IFMT(st.st_mode) == inode.kind:
-                # In place: requests that are using the number go on with what is there now.
+                # Replace it in place: requests that use the fd number continue with the new file.
                 os.dup2(fd, inode.fd, inheritable=False)
                 inode.suspect = False
                 if inode.dentry is None:
@@ -177,7 +177,7 @@ class InodeTable:
         return inode
 
     def lasts(self, device: int) -> bool:
-        """Whether inode numbers and file handles of a file system last, and handles can be opened."""
+        """Tell whether a file system's inode numbers and handles last, and handles can be opened."""
         return self.exports and self._rules[device] is Rule.INODE
 
     def decoded(self, fd: int, st: os.stat_result, handle: bytes, node: int = 0) -> Inode:
@@ -247,7 +247,7 @@ class InodeTable:
             inode.parent, inode.name = None, b""
 
     def check_may_open(self) -> None:
-        """Raises OSError (EMFILE) if another open file would leave no descriptors for anything else."""
+        """Raise OSError (EMFILE) if another open file would leave no fd for anything else."""
         if self._open_fds >= 2 * self.fd_budget:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -300,15 +300,15 @@ class InodeTable:
         return self._mount_fds.get(device, -1)
 
     def wants_mount_fd(self, inode: Inode) -> bool:
-        """Whether an open of the inode would give a ``mount_fd``, which its file system has not yet."""
+        """Tell whether the inode can give its file system the ``mount_fd`` that it lacks."""
         return inode.is_dir and inode.device not in self._mount_fds
 
     def expect_mount_fd(self, device: int) -> None:
-        """Record that one is being opened."""
+        """Record that a ``mount_fd`` is being opened."""
         self._mount_fds[device] = EXPECTED
 
     def add_mount_fd(self, device: int, fd: int) -> None:
-        """Takes over ``fd``; -1: there can be none, and inodes are opened by place instead."""
+        """Take over ``fd``; -1: there can be none, and inodes are opened by place instead."""
         self._mount_fds[device] = fd
         if self._watcher is not None:  # which waited for it
             for inode in [inode for inode in self._held.values() if inode.device == device]:
@@ -322,13 +322,13 @@ class InodeTable:
             tries -= 1
             node, inode = self._held.popitem(last=False)
             if inode.pins:
-                self._held[node] = inode  # in use: to the young end
+                self._held[node] = inode  # in use: it becomes the youngest
                 continue
             if inode.handle is None:
                 try:
                     inode.handle = syscalls.name_to_handle(inode.fd)
                 except OSError:
-                    inode.handle = b""  # the source fails: it has its place
+                    inode.handle = b""  # the source fails: the inode is known by its place
             if inode.dentry is not None:
                 self._index.discard(inode)
             os.close(inode.fd)
@@ -351,7 +351,7 @@ class InodeTable:
         return places
 
     def stats(self) -> InodeStats:
-        """A snapshot."""
+        """Return a snapshot."""
         return InodeStats(len(self._nodes), len(self._held) + 1, self._parked_total)
 
     def close(self) -> None:
@@ -387,14 +387,14 @@ class InodeTable:
             inode.ino, inode.handle = ino, syscalls.event_handle(fd)
             self._index.add(inode)
         self._held[inode.node] = inode
-        # The first directory of a file system comes again, once there is a descriptor for handles.
+        # The watcher gets the first directory of a file system once there is a ``mount_fd``.
         awaited = EXPECTED if inode.is_dir else -1
         if self._watcher is not None and self._mount_fds.get(inode.device, awaited) != EXPECTED:
             self._watcher.held(inode)
         self.shrink()
 
     def _most_held(self) -> int:
-        """Open files come first: what they leave of both halves, and at most one half."""
+        """Return how many inodes may be held: what open files leave, but at most one half."""
         left = 2 * self.fd_budget - self._open_fds
         return min(max(left, LEAST_HELD), self.fd_budget)
 
@@ -410,7 +410,7 @@ class InodeTable:
 
     def _drop(self, inode: Inode) -> None:
         self.forgotten += 1
-        # The tables may have a successor of it by now.
+        # The tables may have a successor of the inode by now.
         if self._nodes.get(inode.node) is inode:
             del self._nodes[inode.node]
         self._index.discard(inode)
@@ -429,5 +429,5 @@ class InodeTable:
 def _handle_of(fd: int) -> bytes | None:
     try:
         return syscalls.name_to_handle(fd)
-    except OSError:  # a source that fails says so when the file itself is used
+    except OSError:  # if the source fails, a use of the file itself will report it
         return None

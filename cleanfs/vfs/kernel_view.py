@@ -1,8 +1,8 @@
-"""What the kernel was told of an inode, and so may go by.
+"""Track what the kernel was told of an inode, and so may use.
 
-It need not go by the last reply: a reply takes effect when the requester gets to run, and others may
-run before. A reply may also be refused, as the requester is gone. So older values are kept beside the
-last one, and *doubts* are counted until a notification has settled them.
+The kernel need not use the last reply: it takes effect when the requester gets to run, and other
+processes may run before. A reply may also be refused because the requester is gone. So older values
+are kept beside the last one, and *doubts* are counted until a notification has settled them.
 """
 
 import math
@@ -14,27 +14,27 @@ from typing import Final, NamedTuple
 import trio
 
 MAX_SIZES: Final = 8
-"""Sizes of a file that are remembered as those that the kernel may go by."""
+"""How many sizes of a file are remembered that the kernel may still use."""
 
 NOT_TOLD: Final = -1
-"""No mode and owners."""
+"""The access of an inode of which no mode and owners were told."""
 
 UNSURE: Final = -2
-"""It is not known which ones."""
+"""The access of an inode when it is not known which mode and owners the kernel has."""
 
 
 def access_of(st: os.stat_result) -> int:
-    """Who may open the file, in one number: mode, owner, group."""
+    """Pack what decides access to the file into one number: mode, owner, group."""
     return st.st_mode | st.st_uid << 32 | st.st_gid << 64
 
 
 def stamps_of(st: os.stat_result) -> tuple[int, int, int]:
-    """Size, mtime and ctime: what moves when the content does."""
+    """Return size, mtime and ctime: one of them moves when the content does."""
     return st.st_size, st.st_mtime_ns, st.st_ctime_ns
 
 
 class Told(NamedTuple):
-    """What a reply may change, to return to if it is refused (see ``KernelView``'s attributes)."""
+    """Holds attributes of ``KernelView`` from before a reply, to restore if it is refused."""
 
     sizes: tuple[int, ...]
     access: int
@@ -42,11 +42,11 @@ class Told(NamedTuple):
 
 
 UNKNOWN: Final = Told((), UNSURE, 0)
-"""Access that is not what it is now."""
+"""Access that differs from any that a file can have."""
 
 
 class KernelView:
-    """One inode as the kernel may see it."""
+    """Holds what the kernel may know of one inode."""
 
     __slots__ = (
         "access",
@@ -62,28 +62,28 @@ class KernelView:
     )
 
     def __init__(self) -> None:
-        """The kernel was told nothing."""
+        """Start with a kernel that was told nothing."""
         self.sizes: tuple[int, ...] = (NOT_TOLD,)
-        """Where the kernel may see the end of the file, which is where it appends: the size that it
-        was told last, and those from before, as it may still go by them."""
+        """The sizes that the kernel may use, which decide where it appends: the one that it was told
+        last, then older ones, which it may still have."""
         self.sent: tuple[int, int, int] | None = None
-        """``stamps_of`` what the kernel was last told, or knows by itself since: it made a write."""
+        """``stamps_of`` what the kernel was last told, or has known since by a write of its own."""
         self.access = NOT_TOLD
-        """Mode and owners that it was last told (``access_of``): what it lets requesters in by."""
+        """The mode and owners that it was last told (``access_of``), and by which it checks access."""
         self.access_ctime = 0
-        """The ctime under which that, and the ACL, was told or found to be what it was told."""
+        """The ctime at which those and the ACL were told, or last found unchanged."""
         self.acl = b""
         """The access ACL that it was last told; empty for none."""
         self.doubts = self.doubts_settled = 0
-        """How often it was told other attributes than before, and how many of these were followed by a
-        notification."""
+        """How often it was told attributes that differ from the last ones, and how many of these
+        replies a notification followed."""
         self.dropped_for: object = None
-        """The handle whose open's reply told the kernel to drop the pages. It does when the opener
-        gets to run, and others may run before; None once it is known to have done so."""
+        """The handle whose OPEN reply told the kernel to drop the pages. It does so when the opener
+        gets to run, and other processes may run before. None once it is known to have done so."""
         self.pages_dropped_by = 0.0
-        """When (``trio.current_time``) it should have, or will be notified."""
+        """The time (``trio.current_time``) by which it should have, or will be notified."""
         self.settling: trio.Event | None = None
-        """Set when the notification that is under way has been made."""
+        """An event that is set when the notification under way has been made."""
 
     # -- attributes ---------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class KernelView:
             self.sizes = (size, *older[: MAX_SIZES - 1])
 
     def changed(self, st: os.stat_result) -> bool:
-        """Count a doubt if attributes are not those that were told. Return whether they are others."""
+        """Count a doubt if attributes are not those that were told. Return whether they differ."""
         now = stamps_of(st)
         if self.sent == now:
             return False
@@ -114,7 +114,7 @@ class KernelView:
 
     @property
     def told(self) -> Told:
-        """What to return to if the next reply is refused."""
+        """Return the state to return to if the next reply is refused."""
         return Told(self.sizes, self.access, self.access_ctime)
 
     def not_sent(self, before: Told) -> None:
@@ -122,7 +122,7 @@ class KernelView:
         self.sizes, self.access, self.access_ctime = before
 
     def rollback(self, before: Told | None = None) -> None:
-        """Take in that a reply was refused: the kernel may still go by what it was told ``before``.
+        """Note that a reply was refused: the kernel may still use what it was told ``before``.
 
         Without ``before``, the reply told no attributes.
         """
@@ -145,20 +145,20 @@ class KernelView:
         self.sizes = (size,)
 
     def written_to(self, end: int) -> None:
-        """Record a write up to ``end`` by the kernel, which moves an end that was before that."""
+        """Record a write by the kernel up to ``end``, to which it extends a shorter file."""
         if end > min(self.sizes):
             self.sizes = tuple(dict.fromkeys(max(size, end) for size in self.sizes))
 
     def knows_change(self, before: os.stat_result, after: os.stat_result) -> None:
-        """Record a change that the kernel made: what it knew before, it knows after."""
+        """Record a change that the kernel made: if it knew the state before, it knows the one after."""
         if self.sent == stamps_of(before):
             self.sent = stamps_of(after)
 
     def may_append(self, start: int, stop: int) -> bool:
-        """Whether a write may be one at the end that the kernel sees.
+        """Tell whether a write may be one at the end of the file that the kernel sees.
 
-        Not what it sends of a mapping: whole pages, of which the last may end where the file does.
-        Nor a write to the beginning, as after a program has taken O_APPEND away; all files were empty.
+        Pages of a mapping are not: they come whole, but the last may end where the file does. Neither
+        is a write to offset 0, as after a program has cleared O_APPEND: any file was once empty.
         """
         last, *older = self.sizes
         if start >= last or start % mmap.PAGESIZE:
@@ -169,21 +169,21 @@ class KernelView:
     # -- access -------------------------------------------------------------------------------
 
     def has_access_of(self, st: os.stat_result) -> bool:
-        """Whether mode and owners are those that the kernel goes by, or it was told none."""
+        """Tell whether the kernel has this mode and these owners, or was told none."""
         return self.access in (NOT_TOLD, access_of(st))
 
     def may_have_other_acl(self, st: os.stat_result) -> bool:
-        """Whether the ACL may have changed since the kernel was told of it: ctime moves with it."""
+        """Tell whether the ACL may have changed since the kernel was told of it: ctime moved."""
         return self.access != NOT_TOLD and self.access_ctime != st.st_ctime_ns
 
     # -- pages --------------------------------------------------------------------------------
 
     def drops_pages_for(self, handle: object, by: float = math.inf) -> None:
-        """The reply to the open of ``handle`` drops the pages. Until ``by``, every open's does."""
+        """Note that the OPEN reply for ``handle`` drops the pages; until ``by``, all of them do."""
         self.dropped_for, self.pages_dropped_by = handle, by
 
     def pages_dropped(self, handle: object) -> None:
-        """The opener of ``handle`` has run: the kernel has dropped the pages if that was to do it."""
+        """Note that the opener of ``handle`` has run, so the kernel has applied its reply."""
         if self.dropped_for is handle:
             self.dropped_for, self.pages_dropped_by = None, 0.0
 
@@ -191,7 +191,7 @@ class KernelView:
 
     async def settle(self, refresh: Callable[[], Awaitable[None]]) -> None:
         """Have ``refresh`` make the kernel ask for the attributes, unless it is known to have them."""
-        known = self.doubts  # those that come meanwhile are for later opens
+        known = self.doubts  # later opens settle those that come meanwhile
         while self.doubts_settled < known:
             if self.settling is not None:
                 await self.settling.wait()

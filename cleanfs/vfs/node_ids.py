@@ -26,17 +26,17 @@ class NodeIds:
     """Derives node ids from devices and inode numbers, where it can."""
 
     def __init__(self, device: int) -> None:
-        """``device`` is the root's."""
+        """Number inodes of the root's ``device`` first."""
         self._device = device
         self._devices: dict[int, int] = {device: 0}  # st_dev -> order of appearance
         self._dynamic = count(DYNAMIC_BASE)
 
     def key(self, device: int, ino: int) -> int | tuple[int, int]:
-        """What stands for the pair: on the first file system the number, as a tuple takes 56 bytes."""
+        """Return a key for the pair: on the first file system the number, as a tuple takes 56 bytes."""
         return ino if self._devices.get(device) == 0 else (device, ino)
 
     def encode(self, device: int, ino: int, taken: Container[int]) -> int:
-        """The inode number itself on the first file system; unique in any case."""
+        """Return a unique node id; on the first file system the inode number itself, if it is free."""
         nth = self._devices.setdefault(device, len(self._devices))
         node = ino if nth == 0 else nth << DEVICE_SHIFT | ino
         if _is_derived(node) and (nth == 0 or ino < 1 << DEVICE_SHIFT) and node not in taken:
@@ -44,7 +44,7 @@ class NodeIds:
         return self.next_dynamic()
 
     def decode(self, node: int) -> tuple[int, int]:
-        """Device and inode number that a derived node id stands for. Raises StaleError."""
+        """Return the device and inode number of a derived node id. Raises StaleError."""
         if not _is_derived(node):
             raise StaleError
         nth = node >> DEVICE_SHIFT
@@ -54,12 +54,12 @@ class NodeIds:
         return device, node & ((1 << DEVICE_SHIFT) - 1)
 
     def next_dynamic(self) -> int:
-        """A node id that nothing has, had or will have."""
+        """Return a node id that no inode has, had or will have."""
         return next(self._dynamic)
 
 
 def generation_of(handle: bytes) -> int:
-    """A generation by the handle that the source gives an inode: 32 bits that last as long as that.
+    """Derive a 32-bit generation from the source's file handle; it lasts as long as the handle.
 
     Handles of two files that had one number differ in 32 consecutive bits, which a CRC always shows.
     """

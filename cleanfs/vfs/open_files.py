@@ -30,7 +30,7 @@ LOOKS_AT_ONCE: Final = 64
 
 
 class OpenFiles:
-    """The open files of one mount that are checked."""
+    """Checks the open files of one mount."""
 
     def __init__(self, services: Services, seconds: float) -> None:
         """Check each every so many ``seconds``."""
@@ -42,21 +42,21 @@ class OpenFiles:
         self._asked: set[Inode] = set()  # those that a server is being asked about
 
     def opened(self, inode: Inode) -> None:
-        """A file was opened."""
+        """Note that a file was opened."""
         services = self._services
         if inode not in self._inodes and (services.is_local(inode) or services.notifier.explicit):
             self._inodes[inode] = None
             self._some.set()
 
     def closed(self, inode: Inode) -> None:
-        """A file was closed, perhaps not for the last time."""
+        """Note that a file was closed, perhaps not for the last time."""
         if not inode.open_fds:
             self._inodes.pop(inode, None)
             self._ctimes.pop(inode, None)
 
     @property
     def count(self) -> int:
-        """Inodes that are open."""
+        """Count the open inodes."""
         return len(self._inodes)
 
     async def run(self) -> None:

@@ -15,7 +15,7 @@ from cleanfs.vfs.kernel_view import stamps_of
 
 
 def is_parked(parked: Inode, fd: int, st: os.stat_result) -> bool:
-    """Whether ``fd`` refers to the very file that a parked inode stands for."""
+    """Tell whether ``fd`` refers to the very file that a parked inode stands for."""
     if (st.st_dev, stat_module.S_IFMT(st.st_mode)) != (parked.device, parked.kind):
         return False
     if parked.dentry is not None and looks_like(parked, st):
@@ -26,7 +26,7 @@ def is_parked(parked: Inode, fd: int, st: os.stat_result) -> bool:
 
 
 def looks_like(inode: Inode, st: os.stat_result) -> bool:
-    """Whether what was found at the place of a parked inode may pass for it.
+    """Tell whether what was found at the place of a parked inode may pass for it.
 
     Its pages are checked by the fingerprint, apart from this. Of a directory nothing is kept.
     """
@@ -34,7 +34,7 @@ def looks_like(inode: Inode, st: os.stat_result) -> bool:
 
 
 def open_parked(inode: Inode, mount_fd: int, parent_fd: int) -> tuple[int, int]:
-    """A new O_PATH descriptor of a parked inode, and the number that the source gives it now.
+    """Open a parked inode: return an O_PATH fd, and the inode number that the source gives it now.
 
     Waits for the source: call it in a thread.
 

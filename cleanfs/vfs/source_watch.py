@@ -1,23 +1,23 @@
 """Watch the source by fanotify (``--coherency watch``), so that changes are seen without an open.
 
-fanotify reports what happens to files, with the process that did it. Our own changes are known and
-left out. After any other the object is flushed here, and the kernel is notified to drop what it has.
-Everything that ``open`` checks is still checked: an event is one more reason to flush.
+fanotify reports each change of a file and the process that made it. The daemon's own changes are
+skipped. After any other change the object is flushed here, and the kernel is notified to drop what it
+has cached. Everything that ``open`` checks is still checked: an event is one more reason to flush.
 
-A file system is *watched as a whole* where that can be: one mark, and events of all its files, whoever
-changes them by whatever path. It takes CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH (events name files by
-their handles), and a file system that has handles and an id of its own. Otherwise *each inode that is
-held* is marked. The kernel forgets such a mark with its inode, so it is there while we have a
-descriptor. Without either an inode has what ``open`` gives it, and is counted.
+Where possible, a file system is *watched as a whole*: one mark reports changes of all its files by any
+process and any path. That takes CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH (events name files by their
+handles), and a file system with handles and an id of its own. Otherwise *each held inode* is marked.
+The kernel drops such a mark with its inode, so the mark lasts while the daemon has an fd. An inode
+without either is checked at ``open`` only, and is counted as unwatched.
 
 Some changes have no event: those by io_submit(2), by a loop device, by a store into a mapping (see
 ``docs/coherency.md``). They move mtime, and open files are checked once a second (``open_files``).
 
-Order: an event comes after its change. The flush moves the file's version on before the kernel is
-told, so a read that the change overtook inserts nothing here, and what it brings to the kernel is
-dropped there.
+Order: an event comes after its change. The flush gives the file a new version before the kernel is
+notified. So a read that the change overtook inserts nothing here, and the notification drops the pages
+that it brought to the kernel.
 
-Runs on the main thread, but for the calls that open files by their handles.
+Everything runs on the main thread, except the calls that open files by their handles.
 """
 
 import errno
@@ -46,72 +46,73 @@ FILE_MASK: Final = fanotify.OBJECT_CHANGED
 DIRECTORY_MASK: Final = fanotify.NAMES_CHANGED | fanotify.OBJECT_CHANGED | fanotify.FAN_ONDIR
 
 COALESCE_SECONDS: Final = 0.1
-"""After a look, how long events gather before the next: so often a busy writer has a file flushed."""
+"""How long events gather before the next batch is applied. A file that is written all the time is
+flushed once in that time."""
 
 DRAIN_SECONDS: Final = 0.02
-"""How often they are fetched meanwhile, as the kernel's queue is bounded."""
+"""How often events are fetched meanwhile, as the kernel's queue is bounded."""
 
 MAX_RESOLVED: Final = 1 << 14
-"""File handles of which is remembered what they stand for, 0.5 KiB each."""
+"""The number of remembered file handles and the files that they identify, 0.5 KiB each."""
 
 UNKNOWN: Final = "a file system of unknown type"
 
 FLUSH_BATCH: Final = 256
-"""Files flushed, and inodes told of, before others get to run."""
+"""How many files are flushed, and inodes notified, between two checkpoints."""
 
 
 class Reach(Enum):
-    """How much of a file system is watched."""
+    """Says how much of a file system is watched."""
 
     WHOLE = auto()
     INODES = auto()
-    """Those that are held, one by one."""
+    """The held inodes, one by one."""
     NOTHING = auto()
 
 
 class UnwatchableError(Exception):
-    """The source cannot be watched; the message says why."""
+    """Says why the source cannot be watched."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchStats:
-    """A snapshot."""
+    """Holds a snapshot."""
 
     watcher: str = "none"
-    """What watches the root of the source: fanotify-filesystem, fanotify-inode, none."""
+    """How the root of the source is watched: fanotify-filesystem, fanotify-inode, none."""
     watch_file_systems: int = 0
-    """Watched as a whole."""
+    """File systems that are watched as a whole."""
     watch_inodes: int = 0
-    """Inodes that have a mark each."""
+    """Inodes that have a mark of their own."""
     watch_unwatched: int = 0
-    """Inodes of which no change is announced, although we hold them."""
+    """Held inodes whose changes are not announced."""
     watch_events: int = 0
     watch_events_own: int = 0
-    """Of these, our own doing."""
+    """Events of changes that the daemon made."""
     watch_invalidations: int = 0
-    """Files, directories and names that were invalidated upon an event."""
+    """Files, directories and names that were invalidated after an event."""
     watch_overflows: int = 0
     """How often the kernel lost events, and everything was flushed."""
 
 
 class Batch:
-    """What happened since the last look: all events of an object, or of a name, as one mask."""
+    """Gathers events since the last look: all events of an object, or of a name, as one mask."""
 
     def __init__(self) -> None:
-        """Nothing."""
+        """Start empty."""
         self.objects: dict[Place, int] = {}
         self.names: dict[tuple[Place, bytes], int] = {}
         self.lost = False
-        """Whether more happened than the kernel could tell."""
+        """Whether the kernel lost events."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
+        """Tell whether there is nothing to do."""
         return not (self.objects or self.names or self.lost)
 
 
 class SourceWatch:
-    """The marks of one mount and what follows from events. An ``inodes.Watcher``."""
+    """Holds the marks of one mount, and handles their events. An ``inodes.Watcher``."""
 
     def __init__(self, services: Services, inodes: InodeTable) -> None:
         """Watch the root, and every inode that is held from now on. Raises UnwatchableError."""
@@ -124,11 +125,11 @@ class SourceWatch:
             raise UnwatchableError(f"fanotify_init: {exc.strerror}") from exc
         self._reach: dict[int, Reach] = {}  # by device
         self._fsids: dict[int, int] = {}  # by device
-        self._anchors: dict[int, list[int]] = {}  # by fsid: descriptors to open handles by
-        # What a place stands for: several files if file systems have one id (a clone of a disk).
+        self._anchors: dict[int, list[int]] = {}  # by fsid: fds that handles are opened by
+        # The files at a place: several if file systems share an id (a clone of a disk).
         self._resolved: dict[Place, list[FileKey]] = {}
         self._marked: dict[Place, list[Inode]] = {}
-        self._places: dict[int, Place] = {}  # of the marked, by node
+        self._places: dict[int, Place] = {}  # of the marked inodes, by node
         self._unwatched: set[int] = set()  # nodes
         self._complained: set[int] = set()  # devices
         self._events = self._own = self._invalidations = self._overflows = 0
@@ -158,15 +159,15 @@ class SourceWatch:
         self._inodes.watch(self)
 
     def close(self) -> None:
-        """The marks go with the group."""
+        """Close the group, and with it its marks."""
         os.close(self._group)
 
     def announces(self, inode: Inode) -> bool:
-        """Whether any change of the inode will have an event for as long as we run."""
+        """Tell whether any change of the inode will have an event for as long as we run."""
         return self._reach.get(inode.device) is Reach.WHOLE and self._is_local(inode.device)
 
     def stats(self) -> WatchStats:
-        """A snapshot."""
+        """Return a snapshot."""
         whole = self._reach[self._inodes.root.device] is Reach.WHOLE
         return WatchStats(
             "fanotify-filesystem" if whole else "fanotify-inode",
@@ -182,7 +183,7 @@ class SourceWatch:
     # -- marks --------------------------------------------------------------------------------
 
     def held(self, inode: Inode) -> None:
-        """Watch it, unless its file system is watched."""
+        """Watch the inode, unless its file system is watched."""
         reach = self._reach.get(inode.device)
         if reach is None and inode.is_dir:
             reach = self._reach[inode.device] = self._watch_file_system(inode)
@@ -197,7 +198,7 @@ class SourceWatch:
             self._give_up(inode, self._services.types[inode.device] or UNKNOWN)
 
     def dropped(self, inode: Inode) -> None:
-        """Watch it no more."""
+        """Stop watching the inode."""
         self._unwatched.discard(inode.node)
         place = self._places.pop(inode.node, None)
         if place is None or inode not in self._marked.get(place, ()):
@@ -205,7 +206,7 @@ class SourceWatch:
         self._marked[place].remove(inode)
         if not self._marked[place]:
             del self._marked[place]
-        if inode.fd >= 0:  # else the mark goes when the kernel of the source forgets the inode
+        if inode.fd >= 0:  # otherwise the mark goes with the source's inode
             mask = DIRECTORY_MASK if inode.is_dir else FILE_MASK
             try:
                 fanotify.mark(self._group, fanotify.FAN_MARK_REMOVE, mask, inode.path())
@@ -213,19 +214,19 @@ class SourceWatch:
                 log.debug("a mark is gone already: %s", exc)
 
     def _watch_file_system(self, directory: Inode) -> Reach:
-        """Watch one that was met below the source."""
+        """Watch a file system that was found below the source."""
         device = directory.device
         if self._is_part_of_a_watched_one(directory):
             return Reach.WHOLE
         if self._services.types[device] and not self._is_local(device):
-            return Reach.NOTHING  # a server may be asked, which may hang
+            return Reach.NOTHING  # a mark may send a request to a server, which may hang
         why = self._mark_whole(directory)
         if why is None:
             return Reach.WHOLE
         return Reach.INODES if self._can_mark_inodes(device, why) else Reach.NOTHING
 
     def _is_part_of_a_watched_one(self, directory: Inode) -> bool:
-        """Whether it is a btrfs subvolume of one: a device of its own, and events of the whole."""
+        """Tell whether it is a btrfs subvolume: a device of its own, with the events of the whole."""
         handle = syscalls.event_handle(directory.fd)
         for anchor in {anchor for anchors in self._anchors.values() for anchor in anchors}:
             found = _open_one(anchor, handle)
@@ -234,7 +235,7 @@ class SourceWatch:
         return False
 
     def _can_mark_inodes(self, device: int, why: OSError) -> bool:
-        """Whether that is worth a try: not where it asks a server. EXDEV says btrfs."""
+        """Tell whether to try that: not where it would send requests to a server. EXDEV means btrfs."""
         return self._is_local(device) or why.errno == errno.EXDEV
 
     def _mark_whole(self, directory: Inode) -> OSError | None:
@@ -257,7 +258,7 @@ class SourceWatch:
         return None
 
     def _mark_inode(self, inode: Inode) -> None:
-        """Raises OSError."""
+        """Watch one inode. Raises OSError."""
         mask = DIRECTORY_MASK if inode.is_dir else FILE_MASK
         flags = fanotify.FAN_MARK_ADD | fanotify.FAN_MARK_EVICTABLE
         fanotify.mark(self._group, flags, mask, inode.path())
@@ -292,7 +293,7 @@ class SourceWatch:
     # -- events -------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Take events, and do what follows, until cancelled."""
+        """Take events, and invalidate what they name, until cancelled."""
         batch, due = Batch(), 0.0
         while True:
             if batch.is_empty:
@@ -305,7 +306,7 @@ class SourceWatch:
                 batch, due = Batch(), trio.current_time() + COALESCE_SECONDS
 
     async def _drain(self, batch: Batch) -> None:
-        """Fetch all events that are there."""
+        """Fetch all pending events."""
         while buffer := self._read():
             try:
                 self._sort(fanotify.parse(buffer), batch)
@@ -334,7 +335,7 @@ class SourceWatch:
             return b""
 
     def _sort(self, events: Iterable[Event], batch: Batch) -> None:
-        """What others did, each object and each name once."""
+        """Add the events of other processes to a batch, each object and each name once."""
         for event in events:
             self._events += 1
             mask = event.mask
@@ -350,7 +351,7 @@ class SourceWatch:
                     batch.names[key] = batch.names.get(key, 0) | mask
 
     async def _resolve(self, places: set[Place]) -> None:
-        """Find out what handles stand for, of which that is not known. One never stands for another."""
+        """Find out which files unknown places identify. A handle identifies the same file for ever."""
         unknown = [
             (place, self._anchors[place.fsid])
             for place in places
@@ -364,7 +365,7 @@ class SourceWatch:
         self._resolved.update(found)
 
     def _find(self, place: Place) -> list[tuple[Inode | None, FileKey | None]]:
-        """What a place stands for, as far as the kernel or a cache may know it."""
+        """Return the inode and key of each file at a place that the kernel or a cache may know."""
         marked = self._marked.get(place)
         if marked is not None:
             return [(inode, inode.file_key) for inode in marked]
@@ -402,7 +403,7 @@ class SourceWatch:
                 notifier.expire(directory.node, name)
 
     def _is_gone(self, directory: Inode, name: bytes) -> bool:
-        """Whether there is no such name now; False if that cannot be told at once."""
+        """Tell whether the name is gone by now; False if that cannot be told at once."""
         if directory.fd < 0 or not self._services.is_local(directory):
             return False
         try:  # the directory has just changed: it is in memory
@@ -412,7 +413,7 @@ class SourceWatch:
         return False
 
     async def flush_everything(self) -> None:
-        """Whatever is known may have changed."""
+        """Flush all files, here and in the kernel, as anything may have changed."""
         services = self._services
         for number, file in enumerate(services.pagecache.files()):
             services.coherency.distrust(file)
@@ -428,7 +429,7 @@ class SourceWatch:
 
 
 def _open_all(places: list[tuple[Place, list[int]]]) -> dict[Place, list[FileKey]]:
-    """In a thread: what handles stand for; nothing for files that are gone."""
+    """Identify files by their handles, in a thread; those that are gone are left out."""
     found: dict[Place, list[FileKey]] = {}
     for place, anchors in places:
         keys = [_open_one(anchor, place.handle) for anchor in anchors]
@@ -439,7 +440,7 @@ def _open_all(places: list[tuple[Place, list[int]]]) -> dict[Place, list[FileKey
 
 
 def _open_one(anchor: int, handle: bytes) -> FileKey | None:
-    """The key of what has that handle on the file system of ``anchor``."""
+    """Return the key of the file with that handle on the file system of ``anchor``."""
     try:
         fd = syscalls.open_by_handle(anchor, handle, os.O_PATH | os.O_NOFOLLOW)
     except OSError:

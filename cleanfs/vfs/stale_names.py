@@ -38,7 +38,7 @@ NO_NODE: Final = 0
 
 @dataclass(slots=True)
 class _Refused:
-    """What a thread that was refused is served."""
+    """Remembers a thread that was refused, and the inodes that it is served next."""
 
     node: int
     """The inode that it was refused for, until it looks a name up."""
@@ -49,10 +49,10 @@ class _Refused:
 
 
 class StaleNames:
-    """See the module."""
+    """Refuses calls by stale names (see the module)."""
 
     def __init__(self, tree: Tree) -> None:
-        """Nobody was refused."""
+        """Start with no thread refused."""
         self._tree = tree
         self._may_change = tree.services.coherency.mode is not Coherency.NONE
         self._refused: dict[int, _Refused] = {}  # by thread

@@ -48,10 +48,10 @@ SUSPICIOUS = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EBADF)
 
 
 class Tree:
-    """See the module."""
+    """Finds, opens and changes the objects of the source (see the module)."""
 
     def __init__(self, services: Services, inodes: InodeTable) -> None:
-        """The tree below the root of ``inodes``."""
+        """Start below the root of ``inodes``."""
         self.services = services
         self.inodes = inodes
         self.inline_if_local = services.inline_if_local
@@ -137,7 +137,7 @@ class Tree:
         await self._have_mount_fd(inode)
 
     async def _have_mount_fd(self, inode: Inode) -> None:
-        """The first directory of a file system is what inodes there are opened below, by handle."""
+        """Open a file system's first directory found; handles of inodes there are opened by it."""
         if not self.inodes.wants_mount_fd(inode):
             return
         self.inodes.expect_mount_fd(inode.device)
@@ -223,7 +223,7 @@ class Tree:
         return st
 
     async def is_named(self, inode: Inode) -> bool:
-        """Whether the name by which the kernel last found an inode leads to it. Raises OSError."""
+        """Tell whether the name by which the kernel last found an inode leads to it. Raises OSError."""
         parent = inode.parent
         if inode is self.inodes.root:
             return True
@@ -270,11 +270,11 @@ class Tree:
                 self.services.notifier.inode(inode.node)
 
     def fingerprint(self, st: os.stat_result, before: Before) -> Fingerprint:
-        """The fingerprint of what was stat'ed since ``before``."""
+        """Return the fingerprint of a stat taken since ``before``."""
         return fingerprint(st, self.services.types[st.st_dev], before.now_ns)
 
     async def _known_file(self, inode: Inode, *, make: bool = False) -> CachedFile | None:
-        """The record of a regular file, if pages of it may be cached; made if need be."""
+        """Return a regular file's record, if it has one; ``make`` says to make it if need be."""
         if inode.kind != stat_module.S_IFREG:
             return None
         if inode.file_key is None:
@@ -436,7 +436,7 @@ class Tree:
 
 
 class Using:
-    """``Tree.using``.
+    """Implements ``Tree.using``.
 
     Not an ``asynccontextmanager``: trio books each async generator in a weak set, which takes longer
     than most of what is done in the block.
@@ -445,7 +445,7 @@ class Using:
     __slots__ = ("_inode", "_tree")
 
     def __init__(self, tree: Tree, inode: Inode) -> None:
-        """A block that has not begun."""
+        """Prepare the block."""
         self._tree = tree
         self._inode = inode
 

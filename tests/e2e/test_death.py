@@ -242,10 +242,10 @@ def test_commands_do_not_wait_for_a_daemon_that_is_stopped(source: Path, mountpo
             listed, shown = commands.map(
                 lambda words: cleanfs(*words), (("list",), ("stats", mountpoint))
             )
-            assert re.search(rf"{mountpoint} .*no answer", listed.stdout), listed.stdout
+            assert re.search(rf"{mountpoint} .*no reply", listed.stdout), listed.stdout
             assert shown.returncode == 1
             assert shown.stderr.count("\n") == 1
-            assert "does not answer" in shown.stderr
+            assert "does not reply" in shown.stderr
             # A few tests list all mounts, this one too: they keep it busy until they give up.
             wait_until(lambda: cleanfs("umount", mountpoint).returncode == 0, LOAD_TIMEOUT)
             assert not is_mounted(mountpoint)

@@ -310,8 +310,8 @@ def test_a_mount_that_does_not_answer_is_in_the_list(mount: Mounter) -> None:
     try:
         begun = time.monotonic()
         listed = json.loads(cleanfs("list", "--json").stdout)
-        assert next(m for m in listed if m["mountpoint"] == str(fs.path))["state"] == "no answer"
-        complains(cleanfs("stats", fs.path), 1, "does not answer", "--lazy")
+        assert next(m for m in listed if m["mountpoint"] == str(fs.path))["state"] == "no reply"
+        complains(cleanfs("stats", fs.path), 1, "does not reply", "--lazy")
         assert time.monotonic() - begun < 25
     finally:
         fs.process.send_signal(signal.SIGCONT)

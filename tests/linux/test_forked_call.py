@@ -35,7 +35,7 @@ def test_any_other_exception_becomes_an_oserror() -> None:
 def test_a_call_that_does_not_return_times_out() -> None:
     before = len(os.listdir("/proc/self/fd"))
     deadline = Deadline(5)
-    with pytest.raises(TimeoutError, match="does not answer: '/x'"):
+    with pytest.raises(TimeoutError, match="does not reply: '/x'"):
         forked_call(lambda: bytes(time.sleep(600) or 0), "/x", 0.2)
     assert not deadline.over()
     assert len(os.listdir("/proc/self/fd")) == before

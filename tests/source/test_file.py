@@ -377,10 +377,10 @@ async def test_nowait_is_tried_less_often_on_a_cold_source(
 ) -> None:
     flags_seen = refuse(monkeypatch, os.RWF_NOWAIT, errno.EAGAIN)
     backing = Backing()
-    for _ in range(NowaitProbe.PATIENCE + 10 * NowaitProbe.STEP):
+    for _ in range(NowaitProbe.MAX_REFUSALS + 10 * NowaitProbe.STEP):
         await read(backing, fs, fd, 0, 100)
     tries = sum(bool(flags & os.RWF_NOWAIT) for flags in flags_seen)
-    assert tries == NowaitProbe.PATIENCE + 10
+    assert tries == NowaitProbe.MAX_REFUSALS + 10
 
 
 async def test_a_stream_is_read_plainly_and_dropped_behind(

@@ -154,7 +154,7 @@ def test_waits_take_a_bounded_share_of_the_main_thread(
 
 def test_every_call_tries_nowait_until_it_was_refused_often() -> None:
     probe = NowaitProbe()
-    for _ in range(NowaitProbe.PATIENCE):
+    for _ in range(NowaitProbe.MAX_REFUSALS):
         assert probe.worthwhile()
         probe.tried(False)
     tries = 0
@@ -173,6 +173,6 @@ def test_after_one_success_every_call_tries_nowait_again() -> None:
     while not probe.worthwhile():
         pass
     probe.tried(True)
-    for _ in range(NowaitProbe.PATIENCE):
+    for _ in range(NowaitProbe.MAX_REFUSALS):
         assert probe.worthwhile()
         probe.tried(False)
