@@ -1,0 +1,93 @@
+// The FUSE channel: reads every message of the kernel, and writes every reply.
+//
+// `receive` reads one message from the device. The caller, on trio's thread, looks at its header and either handles it
+// or leaves it for libfuse. libfuse reads and writes through `libfuse_read` and `libfuse_writev`, the callbacks of
+// fuse_session_custom_io(3). So the channel knows the id of each request, whose it is, and whether the kernel took the
+// reply: ENOENT says that the requester is gone.
+//
+// The bytes come from the kernel, but what they say comes from any user of the mount. Nothing is read beyond the
+// message's length; `Message` is the only place that looks into it.
+//
+// Not thread-safe: one thread only, except `notify` (a single write(2)).
+#pragma once
+
+#include <linux/fuse.h>
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <span>
+
+namespace cleanfs {
+
+using Bytes = std::span<const std::byte>;
+
+// One message of the kernel, checked: its length is that of the header, and the header is there.
+class Message {
+public:
+    // None if the bytes are no message.
+    static std::optional<Message> parse(Bytes bytes);
+
+    const fuse_in_header& header() const { return header_; }
+    Bytes bytes() const { return bytes_; }
+    Bytes body() const { return bytes_.subspan(sizeof(fuse_in_header)); }
+    // The struct at the beginning of the body; none if the body is too short.
+    template <class Struct>
+    std::optional<Struct> body_as() const {
+        if (body().size() < sizeof(Struct)) return std::nullopt;
+        Struct found;
+        std::memcpy(&found, body().data(), sizeof found);
+        return found;
+    }
+    // Those of an OPEN, OPENDIR, CREATE, READ or WRITE (their fuse_*_in), or the `valid` of a SETATTR; else 0.
+    std::uint32_t flags() const;
+
+private:
+    explicit Message(Bytes bytes) : bytes_(bytes) { std::memcpy(&header_, bytes.data(), sizeof header_); }
+
+    Bytes bytes_;
+    fuse_in_header header_;
+};
+
+// What became of a reply.
+enum class Sent : std::uint8_t {
+    taken,
+    refused,  // ENOENT: the requester is gone
+    failed,   // any other error, in errno
+};
+
+class Channel {
+public:
+    // The device's fd stays the caller's. It is set to O_NONBLOCK. Throws std::system_error.
+    explicit Channel(int device);
+
+    // Read the next message, for at most `poll_ns` nanoseconds. None if there is none.
+    // Throws std::system_error if the connection has ended (ENODEV). The message is valid until the next call.
+    std::optional<Message> receive(std::int64_t poll_ns);
+
+    // Send a reply: `error` is 0 or a negative errno.
+    Sent reply(std::uint64_t unique, int error, Bytes body);
+    // Send a reply that begins with a fuse_out_header.
+    Sent send(const iovec* parts, int count) const;
+
+    int device() const { return device_; }
+
+    // For libfuse: read the message that `receive` left for it. -1 and errno EINTR if there is none,
+    // or the device's error.
+    ssize_t read_for_libfuse(void* to, std::size_t size);
+    // Leave the message that was received last to libfuse.
+    void leave_to_libfuse() { left_ = true; }
+
+private:
+    const int device_;
+    // One page more than the largest message, as the kernel demands room for the largest write.
+    static constexpr std::size_t capacity = (std::size_t{1} << 20) + (std::size_t{1} << 16);
+    std::unique_ptr<std::byte[]> buffer_;
+    std::size_t received_ = 0;  // the length of the message in the buffer
+    bool left_ = false;         // to libfuse, which has not read it yet
+};
+
+}  // namespace cleanfs

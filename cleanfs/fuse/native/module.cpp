@@ -1,0 +1,206 @@
+// The Python module: cleanfs.fuse.channel is its only user, and says what it is for.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+
+#include <cerrno>
+#include <unordered_map>
+
+#include "channel.hpp"
+#include "session.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using cleanfs::Bytes;
+using cleanfs::Channel;
+using cleanfs::Message;
+using cleanfs::Sent;
+
+// A request of the kernel, from its header on to the reply.
+struct Request {
+    explicit Request(const Message& message) : header(message.header()), flags(message.flags()) {}
+
+    fuse_in_header header;
+    std::uint32_t flags;
+    nb::object rollback = nb::none();
+};
+
+nb::bytes to_bytes(Bytes bytes) { return nb::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size()); }
+
+[[noreturn]] void raise_errno(int error) {
+    errno = error;
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw nb::python_error();
+}
+
+class PyChannel {
+public:
+    PyChannel(int device, nb::callable init_reply, nb::callable refused)
+        : channel_(device), init_reply_(std::move(init_reply)), refused_(std::move(refused)) {}
+
+    ~PyChannel() { close(); }
+    PyChannel(const PyChannel&) = delete;
+    PyChannel& operator=(const PyChannel&) = delete;
+
+    // Have libfuse read and write through this channel. Raises OSError.
+    void attach() {
+        fuse_session* session = cleanfs::mounted_session();
+        if (session == nullptr) raise_errno(ENOTCONN);
+        static const fuse_custom_io io = [] {
+            fuse_custom_io calls{};
+            calls.read = [](int, void* to, std::size_t size, void*) -> ssize_t {
+                if (attached == nullptr) return errno = EINTR, -1;
+                return attached->channel_.read_for_libfuse(to, size);
+            };
+            calls.writev = [](int fd, iovec* parts, int count, void*) -> ssize_t {
+                return attached == nullptr ? writev(fd, parts, count) : attached->write_for_libfuse(parts, count);
+            };
+            return calls;
+        }();
+        const int result = fuse_session_custom_io(session, &io, channel_.device());
+        if (result != 0) raise_errno(result < 0 ? -result : EINVAL);
+        attached = this;
+    }
+
+    int device() const { return channel_.device(); }
+
+    void close() {
+        if (attached == this) attached = nullptr;
+    }
+
+    std::optional<nb::object> receive(std::int64_t poll_ns) {
+        std::optional<Message> message;
+        {
+            nb::gil_scoped_release unlocked;  // while it polls, worker threads run
+            message = channel_.receive(poll_ns);
+        }
+        if (!message) return std::nullopt;
+        message_ = message;
+        nb::object request = nb::cast(Request(*message));
+        if (has_reply(message->header().opcode)) in_flight_[message->header().unique] = request;
+        return request;
+    }
+
+    nb::bytes body() const {
+        if (!message_) throw nb::value_error("nothing was received");
+        return to_bytes(message_->body());
+    }
+
+    void leave_to_libfuse() {
+        if (message_ && message_->header().opcode == FUSE_INIT) init_request_ = to_bytes(message_->bytes());
+        channel_.leave_to_libfuse();
+    }
+
+    bool reply(std::uint64_t unique, int error, nb::bytes body) {
+        const Bytes bytes{static_cast<const std::byte*>(body.data()), body.size()};
+        const Sent sent = channel_.reply(unique, error, bytes);
+        if (sent == Sent::failed) raise_errno(errno);
+        return sent == Sent::taken;
+    }
+
+    void ended(std::uint64_t unique) { in_flight_.erase(unique); }
+
+    nb::object request(std::uint64_t unique) const {
+        const auto found = in_flight_.find(unique);
+        return found == in_flight_.end() ? nb::none() : found->second;
+    }
+
+    std::size_t size() const { return in_flight_.size(); }
+
+private:
+    static bool has_reply(std::uint32_t opcode) {
+        return opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET && opcode != FUSE_INTERRUPT;
+    }
+
+    ssize_t write_for_libfuse(iovec* parts, int count) {
+        fuse_out_header header;
+        if (count < 1 || parts[0].iov_len < sizeof header) return errno = EINVAL, -1;
+        std::memcpy(&header, parts[0].iov_base, sizeof header);
+        if (header.unique == 0) return writev(channel_.device(), parts, count);  // a notification, from any thread
+        nb::gil_scoped_acquire locked;
+        nb::object request = nb::none();
+        if (const auto found = in_flight_.find(header.unique); found != in_flight_.end()) {
+            request = std::move(found->second);
+            in_flight_.erase(found);
+        }
+        Sent sent;
+        if (!request.is_none() && nb::cast<Request&>(request).header.opcode == FUSE_INIT) {
+            sent = send_init_reply(parts, count);
+        } else {
+            sent = channel_.send(parts, count);
+        }
+        if (sent == Sent::failed) return -1;
+        if (sent == Sent::refused && !request.is_none()) call_refused(request);
+        return header.len;
+    }
+
+    Sent send_init_reply(iovec* parts, int count) {
+        try {
+            std::string whole;
+            for (int at = 0; at < count; ++at) whole.append(static_cast<const char*>(parts[at].iov_base), parts[at].iov_len);
+            nb::object changed = init_reply_(init_request_, nb::bytes(whole.data(), whole.size()));
+            nb::bytes reply = nb::cast<nb::bytes>(changed);
+            const iovec one{const_cast<void*>(reply.data()), reply.size()};
+            return channel_.send(&one, 1);
+        } catch (nb::python_error& error) {
+            error.discard_as_unraisable("the reply to FUSE_INIT");
+            return channel_.send(parts, count);
+        }
+    }
+
+    void call_refused(nb::handle request) {
+        try {
+            refused_(request);
+        } catch (nb::python_error& error) {
+            error.discard_as_unraisable("the rollback of a refused reply");
+        }
+    }
+
+    static inline PyChannel* attached = nullptr;  // to the session of this process
+
+    Channel channel_;
+    std::optional<Message> message_;  // received last
+    nb::bytes init_request_{"", 0};
+    std::unordered_map<std::uint64_t, nb::object> in_flight_;  // by unique
+    nb::callable init_reply_, refused_;
+};
+
+template <auto Field>
+auto header_field() {
+    return [](const Request& request) { return request.header.*Field; };
+}
+
+}  // namespace
+
+NB_MODULE(_channel, module) {
+    module.doc() = "The FUSE channel.";
+    nb::set_leak_warnings(false);  // a process may end while it has a channel
+    module.def("session_fd", []() -> std::optional<int> {
+        fuse_session* session = cleanfs::mounted_session();
+        if (session == nullptr) return std::nullopt;
+        return fuse_session_fd(session);
+    });
+    nb::class_<Request>(module, "Request")
+        .def_prop_ro("unique", header_field<&fuse_in_header::unique>())
+        .def_prop_ro("opcode", header_field<&fuse_in_header::opcode>())
+        .def_prop_ro("nodeid", header_field<&fuse_in_header::nodeid>())
+        .def_prop_ro("uid", header_field<&fuse_in_header::uid>())
+        .def_prop_ro("gid", header_field<&fuse_in_header::gid>())
+        .def_prop_ro("pid", header_field<&fuse_in_header::pid>())
+        .def_ro("flags", &Request::flags)
+        .def_rw("rollback", &Request::rollback, nb::arg().none());
+    nb::class_<PyChannel>(module, "Channel")
+        .def(nb::init<int, nb::callable, nb::callable>(), "device"_a, "init_reply"_a, "refused"_a)
+        .def_prop_ro("device", &PyChannel::device)
+        .def("attach", &PyChannel::attach)
+        .def("close", &PyChannel::close)
+        .def("receive", &PyChannel::receive, "poll_ns"_a)
+        .def("body", &PyChannel::body)
+        .def("leave_to_libfuse", &PyChannel::leave_to_libfuse)
+        .def("reply", &PyChannel::reply, "unique"_a, "error"_a, "body"_a = nb::bytes("", 0))
+        .def("ended", &PyChannel::ended, "unique"_a)
+        .def("request", &PyChannel::request, "unique"_a)
+        .def("__len__", &PyChannel::size);
+}
