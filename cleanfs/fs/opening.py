@@ -151,11 +151,11 @@ class Opener:
         assert isinstance(handle, FileHandle)
         handle.drops_pages()
         io_fd = handle.fd if handle.writable else -1
-        cleared = without_set_id(st, Caller.of(ctx))
+        caller = Caller.of(ctx)
+        cleared = None if caller.privileged else without_set_id(st, caller)
         try:
             new = NewAttributes(size=0, mode=cleared)
             inode.kernel.sent = stamps_of(await self._tree.set_attributes(inode, io_fd, new))
-            inode.kernel.truncated(0)
         except BaseException:
             await self._handles.release(fh)
             raise

@@ -43,7 +43,7 @@ from cleanfs.fs.opening import Opener
 from cleanfs.fs.permissions import Permissions, is_granted
 from cleanfs.fs.rollback import ReplyRollback
 from cleanfs.fs.xattrs import CAPABILITY, Xattrs
-from cleanfs.fuse.refused_replies import RefusedReplies
+from cleanfs.fuse.request import on_refusal
 from cleanfs.source import attributes, namespace
 from cleanfs.source.attributes import NewAttributes
 from cleanfs.source.errors import StaleError
@@ -72,7 +72,6 @@ class CleanFS(pyfuse3.Operations):
         services: Services,
         inodes: InodeTable,
         control: Control,
-        refused_replies: RefusedReplies,
         *,
         attr_timeout: float,
         watch: SourceWatch | None = None,
@@ -83,7 +82,6 @@ class CleanFS(pyfuse3.Operations):
         self._services = services
         self._inodes = inodes
         self._control = control
-        self.refused_replies = refused_replies
         self._caches_absence = mode is Coherency.NONE
         self._tree = tree = Tree(services, inodes)
         self._stale_names = StaleNames(tree)
@@ -92,7 +90,7 @@ class CleanFS(pyfuse3.Operations):
         look_seconds = LOOK_SECONDS if mode is Coherency.WATCH else attr_timeout
         self._open_files = OpenFiles(services, look_seconds)
         self._handles = HandleTable(inodes, self._open_files)
-        self._rollback = ReplyRollback(refused_replies, services.notifier, inodes, self._handles)
+        self._rollback = ReplyRollback(services.notifier, inodes, self._handles)
         self._entries = Entries(inodes, attr_timeout, watch)
         self._permissions = Permissions(services, tree, self._stale_names)
         self._opener = Opener(
@@ -130,7 +128,6 @@ class CleanFS(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """Find a name; the kernel gets a reference to what it finds."""
-        self._rollback.nothing()
         self._stale_names.looking_up(ctx)
         if name in (b".", b".."):
             return await self._decode(parent_inode, is_parent=name == b"..")
@@ -145,7 +142,6 @@ class CleanFS(pyfuse3.Operations):
             except FileNotFoundError:
                 if not self._caches_absence:
                     raise
-                self._rollback.nothing()
                 return self._entries.absent()
             self._stale_names.found(found[0], ctx)
             return self._found(*found)
@@ -175,7 +171,6 @@ class CleanFS(pyfuse3.Operations):
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Read attributes, and check by them whether the source changed."""
         if (node := self._control.node(inode)) is not None:
-            self._rollback.nothing()
             self._control.refresh(node)
             return control_entry(node)
         if inode == ROOT and self._root is not None:
@@ -204,7 +199,6 @@ class CleanFS(pyfuse3.Operations):
         """Do chmod, chown, truncate, utimes."""
         if (node := self._control.node(inode)) is not None:
             self._control.truncate_only(node, fields)
-            self._rollback.nothing()
             return control_entry(node)
         new = new_attributes(attr, fields)
         handle = self._handles.get(fh) if fh is not None else None
@@ -224,8 +218,6 @@ class CleanFS(pyfuse3.Operations):
                 return self._entries.attributes(inode, unchanged)
             st = await self._tree.set_attributes(inode, io_fd, new)
             self._rollback.change(inode, before=inode.kernel.told)
-            if new.size is not None:
-                inode.kernel.truncated(st.st_size)
             return self._entries.attributes(inode, st)
 
     @handler
@@ -295,7 +287,6 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a file; if the source changed, every cache of it is flushed, the kernel's too."""
-        self._rollback.nothing()
         if (node := self._control.node(inode)) is not None:
             fh = self._handles.add(self._control.open(node, flags))
             self._rollback.opened(fh)
@@ -350,7 +341,7 @@ class CleanFS(pyfuse3.Operations):
         self.writes_begun += 1
         try:
             written, rollback = await self._handles[fh].write(off, buf)
-            self.refused_replies.hold(rollback)
+            on_refusal(rollback)
             return written
         finally:
             self.writes_ended += 1
@@ -381,7 +372,6 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Open a directory."""
-        self._rollback.nothing()
         if (node := self._control.node(inode)) is not None:
             return self._handles.add_directory(node)
         self._inodes.check_may_open()
@@ -393,7 +383,6 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List from a position on; every entry carries its attributes."""
-        self._rollback.nothing()
         directory = self._handles.directory(fh)
         if isinstance(directory, DirHandle):
             with directory.use:
@@ -445,9 +434,7 @@ class CleanFS(pyfuse3.Operations):
         if self._control.node(inode) is not None:
             raise FUSEError(pyfuse3.ENOATTR)
         if inode == ROOT and self._root is not None and name in ACL_NAMES:
-            acl = await self._root.acl(self._tree.in_thread_with_retry, name)
-            self._rollback.nothing()
-            return acl
+            return await self._root.acl(self._tree.in_thread_with_retry, name)
         async with self._tree.using(inode) as held:
             return await self._xattrs.get(held, name)
 

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from cleanfs.cache.cleancache import CleancacheStats
 from cleanfs.cache.pagecache import PageCacheStats
-from cleanfs.fuse.busypoll import BusyPollStats
+from cleanfs.fuse.busy_poll import BusyPollStats
 from cleanfs.fuse.request_limits import RequestLimits
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 from cleanfs.memory.cache_limits import CacheLimitsStats

@@ -45,5 +45,3 @@ class BusyPollStats:
     """Requests that polling found."""
     slept: int
     """Waits that went to sleep."""
-
-

@@ -1,11 +1,11 @@
 """Receive the kernel's messages: handle some, and leave the others to pyfuse3.
 
-The native half (``native/channel.hpp``) alone reads from the FUSE device and writes to it. It runs where
-pyfuse3 waits for a request: pyfuse3 waits through its module global ``trio``, which its own asyncio mode
-replaces in the same way (``pyfuse3.asyncio.enable``). ``Channel.begin`` replaces that global by an object
-that is trio except for the lock and the wait, and gives libfuse callbacks that read and write through
-the channel (``fuse_session_custom_io``). So a message that pyfuse3 is to handle is received in the wait,
-and copied once when libfuse reads.
+The native half (``native/channel.hpp``) alone reads from the FUSE device and writes to it. It runs
+where pyfuse3 waits for a request: pyfuse3 waits through its module global ``trio``, which its own
+asyncio mode replaces in the same way (``pyfuse3.asyncio.enable``). ``Channel.begin`` replaces that
+global by an object that is trio except for the lock and the wait, and gives libfuse callbacks that
+read and write through the channel (``fuse_session_custom_io``). So a message that pyfuse3 is to
+handle is received in the wait, and copied once when libfuse reads.
 
 * From a wait, pyfuse3 needs to know only that libfuse has a message to read or the device is being
   closed. Messages that have handlers here never end a wait.
@@ -56,7 +56,7 @@ class Channel:
         """
         self.handlers: dict[int, Handler] = {}
         """The messages that are handled here, by opcode."""
-        self.refused: Callable[[Request], None] = _roll_back
+        self.refused: Callable[[Request], None] = roll_back
         """Called when the kernel refuses a reply of libfuse, as the requester is gone."""
         self._wanted_init_flags = wanted_init_flags
         self._init_flags_granted = init_flags_granted
@@ -77,7 +77,7 @@ class Channel:
         if getattr(pyfuse3, "trio", None) is not trio:
             log.warning("this pyfuse3 has no wait that can be replaced: %s", LOST)
             return
-        self._native = native.Channel(device, self._init_reply, lambda request: self.refused(request))
+        self._native = native.Channel(device, self._init_reply, self.refused)
         self._native.attach()
         pyfuse3.trio = _Trio(self)  # type: ignore[attr-defined]  # an attribute of its C module
 
@@ -186,13 +186,13 @@ class Channel:
 
 
 LOST: Final = (
-    "no busy polling; a process that is killed while the source hangs waits for it; each write of a file "
-    "asks for its capabilities first"
+    "no busy polling; a process that is killed while the source hangs waits for it; an append may "
+    "overwrite what others appended in the source"
 )
 """What works less well without the channel."""
 
 
-def _roll_back(request: Request) -> None:
+def roll_back(request: Request) -> None:
     """Undo what a refused reply gave."""
     rollback, request.rollback = request.rollback, None
     if rollback is not None:

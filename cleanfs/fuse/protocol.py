@@ -17,16 +17,16 @@ FUSE_PARALLEL_DIROPS: Final = 1 << 18
 FUSE_EXPLICIT_INVAL_DATA: Final = 1 << 25
 FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
 
+FUSE_WRITE_CACHE: Final = 1 << 0
+"""In ``write_flags``: the kernel writes pages back; no process is known that writes."""
+
+FUSE_WRITE_KILL_SUIDGID: Final = 1 << 2
+"""In ``write_flags``: the writer lacks CAP_FSETID, so set-id bits must go."""
+
 FUSE_NOTIFY_INVAL_INODE: Final = 2
 FUSE_NOTIFY_INVAL_ENTRY: Final = 3
 
 FUSE_EXPIRE_ONLY: Final = 1
-
-FUSE_INT_REQ_BIT: Final = 1
-"""Set in ``unique`` of a reply to the FUSE_INTERRUPT of a request (fs/fuse/dev.c)."""
-
-FUSE_REQ_ID_STEP: Final = 2
-"""The distance between the ids of two requests (fs/fuse/dev.c, since Linux 4.20)."""
 
 FUSE_IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
 """struct fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding.
@@ -44,6 +44,15 @@ FUSE_INIT_IN: Final = struct.Struct("=IIII")
 FUSE_INIT_OUT: Final = struct.Struct("=IIII")
 """The beginning of struct fuse_init_out: major, minor, max_readahead, flags."""
 
+FUSE_FORGET_IN: Final = struct.Struct("=Q")
+"""struct fuse_forget_in: nlookup."""
+
+FUSE_BATCH_FORGET_IN: Final = struct.Struct("=II")
+"""struct fuse_batch_forget_in: count, dummy. As many struct fuse_forget_one follow."""
+
+FUSE_FORGET_ONE: Final = struct.Struct("=QQ")
+"""struct fuse_forget_one: nodeid, nlookup."""
+
 FUSE_INTERRUPT_IN: Final = struct.Struct("=Q")
 """struct fuse_interrupt_in: unique of the interrupted request."""
 
@@ -52,6 +61,3 @@ FUSE_NOTIFY_INVAL_INODE_OUT: Final = struct.Struct("=Qqq")
 
 FUSE_NOTIFY_INVAL_ENTRY_OUT: Final = struct.Struct("=QII")
 """struct fuse_notify_inval_entry_out: parent, namelen, flags. The name follows, with a zero byte."""
-
-MAX_REQUEST: Final = (1 << 20) + (1 << 16)
-"""The size of a buffer for any request: a write of 1 MiB with its headers, and room to spare."""

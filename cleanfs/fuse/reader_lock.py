@@ -50,5 +50,3 @@ class ReaderLock:
         if self._parked and not self.woken:
             self.woken += 1
             trio.lowlevel.reschedule(self._parked.popleft())
-
-

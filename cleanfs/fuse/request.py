@@ -1,7 +1,7 @@
 """The request that the present task handles.
 
-pyfuse3 runs one task for each request in progress. The channel notes in the task's context which request
-that is. Without the channel no request is known.
+pyfuse3 runs one task for each request in progress. The channel notes in the task's context which
+request that is. Without the channel no request is known.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,8 @@ class Request(Protocol):
     """The id of the requesting thread; 0 if it is not in our PID namespace."""
     flags: int
     """``open_flags``, ``read_flags``, ``write_flags`` or ``valid``, if the request has one of them."""
+    file_flags: int
+    """The open file's flags, as fcntl(2) has them now, if this is a READ or WRITE."""
     rollback: Rollback | None
     """Undoes what the reply gives; called if the kernel refuses the reply, as the requester is gone."""
 

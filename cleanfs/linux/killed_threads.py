@@ -1,35 +1,24 @@
-"""Find threads that were killed and cannot end yet, in /proc."""
+"""Tell whether a thread was killed and cannot end yet, from /proc."""
 
-import contextlib
-import os
 from typing import Final
 
 SIGKILL_PENDING: Final = 1 << 8
 """The bit of SIGKILL in the masks of /proc/PID/status."""
 
 
-def killed_threads() -> set[int]:
-    """Return the visible threads with SIGKILL pending that are in an uninterruptible wait.
+def is_killed(thread: int) -> bool:
+    """Tell whether a thread has SIGKILL pending and is in an uninterruptible wait, as for our reply.
 
-    Threads that wait for our reply are among them. Most other such waits are short.
+    False if it has ended, or is in a PID namespace that ours does not see.
     """
-    found: set[int] = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            found.update(
-                int(task)
-                for task in os.listdir(f"/proc/{pid}/task")
-                if _is_killed(f"/proc/{pid}/task/{task}/status")
-            )
-    return found
-
-
-def _is_killed(status: str) -> bool:
     uninterruptible = False
-    with contextlib.suppress(OSError), open(status, "rb") as lines:
-        for line in lines:
-            if line.startswith(b"State:"):
-                uninterruptible = line.split()[1] == b"D"
-            elif line.startswith(b"SigPnd:"):
-                return uninterruptible and bool(int(line.split()[1], 16) & SIGKILL_PENDING)
+    try:
+        with open(f"/proc/{thread}/status", "rb") as lines:
+            for line in lines:
+                if line.startswith(b"State:"):
+                    uninterruptible = line.split()[1] == b"D"
+                elif line.startswith(b"SigPnd:"):
+                    return uninterruptible and bool(int(line.split()[1], 16) & SIGKILL_PENDING)
+    except OSError:
+        pass
     return False

@@ -21,13 +21,11 @@ from cleanfs.cache.resident import Resident, make_resident
 from cleanfs.fs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.fs.operations import CleanFS
 from cleanfs.fs.stats import MountStats
-from cleanfs.fuse.busypoll import BusyPoll
-from cleanfs.fuse.init_flags import InitFlags
+from cleanfs.fuse.channel import Channel
 from cleanfs.fuse.interrupts import Interrupts
 from cleanfs.fuse.isolated_threads import IsolatedThreads
 from cleanfs.fuse.notify import Notifier
 from cleanfs.fuse.protocol import FUSE_EXPLICIT_INVAL_DATA
-from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.fuse.request_limits import RequestLimits, set_limits
 from cleanfs.fuse.size_sync import MountedAt
 from cleanfs.latency import Latencies
@@ -103,13 +101,14 @@ class Mount:
         self._isolated = IsolatedThreads(1)
         self._watchdog = AbortWatchdog()
         self._backing = Backing()
-        self._busy_poll = BusyPoll(config.busy_poll_us)
         self._latencies = Latencies()
         self._request_limits = RequestLimits()
-        refused_replies = RefusedReplies()
-        # A request whose requester is gone goes on, but the kernel's locks for it are released.
-        self._interrupts = Interrupts(self._backing, refused_replies, self._notifier.may_drop_any)
         self._all_local = all_local(config.source)
+        self._channel = Channel(
+            config.busy_poll_us, self._wanted_init_flags(), self._init_flags_granted
+        )
+        # A request whose requester is gone goes on, but the kernel's locks for it are released.
+        self._interrupts = Interrupts(self._channel, self._backing, self._notifier.may_drop_any)
         services = Services(
             self._backing,
             self._pagecache,
@@ -128,7 +127,6 @@ class Mount:
             services,
             self._inodes,
             Control(self),
-            refused_replies,
             attr_timeout=config.attr_timeout,
             watch=self._watch,
         )
@@ -156,13 +154,10 @@ class Mount:
         """Mount, call ``ready`` once the mount replies, and serve until unmounted or signalled."""
         with trio.open_signal_receiver(*stop_signals) as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # from now on they are received
-            self._busy_poll.install()
-            self._interrupts.install()  # the hook of FUSE_INIT must come before it
             self._isolated.start()
             self._notifier.start()
             self._watchdog.start()
-            init_flags = InitFlags(self._wanted_init_flags(), self._init_flags_granted)
-            self._mount(init_flags)
+            self._mount()
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._isolated.run)
@@ -184,11 +179,9 @@ class Mount:
                 # A call that hangs still uses the fds of inodes by number.
                 if not self._backing.thread_limiter.oldest_seconds:
                     self._inodes.close()
-                init_flags.unhook()
-                self._interrupts.uninstall()
                 self._notifier.close()
                 self._isolated.close()
-                self._busy_poll.uninstall()
+                self._channel.close()
                 pyfuse3.close(unmount=True)
                 # pyfuse3 does not unmount after an abort (umount -f, fusectl's abort).
                 with contextlib.suppress(MountError):
@@ -209,13 +202,11 @@ class Mount:
         log.warning("the source does not reply; open requests are abandoned")
         everything.cancel()
 
-    def _mount(self, init_flags: InitFlags) -> None:
+    def _mount(self) -> None:
         mount_with_libfuse(self._filesystem, self.config)
-        init_flags.begin()
-        self._notifier.use_device(init_flags.device)
-        if init_flags.device < 0:  # notifications use libfuse's fd
-            self._interrupts.unhook()
-        self._watchdog.set_connection(connection_of(init_flags.device, self.config.mountpoint))
+        self._channel.begin()
+        self._notifier.use_device(self._channel.device)
+        self._watchdog.set_connection(connection_of(self._channel.device, self.config.mountpoint))
 
     def _wanted_init_flags(self) -> int:
         """Choose whether the kernel drops pages only after an explicit invalidation.
@@ -261,7 +252,7 @@ class Mount:
             backing=self._backing.stats(),
             inodes=self._inodes.stats(),
             limits=self._cache_limits.stats(),
-            busy_poll=self._busy_poll.stats(),
+            busy_poll=self._channel.stats(),
             latencies=self._latencies.stats(),
             counters=counters,
         )
@@ -357,7 +348,6 @@ class Mount:
             # that creates or removes a name in the root.
             path = os.path.join(self.config.mountpoint, os.fsdecode(CONTROL_NAME))
             await self._isolated.run_sync(os.stat, path)
-        self._busy_poll.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
             if os.geteuid() == 0:  # flags that libfuse does not know
                 flags = with_names(flags_of(point), self.config.flags)

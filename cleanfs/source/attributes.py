@@ -47,17 +47,13 @@ def set_attributes(fd: int, io_fd: int, new: NewAttributes) -> tuple[os.stat_res
 
 
 def without_set_id(st: os.stat_result, caller: Caller) -> int | None:
-    """Compute the permissions that a caller's change of the data leaves; None if they stay as they are.
+    """Compute the permissions after an unprivileged caller's change of the data; None if the same.
 
     A set-gid bit without execution for the group stays for the group's members: the kernel's
     ``setattr_should_drop_sgid`` (Linux 6.2).
     """
     mode = st.st_mode
-    if (
-        not mode & (stat_module.S_ISUID | stat_module.S_ISGID)
-        or not stat_module.S_ISREG(mode)
-        or caller.privileged
-    ):
+    if not mode & (stat_module.S_ISUID | stat_module.S_ISGID) or not stat_module.S_ISREG(mode):
         return None
     cleared = mode & ~stat_module.S_ISUID
     if mode & stat_module.S_ISGID and (mode & stat_module.S_IXGRP or not caller.in_group(st.st_gid)):

@@ -22,7 +22,6 @@ from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.source import listing, namespace
-from cleanfs.source.caller import Caller
 from cleanfs.source.file import SourceFile, Written
 from cleanfs.source.io import Backing, SourceFs
 from cleanfs.source.listing import EntryStat
@@ -31,6 +30,7 @@ from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.invalidate import invalidate
 from cleanfs.vfs.kernel_view import Told
+from cleanfs.vfs.write_request import appends, unprivileged_writer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -169,7 +169,7 @@ class FileHandle:
         durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self._source = SourceFile(fd, services.source_fs(inode), services.backing, durable=durable)
         self.use = Use()
-        self._appends = bool(flags & os.O_APPEND) and services.coherency.mode is not Coherency.NONE
+        self._may_append = services.coherency.mode is not Coherency.NONE
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self._drop_due = self._writes = False
         file.pins += 1
@@ -226,10 +226,8 @@ class FileHandle:
     async def write(self, offset: int, data: bytes) -> tuple[int, Rollback]:
         """Write through to the source, with the cached range invalidated before and after.
 
-        On a handle that was opened with O_APPEND the kernel sends three kinds of writes. What a program
-        appends goes to the end of the file that the kernel knows. What it writes back from a mapping is
-        before that end. And after F_SETFL has cleared O_APPEND, of which FUSE sends no word, a program
-        writes anywhere. The first kind must not overwrite what others appended in the source. With no
+        The kernel sends what a program appends with the offset at which it sees the end of the file. It
+        must not overwrite what others have appended in the source, so it goes to the end there. With no
         others (``--coherency none``) the kernel knows the end, and each write goes to its offset.
         """
         with self.use:
@@ -242,7 +240,7 @@ class FileHandle:
         began = perf_counter_ns()
         file = self.file
         end = offset + len(data)
-        append = self._appends and self.inode.kernel.may_append(offset, end)
+        append = self._may_append and appends()
         stop = None if append else end
         pending = PendingWrite(min(offset, file.size) if append else offset, stop)
         file.writes.append(pending)
@@ -267,9 +265,8 @@ class FileHandle:
         Returns what was written, and what the kernel had been told before.
         """
         services, file, inode = self._services, self.file, self.inode
-        writer, inode.next_writer = inode.next_writer, None
         async with services.pagecache.mutating(file, offset, stop):
-            written = await self._write_source(offset, data, append, writer)
+            written = await self._write_source(offset, data, append)
             before, after = own_fingerprint(written.before), own_fingerprint(written.after)
             size = before.size + written.count if append else max(before.size, offset + len(data))
             theirs = services.coherency.after_own_change(file, before, after, size=size)
@@ -282,13 +279,13 @@ class FileHandle:
             services.notifier.inode(inode.node)
         return written, told
 
-    async def _write_source(
-        self, offset: int, data: bytes, append: bool, writer: Caller | None
-    ) -> Written:
+    async def _write_source(self, offset: int, data: bytes, append: bool) -> Written:
         """Write to the source; distrust the file if that fails, because a part may be written."""
         services = self._services
         try:
-            written = await self._source.write_all(offset, data, append=append, writer=writer)
+            written = await self._source.write_all(
+                offset, data, append=append, writer=unprivileged_writer()
+            )
             if services.flushless and not services.is_local(self.inode):
                 # Mounted below the source after the mount: no FLUSH will report what a close does.
                 await services.backing.in_thread(namespace.flush, self.fd)

@@ -3,7 +3,6 @@
 import stat as stat_module
 
 from cleanfs.backends.ops import FileKey
-from cleanfs.source.caller import Caller
 from cleanfs.source.identity import Dentry
 from cleanfs.vfs.kernel_view import KernelView
 
@@ -13,7 +12,7 @@ class Inode:
 
     __slots__ = (
         "dentry", "device", "fd", "file_key", "generation", "handle", "ino", "kernel", "kind",
-        "lost_capability", "name", "next_writer", "nlookup", "node", "open_fds", "parent", "pins",
+        "lost_capability", "name", "nlookup", "node", "open_fds", "parent", "pins",
         "suspect",
     )  # fmt: skip
 
@@ -45,12 +44,6 @@ class Inode:
         self.file_key: FileKey | None = None
         self.kernel = KernelView()
         """What the kernel was told."""
-        self.next_writer: Caller | None = None
-        """The requester whose write may come next: the kernel has just read the capabilities for it.
-
-        The kernel reads them before it sends a program's write to a file with set-id bits, but not
-        before it sends the dirty pages of a mapping. None if there is no such requester, and for root
-        unless a user came before. A write need not follow, so the next one may be another process's."""
         self.lost_capability = False
         """Whether the last request removed its capabilities, perhaps because a change follows."""
 

@@ -3,7 +3,7 @@
 A requester that is killed does not wait for its change, and the reply is refused (``interrupts``). By
 itself the kernel drops only what it had cached when the requester gave up. Other requests may come
 before the change is done, and their replies are cached. So a handler holds this call beside its reply
-(``RefusedReplies``).
+(``request.on_refusal``).
 """
 
 from collections.abc import Iterable

@@ -6,15 +6,11 @@ are kept beside the last one, and *doubts* are counted until a notification has 
 """
 
 import math
-import mmap
 import os
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 import trio
-
-MAX_SIZES: Final = 8
-"""How many sizes of a file are remembered that the kernel may still use."""
 
 NOT_TOLD: Final = -1
 """The access of an inode of which no mode and owners were told."""
@@ -36,12 +32,12 @@ def stamps_of(st: os.stat_result) -> tuple[int, int, int]:
 class Told(NamedTuple):
     """Holds attributes of ``KernelView`` from before a reply, to restore if it is refused."""
 
-    sizes: tuple[int, ...]
+    size: int
     access: int
     access_ctime: int
 
 
-UNKNOWN: Final = Told((), UNSURE, 0)
+UNKNOWN: Final = Told(NOT_TOLD, UNSURE, 0)
 """Access that differs from any that a file can have."""
 
 
@@ -58,16 +54,15 @@ class KernelView:
         "pages_dropped_by",
         "sent",
         "settling",
-        "sizes",
+        "size",
     )
 
     def __init__(self) -> None:
         """Start with a kernel that was told nothing."""
-        self.sizes: tuple[int, ...] = (NOT_TOLD,)
-        """The sizes that the kernel may use, which decide where it appends: the one that it was told
-        last, then older ones, which it may still have."""
         self.sent: tuple[int, int, int] | None = None
         """``stamps_of`` what the kernel was last told, or has known since by a write of its own."""
+        self.size = NOT_TOLD
+        """The size that it was last told, or has made the file by a write of its own."""
         self.access = NOT_TOLD
         """The mode and owners that it was last told (``access_of``), and by which it checks access."""
         self.access_ctime = 0
@@ -92,16 +87,8 @@ class KernelView:
         now = stamps_of(st)
         if self.sent not in (None, now):
             self.doubts += 1
-        self.sent = now
+        self.sent, self.size = now, st.st_size
         self.access, self.access_ctime = access_of(st), st.st_ctime_ns
-        if st.st_size != self.sizes[0]:
-            self.size_sent(st.st_size)
-
-    def size_sent(self, size: int) -> None:
-        """Record that a reply tells the size of the file."""
-        if size != self.sizes[0]:
-            older = [other for other in self.sizes if other not in (size, NOT_TOLD)]
-            self.sizes = (size, *older[: MAX_SIZES - 1])
 
     def changed(self, st: os.stat_result) -> bool:
         """Count a doubt if attributes are not those that were told. Return whether they differ."""
@@ -115,11 +102,11 @@ class KernelView:
     @property
     def told(self) -> Told:
         """Return the state to return to if the next reply is refused."""
-        return Told(self.sizes, self.access, self.access_ctime)
+        return Told(self.size, self.access, self.access_ctime)
 
     def not_sent(self, before: Told) -> None:
         """Return to what was told before, as attributes did not fit into a reply."""
-        self.sizes, self.access, self.access_ctime = before
+        self.size, self.access, self.access_ctime = before
 
     def rollback(self, before: Told | None = None) -> None:
         """Note that a reply was refused: the kernel may still use what it was told ``before``.
@@ -129,10 +116,7 @@ class KernelView:
         self.doubts += 1
         if before is None:
             return
-        sizes = dict.fromkeys((*before.sizes, *self.sizes))
-        if len(sizes) > 1:
-            sizes.pop(NOT_TOLD, None)
-        self.sizes = tuple(sizes)[:MAX_SIZES]
+        self.size = before.size
         if self.access == before.access:
             self.access_ctime = before.access_ctime
         else:
@@ -140,31 +124,14 @@ class KernelView:
 
     # -- writes through the mount -------------------------------------------------------------
 
-    def truncated(self, size: int) -> None:
-        """Record that the kernel had the file truncated."""
-        self.sizes = (size,)
-
     def written_to(self, end: int) -> None:
-        """Record a write by the kernel up to ``end``, to which it extends a shorter file."""
-        if end > min(self.sizes):
-            self.sizes = tuple(dict.fromkeys(max(size, end) for size in self.sizes))
+        """Record a write that the kernel sent: its size of the file is at least ``end`` now."""
+        self.size = max(self.size, end)
 
     def knows_change(self, before: os.stat_result, after: os.stat_result) -> None:
         """Record a change that the kernel made: if it knew the state before, it knows the one after."""
         if self.sent == stamps_of(before):
             self.sent = stamps_of(after)
-
-    def may_append(self, start: int, stop: int) -> bool:
-        """Tell whether a write may be one at the end of the file that the kernel sees.
-
-        Pages of a mapping are not: they come whole, but the last may end where the file does. Neither
-        is a write to offset 0, as after a program has cleared O_APPEND: any file was once empty.
-        """
-        last, *older = self.sizes
-        if start >= last or start % mmap.PAGESIZE:
-            return start == last or start in older
-        is_mapped = stop % mmap.PAGESIZE == 0 or stop in self.sizes
-        return start > 0 and start in older and not is_mapped
 
     # -- access -------------------------------------------------------------------------------
 

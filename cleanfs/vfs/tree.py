@@ -255,7 +255,7 @@ class Tree:
         if not (notifier.explicit and notifier.is_pending(inode.node)):
             return
         read = inode.open_fds and not notifier.is_refreshing(inode.node)
-        if read and size not in (None, inode.kernel.sizes[0]):
+        if read and size not in (None, inode.kernel.size):
             await notifier.refreshed(inode.node, inode.generation, pages=True)
         else:
             await notifier.pages_dropped(inode.node)

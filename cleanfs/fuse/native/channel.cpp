@@ -49,6 +49,15 @@ std::uint32_t Message::flags() const {
     }
 }
 
+std::uint32_t Message::file_flags() const {
+    if (header_.opcode == FUSE_READ) {
+        if (auto read = body_as<fuse_read_in>()) return read->flags;
+    } else if (header_.opcode == FUSE_WRITE) {
+        if (auto write = body_as<fuse_write_in>()) return write->flags;
+    }
+    return 0;
+}
+
 Channel::Channel(int device) : device_(device), buffer_(std::make_unique_for_overwrite<std::byte[]>(capacity)) {
     const int flags = fcntl(device, F_GETFL);
     if (flags == -1 || fcntl(device, F_SETFL, flags | O_NONBLOCK) == -1) {

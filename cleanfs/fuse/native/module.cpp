@@ -3,6 +3,8 @@
 #include <nanobind/stl/optional.h>
 
 #include <cerrno>
+#include <string>
+#include <system_error>
 #include <unordered_map>
 
 #include "channel.hpp"
@@ -20,10 +22,10 @@ using cleanfs::Sent;
 
 // A request of the kernel, from its header on to the reply.
 struct Request {
-    explicit Request(const Message& message) : header(message.header()), flags(message.flags()) {}
+    explicit Request(const Message& message) : header(message.header()), flags(message.flags()), file_flags(message.file_flags()) {}
 
     fuse_in_header header;
-    std::uint32_t flags;
+    std::uint32_t flags, file_flags;
     nb::object rollback = nb::none();
 };
 
@@ -72,10 +74,16 @@ public:
 
     std::optional<nb::object> receive(std::int64_t poll_ns) {
         std::optional<Message> message;
+        int ended = 0;
         {
             nb::gil_scoped_release unlocked;  // while it polls, worker threads run
-            message = channel_.receive(poll_ns);
+            try {
+                message = channel_.receive(poll_ns);
+            } catch (const std::system_error& error) {
+                ended = error.code().value();
+            }
         }
+        if (ended != 0) raise_errno(ended);
         if (!message) return std::nullopt;
         message_ = message;
         nb::object request = nb::cast(Request(*message));
@@ -190,6 +198,7 @@ NB_MODULE(_channel, module) {
         .def_prop_ro("gid", header_field<&fuse_in_header::gid>())
         .def_prop_ro("pid", header_field<&fuse_in_header::pid>())
         .def_ro("flags", &Request::flags)
+        .def_ro("file_flags", &Request::file_flags)
         .def_rw("rollback", &Request::rollback, nb::arg().none());
     nb::class_<PyChannel>(module, "Channel")
         .def(nb::init<int, nb::callable, nb::callable>(), "device"_a, "init_reply"_a, "refused"_a)

@@ -1,0 +1,27 @@
+"""Read from the present WRITE request how it is to be done.
+
+Without the channel no request is known (``fuse.request``). Then the kernel itself clears set-id bits,
+and what is appended goes to the offset at which the kernel sees the end of the file.
+"""
+
+import os
+
+from cleanfs.fuse.protocol import FUSE_WRITE_CACHE, FUSE_WRITE_KILL_SUIDGID
+from cleanfs.fuse.request import current
+from cleanfs.source.caller import Caller
+
+
+def appends() -> bool:
+    """Tell whether a program appends: its file has O_APPEND now, and it is no write-back of pages."""
+    request = current()
+    if request is None or request.flags & FUSE_WRITE_CACHE:
+        return False
+    return bool(request.file_flags & os.O_APPEND)
+
+
+def unprivileged_writer() -> Caller | None:
+    """Return the process whose write must clear set-id bits, as it lacks CAP_FSETID; else None."""
+    request = current()
+    if request is None or not request.flags & FUSE_WRITE_KILL_SUIDGID:
+        return None
+    return Caller(request.uid, request.gid, request.pid)
