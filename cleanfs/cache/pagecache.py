@@ -19,14 +19,10 @@ from cleanfs.cache.changes import Changing, Mutating
 from cleanfs.cache.cleancache import CleancacheFs
 from cleanfs.cache.files import MIN_FILES, CachedFile, FileRecords
 from cleanfs.cache.in_flight import Buffer, InFlightRead, missing_runs
-from cleanfs.cache.resident import Resident
+from cleanfs.cache.resident import PythonResident, Resident
 from cleanfs.cache.source_reads import SourceFile, SourceReads
 from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.source.identity import Dentry
-
-BORROWED = 8
-"""A read of at least so many pages, all of them in cleancache, leaves them there: they do not become
-resident. Moving them here, and as many others there, was a quarter of such a read's cost (32 pages)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +70,7 @@ class PageCache:
         self._source_reads = SourceReads(self.page_size, self._insert)
         self.clock = 0
         """Counts versions: a file whose version is later than a remembered clock changed since."""
+        cleancache.state.use_resident(None if isinstance(resident, PythonResident) else resident)
         self._hits = self._misses = self._evictions = 0
         self._lost_files = self._lost_pages = 0
 
@@ -138,7 +135,7 @@ class PageCache:
         missing = pages.count(None)
         self._hits += count - missing
         self._misses += missing
-        if missing == count >= BORROWED:
+        if missing == count:
             borrowed = self._cleancache.borrow_pages(file.key, first, count)
             if borrowed is not None:
                 return _cut(borrowed, offset - start, end - start), CLEANCACHE_HIT
@@ -277,8 +274,8 @@ class PageCache:
             used=self.used,
             resident=len(self._resident),
             files=len(self._records),
-            hits=self._hits,
-            misses=self._misses,
+            hits=self._hits + self._cleancache.state.hits,
+            misses=self._misses + self._cleancache.state.misses,
             evictions=self._evictions,
             shared_reads=self._source_reads.shared_pages,
             stale_reads=self._source_reads.stale_reads,

@@ -43,6 +43,7 @@ from cleanfs.fs.opening import Opener
 from cleanfs.fs.permissions import Permissions, is_granted
 from cleanfs.fs.rollback import ReplyRollback
 from cleanfs.fs.xattrs import CAPABILITY, Xattrs
+from cleanfs.fuse.channel import Channel
 from cleanfs.fuse.request import on_refusal
 from cleanfs.source import attributes, namespace
 from cleanfs.source.attributes import NewAttributes
@@ -72,6 +73,7 @@ class CleanFS(pyfuse3.Operations):
         services: Services,
         inodes: InodeTable,
         control: Control,
+        channel: Channel,
         *,
         attr_timeout: float,
         watch: SourceWatch | None = None,
@@ -89,7 +91,7 @@ class CleanFS(pyfuse3.Operations):
         self._root = None if services.is_local(inodes.root) else Root(inodes.root)
         look_seconds = LOOK_SECONDS if mode is Coherency.WATCH else attr_timeout
         self._open_files = OpenFiles(services, look_seconds)
-        self._handles = HandleTable(inodes, self._open_files)
+        self._handles = HandleTable(inodes, self._open_files, channel)
         self._rollback = ReplyRollback(services.notifier, inodes, self._handles)
         self._entries = Entries(inodes, attr_timeout, watch)
         self._permissions = Permissions(services, tree, self._stale_names)

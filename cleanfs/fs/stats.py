@@ -83,6 +83,8 @@ class MountStats:
     inodes: InodeStats
     limits: CacheLimitsStats
     busy_poll: BusyPollStats
+    served_natively: int
+    """Requests that the channel served without Python."""
     latencies: LatencyStats
     counters: Mapping[str, int]
     """The backend's own."""
@@ -127,6 +129,7 @@ class MountStats:
             "inodes_held": self.inodes.held,
             "inodes_parked_total": self.inodes.parked_total,
             **{f"busy_poll_{name}": value for name, value in asdict(self.busy_poll).items()},
+            "served_natively": self.served_natively,
             "open_files": self.open_files,
             "changes_found": self.changes_found,
             "doubtful_flushes": self.doubtful_flushes,

@@ -23,18 +23,20 @@ from typing import Any, Final, cast
 import pyfuse3
 import trio
 
+from cleanfs.cache.state import CacheState, HandleState
 from cleanfs.fuse import init_flags
 from cleanfs.fuse.busy_poll import BusyPollStats, Window
 from cleanfs.fuse.reader_lock import ReaderLock
 from cleanfs.fuse.request import Request, set_current
 from cleanfs.fuse.session import native
+from cleanfs.latency import HistogramSnapshot, LatencyStats
 
 log = logging.getLogger(__name__)
 
 MAX_UNYIELDING_NS: Final = 100_000
 """The scheduler runs at least this often: it does not report tasks that it is about to run anyway."""
 
-POLL_SLICE_NS: Final = 10_000
+POLL_SLICE_NS: Final = 20_000
 """How long to poll before looking again whether another task could run."""
 
 Handler = Callable[[Request, bytes], None]
@@ -62,6 +64,7 @@ class Channel:
         self._init_flags_granted = init_flags_granted
         self._window = Window(int(busy_poll_us * 1000))
         self._native: Any = None
+        self._serves = False
         self._lock = ReaderLock()
         self._lock_made = False
         self._closing = False
@@ -107,6 +110,36 @@ class Channel:
         """
         return cast(bool, self._native.reply(request.unique, error, body))
 
+    # -- requests that the native half serves -------------------------------------------------
+
+    def serve_from(self, caches: CacheState) -> None:
+        """Serve hits from these caches, unless they are Python's."""
+        if self._native is not None and caches.native:
+            self._native.serve_from(caches)
+            self._serves = True
+
+    def add_handle(self, fh: int, handle: HandleState) -> None:
+        """Serve reads of an open file."""
+        if self._serves:
+            self._native.add_handle(fh, handle)
+
+    def remove_handle(self, fh: int) -> None:
+        """Serve no more reads of an open file."""
+        if self._serves:
+            self._native.remove_handle(fh)
+
+    @property
+    def served(self) -> int:
+        """Return how many requests were served."""
+        return self._native.served if self._serves else 0
+
+    def latencies(self) -> LatencyStats:
+        """Return a snapshot of the requests that were served."""
+        if not self._serves:
+            return LatencyStats()
+        hit, got = (HistogramSnapshot(*histogram) for histogram in self._native.histograms())
+        return LatencyStats(hit, got, read_bytes=self._native.read_bytes)
+
     def _init_reply(self, request: bytes, reply: bytes) -> bytes:
         changed, granted = init_flags.negotiate(request, reply, self._wanted_init_flags)
         self._init_flags_granted(granted)
@@ -126,38 +159,52 @@ class Channel:
 
         Raises trio.ClosedResourceError once the device is being closed.
         """
-        began = time.perf_counter_ns()
-        if await self._poll(began):
-            self._polled += 1
-            return
-        if self._closing:
-            raise trio.ClosedResourceError
-        self._slept += 1
-        await trio.lowlevel.wait_readable(fd)
-        while not self._receive(0):
+        idle_since = time.perf_counter_ns()
+        while True:
+            served = self._native.served
+            if await self._poll():
+                self._polled += 1
+                return
+            if self._closing:
+                raise trio.ClosedResourceError
+            if self._native.served != served:
+                idle_since = time.perf_counter_ns()
+            self._slept += 1
             await trio.lowlevel.wait_readable(fd)
-        self._yielded_ns = time.perf_counter_ns()
-        self._window.waited(self._yielded_ns - began)
+            self._yielded_ns = time.perf_counter_ns()
+            served = self._native.served
+            found = self._receive(0)
+            if found or self._native.served != served:
+                self._window.waited(self._yielded_ns - idle_since)
+                idle_since = self._yielded_ns
+            if found:
+                return
 
-    async def _poll(self, began: int) -> bool:
+    async def _poll(self) -> bool:
         """Receive until the window closes. Returns whether libfuse has something to read."""
-        deadline = began + self._window.ns
-        now = began
+        now = time.perf_counter_ns()
+        served, deadline = self._native.served, now + self._window.ns
         while now < deadline:
             if now > self._yielded_ns + MAX_UNYIELDING_NS or self._others_can_run():
                 await trio.lowlevel.checkpoint()
                 self._yielded_ns = time.perf_counter_ns()
                 if self._closing:
                     return False
-            if self._receive(min(deadline - now, POLL_SLICE_NS)):
+            if self._receive(deadline - now):
                 return True
             now = time.perf_counter_ns()
+            if self._native.served != served:
+                self._polled += self._native.served - served
+                served, deadline = self._native.served, now + self._window.ns
         return False
 
     def _receive(self, poll_ns: int) -> bool:
-        """Receive one message. Returns whether libfuse has something to read."""
+        """Receive a message that the native half does not serve, for ``POLL_SLICE_NS`` at most.
+
+        Returns whether libfuse has something to read.
+        """
         try:
-            request = self._native.receive(poll_ns)
+            request = self._native.receive(poll_ns, POLL_SLICE_NS)
         except OSError:  # the end of the connection, which libfuse must see itself
             set_current(None)
             return True

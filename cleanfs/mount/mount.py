@@ -127,6 +127,7 @@ class Mount:
             services,
             self._inodes,
             Control(self),
+            self._channel,
             attr_timeout=config.attr_timeout,
             watch=self._watch,
         )
@@ -205,6 +206,7 @@ class Mount:
     def _mount(self) -> None:
         mount_with_libfuse(self._filesystem, self.config)
         self._channel.begin()
+        self._channel.serve_from(self._fs.state)
         self._notifier.use_device(self._channel.device)
         self._watchdog.set_connection(connection_of(self._channel.device, self.config.mountpoint))
 
@@ -253,7 +255,8 @@ class Mount:
             inodes=self._inodes.stats(),
             limits=self._cache_limits.stats(),
             busy_poll=self._channel.stats(),
-            latencies=self._latencies.stats(),
+            served_natively=self._channel.served,
+            latencies=self._latencies.stats() + self._channel.latencies(),
             counters=counters,
         )
 

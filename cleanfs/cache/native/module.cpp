@@ -1,17 +1,23 @@
-// The Python module: implements cleanfs.cache.resident.Resident, with bytes objects as pages.
+// The Python module: implements cleanfs.cache.resident.Resident, with bytes objects as pages, and the state that the
+// FUSE channel reads (cleanfs.cache.state).
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "resident.hpp"
+#include "state.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
 
+using cleanfs::CacheState;
+using cleanfs::FileState;
+using cleanfs::HandleState;
 using cleanfs::PageIndex;
 using cleanfs::Resident;
 
@@ -115,6 +121,8 @@ public:
         return found;
     }
 
+    Resident& resident() { return resident_; }
+
     void check() const {
         try {
             resident_.check();
@@ -147,10 +155,33 @@ private:
     std::vector<Resident::Page> found_;  // of the lookup under way
 };
 
+FileState make_file_state(std::uint64_t serial, nb::tuple key) {
+    FileState file;
+    file.serial = serial;
+    file.device = nb::cast<std::uint64_t>(key[0]);
+    file.inode = nb::cast<std::uint64_t>(key[1]);
+    const auto generation = nb::cast<nb::bytes>(key[2]);
+    file.generation.assign(generation.c_str(), generation.size());
+    return file;
+}
+
+void use_resident(CacheState& caches, Pages* pages) {
+    caches.resident = pages == nullptr ? nullptr : &pages->resident();
+    caches.page_bytes = [](Resident::Page page) { return data_of(static_cast<PyObject*>(page)); };
+}
+
+void use_backend(CacheState& caches, nb::object fast_ops) {
+    caches.backend = nullptr;
+    if (fast_ops.is_none()) return;
+    const void* found = PyCapsule_GetPointer(fast_ops.ptr(), zcache::FastOps::capsule);
+    if (found == nullptr) throw nb::python_error();
+    caches.backend = static_cast<const zcache::FastOps*>(found);
+}
+
 }  // namespace
 
-NB_MODULE(_resident, module) {
-    module.doc() = "The page cache's resident pages, natively.";
+NB_MODULE(_pagecache, module) {
+    module.doc() = "The page cache's resident pages, and the state of files and caches, natively.";
     nb::set_leak_warnings(false);  // a process may end while it has a page cache
     nb::class_<Pages>(module, "NativeResident", "cleanfs.cache.resident.Resident.")
         .def(nb::init<std::size_t>(), "page_size"_a)
@@ -166,4 +197,25 @@ NB_MODULE(_resident, module) {
         .def("discard", &Pages::discard, "file"_a, "first"_a, "stop"_a.none())
         .def("indices", &Pages::indices, "file"_a)
         .def("check", &Pages::check);
+
+    nb::class_<FileState>(module, "FileState", "cleanfs.cache.state.FileState.")
+        .def("__init__", [](FileState* self, std::uint64_t serial, nb::tuple key) { new (self) FileState(make_file_state(serial, key)); },
+             "serial"_a, "key"_a)
+        .def_ro("serial", &FileState::serial)
+        .def_rw("size", &FileState::size)
+        .def_rw("pending_writes", &FileState::pending_writes)
+        .def_rw("remembers_reads", &FileState::remembers_reads);
+    nb::class_<HandleState>(module, "HandleState", "cleanfs.cache.state.HandleState.")
+        .def("__init__", [](HandleState* self, FileState* file) { new (self) HandleState{file}; }, "file"_a, nb::keep_alive<1, 2>())
+        .def_rw("drop_due", &HandleState::drop_due);
+    nb::class_<CacheState>(module, "CacheState", "cleanfs.cache.state.CacheState.")
+        .def("__init__", [](CacheState* self, std::size_t page_size) { new (self) CacheState{page_size}; }, "page_size"_a)
+        .def_prop_ro_static("native", [](nb::handle) { return true; })
+        .def("use_resident", &use_resident, "pages"_a.none(), nb::keep_alive<1, 2>())
+        .def("use_backend", &use_backend, "fast_ops"_a.none())
+        .def_rw("pool_id", &CacheState::pool_id)
+        .def_ro("hits", &CacheState::hits)
+        .def_ro("misses", &CacheState::misses)
+        .def_ro("succ_gets", &CacheState::succ_gets)
+        .def_ro("puts", &CacheState::puts);
 }

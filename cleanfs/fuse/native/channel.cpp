@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <system_error>
 
+#include "fast_path.hpp"
+
 namespace cleanfs {
 
 namespace {
@@ -65,26 +67,32 @@ Channel::Channel(int device) : device_(device), buffer_(std::make_unique_for_ove
     }
 }
 
-std::optional<Message> Channel::receive(std::int64_t poll_ns) {
-    const std::int64_t deadline = poll_ns > 0 ? now_ns() + poll_ns : 0;
+std::optional<Message> Channel::receive(std::int64_t poll_ns, std::int64_t budget_ns, FastPath* fast_path) {
+    const std::int64_t began = now_ns();
+    std::int64_t idle_since = began;
     left_ = false;
     for (;;) {
         const ssize_t got = read(device_, buffer_.get(), capacity);
-        if (got == 0) throw std::system_error(ENODEV, std::generic_category(), "the FUSE device");
         if (got > 0) {
             received_ = static_cast<std::size_t>(got);
-            if (auto message = Message::parse({buffer_.get(), received_})) return message;
-            continue;  // no kernel sends such a message
+            const auto message = Message::parse({buffer_.get(), received_});
+            if (!message) continue;  // no kernel sends such a message
+            if (fast_path == nullptr || !fast_path->serve(*message, *this)) return message;
+            idle_since = now_ns();
+            if (idle_since - began >= budget_ns) return std::nullopt;
+            continue;
         }
-        switch (errno) {
+        switch (got == 0 ? ENODEV : errno) {
             case EINTR:
             case ENOENT:  // the requester went away while the message was being read
                 continue;
-            case EAGAIN:
-                if (poll_ns <= 0 || now_ns() >= deadline) return std::nullopt;
+            case EAGAIN: {
+                const std::int64_t now = now_ns();
+                if (now - idle_since >= poll_ns || now - began >= budget_ns) return std::nullopt;
                 continue;
+            }
             default:
-                throw std::system_error(errno, std::generic_category(), "the FUSE device");
+                throw std::system_error(got == 0 ? ENODEV : errno, std::generic_category(), "the FUSE device");
         }
     }
 }

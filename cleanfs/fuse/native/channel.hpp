@@ -23,6 +23,8 @@
 
 namespace cleanfs {
 
+class FastPath;
+
 using Bytes = std::span<const std::byte>;
 
 // One message of the kernel, checked: its length is that of the header, and the header is there.
@@ -66,9 +68,10 @@ public:
     // The device's fd stays the caller's. It is set to O_NONBLOCK. Throws std::system_error.
     explicit Channel(int device);
 
-    // Read the next message, for at most `poll_ns` nanoseconds. None if there is none.
+    // Read the next message that `fast_path` (which may be null) does not serve. None if none comes within `poll_ns`
+    // of the call or of the last message served, or before `budget_ns` after the call.
     // Throws std::system_error if the connection has ended (ENODEV). The message is valid until the next call.
-    std::optional<Message> receive(std::int64_t poll_ns);
+    std::optional<Message> receive(std::int64_t poll_ns, std::int64_t budget_ns, FastPath* fast_path);
 
     // Send a reply: `error` is 0 or a negative errno.
     Sent reply(std::uint64_t unique, int error, Bytes body);

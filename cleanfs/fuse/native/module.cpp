@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "channel.hpp"
+#include "fast_path.hpp"
 #include "session.hpp"
 
 namespace nb = nanobind;
@@ -16,7 +17,11 @@ using namespace nb::literals;
 namespace {
 
 using cleanfs::Bytes;
+using cleanfs::CacheState;
 using cleanfs::Channel;
+using cleanfs::FastPath;
+using cleanfs::HandleState;
+using cleanfs::Histogram;
 using cleanfs::Message;
 using cleanfs::Sent;
 
@@ -72,13 +77,13 @@ public:
         if (attached == this) attached = nullptr;
     }
 
-    std::optional<nb::object> receive(std::int64_t poll_ns) {
+    std::optional<nb::object> receive(std::int64_t poll_ns, std::int64_t budget_ns) {
         std::optional<Message> message;
         int ended = 0;
         {
             nb::gil_scoped_release unlocked;  // while it polls, worker threads run
             try {
-                message = channel_.receive(poll_ns);
+                message = channel_.receive(poll_ns, budget_ns, fast_path_.get());
             } catch (const std::system_error& error) {
                 ended = error.code().value();
             }
@@ -117,7 +122,40 @@ public:
 
     std::size_t size() const { return in_flight_.size(); }
 
+    // Serve hits from these caches from now on.
+    void serve_from(nb::object caches) {
+        fast_path_ = std::make_unique<FastPath>(nb::cast<CacheState&>(caches));
+        caches_ = std::move(caches);
+    }
+
+    void add_handle(std::uint64_t fh, nb::object handle) {
+        if (fast_path_ == nullptr) return;
+        fast_path_->add(fh, nb::cast<HandleState&>(handle));
+        handles_[fh] = std::move(handle);
+    }
+
+    void remove_handle(std::uint64_t fh) {
+        if (fast_path_ != nullptr) fast_path_->remove(fh);
+        handles_.erase(fh);
+    }
+
+    std::uint64_t served() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().served; }
+    std::uint64_t read_bytes() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().read_bytes; }
+
+    // The histograms of reads served from the page cache and from cleancache: counts of all buckets, and sum in ns.
+    nb::tuple histograms() const {
+        static const FastPath::Counters none;
+        const FastPath::Counters& counters = fast_path_ == nullptr ? none : fast_path_->counters();
+        return nb::make_tuple(to_python(counters.pagecache_hit), to_python(counters.cleancache_hit));
+    }
+
 private:
+    static nb::tuple to_python(const Histogram& histogram) {
+        nb::list counts;
+        for (const std::uint64_t count : histogram.counts) counts.append(count);
+        return nb::make_tuple(nb::tuple(counts), histogram.sum_ns);
+    }
+
     static bool has_reply(std::uint32_t opcode) {
         return opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET && opcode != FUSE_INTERRUPT;
     }
@@ -169,6 +207,9 @@ private:
     static inline PyChannel* attached = nullptr;  // to the session of this process
 
     Channel channel_;
+    std::unique_ptr<FastPath> fast_path_;
+    nb::object caches_;                                       // what it refers to
+    std::unordered_map<std::uint64_t, nb::object> handles_;  // too, by fh
     std::optional<Message> message_;  // received last
     nb::bytes init_request_{"", 0};
     std::unordered_map<std::uint64_t, nb::object> in_flight_;  // by unique
@@ -205,11 +246,17 @@ NB_MODULE(_channel, module) {
         .def_prop_ro("device", &PyChannel::device)
         .def("attach", &PyChannel::attach)
         .def("close", &PyChannel::close)
-        .def("receive", &PyChannel::receive, "poll_ns"_a)
+        .def("receive", &PyChannel::receive, "poll_ns"_a, "budget_ns"_a)
         .def("body", &PyChannel::body)
         .def("leave_to_libfuse", &PyChannel::leave_to_libfuse)
         .def("reply", &PyChannel::reply, "unique"_a, "error"_a, "body"_a = nb::bytes("", 0))
         .def("ended", &PyChannel::ended, "unique"_a)
         .def("request", &PyChannel::request, "unique"_a)
-        .def("__len__", &PyChannel::size);
+        .def("__len__", &PyChannel::size)
+        .def("serve_from", &PyChannel::serve_from, "caches"_a)
+        .def("add_handle", &PyChannel::add_handle, "fh"_a, "handle"_a)
+        .def("remove_handle", &PyChannel::remove_handle, "fh"_a)
+        .def_prop_ro("served", &PyChannel::served)
+        .def_prop_ro("read_bytes", &PyChannel::read_bytes)
+        .def("histograms", &PyChannel::histograms);
 }

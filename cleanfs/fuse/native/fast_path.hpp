@@ -1,0 +1,58 @@
+// Serve requests without Python: READs whose pages are all cached.
+//
+// A request is served only where no rule holds it back. In all other cases nothing has been done or counted, and the
+// caller hands the request to Python, which is the reference for every rule (cleanfs/vfs/handles.py and
+// cleanfs/cache/pagecache.py; the tests compare the two).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "channel.hpp"
+#include "state.hpp"
+
+namespace cleanfs {
+
+// As cleanfs.latency.Histogram.
+struct Histogram {
+    static constexpr std::size_t buckets = 248;
+    std::array<std::uint64_t, buckets> counts{};
+    std::uint64_t sum_ns = 0;
+
+    void record(std::uint64_t ns);
+};
+
+class FastPath {
+public:
+    explicit FastPath(CacheState& caches) : caches_(caches) {}
+
+    // Both must outlive the handle's time here.
+    void add(std::uint64_t fh, HandleState& handle) { handles_[fh] = &handle; }
+    void remove(std::uint64_t fh) { handles_.erase(fh); }
+
+    // Serve a request and send the reply. False if Python must.
+    bool serve(const Message& message, Channel& channel);
+
+    struct Counters {
+        std::uint64_t served = 0;
+        std::uint64_t read_bytes = 0;
+        Histogram pagecache_hit, cleancache_hit;
+    };
+    const Counters& counters() const { return counters_; }
+
+private:
+    bool read(const Message& message, Channel& channel);
+
+    CacheState& caches_;
+    std::unordered_map<std::uint64_t, HandleState*> handles_;  // by fh
+    std::vector<Resident::Page> pages_;                        // of the read under way
+    std::vector<iovec> parts_;                                 // of its reply
+    std::unique_ptr<std::byte[]> buffer_;
+    std::size_t buffer_size_ = 0;
+    Counters counters_;
+};
+
+}  // namespace cleanfs
