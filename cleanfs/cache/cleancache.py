@@ -301,6 +301,7 @@ class Cleancache:
             self._mounted.remove(fs)
             self.succ_gets += fs.state.succ_gets
             self.puts += fs.state.puts
+            self.flushes += fs.state.flushes
 
     def stats(self) -> CleancacheStats:
         """Return a snapshot of the counters."""
@@ -308,7 +309,7 @@ class Cleancache:
             self.succ_gets + sum(fs.state.succ_gets for fs in self._mounted),
             self.failed_gets,
             self.puts + sum(fs.state.puts for fs in self._mounted),
-            self.flushes,
+            self.flushes + sum(fs.state.flushes for fs in self._mounted),
             self.backend_errors,
         )
 

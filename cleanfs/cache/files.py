@@ -41,15 +41,12 @@ class CachedFile(FileState):
     __slots__ = (
         "dentry",
         "drops_due",
-        "fingerprint",
         "handles",
         "in_flight",
         "key",
         "lock",
-        "mutations",
         "pins",
         "read_ranges",
-        "version",
         "writes",
     )  # fmt: skip
 
@@ -60,12 +57,8 @@ class CachedFile(FileState):
         self.dentry: Dentry | None = None
         """Identifies the file where its inode number does not last; kept as long as the record is."""
         self.in_flight: list[InFlightRead] = []
-        self.version = 0
-        """Stamp of the last invalidation, from the clock of the page cache (``PageCache.clock``)."""
         self.lock: trio.Lock | None = None
         """Held by the change that is under way (``changes``); made for the first one."""
-        self.mutations = 0
-        """1 while a change is under way."""
         self.writes: list[PendingWrite] = []
         """Writes that the source does not have yet, in the order of their requests."""
         self.read_ranges: RangeSet | None = None
@@ -76,7 +69,18 @@ class CachedFile(FileState):
         """Of these, those whose OPEN reply had the kernel drop the file's pages, perhaps not yet."""
         self.pins = 0
         """Users (open handles, reads under way): the record stays while there is one."""
-        self.fingerprint: Fingerprint | None = None
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """What its cached pages were read under; None if they are not known to be good."""
+        return None if self.stamps is None else Fingerprint(*self.stamps, self.racy)
+
+    @fingerprint.setter
+    def fingerprint(self, now: Fingerprint | None) -> None:
+        if now is None:
+            self.stamps = None
+        else:
+            self.stamps, self.racy = (now.size, now.mtime_ns, now.ctime_ns), now.racy
 
 
 class FileRecords:

@@ -68,11 +68,14 @@ class PageCache:
         self._cost = self.page_size + resident.overhead
         self._records = FileRecords(max_files, self.invalidate)
         self._source_reads = SourceReads(self.page_size, self._insert)
-        self.clock = 0
-        """Counts versions: a file whose version is later than a remembered clock changed since."""
         cleancache.state.use_resident(None if isinstance(resident, PythonResident) else resident)
         self._hits = self._misses = self._evictions = 0
         self._lost_files = self._lost_pages = 0
+
+    @property
+    def clock(self) -> int:
+        """Count versions: a file whose version is later than a remembered clock has changed since."""
+        return self._cleancache.state.clock
 
     # -- files ------------------------------------------------------------------------------
 
@@ -230,8 +233,9 @@ class PageCache:
 
     def new_version(self, file: CachedFile) -> None:
         """Make reads that began before now stale."""
-        self.clock += 1
-        file.version = self.clock
+        state = self._cleancache.state
+        state.clock += 1
+        file.version = state.clock
 
     def changing(self, file: CachedFile) -> Changing:
         """Return the context for a change of the file by cleanfs: one at a time."""

@@ -4,26 +4,68 @@ The classes here are for the Python engine. The native ones that replace them (`
 have the same fields, and the channel's C++ code reads these. All are written on the main thread.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 from cleanfs.backends.engines import native_module
 from cleanfs.backends.ops import FileKey
 
+Stamps = tuple[int, int, int]
+"""Size, mtime_ns and ctime_ns: one of them moves when the content of a file does."""
+
 
 class FileState:
     """The state of one file: the base of its record."""
 
-    __slots__ = ("pending_writes", "remembers_reads", "serial", "size")
+    __slots__ = (
+        "mutations", "pending_writes", "racy", "remembers_reads", "serial", "size", "stamps", "version",
+    )  # fmt: skip
 
     def __init__(self, serial: int, key: FileKey) -> None:
         """Name the file: ``serial`` among the resident pages, ``key`` in cleancache."""
         self.serial = serial
         self.size = 0
         """Bytes, as of the fingerprint; 0 if there is none. Caches serve only these bytes."""
+        self.stamps: Stamps | None = None
+        """The fingerprint; None if there is none."""
+        self.racy = True
+        """Whether the fingerprint is racy."""
+        self.version = 0
+        """Stamp of the last invalidation, from the clock of the caches."""
+        self.mutations = 0
+        """1 while a change is under way."""
         self.pending_writes = 0
         """How many writes the source does not have yet: reads of their ranges wait."""
         self.remembers_reads = False
         """Whether each read must be remembered (``read_ranges``)."""
+
+
+class KernelState:
+    """The state of one inode as the kernel may see it."""
+
+    __slots__ = ("sent", "size")
+
+    def __init__(self) -> None:
+        """Start with a kernel that was told nothing."""
+        self.sent: Stamps | None = None
+        """What the kernel was last told, or has known since by a write of its own."""
+        self.size = -1
+        """The size that it was last told, or has made the file by a write of its own; -1 for none."""
+
+
+class InlineState:
+    """Whether calls of one kind to one file system are made inline."""
+
+    __slots__ = ("inline", "returned_at", "waited_seconds")
+
+    def __init__(self) -> None:
+        """Begin in threads."""
+        self.inline = False
+        """Whether the main thread makes calls that follow each other."""
+        self.returned_at = -math.inf
+        """When a call returned last, by the monotonic clock, in seconds."""
+        self.waited_seconds = 0.0
+        """How long an inline call of the channel waited, which the policy has not heard of yet."""
 
 
 class HandleState:
@@ -31,8 +73,10 @@ class HandleState:
 
     __slots__ = ("drop_due",)
 
-    def __init__(self, file: FileState) -> None:
-        """Belong to a file."""
+    def __init__(
+        self, file: FileState, kernel: KernelState, writes: InlineState | None, fd: int
+    ) -> None:
+        """Read and write a file by ``fd``; ``writes`` is None if writes wait for the source."""
         self.drop_due = False
         """Whether the OPEN reply had the kernel drop the file's pages, and it may not have done so."""
 
@@ -40,7 +84,9 @@ class HandleState:
 class CacheState:
     """The state of one mount's caches. The counters are of requests that the channel served."""
 
-    __slots__ = ("hits", "misses", "page_size", "pool_id", "puts", "succ_gets")
+    __slots__ = (
+        "clock", "flushes", "hits", "misses", "page_size", "pool_id", "puts", "shared", "succ_gets",
+    )  # fmt: skip
 
     native = False
     """Whether the channel can read it."""
@@ -49,10 +95,16 @@ class CacheState:
         """Start without a pool."""
         self.page_size = page_size
         self.pool_id = -1
+        self.clock = 0
+        """Counts versions: a file whose version is later than a remembered clock changed since."""
+        self.shared = True
+        """Whether others may change the source, and so where a file ends."""
         self.hits = self.misses = 0
         """Pages that were, or were not, in the page cache."""
         self.succ_gets = self.puts = 0
         """Pages that cleancache gave and kept."""
+        self.flushes = 0
+        """Flush hooks called."""
 
     def use_resident(self, pages: object) -> None:
         """Read resident pages here; None for no more."""
@@ -67,4 +119,9 @@ if not TYPE_CHECKING:
     except ValueError:  # ``resident.make_resident`` reports it
         _native = None
     if _native is not None:
-        FileState, HandleState, CacheState = _native.FileState, _native.HandleState, _native.CacheState
+        FileState, KernelState, InlineState = (
+            _native.FileState,
+            _native.KernelState,
+            _native.InlineState,
+        )
+        HandleState, CacheState = _native.HandleState, _native.CacheState

@@ -133,12 +133,20 @@ class Channel:
         """Return how many requests were served."""
         return self._native.served if self._serves else 0
 
+    @property
+    def writes_served(self) -> int:
+        """Return how many of them were writes."""
+        return self._native.writes_served if self._serves else 0
+
     def latencies(self) -> LatencyStats:
         """Return a snapshot of the requests that were served."""
         if not self._serves:
             return LatencyStats()
-        hit, got = (HistogramSnapshot(*histogram) for histogram in self._native.histograms())
-        return LatencyStats(hit, got, read_bytes=self._native.read_bytes)
+        native = self._native
+        hit, got, write = (HistogramSnapshot(*histogram) for histogram in native.histograms())
+        return LatencyStats(
+            hit, got, write=write, read_bytes=native.read_bytes, write_bytes=native.write_bytes
+        )
 
     def _init_reply(self, request: bytes, reply: bytes) -> bytes:
         changed, granted = init_flags.negotiate(request, reply, self._wanted_init_flags)

@@ -96,6 +96,7 @@ class Mount:
             Sizes(config.pool_limit, config.page_cache),
             MemoryWatch() if config.memory_pressure else None,
         )
+        self._fs.state.shared = config.coherency is not Coherency.NONE
         self._coherency = CoherencyChecker(self._pagecache, config.coherency)
         self._notifier = Notifier()
         self._isolated = IsolatedThreads(1)
@@ -229,6 +230,7 @@ class Mount:
     def stats(self) -> MountStats:
         """Return a snapshot of all statistics."""
         backend = self._cleancache.backend
+        served = self._channel.latencies()
         counters: Mapping[str, int] = self._cleancache.call(lambda ops: ops.counters(), {})
         return MountStats(
             version=__version__,
@@ -251,12 +253,12 @@ class Mount:
             open_files=self._filesystem.open_files,
             cleancache=self._cleancache.stats(),
             pagecache=self._pagecache.stats(),
-            backing=self._backing.stats(),
+            backing=self._backing.stats(served.write.total, served.write_bytes),
             inodes=self._inodes.stats(),
             limits=self._cache_limits.stats(),
             busy_poll=self._channel.stats(),
             served_natively=self._channel.served,
-            latencies=self._latencies.stats() + self._channel.latencies(),
+            latencies=self._latencies.stats() + served,
             counters=counters,
         )
 

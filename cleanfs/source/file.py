@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from cleanfs.cache.state import InlineState
 from cleanfs.linux.syscalls import RWF_DONTCACHE
 from cleanfs.source.attributes import without_set_id
 from cleanfs.source.caller import Caller
@@ -52,6 +53,11 @@ class SourceFile:
         self._backing = backing
         self._durable = durable
         self._stream = Stream()
+
+    @property
+    def writes(self) -> InlineState | None:
+        """Tell whether writes are made inline; None if each must wait for the source."""
+        return self._fs.writes if self._fs.local and not self._durable else None
 
     # -- reads ------------------------------------------------------------------------------
 

@@ -127,16 +127,16 @@ class Backing:
         policy.took(seconds, 0)
         return outcome()
 
-    def stats(self) -> BackingStats:
-        """Return a snapshot."""
+    def stats(self, served_writes: int = 0, served_write_bytes: int = 0) -> BackingStats:
+        """Return a snapshot, with the writes that the FUSE channel made."""
         traffic = self.traffic
         return BackingStats(
             source_reads=traffic.reads,
             source_read_bytes=traffic.read_bytes,
             source_reads_inline=traffic.reads_inline,
-            source_writes=traffic.writes,
-            source_write_bytes=traffic.write_bytes,
-            source_writes_inline=traffic.writes_inline,
+            source_writes=traffic.writes + served_writes,
+            source_write_bytes=traffic.write_bytes + served_write_bytes,
+            source_writes_inline=traffic.writes_inline + served_writes,
             source_errors=traffic.errors,
         )
 

@@ -19,11 +19,16 @@ using cleanfs::CacheState;
 using cleanfs::FileState;
 using cleanfs::HandleState;
 using cleanfs::PageIndex;
+using cleanfs::InlineState;
+using cleanfs::KernelState;
+using cleanfs::Nanoseconds;
 using cleanfs::Resident;
+using cleanfs::Stamps;
 
 constexpr std::size_t max_count = std::size_t{1} << 24;
 // The bound of a page index (resident.INDEX_BITS): more than any file has pages, less than the trees hold.
 constexpr PageIndex end_of_file = PageIndex{1} << 52;
+constexpr std::int64_t low_bits = (std::int64_t{1} << 62) - 1;
 constexpr std::size_t max_page_size = std::size_t{1} << 30;
 
 void release(void* page) { Py_DECREF(static_cast<PyObject*>(page)); }
@@ -165,8 +170,41 @@ FileState make_file_state(std::uint64_t serial, nb::tuple key) {
     return file;
 }
 
+nb::object to_python(Nanoseconds time) {
+    if (time == static_cast<std::int64_t>(time)) return nb::int_(static_cast<std::int64_t>(time));
+    return (nb::int_(static_cast<std::int64_t>(time >> 62)) << nb::int_(62)) + nb::int_(static_cast<std::int64_t>(time & low_bits));
+}
+
+Nanoseconds to_nanoseconds(nb::handle time) {
+    int overflow = 0;
+    const long long fits = PyLong_AsLongLongAndOverflow(time.ptr(), &overflow);
+    if (overflow == 0) {
+        if (fits == -1 && PyErr_Occurred() != nullptr) throw nb::python_error();
+        return fits;
+    }
+    const auto high = nb::cast<std::int64_t>(time >> nb::int_(62)), low = nb::cast<std::int64_t>(time & nb::int_(low_bits));
+    return (Nanoseconds{high} << 62) + low;
+}
+
+nb::object to_python(const std::optional<Stamps>& stamps) {
+    if (!stamps) return nb::none();
+    return nb::make_tuple(stamps->size, to_python(stamps->mtime_ns), to_python(stamps->ctime_ns));
+}
+
+std::optional<Stamps> to_stamps(nb::object stamps) {
+    if (stamps.is_none()) return std::nullopt;
+    const auto tuple = nb::cast<nb::tuple>(stamps);
+    if (tuple.size() != 3) throw nb::value_error("stamps are (size, mtime_ns, ctime_ns)");
+    return Stamps{nb::cast<std::int64_t>(tuple[0]), to_nanoseconds(tuple[1]), to_nanoseconds(tuple[2])};
+}
+
 void use_resident(CacheState& caches, Pages* pages) {
     caches.resident = pages == nullptr ? nullptr : &pages->resident();
+    caches.discard = [](Resident* resident, Resident::Serial file, PageIndex first, PageIndex stop) {
+        if (resident == nullptr || !resident->knows(file)) return;
+        nb::gil_scoped_acquire locked;
+        resident->discard(file, first, stop);
+    };
     caches.page_bytes = [](Resident::Page page) { return data_of(static_cast<PyObject*>(page)); };
 }
 
@@ -203,10 +241,28 @@ NB_MODULE(_pagecache, module) {
              "serial"_a, "key"_a)
         .def_ro("serial", &FileState::serial)
         .def_rw("size", &FileState::size)
+        .def_prop_rw("stamps", [](const FileState& file) { return to_python(file.stamps); },
+                     [](FileState& file, nb::object stamps) { file.stamps = to_stamps(stamps); }, nb::arg().none())
+        .def_rw("racy", &FileState::racy)
+        .def_rw("version", &FileState::version)
+        .def_rw("mutations", &FileState::mutations)
         .def_rw("pending_writes", &FileState::pending_writes)
         .def_rw("remembers_reads", &FileState::remembers_reads);
+    nb::class_<KernelState>(module, "KernelState", "cleanfs.cache.state.KernelState.")
+        .def(nb::init<>())
+        .def_prop_rw("sent", [](const KernelState& kernel) { return to_python(kernel.sent); },
+                     [](KernelState& kernel, nb::object stamps) { kernel.sent = to_stamps(stamps); }, nb::arg().none())
+        .def_rw("size", &KernelState::size);
+    nb::class_<InlineState>(module, "InlineState", "cleanfs.cache.state.InlineState.")
+        .def(nb::init<>())
+        .def_rw("inline", &InlineState::inline_calls)
+        .def_rw("returned_at", &InlineState::returned_at)
+        .def_rw("waited_seconds", &InlineState::waited_seconds);
     nb::class_<HandleState>(module, "HandleState", "cleanfs.cache.state.HandleState.")
-        .def("__init__", [](HandleState* self, FileState* file) { new (self) HandleState{file}; }, "file"_a, nb::keep_alive<1, 2>())
+        .def("__init__", [](HandleState* self, FileState* file, KernelState* kernel, InlineState* writes, int fd) {
+                 new (self) HandleState{file, kernel, writes, fd};
+             },
+             "file"_a, "kernel"_a, "writes"_a.none(), "fd"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>())
         .def_rw("drop_due", &HandleState::drop_due);
     nb::class_<CacheState>(module, "CacheState", "cleanfs.cache.state.CacheState.")
         .def("__init__", [](CacheState* self, std::size_t page_size) { new (self) CacheState{page_size}; }, "page_size"_a)
@@ -214,6 +270,9 @@ NB_MODULE(_pagecache, module) {
         .def("use_resident", &use_resident, "pages"_a.none(), nb::keep_alive<1, 2>())
         .def("use_backend", &use_backend, "fast_ops"_a.none())
         .def_rw("pool_id", &CacheState::pool_id)
+        .def_rw("clock", &CacheState::clock)
+        .def_rw("shared", &CacheState::shared)
+        .def_ro("flushes", &CacheState::flushes)
         .def_ro("hits", &CacheState::hits)
         .def_ro("misses", &CacheState::misses)
         .def_ro("succ_gets", &CacheState::succ_gets)

@@ -1,4 +1,4 @@
-// Serve requests without Python: READs whose pages are all cached.
+// Serve requests without Python: READs whose pages are all cached, and WRITEs to local files that nobody else changes.
 //
 // A request is served only where no rule holds it back. In all other cases nothing has been done or counted, and the
 // caller hands the request to Python, which is the reference for every rule (cleanfs/vfs/handles.py and
@@ -37,14 +37,17 @@ public:
     bool serve(const Message& message, Channel& channel);
 
     struct Counters {
-        std::uint64_t served = 0;
-        std::uint64_t read_bytes = 0;
-        Histogram pagecache_hit, cleancache_hit;
+        std::uint64_t served = 0, writes = 0;
+        std::uint64_t read_bytes = 0, write_bytes = 0;
+        Histogram pagecache_hit, cleancache_hit, write;
     };
     const Counters& counters() const { return counters_; }
 
 private:
+    HandleState* find(std::uint64_t fh) const;
     bool read(const Message& message, Channel& channel);
+    bool write(const Message& message, Channel& channel);
+    bool flush(const FileState& file, std::uint64_t start, std::uint64_t stop);
 
     CacheState& caches_;
     std::unordered_map<std::uint64_t, HandleState*> handles_;  // by fh

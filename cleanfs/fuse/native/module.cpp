@@ -140,13 +140,15 @@ public:
     }
 
     std::uint64_t served() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().served; }
+    std::uint64_t writes_served() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().writes; }
+    std::uint64_t write_bytes() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().write_bytes; }
     std::uint64_t read_bytes() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().read_bytes; }
 
-    // The histograms of reads served from the page cache and from cleancache: counts of all buckets, and sum in ns.
+    // The histograms of reads served from the page cache, from cleancache, and of writes: counts of all buckets, and sum in ns.
     nb::tuple histograms() const {
         static const FastPath::Counters none;
         const FastPath::Counters& counters = fast_path_ == nullptr ? none : fast_path_->counters();
-        return nb::make_tuple(to_python(counters.pagecache_hit), to_python(counters.cleancache_hit));
+        return nb::make_tuple(to_python(counters.pagecache_hit), to_python(counters.cleancache_hit), to_python(counters.write));
     }
 
 private:
@@ -257,6 +259,8 @@ NB_MODULE(_channel, module) {
         .def("add_handle", &PyChannel::add_handle, "fh"_a, "handle"_a)
         .def("remove_handle", &PyChannel::remove_handle, "fh"_a)
         .def_prop_ro("served", &PyChannel::served)
+        .def_prop_ro("writes_served", &PyChannel::writes_served)
         .def_prop_ro("read_bytes", &PyChannel::read_bytes)
+        .def_prop_ro("write_bytes", &PyChannel::write_bytes)
         .def("histograms", &PyChannel::histograms);
 }
