@@ -77,9 +77,18 @@ class Channel:
         if getattr(pyfuse3, "trio", None) is not trio:
             log.warning("this pyfuse3 has no wait that can be replaced: %s", LOST)
             return
-        self._native = native.Channel(device, self._init_reply, self.refused)
+        self.receive_from(device)
         self._native.attach()
         pyfuse3.trio = _Trio(self)  # type: ignore[attr-defined]  # an attribute of its C module
+
+    def receive_from(self, device: int) -> None:
+        """Receive messages from an open FUSE device, which becomes non-blocking."""
+        self._native = native.Channel(device, self._init_reply, lambda request: self.refused(request))
+
+    def confirm(self) -> None:
+        """Warn if this pyfuse3 waits elsewhere. Call this once the mount has replied to a request."""
+        if self._native is not None and not self._polled + self._slept:
+            log.warning("this pyfuse3 does not use the wait that was replaced: %s", LOST)
 
     def close(self) -> None:
         """Leave the device to libfuse, and pyfuse3 its trio."""

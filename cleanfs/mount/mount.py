@@ -348,6 +348,7 @@ class Mount:
             # that creates or removes a name in the root.
             path = os.path.join(self.config.mountpoint, os.fsdecode(CONTROL_NAME))
             await self._isolated.run_sync(os.stat, path)
+        self._channel.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
             if os.geteuid() == 0:  # flags that libfuse does not know
                 flags = with_names(flags_of(point), self.config.flags)

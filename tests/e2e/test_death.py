@@ -1,7 +1,6 @@
 """Ends of a daemon: nothing that was confirmed is lost, nothing is left (check/kill_test)."""
 
 import errno
-import logging
 import os
 import re
 import signal
@@ -16,10 +15,7 @@ from pathlib import Path
 import pyfuse3
 import pytest
 
-from cleanfs.fuse.interrupts import Interrupts
-from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.linux.mounts import mount_points, mounted_at
-from cleanfs.source.io import Backing
 from tests.harness import load
 from tests.harness.mounting import (
     MountedFs,
@@ -272,17 +268,6 @@ async def test_however_the_kernel_says_that_the_mount_has_gone_it_is_the_end(
     monkeypatch.setattr(pyfuse3, "main", other)
     with pytest.raises(ExceptionGroup):
         await mount.serve_until_the_end()
-
-
-def test_an_answer_that_nobody_waits_for_is_not_logged() -> None:
-    def record(message: str, *args: object) -> logging.LogRecord:
-        return logging.LogRecord("pyfuse3", logging.ERROR, "", 0, message, args, None)
-
-    logged = Interrupts(Backing(), RefusedReplies()).filter
-    refused = "fuse_write(): fuse_reply_* failed with %s"
-    assert not logged(record(refused, "No such file or directory"))
-    assert logged(record(refused, "Invalid argument"))
-    assert logged(record("No such file or directory"))
 
 
 @needs_root

@@ -19,7 +19,7 @@ import pytest
 
 from cleanfs.cache.fingerprint import COARSE_NS
 from cleanfs.fs.opening import DROP_SECONDS
-from cleanfs.fuse.interrupts import GUARD_SECONDS
+from cleanfs.fuse.interrupts import RELEASE_SECONDS
 from cleanfs.fuse.notify import REFRESH_SECONDS
 from cleanfs.source.inline_policy import RECENT_SECONDS
 from tests.e2e.conftest import SMALL_CACHES
@@ -310,8 +310,8 @@ def program(code: str, *args: Path) -> Iterator[subprocess.Popen[bytes]]:
     ("number", "after"),
     [
         (signal.SIGKILL, 0),
-        (signal.SIGKILL, 2 * GUARD_SECONDS),
-        (signal.SIGTERM, 2 * GUARD_SECONDS),
+        (signal.SIGKILL, 2 * RELEASE_SECONDS),
+        (signal.SIGTERM, 2 * RELEASE_SECONDS),
     ],
 )
 def test_a_program_that_is_killed_while_the_source_hangs_ends(
@@ -359,7 +359,7 @@ def test_a_program_goes_on_that_has_a_signal_while_another_is_killed(
         served.fault(op, hang=True)
     with program("f = os.open(sys.argv[1] + '/f', os.O_RDONLY); os.read(f, 10)", fs.path) as first:
         served.wait_hanging(1)
-        time.sleep(2 * GUARD_SECONDS)  # from now on it is known whose a request is
+        time.sleep(2 * RELEASE_SECONDS)  # from now on it is known whose a request is
         with (
             program(f"{handled}os.listdir(sys.argv[1])", fs.path) as going_on,
             program("os.mkdir(sys.argv[1] + '/new')", fs.path) as killed,

@@ -4,7 +4,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstddef>
 #include <system_error>
 
 namespace cleanfs {
@@ -17,13 +20,118 @@ std::int64_t now_ns() {
     return now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec;
 }
 
+// The largest message before FUSE_INIT has told a size.
+constexpr std::size_t first_max_write = std::size_t{1} << 20;
+
+// What else may be in the largest message: a header, a struct, and a page for names.
+constexpr std::size_t overhead = 8192;
+
+// The least body of a request: a struct, then names that each end with a zero byte.
+struct Form {
+    std::size_t size = 0;
+    int names = 0;
+};
+
+constexpr auto forms = [] {
+    std::array<Form, FUSE_SYNCFS + 1> of{};
+    of[FUSE_LOOKUP] = {0, 1};
+    of[FUSE_FORGET] = {sizeof(fuse_forget_in)};
+    of[FUSE_GETATTR] = {sizeof(fuse_getattr_in)};
+    of[FUSE_SETATTR] = {sizeof(fuse_setattr_in)};
+    of[FUSE_SYMLINK] = {0, 2};
+    of[FUSE_MKNOD] = {sizeof(fuse_mknod_in), 1};
+    of[FUSE_MKDIR] = {sizeof(fuse_mkdir_in), 1};
+    of[FUSE_UNLINK] = {0, 1};
+    of[FUSE_RMDIR] = {0, 1};
+    of[FUSE_RENAME] = {sizeof(fuse_rename_in), 2};
+    of[FUSE_LINK] = {sizeof(fuse_link_in), 1};
+    of[FUSE_OPEN] = {sizeof(fuse_open_in)};
+    of[FUSE_READ] = {sizeof(fuse_read_in)};
+    of[FUSE_WRITE] = {sizeof(fuse_write_in)};
+    of[FUSE_RELEASE] = {sizeof(fuse_release_in)};
+    of[FUSE_FSYNC] = {sizeof(fuse_fsync_in)};
+    of[FUSE_SETXATTR] = {FUSE_COMPAT_SETXATTR_IN_SIZE, 1};
+    of[FUSE_GETXATTR] = {sizeof(fuse_getxattr_in), 1};
+    of[FUSE_LISTXATTR] = {sizeof(fuse_getxattr_in)};
+    of[FUSE_REMOVEXATTR] = {0, 1};
+    of[FUSE_FLUSH] = {sizeof(fuse_flush_in)};
+    of[FUSE_INIT] = {offsetof(fuse_init_in, flags2)};  // before Linux 5.17 that was all
+    of[FUSE_OPENDIR] = {sizeof(fuse_open_in)};
+    of[FUSE_READDIR] = {sizeof(fuse_read_in)};
+    of[FUSE_RELEASEDIR] = {sizeof(fuse_release_in)};
+    of[FUSE_FSYNCDIR] = {sizeof(fuse_fsync_in)};
+    of[FUSE_GETLK] = of[FUSE_SETLK] = of[FUSE_SETLKW] = {sizeof(fuse_lk_in)};
+    of[FUSE_ACCESS] = {sizeof(fuse_access_in)};
+    of[FUSE_CREATE] = {sizeof(fuse_create_in), 1};
+    of[FUSE_INTERRUPT] = {sizeof(fuse_interrupt_in)};
+    of[FUSE_BMAP] = {sizeof(fuse_bmap_in)};
+    of[FUSE_IOCTL] = {sizeof(fuse_ioctl_in)};
+    of[FUSE_POLL] = {sizeof(fuse_poll_in)};
+    of[FUSE_NOTIFY_REPLY] = {sizeof(fuse_notify_retrieve_in)};
+    of[FUSE_BATCH_FORGET] = {sizeof(fuse_batch_forget_in)};
+    of[FUSE_FALLOCATE] = {sizeof(fuse_fallocate_in)};
+    of[FUSE_READDIRPLUS] = {sizeof(fuse_read_in)};
+    of[FUSE_RENAME2] = {sizeof(fuse_rename2_in), 2};
+    of[FUSE_LSEEK] = {sizeof(fuse_lseek_in)};
+    of[FUSE_COPY_FILE_RANGE] = {sizeof(fuse_copy_file_range_in)};
+    of[FUSE_SETUPMAPPING] = {sizeof(fuse_setupmapping_in)};
+    of[FUSE_REMOVEMAPPING] = {sizeof(fuse_removemapping_in)};
+    of[FUSE_SYNCFS] = {sizeof(fuse_syncfs_in)};
+    return of;
+}();
+
+// How many bytes a message says follow its struct and its names.
+std::uint64_t announced(const Message& message) {
+    switch (message.header().opcode) {
+        case FUSE_INIT:
+            return message.body_as<std::array<std::uint32_t, 4>>()->at(3) & FUSE_INIT_EXT
+                       ? sizeof(fuse_init_in) - offsetof(fuse_init_in, flags2)
+                       : 0;
+        case FUSE_WRITE:
+            return message.body_as<fuse_write_in>()->size;
+        case FUSE_SETXATTR:
+            return message.body_as<std::array<std::uint32_t, 2>>()->at(0);
+        case FUSE_IOCTL:
+            return message.body_as<fuse_ioctl_in>()->in_size;
+        case FUSE_BATCH_FORGET:
+            return message.body_as<fuse_batch_forget_in>()->count * std::uint64_t{sizeof(fuse_forget_one)};
+        default:
+            return 0;
+    }
+}
+
 }  // namespace
 
 std::optional<Message> Message::parse(Bytes bytes) {
     if (bytes.size() < sizeof(fuse_in_header)) return std::nullopt;
-    const Message message(bytes);
-    if (message.header_.len != bytes.size()) return std::nullopt;
-    return message;
+    return Message(bytes);
+}
+
+bool Message::is_complete() const {
+    if (header_.len != bytes_.size()) return false;
+    if (header_.opcode >= forms.size()) return true;  // libfuse knows no such opcode, and does not look
+    const Form& form = forms[header_.opcode];
+    Bytes rest = body();
+    if (rest.size() < form.size) return false;
+    rest = rest.subspan(form.size);
+    for (int name = 0; name < form.names; ++name) {
+        const auto end = std::ranges::find(rest, std::byte{0});
+        if (end == rest.end()) return false;
+        rest = rest.subspan(static_cast<std::size_t>(end - rest.begin()) + 1);
+    }
+    return rest.size() >= announced(*this);
+}
+
+bool Message::has_reply() const {
+    switch (header_.opcode) {
+        case FUSE_FORGET:
+        case FUSE_BATCH_FORGET:
+        case FUSE_INTERRUPT:
+        case FUSE_NOTIFY_REPLY:
+            return false;
+        default:
+            return true;
+    }
 }
 
 std::uint32_t Message::flags() const {
@@ -58,23 +166,35 @@ std::uint32_t Message::file_flags() const {
     return 0;
 }
 
-Channel::Channel(int device) : device_(device), buffer_(std::make_unique_for_overwrite<std::byte[]>(capacity)) {
+Channel::Channel(int device) : device_(device) {
+    set_max_write(first_max_write);
     const int flags = fcntl(device, F_GETFL);
     if (flags == -1 || fcntl(device, F_SETFL, flags | O_NONBLOCK) == -1) {
         throw std::system_error(errno, std::generic_category(), "the FUSE device");
     }
 }
 
+void Channel::set_max_write(std::size_t bytes) {
+    const std::size_t needed = bytes + overhead;
+    if (needed <= capacity_) return;
+    buffer_ = std::make_unique_for_overwrite<std::byte[]>(needed);
+    capacity_ = needed;
+    left_ = false;
+}
+
 std::optional<Message> Channel::receive(std::int64_t poll_ns) {
     const std::int64_t deadline = poll_ns > 0 ? now_ns() + poll_ns : 0;
     left_ = false;
     for (;;) {
-        const ssize_t got = read(device_, buffer_.get(), capacity);
+        const ssize_t got = read(device_, buffer_.get(), capacity_);
         if (got == 0) throw std::system_error(ENODEV, std::generic_category(), "the FUSE device");
         if (got > 0) {
             received_ = static_cast<std::size_t>(got);
-            if (auto message = Message::parse({buffer_.get(), received_})) return message;
-            continue;  // no kernel sends such a message
+            const auto message = Message::parse({buffer_.get(), received_});
+            if (message && message->is_complete()) return message;
+            // No kernel sends such a message.
+            if (message && message->has_reply()) reply(message->header().unique, -EIO, {});
+            continue;
         }
         switch (errno) {
             case EINTR:
@@ -89,7 +209,7 @@ std::optional<Message> Channel::receive(std::int64_t poll_ns) {
     }
 }
 
-Sent Channel::reply(std::uint64_t unique, int error, Bytes body) {
+Sent Channel::reply(std::uint64_t unique, int error, Bytes body) const {
     fuse_out_header header{};
     header.len = static_cast<std::uint32_t>(sizeof header + body.size());
     header.error = error;

@@ -1,14 +1,15 @@
 // The FUSE channel: reads every message of the kernel, and writes every reply.
 //
 // `receive` reads one message from the device. The caller, on trio's thread, looks at its header and either handles it
-// or leaves it for libfuse. libfuse reads and writes through `libfuse_read` and `libfuse_writev`, the callbacks of
-// fuse_session_custom_io(3). So the channel knows the id of each request, whose it is, and whether the kernel took the
-// reply: ENOENT says that the requester is gone.
+// or leaves it for libfuse. libfuse reads through `read_for_libfuse`, and its replies go through `send`
+// (fuse_session_custom_io(3); module.cpp). So the channel knows the id of each request, whose it is, and whether the
+// kernel took the reply: ENOENT says that the requester is gone.
 //
 // The bytes come from the kernel, but what they say comes from any user of the mount. Nothing is read beyond the
-// message's length; `Message` is the only place that looks into it.
+// message's length; `Message` is the only place that looks into it. libfuse trusts the lengths in a message, so it is
+// left only what is complete.
 //
-// Not thread-safe: one thread only, except `notify` (a single write(2)).
+// Not thread-safe, except `send` (a single writev(2)).
 #pragma once
 
 #include <linux/fuse.h>
@@ -25,11 +26,17 @@ namespace cleanfs {
 
 using Bytes = std::span<const std::byte>;
 
-// One message of the kernel, checked: its length is that of the header, and the header is there.
+// One message of the kernel.
 class Message {
 public:
-    // None if the bytes are no message.
+    // None if the bytes are too few for a header.
     static std::optional<Message> parse(Bytes bytes);
+
+    // Whether the length is that of the header, and the body has at least what libfuse and the kernel's own header
+    // expect of this opcode: its struct, the names after it with their zero bytes, and the data that it announces.
+    bool is_complete() const;
+    // Whether the kernel waits for a reply.
+    bool has_reply() const;
 
     const fuse_in_header& header() const { return header_; }
     Bytes bytes() const { return bytes_; }
@@ -66,16 +73,20 @@ public:
     // The device's fd stays the caller's. It is set to O_NONBLOCK. Throws std::system_error.
     explicit Channel(int device);
 
-    // Read the next message, for at most `poll_ns` nanoseconds. None if there is none.
-    // Throws std::system_error if the connection has ended (ENODEV). The message is valid until the next call.
+    // Read the next message, for at most `poll_ns` nanoseconds. None if there is none. One that is not complete gets
+    // EIO here. Throws std::system_error if the connection has ended (ENODEV). The message is valid until the next call.
     std::optional<Message> receive(std::int64_t poll_ns);
 
     // Send a reply: `error` is 0 or a negative errno.
-    Sent reply(std::uint64_t unique, int error, Bytes body);
+    Sent reply(std::uint64_t unique, int error, Bytes body) const;
     // Send a reply that begins with a fuse_out_header.
     Sent send(const iovec* parts, int count) const;
 
     int device() const { return device_; }
+
+    // Make room for WRITEs of this many bytes, as the kernel demands it for every read(2). A message that was received
+    // is lost.
+    void set_max_write(std::size_t bytes);
 
     // For libfuse: read the message that `receive` left for it. -1 and errno EINTR if there is none,
     // or the device's error.
@@ -85,8 +96,7 @@ public:
 
 private:
     const int device_;
-    // One page more than the largest message, as the kernel demands room for the largest write.
-    static constexpr std::size_t capacity = (std::size_t{1} << 20) + (std::size_t{1} << 16);
+    std::size_t capacity_ = 0;
     std::unique_ptr<std::byte[]> buffer_;
     std::size_t received_ = 0;  // the length of the message in the buffer
     bool left_ = false;         // to libfuse, which has not read it yet

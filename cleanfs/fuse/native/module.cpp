@@ -2,6 +2,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 
+#include <unistd.h>
+
 #include <cerrno>
 #include <string>
 #include <system_error>
@@ -52,9 +54,8 @@ public:
         if (session == nullptr) raise_errno(ENOTCONN);
         static const fuse_custom_io io = [] {
             fuse_custom_io calls{};
-            calls.read = [](int, void* to, std::size_t size, void*) -> ssize_t {
-                if (attached == nullptr) return errno = EINTR, -1;
-                return attached->channel_.read_for_libfuse(to, size);
+            calls.read = [](int fd, void* to, std::size_t size, void*) -> ssize_t {
+                return attached == nullptr ? read(fd, to, size) : attached->channel_.read_for_libfuse(to, size);
             };
             calls.writev = [](int fd, iovec* parts, int count, void*) -> ssize_t {
                 return attached == nullptr ? writev(fd, parts, count) : attached->write_for_libfuse(parts, count);
@@ -73,21 +74,19 @@ public:
     }
 
     std::optional<nb::object> receive(std::int64_t poll_ns) {
-        std::optional<Message> message;
-        int ended = 0;
-        {
-            nb::gil_scoped_release unlocked;  // while it polls, worker threads run
-            try {
-                message = channel_.receive(poll_ns);
-            } catch (const std::system_error& error) {
-                ended = error.code().value();
+        message_.reset();
+        try {
+            message_ = channel_.receive(0);
+            if (!message_ && poll_ns > 0) {
+                nb::gil_scoped_release unlocked;  // while it polls, worker threads run
+                message_ = channel_.receive(poll_ns);
             }
+        } catch (const std::system_error& error) {
+            raise_errno(error.code().value());
         }
-        if (ended != 0) raise_errno(ended);
-        if (!message) return std::nullopt;
-        message_ = message;
-        nb::object request = nb::cast(Request(*message));
-        if (has_reply(message->header().opcode)) in_flight_[message->header().unique] = request;
+        if (!message_) return std::nullopt;
+        nb::object request = nb::cast(Request(*message_));
+        if (message_->has_reply()) in_flight_[message_->header().unique] = request;
         return request;
     }
 
@@ -118,10 +117,6 @@ public:
     std::size_t size() const { return in_flight_.size(); }
 
 private:
-    static bool has_reply(std::uint32_t opcode) {
-        return opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET && opcode != FUSE_INTERRUPT;
-    }
-
     ssize_t write_for_libfuse(iovec* parts, int count) {
         fuse_out_header header;
         if (count < 1 || parts[0].iov_len < sizeof header) return errno = EINVAL, -1;
@@ -150,12 +145,21 @@ private:
             for (int at = 0; at < count; ++at) whole.append(static_cast<const char*>(parts[at].iov_base), parts[at].iov_len);
             nb::object changed = init_reply_(init_request_, nb::bytes(whole.data(), whole.size()));
             nb::bytes reply = nb::cast<nb::bytes>(changed);
+            make_room(reply);
             const iovec one{const_cast<void*>(reply.data()), reply.size()};
             return channel_.send(&one, 1);
         } catch (nb::python_error& error) {
             error.discard_as_unraisable("the reply to FUSE_INIT");
             return channel_.send(parts, count);
         }
+    }
+
+    void make_room(const nb::bytes& init_reply) {
+        fuse_init_out init;
+        if (init_reply.size() < sizeof(fuse_out_header) + sizeof init) return;
+        std::memcpy(&init, static_cast<const std::byte*>(init_reply.data()) + sizeof(fuse_out_header), sizeof init);
+        message_.reset();
+        channel_.set_max_write(init.max_write);
     }
 
     void call_refused(nb::handle request) {
