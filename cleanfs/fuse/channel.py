@@ -83,7 +83,7 @@ class Channel:
 
     def receive_from(self, device: int) -> None:
         """Receive messages from an open FUSE device, which becomes non-blocking."""
-        self._native = native.Channel(device, self._init_reply, lambda request: self.refused(request))
+        self._native = native.Channel(device, self._init_reply, self._refused)
 
     def confirm(self) -> None:
         """Warn if this pyfuse3 waits elsewhere. Call this once the mount has replied to a request."""
@@ -120,6 +120,9 @@ class Channel:
         changed, granted = init_flags.negotiate(request, reply, self._wanted_init_flags)
         self._init_flags_granted(granted)
         return changed
+
+    def _refused(self, request: Request) -> None:
+        self.refused(request)
 
     # -- pyfuse3's wait -----------------------------------------------------------------------
 

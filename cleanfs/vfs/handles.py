@@ -30,7 +30,7 @@ from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.invalidate import invalidate
 from cleanfs.vfs.kernel_view import Told
-from cleanfs.vfs.write_request import appends, unprivileged_writer
+from cleanfs.vfs.write_request import appends, unprivileged_writer, writes_back
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -236,7 +236,11 @@ class FileHandle:
             return await self._write_in_order(offset, data)
 
     async def _write_in_order(self, offset: int, data: bytes) -> tuple[int, Rollback]:
-        """Write while reads of the range wait, and then drop pages that were read before."""
+        """Write while reads of the range wait, and then drop pages that were read before.
+
+        What the kernel writes back it takes from these pages: they cannot be older, and to drop them
+        would wait for this reply.
+        """
         began = perf_counter_ns()
         file = self.file
         end = offset + len(data)
@@ -249,7 +253,7 @@ class FileHandle:
         finally:
             file.writes.remove(pending)
             pending.end()
-        read_ranges = file.read_ranges
+        read_ranges = None if writes_back() else file.read_ranges
         if read_ranges is not None and read_ranges.written(offset, end, mmap.PAGESIZE):
             read = functools.partial(read_ranges.being_read, offset, end)
             await self._services.notifier.written(self.inode.node, offset, end, read)

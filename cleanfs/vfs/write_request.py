@@ -14,9 +14,13 @@ from cleanfs.source.caller import Caller
 def appends() -> bool:
     """Tell whether a program appends: its file has O_APPEND now, and it is no write-back of pages."""
     request = current()
-    if request is None or request.flags & FUSE_WRITE_CACHE:
-        return False
-    return bool(request.file_flags & os.O_APPEND)
+    return request is not None and not writes_back() and bool(request.file_flags & os.O_APPEND)
+
+
+def writes_back() -> bool:
+    """Tell whether the kernel writes pages back that a mapping, or ``--writeback``, made dirty."""
+    request = current()
+    return request is not None and bool(request.flags & FUSE_WRITE_CACHE)
 
 
 def unprivileged_writer() -> Caller | None:

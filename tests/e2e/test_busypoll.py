@@ -4,8 +4,11 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
+from cleanfs.fuse.channel import LOST
 from tests.e2e.conftest import Mounter
-from tests.harness.mounting import MountedFs, cleanfs, cpu_ticks, end_of, wait_until
+from tests.harness.mounting import MountedFs, as_user, cleanfs, cpu_ticks, end_of, wait_until
 
 
 def read_uncached(path: Path, times: int) -> None:
@@ -50,7 +53,7 @@ def sleeps_of_others(fs: MountedFs) -> int:
 
 
 def test_this_pyfuse3_waits_where_we_poll(source: Path, mount: Mounter) -> None:
-    """Fails if pyfuse3 has changed so that ``cleanfs.fuse.busypoll`` must, too."""
+    """Fails if pyfuse3 has changed so that ``cleanfs.fuse.channel`` must, too."""
     (source / "f").write_bytes(bytes(4096))
     fs = mount()
     assert fs.stats()["busy_poll_limit_us"] == 50
@@ -60,7 +63,7 @@ def test_this_pyfuse3_waits_where_we_poll(source: Path, mount: Mounter) -> None:
         return bool(fs.stats()["busy_poll_polled"] > 100)
 
     wait_until(polls, 20)
-    assert "busy polling is off" not in fs.log.read_text()
+    assert LOST not in fs.log.read_text()
 
 
 def test_0_never_polls(source: Path, mount: Mounter) -> None:
@@ -113,25 +116,59 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 ELSEWHERE = """
-import pyfuse3, trio
-import cleanfs.mount.mount
-begin = cleanfs.mount.mount.InitFlags.begin
+import pyfuse3
+from cleanfs.fuse.channel import Channel
+begin = Channel.begin
 def begin_in_vain(self):
     begin(self)
     pyfuse3.trio = trio
-cleanfs.mount.mount.InitFlags.begin = begin_in_vain
+Channel.begin = begin_in_vain
 """
 """Makes of this pyfuse3 one that does not look at what was put in the place of ``trio``."""
 
+NO_MODULE = """
+from cleanfs.fuse import channel
+channel.native = None
+"""
+"""As ``session`` has it where the native module cannot be imported."""
 
-def test_a_pyfuse3_that_waits_elsewhere_serves_all_the_same(
-    source: Path, tmp_path: Path, mount: Mounter
+NO_SESSION = """
+from types import SimpleNamespace
+from cleanfs.fuse import channel
+channel.native = SimpleNamespace(session_fd=lambda: None)
+"""
+"""The native module does not see which session pyfuse3 mounts."""
+
+
+@pytest.mark.parametrize("patch", [ELSEWHERE, NO_MODULE, NO_SESSION])
+def test_without_the_channel_libfuse_serves_all_the_same(
+    source: Path, tmp_path: Path, mount: Mounter, patch: str
 ) -> None:
     (source / "f").write_bytes(b"text" * 1024)
-    (tmp_path / "sitecustomize.py").write_text(ELSEWHERE)
-    fs = mount(prefix=("env", f"PYTHONPATH={tmp_path}"))
+    fs = mount("--allow-other", patch=patch)
     assert (fs.path / "f").read_bytes() == b"text" * 1024
     (fs.path / "g").write_bytes(b"new")
-    assert (source / "g").read_bytes() == b"new"
-    assert fs.stats()["busy_poll_limit_us"] == 0
-    assert "busy polling is off" in fs.log.read_text()
+    with (fs.path / "g").open("ab") as appended:
+        appended.write(b"er")
+    assert (source / "g").read_bytes() == b"newer"
+    data = os.urandom(3_000_000)
+    (fs.path / "big").write_bytes(data)
+    fs.drop()
+    assert (fs.path / "big").read_bytes() == data
+    if os.geteuid() == 0:  # the kernel has them cleared itself
+        os.chown(fs.path / "g", 12345, 23456)
+        for code in "os.write(os.open('g', os.O_WRONLY), b'x')", "os.truncate('g', 1)":
+            (fs.path / "g").chmod(0o6777)
+            assert not as_user(fs.path, code)
+            assert (source / "g").stat().st_mode & 0o7777 == 0o777
+    (fs.path / "g").unlink()
+    assert sorted(os.listdir(source)) == ["big", "f"]
+    stats = fs.stats()
+    assert (stats["busy_poll_polled"], stats["busy_poll_slept"]) == (0, 0)
+    assert fs.log.read_text().count(LOST) == 1
+
+
+def test_a_mount_uses_the_channel(source: Path, mount: Mounter) -> None:
+    fs = mount()
+    assert LOST not in fs.log.read_text()
+    assert fs.stats()["busy_poll_slept"] > 0

@@ -113,7 +113,7 @@ async def test_a_wait_continues_if_the_message_has_gone(
 
 
 async def test_the_end_of_the_connection_ends_a_wait(device: Device) -> None:
-    """libfuse must read it, so that pyfuse3 leaves its loop."""
+    """Libfuse must read it, so that pyfuse3 leaves its loop."""
     device.kernel.close()
     with trio.fail_after(5):
         await channel_of(device).wait_readable(device.fd)
@@ -127,8 +127,13 @@ async def test_a_message_with_a_handler_does_not_end_a_wait(
 ) -> None:
     channel = channel_of(device, LONG_US, polls=polls)
     handled = list[tuple[int, bytes]]()
-    channel.handlers[FUSE_FORGET] = lambda request, body: handled.append((request.nodeid, body))
-    ended = trio.Event()
+    was_handled, ended = trio.Event(), trio.Event()
+
+    def handle(request: Request, body: bytes) -> None:
+        handled.append((request.nodeid, body))
+        was_handled.set()
+
+    channel.handlers[FUSE_FORGET] = handle
 
     async def wait() -> None:
         await channel.wait_readable(device.fd)
@@ -140,8 +145,7 @@ async def test_a_message_with_a_handler_does_not_end_a_wait(
     nursery.start_soon(wait)
     device.send(FUSE_FORGET, 2, FUSE_FORGET_IN.pack(3))
     with trio.fail_after(30):
-        while not handled:
-            await trio.sleep(0.001)
+        await was_handled.wait()
     assert handled == [(1, FUSE_FORGET_IN.pack(3))]
     await trio.sleep(0.01)
     assert not ended.is_set()
@@ -150,24 +154,24 @@ async def test_a_message_with_a_handler_does_not_end_a_wait(
         await ended.wait()
 
 
-async def test_the_task_that_waited_knows_its_request(device: Device, nursery: trio.Nursery) -> None:
+async def test_the_task_that_waited_knows_its_request(device: Device) -> None:
     """Two requests of one requester are told apart."""
     channel = channel_of(device)
     known = dict[str, Request | None]()
+    both_wait = trio.Event()
 
-    async def handle(name: str) -> None:
+    async def handle(name: str, task_status: trio.TaskStatus[None]) -> None:
         await channel.wait_readable(device.fd)
-        await wait_all_tasks_blocked()  # the other one has its request, too
+        task_status.started()
+        await both_wait.wait()
         known[name] = current()
 
-    for number, name in (2, "one"), (4, "other"):
-        device.send(STATFS, number)
-        nursery.start_soon(handle, name)
-        await trio.lowlevel.checkpoint()
-        await wait_all_tasks_blocked(0.01)
-    with trio.fail_after(5):
-        while len(known) < 2:
-            await trio.sleep(0.001)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            for number, name in (2, "one"), (4, "other"):
+                device.send(STATFS, number)
+                await nursery.start(handle, name)
+            both_wait.set()
     one, other = known["one"], known["other"]
     assert one is not None
     assert other is not None
