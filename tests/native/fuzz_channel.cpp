@@ -21,6 +21,8 @@ using cleanfs::Bytes;
 using cleanfs::Channel;
 using cleanfs::Message;
 
+volatile std::size_t sum;  // so that the compiler leaves no read out
+
 [[noreturn]] void fail(const char* what) {
     std::fprintf(stderr, "fuzz_channel: %s\n", what);
     std::abort();
@@ -62,8 +64,6 @@ void look_at(const Message& message) {
     if (auto write = message.body_as<fuse_write_in>()) sum = sum + write->size;
     for (std::byte byte : message.body()) sum = sum + std::to_integer<std::uint32_t>(byte);
 }
-
-volatile std::size_t sum;  // so that the compiler leaves no read out
 
 // Read names, and data of a size that was announced, without looking where the message ends: so does libfuse.
 void parse_as_libfuse(const char* message) {
