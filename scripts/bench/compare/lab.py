@@ -52,8 +52,9 @@ class Plan:
     hot_file: int = 256
     """MiB for round trips."""
     small_files: int = 4000
-    unpacked: str = "include"
-    """Directory of the kernel that is unpacked through the mounts."""
+    files: int = 60_000
+    """In the tree of small files."""
+    transactions: int = 100
     write: int = 256
     """MiB written in one go."""
 
@@ -79,7 +80,8 @@ QUICK = replace(
     stream=256,
     hot_file=64,
     small_files=500,
-    unpacked="kernel",
+    files=3000,
+    transactions=30,
     write=64,
 )
 
@@ -207,7 +209,7 @@ class Lab:
         mountpoint = self.scratch / f"mount-{self._mounts}"
         try:
             with group(memory) as made, contestant.mount(made, source, mountpoint) as path:
-                yield Mounted(made, path)
+                yield Mounted(made, source, path)
         finally:
             if mountpoint.exists():
                 unmount(mountpoint)
@@ -219,6 +221,7 @@ class Mounted:
     """A contestant in its group."""
 
     group: Group
+    source: Path
     path: Path
 
 
