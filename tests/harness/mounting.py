@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -26,6 +26,8 @@ STOP_TIMEOUT = 20.0
 LIFETIME = 100.0
 """Seconds that a daemon may live after a test began, or was given more time: one that hangs in a system
 call on its mount is freed by then."""
+
+Process = subprocess.Popen[bytes] | zygote.Started
 
 watchdogs: list[subprocess.Popen[bytes]] = []
 """Those of ``killed_after`` that wait."""
@@ -51,10 +53,34 @@ def end_of(process: subprocess.Popen[Any] | zygote.Started, timeout: float = STO
     return process.wait(0)
 
 
+def start(
+    module: str,
+    arguments: Iterable[str | Path],
+    output: IO[bytes],
+    *,
+    prefix: tuple[str, ...] = (),
+    patch: str = "",
+) -> Process:
+    """Start a module as ``python -m`` does, with its output in a file; if possible, from the zygote.
+
+    ``patch`` is code that runs first, in a ``cleanfs``.
+    """
+    words = [str(argument) for argument in arguments]
+    if zygote.in_use and not prefix:
+        return zygote.zygote().start(module, words, output.fileno(), output.fileno(), patch)
+    program = changed_by(patch) if patch else [sys.executable, "-m", module]
+    return subprocess.Popen(
+        [*prefix, *program, *words],
+        stdout=output,
+        stderr=output,
+        stdin=subprocess.DEVNULL,
+        cwd=zygote.CHECKOUT if module.startswith("tests.") else None,
+    )
+
+
 def changed_by(patch: str) -> list[str]:
     """How to start a ``cleanfs`` that runs some code first."""
-    imports = "import os, signal, sys, trio\nfrom cleanfs.cli import commands as cli"
-    code = f"{imports}\nfrom cleanfs.mount import mount\n{patch}\ncli.main()\n"
+    code = f"{zygote.PATCH_IMPORTS}\n{patch}\ncli.main()\n"
     return [sys.executable, "-c", code]
 
 
@@ -151,7 +177,7 @@ class MountedFs:
 
     source: Path
     path: Path
-    process: subprocess.Popen[bytes] | zygote.Started
+    process: Process
     log: Path
     options: tuple[str, ...] = field(default=())
 
@@ -253,18 +279,8 @@ def mounted(
     """
     log = mountpoint.with_name(mountpoint.name + ".log")
     arguments = ["mount", "-f", *options, str(source), str(mountpoint)]
-    process: subprocess.Popen[bytes] | zygote.Started
     with log.open("wb") as output:
-        if zygote.in_use and not (prefix or patch):
-            process = zygote.zygote().start(arguments, output.fileno(), output.fileno())
-        else:
-            program = changed_by(patch) if patch else [sys.executable, "-m", "cleanfs"]
-            process = subprocess.Popen(
-                [*prefix, *program, *arguments],
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-            )
+        process = start("cleanfs", arguments, output, prefix=prefix, patch=patch)
     abort = -1
     try:
         with killed_after(LIFETIME, process.pid, mountpoint):
@@ -318,7 +334,7 @@ def _open_abort(mountpoint: Path) -> int:
         os.close(connections)
 
 
-def _clean_up(process: subprocess.Popen[bytes] | zygote.Started, mountpoint: Path, abort: int) -> None:
+def _clean_up(process: Process, mountpoint: Path, abort: int) -> None:
     if process.poll() is None:
         process.terminate()
         if not ends(process):

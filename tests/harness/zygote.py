@@ -1,13 +1,14 @@
-"""Start cleanfs without loading it anew: a process that has loaded it forks for each call.
+"""Start cleanfs, and sources for it, without loading Python anew: a process that has loaded all forks.
 
 Loading is 0.2 to 0.3 s of processor time, and nearly all that a short command or an idle daemon takes;
-a run of the tests starts a thousand of them. What a fork can not stand for (a command in front, code
-that runs first, another locale) is started as a user would, and so is all of ``test_smoke.py``.
+a run of the tests starts a thousand of them. What a fork can not stand for (a command in front, another
+locale) is started as a user would, and so is all of ``test_smoke.py``.
 """
 
 import array
 import atexit
 import contextlib
+import gc
 import json
 import os
 import select
@@ -22,9 +23,25 @@ from typing import Any, NoReturn
 
 from cleanfs.cli import commands
 from cleanfs.linux.mounts import mount_points
+from cleanfs.mount.config import MountError
+from tests.harness import faulty_server, renumbering_server
 from tests.harness.machine import Deadline
 
 MAX_MESSAGE = 1 << 16
+
+MAINS = {
+    "cleanfs": commands.main,
+    "tests.harness.faulty_server": faulty_server.main,
+    "tests.harness.renumbering_server": renumbering_server.main,
+}
+"""What a module does when it is run."""
+
+PATCH_IMPORTS = """
+import os, signal, sys, trio
+from cleanfs.cli import commands as cli
+from cleanfs.mount import mount
+"""
+"""What code that changes a ``cleanfs`` need not import."""
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ)
@@ -97,9 +114,13 @@ class Zygote:
         theirs.close()
         atexit.register(self._end)
 
-    def start(self, arguments: list[str], output: int, error: int) -> Started:
-        """Run ``cleanfs`` with these arguments, in this directory, with these as stdout and stderr."""
+    def start(
+        self, module: str, arguments: list[str], output: int, error: int, patch: str = ""
+    ) -> Started:
+        """Run a module of ``MAINS`` after some code, in this directory, with this stdout and stderr."""
         what = {
+            "module": module,
+            "patch": patch,
             "arguments": arguments,
             "directory": os.getcwd(),
             "environment": dict(os.environ),
@@ -153,7 +174,7 @@ def run(arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str
     """What ``subprocess.run`` would give, with its output. Raises TimeoutExpired."""
     ends = [os.pipe(), os.pipe()]
     try:
-        process = zygote().start(arguments, ends[0][1], ends[1][1])
+        process = zygote().start("cleanfs", arguments, ends[0][1], ends[1][1])
     finally:
         for _, writer in ends:
             os.close(writer)
@@ -183,6 +204,7 @@ def run(arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str
 
 def serve(owner: socket.socket) -> None:
     """Fork for each message, tell of each end, until the owner has gone."""
+    _warm_up()
     news, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -203,6 +225,14 @@ def serve(owner: socket.socket) -> None:
             for fd in fds:
                 os.close(fd)
             owner.send(json.dumps({"started": pid}).encode())
+
+
+def _warm_up() -> None:
+    """Load and look up now, once, what a mount would; the collector leaves that in peace."""
+    with contextlib.suppress(MountError):
+        commands.cli.main(["mount", "/nowhere", "/nowhere"], standalone_mode=False)
+    gc.collect()
+    gc.freeze()
 
 
 def _tell_of_ends(owner: socket.socket) -> None:
@@ -235,8 +265,10 @@ def _become(what: dict[str, Any], fds: list[int]) -> NoReturn:
         commands.mount_points = lambda: [  # type: ignore[attr-defined]  # what it imported
             point for point in mount_points() if point.path.startswith(what["below"])
         ]
-        sys.argv = ["cleanfs", *what["arguments"]]
-        commands.main()
+        sys.argv = [what["module"], *what["arguments"]]
+        if what["patch"]:
+            exec(PATCH_IMPORTS + what["patch"], {"__name__": "__main__"})  # a test's own code
+        MAINS[what["module"]]()
         status = 0
     except SystemExit as exc:
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
