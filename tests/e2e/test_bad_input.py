@@ -23,6 +23,7 @@ from tests.harness.mounting import (
     cleanfs,
     command_line,
     end_of,
+    forked_command_line,
     is_mounted,
     mount_namespace,
     mounted,
@@ -234,7 +235,7 @@ def test_a_working_directory_that_is_gone_is_one_line(fs: MountedFs, tmp_path: P
         gone.mkdir()
         script = 'cd "$0" && rmdir "$0" && exec "$@"'
         done = subprocess.run(
-            ["sh", "-c", script, gone, *command_line(*args)],
+            ["sh", "-c", script, gone, *forked_command_line(*args)],
             capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr
@@ -248,16 +249,20 @@ def test_a_working_directory_that_is_gone_is_one_line(fs: MountedFs, tmp_path: P
 # -- streams and logs --------------------------------------------------------------------------------
 
 
+NO_STREAMS = "<&- >&- 2>&-"
+
+
 def shell(redirections: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command line with its streams redirected."""
+    """The command line with its streams redirected; without any, it is a Python of its own."""
     script = f'exec "$@" {redirections}'
+    command = command_line if redirections == NO_STREAMS else forked_command_line
     return subprocess.run(
-        ["sh", "-c", script, "sh", *command_line(*args)],
+        ["sh", "-c", script, "sh", *command(*args)],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", NO_STREAMS, "2>/dev/full"])
 def test_streams_that_are_not_there_change_no_status(
     source: Path, mountpoint: Path, closed: str
 ) -> None:
@@ -280,7 +285,7 @@ def test_streams_that_are_not_there_change_no_status(
 def test_a_mount_without_streams_in_the_foreground_writes_into_no_file(
     source: Path, mountpoint: Path
 ) -> None:
-    script = 'exec "$@" <&- >&- 2>&-'
+    script = f'exec "$@" {NO_STREAMS}'
     command = ["sh", "-c", script, "sh", *command_line("mount", "-f", source, mountpoint)]
     with subprocess.Popen(command) as process:
         try:

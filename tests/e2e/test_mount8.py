@@ -8,15 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.mount8 import Mount8, mount8
+from tests.harness.mount8 import Mount8, Namespace, namespace
 from tests.harness.mounting import mount_line, wait_until
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[Mount8]:
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
     """A namespace with our helper in /sbin."""
-    with mount8(tmp_path) as space:
+    with namespace(tmp_path_factory.mktemp("mount8")) as space:
         yield space
+
+
+@pytest.fixture
+def here(space: Namespace) -> Iterator[Mount8]:
+    """A place of its own there for each test."""
+    with space.place() as place:
+        yield place
 
 
 DEFAULT = {"nosuid", "nodev", "relatime"}

@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.mounting import mount_line, mount_namespace
+from tests.harness.zygote import Zygote
 
 SETUP = """
 set -e
@@ -21,19 +22,21 @@ mount -n -t tmpfs none "$1"
 mkdir "$1/upper" "$1/work"
 mount -n -t overlay none -o "lowerdir=$sbin,upperdir=$1/upper,workdir=$1/work" "$sbin"
 mount -n -t tmpfs none /run
-cp "$2" /sbin/mount.cleanfs
-ln -s mount.cleanfs /sbin/mount.fuse.cleanfs
 echo ready
 cat
-while umount -n -l "$3" 2> /dev/null; do :; done
+for point in "$2"/*; do
+    while umount -n -l "$point" 2> /dev/null; do :; done
+done
 """
-"""mount(8) looks for helpers in /sbin and keeps notes in /run/mount. A daemon ends with us, also where
+"""mount(8) looks for helpers in /sbin and keeps notes in /run/mount. Daemons end with us, also where
 the tests are killed."""
+
+HELPERS = ("mount.cleanfs", "mount.fuse.cleanfs")
 
 
 @dataclass(frozen=True)
 class Mount8:
-    """The namespace, a source and a mount point in it."""
+    """A source and a mount point in the namespace."""
 
     pid: int
     source: Path
@@ -99,43 +102,61 @@ class Mount8:
         return {*before.split(" ")[5].split(","), *after.split(" ")[-1].split(",")}
 
 
+@dataclass(frozen=True)
+class Namespace:
+    """The mount namespace, in which the helpers are forks of one process."""
+
+    pid: int
+    directory: Path
+    calls: Path
+
+    @contextmanager
+    def place(self) -> Iterator[Mount8]:
+        """Directories of one's own there, until the end of the block; what is mounted is unmounted."""
+        directory = Path(tempfile.mkdtemp(dir=self.directory))
+        source, fstab = directory / "source", directory / "fstab"
+        source.mkdir()
+        fstab.touch()
+        mountpoint = self.directory / "points" / directory.name
+        mountpoint.mkdir()
+        place = Mount8(self.pid, source, mountpoint, self.calls, fstab)
+        try:
+            yield place
+        finally:
+            while mount_line(mountpoint, Path(f"/proc/{self.pid}")):
+                place.run("umount", "-n", "-l", mountpoint)
+
+
 @contextmanager
-def mount8(directory: Path) -> Iterator[Mount8]:
-    """The namespace, until the end of the block; what is mounted in it is unmounted."""
+def namespace(directory: Path) -> Iterator[Namespace]:
+    """The namespace, until the end of the block."""
     if os.geteuid() != 0 or not shutil.which("nsenter"):
         pytest.skip("takes root, and nsenter")
-    for name in ("source", "mnt", "layer"):
+    for name in ("layer", "points"):
         (directory / name).mkdir()
-    helper, calls = directory / "helper", directory / "calls"
-    code = "from cleanfs.cli.commands import mount_helper; mount_helper()"
-    helper.write_text(
-        f'#!/bin/sh\necho "$0 $*" >> {shlex.quote(str(calls))}\n'
-        f'exec {shlex.join([sys.executable, "-c", code])} "$@"\n'
-    )
-    helper.chmod(0o755)
-    (directory / "fstab").touch()
+    command = [*mount_namespace(), "sh", "-c", SETUP, "sh", directory / "layer", directory / "points"]
     with subprocess.Popen(
-        [
-            *mount_namespace(),
-            "sh",
-            "-c",
-            SETUP,
-            "sh",
-            str(directory / "layer"),
-            str(helper),
-            str(directory / "mnt"),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         assert process.stdout is not None
         if process.stdout.readline() != b"ready\n":
             pytest.skip("no overlay of /sbin can be made here")
-        space = Mount8(process.pid, directory / "source", directory / "mnt", calls, directory / "fstab")
+        enter = ["nsenter", "-m", "-r", "-w", "-t", str(process.pid)]
+        helpers = Zygote(*enter)
         try:
-            yield space
+            calls = directory / "calls"
+            _install(Path(f"/proc/{process.pid}/root/sbin"), calls, helpers)
+            yield Namespace(process.pid, directory, calls)
         finally:
-            while mount_line(space.mountpoint, Path(f"/proc/{space.pid}")):
-                space.run("umount", "-n", "-l", space.mountpoint)
+            helpers.end()
             process.communicate(timeout=20)
+
+
+def _install(sbin: Path, calls: Path, helpers: Zygote) -> None:
+    """Have the names of our helper there write down how they are called, and call it."""
+    program = helpers.command(module="helper")
+    for name in HELPERS:
+        (sbin / name).write_text(
+            f'#!/bin/sh\necho "$0 $*" >> {shlex.quote(str(calls))}\nexec {shlex.join(program)} "$@"\n'
+        )
+        (sbin / name).chmod(0o755)

@@ -97,6 +97,11 @@ def command_line(*args: str | Path) -> list[str]:
     return [*program, *map(str, args)]
 
 
+def forked_command_line(*args: str | Path) -> list[str]:
+    """A command of its own in streams, directory and environment; not in locale, namespace or user."""
+    return zygote.zygote().command(*args) if zygote.in_use else command_line(*args)
+
+
 def is_mounted(path: Path) -> bool:
     """Whether something is mounted on ``path``; works on a dead mount, too."""
     return mount_line(path) is not None

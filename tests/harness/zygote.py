@@ -5,7 +5,6 @@ a run of the tests starts a thousand of them. What a fork can not stand for (a c
 locale) is started as a user would, and so is all of ``test_smoke.py``.
 """
 
-import array
 import atexit
 import contextlib
 import gc
@@ -17,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,10 +31,11 @@ MAX_MESSAGE = 1 << 16
 
 MAINS = {
     "cleanfs": commands.main,
+    "helper": commands.mount_helper,
     "tests.harness.faulty_server": faulty_server.main,
     "tests.harness.renumbering_server": renumbering_server.main,
 }
-"""What a module does when it is run."""
+"""What a module does when it is run; and the helper of mount(8)."""
 
 PATCH_IMPORTS = """
 import os, signal, sys, trio
@@ -98,21 +99,30 @@ class Started:
 class Zygote:
     """The process, as its owner sees it."""
 
-    def __init__(self) -> None:
-        """Start it; it ends with this process."""
+    def __init__(self, *prefix: str) -> None:
+        """Start it, by a command that has this one at its end; it ends with this process."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._address = f"cleanfs-zygote-{os.getpid()}-{time.monotonic_ns()}"
         self._lock = threading.Lock()
         self._statuses: dict[int, int] = {}
         os.set_inheritable(theirs.fileno(), True)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.harness.zygote", str(theirs.fileno())],
+            [
+                *(*prefix, sys.executable, "-m", "tests.harness.zygote"),
+                *(self._address, str(theirs.fileno())),
+            ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            cwd=CHECKOUT,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | {"PYTHONPATH": str(CHECKOUT)},
         )
         theirs.close()
-        atexit.register(self._end)
+        self._receive()  # it listens
+        atexit.register(self.end)
+
+    def command(self, *arguments: str | Path, module: str = "cleanfs") -> list[str]:
+        """A command that runs a module of ``MAINS`` as a fork, which has the command's streams."""
+        program = [sys.executable, "-I", "-S", str(CHECKOUT / "tests/harness/zygote_call.py")]
+        return [*program, self._address, below, module, *map(str, arguments)]
 
     def start(
         self, module: str, arguments: list[str], output: int, error: int, patch: str = ""
@@ -122,19 +132,23 @@ class Zygote:
             "module": module,
             "patch": patch,
             "arguments": arguments,
-            "directory": os.getcwd(),
             "environment": dict(os.environ),
             "below": below,
+            "streams": [1, 2],
+            "closed": [],
         }
         message = json.dumps(what).encode()
         assert len(message) < MAX_MESSAGE
-        with self._lock:
-            ancillary = array.array("i", [output, error])
-            self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, ancillary)])
-            while True:
-                answer = self._receive()
-                if "started" in answer:
-                    return Started(self, answer["started"])
+        directory = os.open(".", os.O_PATH)
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [message], [output, error, directory])
+                while True:
+                    answer = self._receive()
+                    if "started" in answer:
+                        return Started(self, answer["started"])
+        finally:
+            os.close(directory)
 
     def status(self, pid: int) -> int:
         """Of a process that has ended."""
@@ -149,7 +163,9 @@ class Zygote:
             self._statuses[answer["ended"]] = answer["status"]
         return answer
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """It is done."""
+        atexit.unregister(self.end)
         self._socket.close()
         self._process.wait(10)
 
@@ -202,29 +218,48 @@ def run(arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str
 # -- in the zygote ------------------------------------------------------------------------------------
 
 
-def serve(owner: socket.socket) -> None:
+def serve(address: str, owner: socket.socket) -> None:
     """Fork for each message, tell of each end, until the owner has gone."""
     _warm_up()
     news, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    sources: list[socket.socket | int] = [owner, news]
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind("\0" + address)
+    listener.listen()
+    owner.send(json.dumps({"listens": 1}).encode())
+    callers: dict[int, socket.socket] = {}
     while True:
-        ready = select.select(sources, [], [])[0]
-        if news in ready:
-            os.read(news, MAX_MESSAGE)
-            _tell_of_ends(owner)
-        if owner in ready:
-            message, ancillary, _, _ = owner.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(8))
-            if not message:
-                return
-            fds = array.array("i", ancillary[0][2]).tolist()
-            pid = os.fork()
-            if pid == 0:
-                _become(json.loads(message), fds)
-            for fd in fds:
-                os.close(fd)
-            owner.send(json.dumps({"started": pid}).encode())
+        sources: list[socket.socket | int] = [owner, news, listener, *callers.values()]
+        for ready in select.select(sources, [], [])[0]:
+            if ready is news:
+                os.read(news, MAX_MESSAGE)
+                _tell_of_ends(owner, callers)
+            elif ready is owner:
+                pid = _fork(owner)
+                if not pid:
+                    return
+                owner.send(json.dumps({"started": pid}).encode())
+            elif ready is listener:
+                caller, _ = listener.accept()
+                callers[_fork(caller)] = caller
+            else:  # this caller is gone
+                for pid, caller in list(callers.items()):
+                    if caller is ready:
+                        os.kill(pid, signal.SIGKILL)
+
+
+def _fork(caller: socket.socket) -> int:
+    """The process that does what a caller asks for; 0 if it asks no more."""
+    message, fds, _, _ = socket.recv_fds(caller, MAX_MESSAGE, 4)
+    if not message:
+        return 0
+    pid = os.fork()
+    if pid == 0:
+        _become(json.loads(message), fds)
+    for fd in fds:
+        os.close(fd)
+    return pid
 
 
 def _warm_up() -> None:
@@ -235,14 +270,18 @@ def _warm_up() -> None:
     gc.freeze()
 
 
-def _tell_of_ends(owner: socket.socket) -> None:
+def _tell_of_ends(owner: socket.socket, callers: dict[int, socket.socket]) -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            ended = {"ended": pid, "status": os.waitstatus_to_exitcode(status)}
-            owner.send(json.dumps(ended).encode())
+            code = os.waitstatus_to_exitcode(status)
+            if pid not in callers:
+                owner.send(json.dumps({"ended": pid, "status": code}).encode())
+                continue
+            with callers.pop(pid) as caller, contextlib.suppress(BrokenPipeError):
+                caller.send(b"%d" % (code if code >= 0 else 128 - code))
 
 
 def _become(what: dict[str, Any], fds: list[int]) -> NoReturn:
@@ -252,16 +291,20 @@ def _become(what: dict[str, Any], fds: list[int]) -> NoReturn:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for to, fd in enumerate(fds, 1):
+        for fd, to in zip(fds, what["streams"], strict=False):
             os.dup2(fd, to)
+        os.fchdir(fds[-1])
+        for fd in what["closed"]:
+            os.close(fd)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         sys.stdin, sys.stdout, sys.stderr = (
-            open(fd, mode, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115  # to stay
+            None  # as Python does
+            if fd in what["closed"]
+            else open(fd, mode, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115  # to stay
             for fd, mode, old in zip(range(3), "rww", (sys.stdin, sys.stdout, sys.stderr), strict=True)
         )
         os.environ.clear()
         os.environ.update(what["environment"])
-        os.chdir(what["directory"])
         commands.mount_points = lambda: [  # type: ignore[attr-defined]  # what it imported
             point for point in mount_points() if point.path.startswith(what["below"])
         ]
@@ -276,10 +319,10 @@ def _become(what: dict[str, Any], fds: list[int]) -> NoReturn:
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         os._exit(status)
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))
