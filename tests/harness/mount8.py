@@ -134,7 +134,8 @@ def namespace(directory: Path) -> Iterator[Namespace]:
         pytest.skip("takes root, and nsenter")
     for name in ("layer", "points"):
         (directory / name).mkdir()
-    command = [*mount_namespace(), "sh", "-c", SETUP, "sh", directory / "layer", directory / "points"]
+    places = [str(directory / name) for name in ("layer", "points")]
+    command = [*mount_namespace(), "sh", "-c", SETUP, "sh", *places]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
