@@ -22,7 +22,7 @@ def _starts(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """How cleanfs is started, and until when it must be done."""
-    mounting.begin_lifetimes_anew()
+    mounting.renew_lifetimes()
     monkeypatch.setattr(zygote, "below", f"{tmp_path_factory.getbasetemp().resolve()}/")
     monkeypatch.setattr(zygote, "in_use", "test_smoke" not in request.node.nodeid)
 

@@ -23,11 +23,11 @@ from cleanfs.source.io import Backing
 from tests.harness import load
 from tests.harness.mounting import (
     MountedFs,
-    changed_by,
     cleanfs,
     end_of,
     is_mounted,
     mounted,
+    patched_program,
     unmount_by_force,
     wait_until,
 )
@@ -51,7 +51,9 @@ def clients(fs: MountedFs, said: Path) -> Iterator[dict[str, subprocess.Popen[by
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        wait_until(lambda: all(load.said(said / kind).done > 3 for kind in running), LOAD_TIMEOUT)
+        wait_until(
+            lambda: all(load.read_progress(said / kind).done > 3 for kind in running), LOAD_TIMEOUT
+        )
         yield running
     finally:
         for process in running.values():
@@ -64,7 +66,7 @@ def clients(fs: MountedFs, said: Path) -> Iterator[dict[str, subprocess.Popen[by
 def test_what_was_confirmed_is_there_after_a_kill_and_in_the_next_mount(
     source: Path, mountpoint: Path, tmp_path: Path, writeback: bool
 ) -> None:
-    load.make_settled(source / "load")
+    load.make_unchanged(source / "load")
     options = ["--page-cache", "64K", "--pool-limit", "2M"]
     options += ["--coherency", "none", "--writeback"] if writeback else []
     said = tmp_path / "said"
@@ -72,11 +74,11 @@ def test_what_was_confirmed_is_there_after_a_kill_and_in_the_next_mount(
         fs.kill()
         wait_until(lambda: all(p.poll() is not None for p in running.values()), LOAD_TIMEOUT)
         for kind in running:
-            heard = load.said(said / kind)
+            heard = load.read_progress(said / kind)
             assert heard.error is None or "wrong data" not in heard.error
             assert load.lost(kind, source / "load", heard, SEED, writeback) is None
         # What no cache of before may answer for: the content changes, the stamps do not.
-        stale = source / "load" / "settled" / "3"
+        stale = source / "load" / "unchanged" / "3"
         st = stale.stat()
         stale.write_bytes(bytes(255 - byte for byte in stale.read_bytes()))
         os.utime(stale, ns=(st.st_atime_ns, st.st_mtime_ns))
@@ -103,7 +105,7 @@ def test_what_was_confirmed_is_there_after_a_kill_and_in_the_next_mount(
 
 def test_a_lie_of_the_source_would_be_found(tmp_path: Path) -> None:
     """The checks of this module can fail."""
-    load.make_settled(tmp_path / "load")
+    load.make_unchanged(tmp_path / "load")
     said = tmp_path / "append"
     directory = str(tmp_path / "load")
     for kind in ("append", "inplace", "replace", "names", "sqlite", "mapped"):
@@ -114,9 +116,9 @@ def test_a_lie_of_the_source_would_be_found(tmp_path: Path) -> None:
         if isinstance(client, load.Sqlite):
             client.db.close()
         said.write_text("".join(f"a {number}\n" for number in range(6)))
-        assert load.lost(kind, tmp_path / "load", load.said(said), SEED) is None
+        assert load.lost(kind, tmp_path / "load", load.read_progress(said), SEED) is None
         said.write_text("".join(f"a {number}\n" for number in range(8)))
-        assert load.lost(kind, tmp_path / "load", load.said(said), SEED) is not None
+        assert load.lost(kind, tmp_path / "load", load.read_progress(said), SEED) is not None
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
@@ -137,7 +139,7 @@ def test_who_was_started_to_ignore_hangups_ignores_them(source: Path, mountpoint
 def daemon_that(patch: str, source: Path, mountpoint: Path, *options: str) -> subprocess.Popen[str]:
     """``cleanfs mount`` with something changed in it."""
     return subprocess.Popen(
-        [*changed_by(patch), "mount", *options, str(source), str(mountpoint)],
+        [*patched_program(patch), "mount", *options, str(source), str(mountpoint)],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

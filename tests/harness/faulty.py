@@ -1,14 +1,12 @@
-"""A source that fails on command: a plain directory, served by a FUSE process of its own.
+"""Serve a plain directory by a FUSE process of its own that fails on command.
 
-``faulty(real, path)`` serves ``real`` on ``path``. What goes wrong is said by ``Faulty.fault`` and
-taken back by ``Faulty.heal``; everything else passes through. Nothing of a file's data is kept by the
-kernel of the served mount (direct I/O), and by default no attribute or name: what a program asks
-reaches us.
+``faulty(real, path)`` serves ``real`` on ``path``. ``Faulty.fault`` adds a fault, and ``Faulty.heal``
+removes all; other requests pass through. The kernel caches no data of the served mount (direct I/O)
+and, by default, no attributes or names. So each call of a program reaches the server.
 """
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -22,53 +20,45 @@ from tests.harness.faulty_server import Fault
 from tests.harness.mounting import Process, end_of, is_mounted, killed_after, start, wait_until
 
 LIFETIME = 110.0
-"""Seconds that a server may live."""
+"""The longest time that a server runs, in seconds."""
 
 
 class Faulty:
-    """The commander of a server."""
+    """Sends commands to a server."""
 
     def __init__(self, path: Path, real: Path, process: Process, address: str) -> None:
-        """See ``faulty``."""
+        """Take the parts that ``faulty`` made."""
         self.path = path
         self.real = real
         self.process = process
         self._address = address
 
-    def fault(self, op: str, error: int = 0, name: str | None = None, **how: Any) -> None:  # noqa: ANN401  # as ``Fault`` says
-        """From now on this goes wrong (see ``Fault``)."""
-        self._command(do="fault", **asdict(Fault(op, error, name, **how)))
+    def fault(self, op: str, error: int = 0, name: str | None = None, **fields: Any) -> None:  # noqa: ANN401  # the fields of ``Fault``
+        """Add a fault (see ``Fault``)."""
+        self._command(do="fault", **asdict(Fault(op, error, name, **fields)))
 
     def heal(self) -> None:
-        """Nothing goes wrong any more, and what hung goes on."""
+        """Remove all faults and let hanging requests continue."""
         self._command(do="heal")
 
     def replace_inodes(self) -> None:
-        """What is looked up from now on has another generation: what is held is stale for good."""
+        """Give all later lookups another generation: inodes held now stay stale."""
         self._command(do="replace")
 
     def served(self, op: str) -> int:
-        """How many requests of a kind have come."""
+        """Return how many requests of a kind have come."""
         return int(self._command(do="served", op=op)["served"])
 
     def hanging(self) -> int:
-        """How many requests hang."""
+        """Return how many requests hang."""
         return int(self._command(do="served", op="")["hanging"])
 
     def wait_hanging(self, number: int) -> None:
-        """Wait until so many requests hang."""
+        """Wait until at least ``number`` requests hang."""
         wait_until(lambda: self.hanging() >= number)
 
-    def stop(self) -> None:
-        """The server no longer gets to run: it reads no request."""
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """And does again."""
-        self.process.send_signal(signal.SIGCONT)
-
     def kill(self) -> None:
-        """The server is gone: ENOTCONN."""
+        """Kill the server: calls then fail with ENOTCONN."""
         self.process.kill()
         end_of(self.process, 20)
 
@@ -77,8 +67,8 @@ class Faulty:
             sock.settimeout(20)
             sock.connect(self._address)
             sock.send(json.dumps(command).encode())
-            answer: dict[str, Any] = json.loads(sock.recv(1 << 16))
-        return answer
+            reply: dict[str, Any] = json.loads(sock.recv(1 << 16))
+        return reply
 
 
 @contextmanager

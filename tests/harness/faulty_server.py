@@ -1,6 +1,6 @@
-"""The FUSE process behind ``faulty``: it serves a plain directory, and fails on command."""
+"""Run the FUSE server of ``faulty``: it serves a plain directory and fails on command."""
 
-# ruff: noqa: ANN401  # pyfuse3's types say nothing that matters here
+# ruff: noqa: ANN401  # pyfuse3's types do not matter here
 
 import argparse
 import errno
@@ -20,37 +20,37 @@ END = 1 << 62
 
 @dataclass
 class Fault:
-    """What goes wrong with one operation."""
+    """Describes a fault of one operation."""
 
     op: str
     """``lookup getattr setattr readlink make unlink rmdir rename link open read write flush release
-    fsync opendir readdir statfs xattr`` (a handler, or all those that make or change one thing)."""
+    fsync opendir readdir statfs xattr`` (a handler, or the group of handlers that create or change)."""
     error: int = 0
-    """errno of the answer; 0: none."""
+    """The errno of the reply; 0: none."""
     name: str | None = None
-    """Of the file; None: every one."""
+    """The name of the file; None: any file."""
     start: int = 0
     stop: int = END
-    """Of reads and writes only those bytes fail. What comes before ``start`` in a request is done, and
-    reported as done: it comes short."""
+    """Only these bytes of reads and writes fail. The part of a request before ``start`` is done, so the
+    reply is short."""
     short: int = END
-    """Reads and writes do no more than so many bytes at a time; 0 reads like the end of the file."""
+    """The most bytes that a read or write transfers at a time; 0 reads as the end of the file."""
     seconds: float = 0.0
-    """The answer takes so long."""
+    """The delay of the reply, in seconds."""
     hang: bool = False
-    """The answer never comes, until the fault is taken back."""
+    """Whether the reply waits until ``heal``."""
     late: bool = False
-    """The operation is done, and then reported as failed."""
+    """Whether the operation is done and then reported as failed."""
     count: int = FOREVER
-    """How often it happens."""
+    """How often the fault occurs."""
     size: int | None = None
-    """What attributes say of the size."""
+    """The size in replies with attributes."""
     backwards_ns: int = 0
-    """How much older attributes say that the file is."""
+    """How much older the stamps in replies are."""
 
 
 class Server(pyfuse3.Operations):
-    """The served file system. Node ids are the inode numbers of the real one."""
+    """Implements the served file system. Node ids are the real inode numbers."""
 
     enable_acl = False
 
@@ -70,7 +70,7 @@ class Server(pyfuse3.Operations):
     # -- commands -----------------------------------------------------------------------------
 
     async def listen(self, address: str) -> None:
-        """Obey, one command per connection."""
+        """Execute one command per connection."""
         with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_SEQPACKET) as listener:
             await listener.bind(address)
             listener.listen(64)
@@ -78,9 +78,9 @@ class Server(pyfuse3.Operations):
                 sock, _ = await listener.accept()
                 with sock:
                     command = json.loads(await sock.recv(1 << 16))
-                    await sock.send(json.dumps(self._obey(command)).encode())
+                    await sock.send(json.dumps(self._execute(command)).encode())
 
-    def _obey(self, command: dict[str, Any]) -> dict[str, Any]:
+    def _execute(self, command: dict[str, Any]) -> dict[str, Any]:
         match command.pop("do"):
             case "fault":
                 self._faults.append(Fault(**command))
@@ -96,16 +96,16 @@ class Server(pyfuse3.Operations):
 
     def _find(self, op: str, name: str, offset: int, size: int) -> Fault | None:
         for fault in self._faults:
-            meets = offset < fault.stop and offset + size > fault.start
-            if fault.op == op and fault.name in (None, name) and meets and fault.count:
+            overlaps = offset < fault.stop and offset + size > fault.start
+            if fault.op == op and fault.name in (None, name) and overlaps and fault.count:
                 fault.count -= fault.count > 0
                 return fault
         return None
 
-    async def _meet(
-        self, op: str, name: str, offset: int = 0, size: int = 1, *, done: bool = False
+    async def _apply_fault(
+        self, op: str, name: str, offset: int = 0, size: int = 1
     ) -> Fault | None:
-        """The fault that an operation meets, once it has been waited for. Raises its error."""
+        """Apply a fault, if one matches: wait, raise its error, or return it."""
         self._served[op] = self._served.get(op, 0) + 1
         fault = self._find(op, name, offset, size)
         if fault is None:
@@ -143,7 +143,7 @@ class Server(pyfuse3.Operations):
         return entry
 
     def _found(self, parent: int, name: bytes) -> Any:
-        """Look up for real."""
+        """Look up in the real directory."""
         fd = os.open(self._path(parent, name), os.O_PATH | os.O_NOFOLLOW)
         st = os.fstat(fd)
         if st.st_ino in self._fds:
@@ -154,7 +154,7 @@ class Server(pyfuse3.Operations):
         return self._entry(st, os.fsdecode(name))
 
     async def _do(self, op: str, name: bytes, call: Callable[[], Any]) -> Any:
-        fault = await self._meet(op, os.fsdecode(name))
+        fault = await self._apply_fault(op, os.fsdecode(name))
         try:
             result = call()
         except OSError as exc:
@@ -250,13 +250,13 @@ class Server(pyfuse3.Operations):
         return await self._do("make", name, call)
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
-        fault = await self._meet("read", self._open_names[fh], offset, size)
+        fault = await self._apply_fault("read", self._open_names[fh], offset, size)
         if fault is not None:
             size = min(size, fault.short, fault.start - offset if fault.error else END)
         return os.pread(fh, size, offset)
 
     async def write(self, fh: int, offset: int, data: bytes) -> int:
-        fault = await self._meet("write", self._open_names[fh], offset, len(data))
+        fault = await self._apply_fault("write", self._open_names[fh], offset, len(data))
         if fault is not None:
             data = data[: min(fault.short, fault.start - offset if fault.error else END)]
         try:
@@ -265,20 +265,20 @@ class Server(pyfuse3.Operations):
             raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
 
     async def flush(self, fh: int) -> None:
-        await self._meet("flush", self._open_names[fh])
+        await self._apply_fault("flush", self._open_names[fh])
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._meet("fsync", self._open_names[fh])
+        await self._apply_fault("fsync", self._open_names[fh])
 
     async def release(self, fh: int) -> None:
-        await self._meet("release", self._open_names.pop(fh))
+        await self._apply_fault("release", self._open_names.pop(fh))
         os.close(fh)
 
     async def opendir(self, inode: int, ctx: Any) -> Any:
         return await self._do("opendir", self._name(inode), lambda: inode)
 
     async def readdir(self, fh: int, start: int, token: Any) -> None:
-        fault = await self._meet("readdir", self._names[fh], start)
+        fault = await self._apply_fault("readdir", self._names[fh], start)
         names = sorted(os.fsencode(name) for name in os.listdir(self._path(fh)))
         for position, name in enumerate(names[start:], start + 1):
             if fault is not None and fault.error and position > fault.start:
@@ -294,14 +294,14 @@ class Server(pyfuse3.Operations):
         pass
 
     async def statfs(self, ctx: Any) -> Any:
-        await self._meet("statfs", "")
+        await self._apply_fault("statfs", "")
         st, data = os.statvfs(self._path(pyfuse3.ROOT_INODE)), pyfuse3.StatvfsData()
         for name in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree"):
             setattr(data, name, getattr(st, name))
         return data
 
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> Any:
-        await self._meet("xattr", self._names[inode])
+        await self._apply_fault("xattr", self._names[inode])
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
 

@@ -1,4 +1,4 @@
-"""mount(8) that finds our helper, in a mount namespace in which nothing of the machine is changed."""
+"""Run mount(8) with this checkout's helper, in a mount namespace that leaves the machine unchanged."""
 
 import os
 import shlex
@@ -28,15 +28,15 @@ for point in "$2"/*; do
     while umount -n -l "$point" 2> /dev/null; do :; done
 done
 """
-"""mount(8) looks for helpers in /sbin and keeps notes in /run/mount. Daemons end with us, also where
-the tests are killed."""
+"""mount(8) looks for helpers in /sbin and keeps its state in /run/mount. Daemons end with this
+process, even if the tests are killed."""
 
 HELPERS = ("mount.cleanfs", "mount.fuse.cleanfs")
 
 
 @dataclass(frozen=True)
 class Mount8:
-    """A source and a mount point in the namespace."""
+    """Holds a source and a mount point in the namespace."""
 
     pid: int
     source: Path
@@ -45,7 +45,7 @@ class Mount8:
     fstab: Path
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run a command there, below the same root: entering a mount namespace leaves a chroot."""
+        """Run a command in the namespace, with the same root: nsenter alone would leave a chroot."""
         return subprocess.run(
             ["nsenter", "-m", "-r", "-w", "-t", str(self.pid), *map(str, command)],
             capture_output=True,
@@ -61,7 +61,7 @@ class Mount8:
         return self.run("mount", *arguments)
 
     def mounts(self, options: str = "defaults") -> None:
-        """Mount the source, as root would at the command line. It must succeed."""
+        """Mount the source as root would on the command line. It must succeed."""
         done = self.mount("-t", "cleanfs", "-o", options, self.source, self.mountpoint)
         assert (done.returncode, done.stderr) == (0, "")
 
@@ -71,7 +71,7 @@ class Mount8:
         assert (done.returncode, done.stderr) == (0, "")
 
     def refuses(self, options: str) -> str:
-        """Fail to remount, which changes nothing; the one line that says why."""
+        """Return the one-line error of a remount that must fail and change nothing."""
         before = self.options()
         done = self.mount("-o", f"remount,{options}", self.mountpoint)
         assert done.returncode != 0
@@ -82,20 +82,20 @@ class Mount8:
 
     @property
     def helper_call(self) -> list[str]:
-        """The words that mount(8) gave the helper last; first its name."""
+        """Return the helper's name and arguments in the last call by mount(8)."""
         return self.calls.read_text().splitlines()[-1].split(" ")
 
     @property
     def path(self) -> Path:
-        """The mount, as it is seen from outside."""
+        """Return the path of the mount outside the namespace."""
         return Path(f"/proc/{self.pid}/root") / self.mountpoint.relative_to("/")
 
     def control(self, name: str) -> Path:
-        """A control file."""
+        """Return the path of a control file."""
         return self.path / ".cleancache" / name
 
     def options(self) -> set[str]:
-        """What the kernel shows."""
+        """Return the options that mountinfo shows."""
         line = mount_line(self.mountpoint, Path(f"/proc/{self.pid}"))
         assert line is not None
         before, after = line.split(" - ")
@@ -104,7 +104,7 @@ class Mount8:
 
 @dataclass(frozen=True)
 class Namespace:
-    """The mount namespace, in which the helpers are forks of one process."""
+    """Holds the mount namespace, in which the helpers are forks of one process."""
 
     pid: int
     directory: Path
@@ -112,7 +112,7 @@ class Namespace:
 
     @contextmanager
     def place(self) -> Iterator[Mount8]:
-        """Directories of one's own there, until the end of the block; what is mounted is unmounted."""
+        """Make directories in the namespace until the end of the block, and then unmount them."""
         directory = Path(tempfile.mkdtemp(dir=self.directory))
         source, fstab = directory / "source", directory / "fstab"
         source.mkdir()
@@ -129,7 +129,7 @@ class Namespace:
 
 @contextmanager
 def namespace(directory: Path) -> Iterator[Namespace]:
-    """The namespace, until the end of the block."""
+    """Provide the namespace until the end of the block."""
     if os.geteuid() != 0 or not shutil.which("nsenter"):
         pytest.skip("takes root, and nsenter")
     for name in ("layer", "points"):

@@ -1,7 +1,7 @@
-"""A FUSE source that names its files anew once the kernel has forgotten them, as sshfs does.
+"""Serve a FUSE source that renumbers its files once the kernel has forgotten them, as sshfs does.
 
-``renumbering(real, path)`` serves ``real`` on ``path``: a plain directory, by paths, each of which has
-a node for as long as the kernel refers to it. Needs root.
+``renumbering(real, path)`` serves the plain directory ``real`` on ``path``. The server works by paths;
+each path has a node while the kernel refers to it. It needs root.
 """
 
 import signal
@@ -16,14 +16,14 @@ from tests.harness.mounting import LIFETIME, Process, is_mounted, killed_after, 
 
 @dataclass
 class Source:
-    """A served directory."""
+    """Holds a served directory."""
 
     path: Path
     process: Process
     real: Path
 
     def forget(self) -> None:
-        """Have the kernel forget all that nobody holds. What is looked up then has another number."""
+        """Make the kernel forget all unused inodes. Later lookups return other numbers."""
         forgotten = self.path.with_name(self.path.name + ".forgotten")
         forgotten.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR1)
@@ -36,8 +36,8 @@ def renumbering(
 ) -> Iterator[Source]:
     """Serve ``real`` on ``path`` (both exist) until the block ends.
 
-    ``numbers``: ``fresh`` (never given again), ``again`` (the lowest that is free), ``one`` (all files
-    show the same inode number). ``--whole-seconds``: stamps are, and ctime is mtime.
+    ``numbers``: ``fresh`` (never reused), ``again`` (the lowest free one), ``one`` (all files have the
+    same inode number). ``--whole-seconds``: stamps are whole seconds, and ctime is mtime.
     """
     log = path.with_name(path.name + ".log")
     with log.open("wb") as output:

@@ -1,7 +1,7 @@
-"""The FUSE process behind ``renumbering``: it gives files new names once the kernel has forgotten them.
+"""Run the FUSE server of ``renumbering``: it renumbers files once the kernel has forgotten them.
 
-Speaks to /dev/fuse itself, as libraries do not let node ids, generations and inode numbers be told
-apart.
+It speaks to /dev/fuse itself, because libraries do not separate node ids, generations and inode
+numbers.
 """
 
 import argparse
@@ -35,7 +35,7 @@ ROOT = 1
 
 
 class Server:
-    """The served file system."""
+    """Implements the served file system."""
 
     def __init__(self, real: str, numbers: str, timeout: float, whole_seconds: bool) -> None:
         self._real = os.fsencode(real)
@@ -49,7 +49,7 @@ class Server:
         self._device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
 
     def mount(self, path: str) -> None:
-        """Raises OSError."""
+        """Mount the file system. Raises OSError."""
         options = (
             f"fd={self._device},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
         )
@@ -58,7 +58,7 @@ class Server:
             raise OSError(ctypes.get_errno(), "mount")
 
     def serve(self) -> None:
-        """Answer until unmounted."""
+        """Reply to requests until unmounted."""
         while True:
             try:
                 message = os.read(self._device, (1 << 20) + 4096)
@@ -78,7 +78,7 @@ class Server:
                     self._forget(*one)
                 continue
             try:
-                error, reply = 0, self._answer(opcode, node, body)
+                error, reply = 0, self._reply(opcode, node, body)
             except OSError as exc:
                 error, reply = -(exc.errno or errno.EIO), b""
             with suppress(FileNotFoundError):  # the request was interrupted
@@ -86,7 +86,7 @@ class Server:
                 os.write(self._device, header + reply)
 
     def invalidate(self) -> None:
-        """Have the kernel drop every name that nobody uses."""
+        """Make the kernel drop every unused name."""
         for node, path in sorted(self._paths.items(), key=lambda item: -item[1].count(b"/")):
             parent, _, name = path.rpartition(b"/")
             if node != ROOT and parent in self._nodes:
@@ -101,7 +101,7 @@ class Server:
         return self._real + self._paths[node] + (b"/" + name if name else b"")
 
     def _found(self, path: bytes) -> int:
-        """The node of a path, with one more reference."""
+        """Return the node of a path, with one more reference."""
         node = self._nodes.get(path)
         if node is None:
             node = next(self._fresh)
@@ -153,7 +153,7 @@ class Server:
 
     # -- requests ---------------------------------------------------------------------------------
 
-    def _answer(self, opcode: int, node: int, body: bytes) -> bytes:
+    def _reply(self, opcode: int, node: int, body: bytes) -> bytes:
         match opcode:
             case x if x == INIT:
                 # BIG_WRITES; minor 31 has the sizes used here.
@@ -207,7 +207,7 @@ class Server:
                 os.rename(self._path(node, old), self._path(to, new))
                 self._moved(self._paths[node] + b"/" + old, self._paths[to] + b"/" + new)
                 return b""
-        raise OSError(errno.ENOSYS, "not served")
+        raise OSError(errno.ENOSYS, "not implemented")
 
     def _set_attributes(self, node: int, valid: int, *fields: int) -> None:
         _, _, size, _, _, mtime, _, _, mtime_ns, _, mode, *_ = fields
@@ -247,14 +247,14 @@ def main() -> None:
     server = Server(args.real, args.numbers, args.timeout, args.whole_seconds)
     server.mount(args.path)
 
-    def forget_when_told() -> None:
+    def forget_on_signal() -> None:
         while True:
             signal.sigwait({signal.SIGUSR1})
             server.invalidate()
-            time.sleep(0.05)  # FORGET comes by itself
+            time.sleep(0.05)  # the kernel sends FORGET in this time
             Path(args.path + ".forgotten").touch()
 
-    threading.Thread(target=forget_when_told, daemon=True).start()
+    threading.Thread(target=forget_on_signal, daemon=True).start()
     server.serve()
 
 

@@ -1,8 +1,8 @@
-"""Start cleanfs, and sources for it, without loading Python anew: a process that has loaded all forks.
+"""Start cleanfs, and sources for it, without loading Python each time: one loaded process forks.
 
-Loading is 0.2 to 0.3 s of processor time, and nearly all that a short command or an idle daemon takes;
-a run of the tests starts a thousand of them. What a fork can not stand for (a command in front, another
-locale) is started as a user would, and so is all of ``test_smoke.py``.
+Loading takes 0.2 to 0.3 s of CPU time, nearly all the time of a short command or an idle daemon. A run
+of the tests starts a thousand of them. A fork cannot replace a call with a command in front or with
+another locale: these, and all of ``test_smoke.py``, start as a user would.
 """
 
 import atexit
@@ -35,22 +35,22 @@ MAINS = {
     "tests.harness.faulty_server": faulty_server.main,
     "tests.harness.renumbering_server": renumbering_server.main,
 }
-"""What a module does when it is run; and the helper of mount(8)."""
+"""The main function of each module, and the helper of mount(8)."""
 
 PATCH_IMPORTS = """
 import os, signal, sys, trio
 from cleanfs.cli import commands as cli
 from cleanfs.mount import mount
 """
-"""What code that changes a ``cleanfs`` need not import."""
+"""Imports that run before each patch."""
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ)
-"""Not that of the test that happens to come first."""
+"""The environment at import, not that of the first test."""
 
 
 class Started:
-    """A process that the zygote started: of ``subprocess.Popen`` what tests use."""
+    """Is a process that the zygote started, with the parts of ``subprocess.Popen`` that tests use."""
 
     def __init__(self, zygote: "Zygote", pid: int) -> None:
         self.pid = pid
@@ -58,11 +58,11 @@ class Started:
         self._zygote = zygote
         try:
             self._pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:  # it has ended, and was waited for
+        except ProcessLookupError:  # it has ended and been waited for
             self._pidfd = -1
 
     def poll(self) -> int | None:
-        """Its status, if it has ended."""
+        """Return its status, if it has ended."""
         if self.returncode is None and self._ended(0):
             self.returncode = self._zygote.status(self.pid)
             if self._pidfd >= 0:
@@ -71,7 +71,7 @@ class Started:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its status. Raises TimeoutExpired."""
+        """Wait for its end and return its status. Raises TimeoutExpired."""
         if self.returncode is None and not self._ended(timeout):
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
         status = self.poll()
@@ -79,17 +79,17 @@ class Started:
         return status
 
     def send_signal(self, number: int) -> None:
-        """If it has not ended."""
+        """Send a signal, unless the process has ended."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def _ended(self, timeout: float | None) -> bool:
@@ -97,38 +97,38 @@ class Started:
 
 
 class Zygote:
-    """The process, as its owner sees it."""
+    """Is the zygote process, as seen by its owner."""
 
     def __init__(self, *prefix: str) -> None:
-        """Start it, by a command that has this one at its end; it ends with this process."""
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Start it, by a command that executes its arguments. It ends with this process."""
+        self._socket, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._address = f"cleanfs-zygote-{os.getpid()}-{time.monotonic_ns()}"
         self._lock = threading.Lock()
         self._statuses: dict[int, int] = {}
-        os.set_inheritable(theirs.fileno(), True)
+        os.set_inheritable(child_end.fileno(), True)
         self._process = subprocess.Popen(
             [
                 *(*prefix, sys.executable, "-m", "tests.harness.zygote"),
-                *(self._address, str(theirs.fileno())),
+                *(self._address, str(child_end.fileno())),
             ],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[child_end.fileno()],
             stdin=subprocess.DEVNULL,
             env=ENVIRONMENT | {"PYTHONPATH": str(CHECKOUT)},
         )
-        theirs.close()
-        self._receive()  # it listens
+        child_end.close()
+        self._receive()  # until it listens
         atexit.register(self.end)
 
     def command(self, *arguments: str | Path, module: str = "cleanfs") -> list[str]:
-        """A command that runs a module of ``MAINS`` as a fork, which has the command's streams."""
+        """Return a command that runs a module of ``MAINS`` as a fork with the command's streams."""
         program = [sys.executable, "-I", "-S", str(CHECKOUT / "tests/harness/zygote_call.py")]
         return [*program, self._address, below, module, *map(str, arguments)]
 
     def start(
         self, module: str, arguments: list[str], output: int, error: int, patch: str = ""
     ) -> Started:
-        """Run a module of ``MAINS`` after some code, in this directory, with this stdout and stderr."""
-        what = {
+        """Run ``patch`` and a module of ``MAINS`` in this directory, with fds for stdout and stderr."""
+        call = {
             "module": module,
             "patch": patch,
             "arguments": arguments,
@@ -137,57 +137,57 @@ class Zygote:
             "streams": [1, 2],
             "closed": [],
         }
-        message = json.dumps(what).encode()
+        message = json.dumps(call).encode()
         assert len(message) < MAX_MESSAGE
         directory = os.open(".", os.O_PATH)
         try:
             with self._lock:
                 socket.send_fds(self._socket, [message], [output, error, directory])
                 while True:
-                    answer = self._receive()
-                    if "started" in answer:
-                        return Started(self, answer["started"])
+                    reply = self._receive()
+                    if "started" in reply:
+                        return Started(self, reply["started"])
         finally:
             os.close(directory)
 
     def status(self, pid: int) -> int:
-        """Of a process that has ended."""
+        """Return the status of a process that has ended."""
         with self._lock:
             while pid not in self._statuses:
                 self._receive()
             return self._statuses.pop(pid)
 
     def _receive(self) -> dict[str, int]:
-        answer: dict[str, int] = json.loads(self._socket.recv(MAX_MESSAGE))
-        if "ended" in answer:
-            self._statuses[answer["ended"]] = answer["status"]
-        return answer
+        reply: dict[str, int] = json.loads(self._socket.recv(MAX_MESSAGE))
+        if "ended" in reply:
+            self._statuses[reply["ended"]] = reply["status"]
+        return reply
 
     def end(self) -> None:
-        """It is done."""
+        """End the zygote."""
         atexit.unregister(self.end)
         self._socket.close()
         self._process.wait(10)
 
 
 below = "/"
-"""Mounts elsewhere are not listed: other tests' are kept busy by who asks them, and hang for some."""
+"""Only mounts below are listed: calls on other tests' mounts would disturb them, or hang."""
 
 in_use = False
-"""Set for the tests; what scripts measure is started as a user would."""
+"""Set for the tests. Scripts measure processes started as a user would."""
 
 _zygotes: dict[int, Zygote] = {}
 
 
 def zygote() -> Zygote:
-    """This process' own."""
+    """Return the zygote of this process."""
     if os.getpid() not in _zygotes:
         _zygotes[os.getpid()] = Zygote()
     return _zygotes[os.getpid()]
 
 
 def run(arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """What ``subprocess.run`` would give, with its output. Raises TimeoutExpired."""
+    """Run ``cleanfs`` as ``subprocess.run`` does, with its output. Raises TimeoutExpired."""
     ends = [os.pipe(), os.pipe()]
     try:
         process = zygote().start("cleanfs", arguments, ends[0][1], ends[1][1])
@@ -219,9 +219,9 @@ def run(arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str
 
 
 def serve(address: str, owner: socket.socket) -> None:
-    """Fork for each message, tell of each end, until the owner has gone."""
+    """Fork for each message and report the end of each child, until the owner ends."""
     _warm_up()
-    news, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    child_ended, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -230,11 +230,11 @@ def serve(address: str, owner: socket.socket) -> None:
     owner.send(json.dumps({"listens": 1}).encode())
     callers: dict[int, socket.socket] = {}
     while True:
-        sources: list[socket.socket | int] = [owner, news, listener, *callers.values()]
+        sources: list[socket.socket | int] = [owner, child_ended, listener, *callers.values()]
         for ready in select.select(sources, [], [])[0]:
-            if ready is news:
-                os.read(news, MAX_MESSAGE)
-                _tell_of_ends(owner, callers)
+            if ready is child_ended:
+                os.read(child_ended, MAX_MESSAGE)
+                _report_ends(owner, callers)
             elif ready is owner:
                 pid = _fork(owner)
                 if not pid:
@@ -243,34 +243,34 @@ def serve(address: str, owner: socket.socket) -> None:
             elif ready is listener:
                 caller, _ = listener.accept()
                 callers[_fork(caller)] = caller
-            else:  # this caller is gone
+            else:  # this caller has ended
                 for pid, caller in list(callers.items()):
                     if caller is ready:
                         os.kill(pid, signal.SIGKILL)
 
 
 def _fork(caller: socket.socket) -> int:
-    """The process that does what a caller asks for; 0 if it asks no more."""
+    """Fork a process for a request of a caller. Return its pid; 0 if the caller has ended."""
     message, fds, _, _ = socket.recv_fds(caller, MAX_MESSAGE, 4)
     if not message:
         return 0
     pid = os.fork()
     if pid == 0:
-        _become(json.loads(message), fds)
+        _run_child(json.loads(message), fds)
     for fd in fds:
         os.close(fd)
     return pid
 
 
 def _warm_up() -> None:
-    """Load and look up now, once, what a mount would; the collector leaves that in peace."""
+    """Load once the modules and backends that a mount needs, and exempt them from collection."""
     with contextlib.suppress(MountError):
         commands.cli.main(["mount", "/nowhere", "/nowhere"], standalone_mode=False)
     gc.collect()
     gc.freeze()
 
 
-def _tell_of_ends(owner: socket.socket, callers: dict[int, socket.socket]) -> None:
+def _report_ends(owner: socket.socket, callers: dict[int, socket.socket]) -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -284,34 +284,34 @@ def _tell_of_ends(owner: socket.socket, callers: dict[int, socket.socket]) -> No
                 caller.send(b"%d" % (code if code >= 0 else 128 - code))
 
 
-def _become(what: dict[str, Any], fds: list[int]) -> NoReturn:
-    """The child: cleanfs."""
+def _run_child(call: dict[str, Any], fds: list[int]) -> NoReturn:
+    """Run the module in the child."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for fd, to in zip(fds, what["streams"], strict=False):
+        for fd, to in zip(fds, call["streams"], strict=False):
             os.dup2(fd, to)
         os.fchdir(fds[-1])
-        for fd in what["closed"]:
+        for fd in call["closed"]:
             os.close(fd)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         sys.stdin, sys.stdout, sys.stderr = (
             None  # as Python does
-            if fd in what["closed"]
-            else open(fd, mode, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115  # to stay
+            if fd in call["closed"]
+            else open(fd, mode, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115  # they stay open
             for fd, mode, old in zip(range(3), "rww", (sys.stdin, sys.stdout, sys.stderr), strict=True)
         )
         os.environ.clear()
-        os.environ.update(what["environment"])
-        commands.mount_points = lambda: [  # type: ignore[attr-defined]  # what it imported
-            point for point in mount_points() if point.path.startswith(what["below"])
+        os.environ.update(call["environment"])
+        commands.mount_points = lambda: [  # type: ignore[attr-defined]  # imported there, not exported
+            point for point in mount_points() if point.path.startswith(call["below"])
         ]
-        sys.argv = [what["module"], *what["arguments"]]
-        if what["patch"]:
-            exec(PATCH_IMPORTS + what["patch"], {"__name__": "__main__"})  # a test's own code
-        MAINS[what["module"]]()
+        sys.argv = [call["module"], *call["arguments"]]
+        if call["patch"]:
+            exec(PATCH_IMPORTS + call["patch"], {"__name__": "__main__"})  # code of a test
+        MAINS[call["module"]]()
         status = 0
     except SystemExit as exc:
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
