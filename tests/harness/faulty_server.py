@@ -102,9 +102,7 @@ class Server(pyfuse3.Operations):
                 return fault
         return None
 
-    async def _apply_fault(
-        self, op: str, name: str, offset: int = 0, size: int = 1
-    ) -> Fault | None:
+    async def _apply_fault(self, op: str, name: str, offset: int = 0, size: int = 1) -> Fault | None:
         """Apply a fault, if one matches: wait, raise its error, or return it."""
         self._served[op] = self._served.get(op, 0) + 1
         fault = self._find(op, name, offset, size)
