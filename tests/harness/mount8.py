@@ -154,7 +154,7 @@ def namespace(directory: Path) -> Iterator[Namespace]:
 
 
 def _install(sbin: Path, calls: Path, helpers: Zygote) -> None:
-    """Have the names of our helper there write down how they are called, and call it."""
+    """Install the helper under its names. Each records its call and then runs it."""
     program = helpers.command(module="helper")
     for name in HELPERS:
         (sbin / name).write_text(

@@ -1,7 +1,7 @@
 """Run a module by a zygote: ``python -I -S zygote_call.py ADDRESS BELOW MODULE ARGUMENT...``.
 
-It has the directory, the environment and the streams of this process, also those that are closed, and
-ends when this process is killed.
+The module gets the directory, the environment and the streams of this process, closed ones included.
+It is killed when this process is killed.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 
 
 def main() -> int:
-    """Return its status."""
+    """Run the module and return its status."""
     address, below, module, *arguments = sys.argv[1:]
     streams = [fd for fd in range(3) if _is_open(fd)]
     call = {
@@ -23,7 +23,7 @@ def main() -> int:
         "streams": streams,
         "closed": [fd for fd in range(3) if fd not in streams],
     }
-    directory = os.open(".", os.O_PATH)  # which may be gone
+    directory = os.open(".", os.O_PATH)  # it may have been removed
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.connect("\0" + address)
         socket.send_fds(sock, [json.dumps(call).encode()], [*streams, directory])
