@@ -372,10 +372,10 @@ class Tree:
         call = namespace.open_for_writeback if self.services.writeback else namespace.open_file
         path, flags = inode.path(), flags & IO_FLAGS
         if self.services.is_local(inode):
-            near = functools.partial(self.inline_if_local, inode)
+            run = functools.partial(self.inline_if_local, inode)
             with contextlib.suppress(BlockingIOError):  # another process has a lease on it
                 opened: OpenedFile = await self._retry_emfile(
-                    near, call, path, flags | os.O_NONBLOCK, inode.file_key
+                    run, call, path, flags | os.O_NONBLOCK, inode.file_key
                 )
                 os.set_blocking(opened.fd, not flags & os.O_NONBLOCK)
                 return opened
@@ -383,9 +383,9 @@ class Tree:
 
     async def open_directory(self, inode: Inode) -> int:
         """Open a directory to list it."""
-        near = functools.partial(self.inline_if_local, inode)
+        run = functools.partial(self.inline_if_local, inode)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        return await self._retry_emfile(near, os.open, inode.path(), flags)
+        return await self._retry_emfile(run, os.open, inode.path(), flags)
 
     async def _retry_emfile(
         self,
