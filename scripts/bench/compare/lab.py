@@ -55,6 +55,8 @@ class Plan:
     files: int = 60_000
     """In the tree of small files."""
     transactions: int = 100
+    job_file: int = 64
+    """MiB of each small job's file."""
     write: int = 256
     """MiB written in one go."""
 
@@ -82,6 +84,7 @@ QUICK = replace(
     small_files=500,
     files=3000,
     transactions=30,
+    job_file=8,
     write=64,
 )
 
@@ -131,7 +134,7 @@ class Lab:
         task = self.progress.add_task(what, total=count * len(items))
         for turn in range(count):
             for place in range(len(items)):
-                if turn and clock.up:
+                if turn and not place and clock.up:
                     self.say(f"{what}: the time is used after {turn} of {count} rounds")
                     self.progress.remove_task(task)
                     return

@@ -13,11 +13,11 @@ DD_WRITES = 20_000
 
 
 def _mixed(place: Place) -> Iterator[Figure]:
-    yield from _small(place, "randrw", 64, "--rwmixread=70", "--numjobs=4")
+    yield from _small(place, "randrw", place.plan.job_file, "--rwmixread=70", "--numjobs=4")
 
 
 def _fsync(place: Place) -> Iterator[Figure]:
-    yield from _small(place, "randwrite", 16, "--fsync=1")
+    yield from _small(place, "randwrite", place.plan.job_file // 4, "--fsync=1")
 
 
 def _small(place: Place, rw: str, mib: int, *more: str) -> Iterator[Figure]:
@@ -109,7 +109,7 @@ def _new_file(place: Place, rw: str, block: str, size: int) -> Iterator[Figure]:
 
 
 ROWS = {
-    "mixed": Row("4 KiB, 70 % reads, 4 jobs of 64 MiB", _mixed),
+    "mixed": Row("4 KiB, 70 % reads, 4 jobs", _mixed),
     "fsync": Row("4 KiB random writes, fsync after each", _fsync),
     "sqlite": Row("SQLite, one insert a transaction", _sqlite),
     "create": Row("Create files, unlink them", _create),
