@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.harness.mounting import end_of, wait_until
 
 RUN = Path(__file__).resolve().parents[2] / "scripts" / "run"
@@ -26,17 +28,20 @@ def soak(base: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def test_every_read_is_legal_and_nothing_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("coherency", ["open", "watch"])
+def test_every_read_is_legal_and_nothing_is_left(tmp_path: Path, coherency: str) -> None:
     result = tmp_path / "result.json"
     base = tmp_path / "base"
     base.mkdir()
-    process = soak(base, "--seconds", "3", "--seed", "1", "--json", str(result))
+    words = ("--seconds", "3", "--seed", "1", "--coherency", coherency, "--json", str(result))
+    process = soak(base, *words)
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 0, output + errors
     told = json.loads(result.read_text())
     assert told["found"] == []
     assert told["counts"]["reads checked"] > 0
     assert told["stats"]["flushes"] > 0
+    assert bool(told["counts"].get("read: quiet, mapping")) == (coherency == "watch")
     assert list(base.iterdir()) == []
 
 
