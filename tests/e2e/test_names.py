@@ -395,7 +395,9 @@ def test_a_fifo_carries_data(place: Place) -> None:
     assert got == [b"through the fifo"]
 
 
-def test_a_socket_on_the_mount_accepts_connections(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_socket_on_the_mount_accepts_connections(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(place.path)
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
         server.bind("socket")
