@@ -55,7 +55,7 @@ from cleanfs.vfs.source_watch import SourceWatch, UnwatchableError, WatchStats
 log = logging.getLogger(__name__)
 
 MAX_INODES = 1 << 16
-"""Inodes that the kernel may hold before it is asked to forget some. Each takes 1 KiB here."""
+"""Inodes that the kernel may hold before it is made to forget some. Each takes 1 KiB here."""
 
 RESERVED_FDS = 128
 """The fds for everything but inodes and open files."""

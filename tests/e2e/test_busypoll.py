@@ -1,4 +1,4 @@
-"""Busy polling on a real mount: it is in force, finds requests, and costs an idle mount nothing."""
+"""Test busy polling on a real mount: it finds requests and costs an idle mount nothing."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from tests.harness.mounting import MountedFs, as_user, cleanfs, cpu_ticks, end_o
 
 
 def read_uncached(path: Path, times: int) -> None:
-    """Reads that all reach the daemon, one after the other."""
+    """Make reads one after the other that all reach the daemon."""
     fd = os.open(path, os.O_RDONLY)
     try:
         for _ in range(times):
@@ -29,22 +29,22 @@ class Sleeps(trio.abc.Instrument):
     def before_io_wait(self, timeout):
         if timeout:
             self.count += 1
-            os.pwrite(told, b"%9d" % self.count, 0)
-told = os.open("{path}", os.O_WRONLY | os.O_CREAT)
+            os.pwrite(counter, b"%9d" % self.count, 0)
+counter = os.open("{path}", os.O_WRONLY | os.O_CREAT)
 run = trio.run
 trio.run = lambda *args: run(*args, instruments=[Sleeps()])
 """
-"""Has a daemon say how often its main thread went to sleep with nothing to do. The kernel's count has
-also each lock that a thread met on the way, in /proc and /sys for one, and beside other tests those."""
+"""Makes a daemon count how often its main thread sleeps without work. The kernel's count also includes
+waits for locks, for example in /proc and /sys while other tests run."""
 
 
 def sleeps_of_others(fs: MountedFs) -> int:
-    """How often its other threads have gone to sleep."""
+    """Return how often the daemon's other threads have slept."""
     total = 0
     for status in Path(f"/proc/{fs.process.pid}/task").glob("*/status"):
         try:
             lines = status.read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):  # trio ends those that have nothing to do
+        except (FileNotFoundError, ProcessLookupError):  # trio ends idle threads
             continue
         for line in lines:
             if line.startswith("voluntary_ctxt_switches") and status.parent.name != str(fs.process.pid):
@@ -52,13 +52,13 @@ def sleeps_of_others(fs: MountedFs) -> int:
     return total
 
 
-def test_this_pyfuse3_waits_where_we_poll(source: Path, mount: Mounter) -> None:
-    """Fails if pyfuse3 has changed so that ``cleanfs.fuse.channel`` must, too."""
+def test_the_installed_pyfuse3_uses_the_polling_wait(source: Path, mount: Mounter) -> None:
+    """If this fails, pyfuse3 has changed, and ``cleanfs.fuse.channel`` must follow."""
     (source / "f").write_bytes(bytes(4096))
     fs = mount()
     assert fs.stats()["busy_poll_limit_us"] == 50
 
-    def polls() -> bool:  # sooner or later, as others want the processors as well
+    def polls() -> bool:  # after a while, as other processes use the CPUs too
         read_uncached(fs.path / "f", 500)
         return bool(fs.stats()["busy_poll_polled"] > 100)
 
@@ -86,11 +86,11 @@ def test_an_idle_mount_sleeps(source: Path, mount: Mounter, tmp_path: Path) -> N
     ticks, sleeps, others = used()
     assert sleeps > 3
     time.sleep(1.5)
-    assert used()[0] - ticks <= 2, "one that spins has 150"
+    assert used()[0] - ticks <= 2, "a daemon that spins uses 150"
     assert used()[1] - sleeps + used()[2] - others <= 3
 
 
-def test_it_is_unmounted_while_requests_are_polled_for(source: Path, mount: Mounter) -> None:
+def test_a_mount_can_be_unmounted_while_it_polls(source: Path, mount: Mounter) -> None:
     (source / "f").write_bytes(bytes(4096))
     fs = mount("--busy-poll", "10000")
     read_uncached(fs.path / "f", 500)
@@ -99,7 +99,7 @@ def test_it_is_unmounted_while_requests_are_polled_for(source: Path, mount: Moun
     assert fs.process.returncode == 0
 
 
-def test_a_signal_ends_it_while_it_polls(source: Path, mount: Mounter) -> None:
+def test_a_signal_ends_a_daemon_that_polls(source: Path, mount: Mounter) -> None:
     (source / "f").write_bytes(bytes(4096))
     fs = mount("--busy-poll", "10000")
     read_uncached(fs.path / "f", 500)
@@ -108,7 +108,7 @@ def test_a_signal_ends_it_while_it_polls(source: Path, mount: Mounter) -> None:
     assert fs.process.returncode == 0
 
 
-def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_time_is_refused(tmp_path: Path) -> None:
     for wrong in ("-1", "nan", "10001", "x"):
         done = cleanfs("mount", "--busy-poll", wrong, tmp_path, tmp_path)
         assert done.returncode == 2
@@ -119,12 +119,12 @@ ELSEWHERE = """
 import pyfuse3
 from cleanfs.fuse.channel import Channel
 begin = Channel.begin
-def begin_in_vain(self):
+def begin_without_effect(self):
     begin(self)
     pyfuse3.trio = trio
-Channel.begin = begin_in_vain
+Channel.begin = begin_without_effect
 """
-"""Makes of this pyfuse3 one that does not look at what was put in the place of ``trio``."""
+"""Makes pyfuse3 ignore the replacement of its ``trio``."""
 
 NO_MODULE = """
 from cleanfs.fuse import channel
