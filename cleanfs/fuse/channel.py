@@ -83,6 +83,7 @@ class Channel:
 
     def receive_from(self, device: int) -> None:
         """Receive messages from an open FUSE device, which becomes non-blocking."""
+        assert native is not None
         self._native = native.Channel(device, self._init_reply, self._refused)
 
     def confirm(self) -> None:

@@ -1,6 +1,8 @@
 """Test busy polling on a real mount: it finds requests and costs an idle mount nothing."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,7 +10,15 @@ import pytest
 
 from cleanfs.fuse.channel import LOST
 from tests.e2e.conftest import Mounter
-from tests.harness.mounting import MountedFs, as_user, cleanfs, cpu_ticks, end_of, wait_until
+from tests.harness.mounting import (
+    MountedFs,
+    as_user,
+    cleanfs,
+    cpu_ticks,
+    end_of,
+    unmount_by_force,
+    wait_until,
+)
 
 
 def read_uncached(path: Path, times: int) -> None:
@@ -172,3 +182,32 @@ def test_a_mount_uses_the_channel(source: Path, mount: Mounter) -> None:
     fs = mount()
     assert LOST not in fs.log.read_text()
     assert fs.stats()["busy_poll_slept"] > 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "-m", "cleanfs", "mount"],
+        [Path(sys.executable).with_name("cleanfs"), "mount"],
+        [Path(sys.executable).with_name("mount.cleanfs")],
+    ],
+    ids=["module", "cleanfs", "mount.cleanfs"],
+)
+def test_every_way_to_mount_loads_the_channel_first(
+    source: Path, mountpoint: Path, tmp_path: Path, command: list[str | Path]
+) -> None:
+    """Loaded after pyfuse3 it would not see the session."""
+    log = tmp_path / "log"
+    try:
+        done = subprocess.run(
+            [*command, source, mountpoint, "-o", f"log_file={log}"],
+            check=False,
+            timeout=60,
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "mounted" in log.read_text()
+        assert LOST not in log.read_text()
+    finally:
+        cleanfs("umount", mountpoint)
+        unmount_by_force(mountpoint)

@@ -608,3 +608,39 @@ def test_a_file_found_by_its_new_name_is_not_opened_by_the_old_one(mount: Mounte
         log.write(b"new")
     assert (fs.source / "log.1").read_bytes() == b"old"
     assert (fs.source / "log").read_bytes() == b"new"
+
+
+def test_a_write_is_appended_while_its_file_has_o_append(source: Path, mount: Mounter) -> None:
+    """The program sets and clears it after the open. The kernel believes that the file ends at 3."""
+    file = source / "f"
+    file.write_bytes(b"old")
+    fs = mount("--coherency", "open", "--attr-timeout", "60")
+    fd = os.open(fs.path / "f", os.O_RDWR)
+    try:
+        assert os.pread(fd, 9, 0) == b"old"
+        with file.open("ab") as theirs:
+            theirs.write(b"theirs")
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+        os.write(fd, b"ours")
+        assert file.read_bytes() == b"oldtheirsours"
+        fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+        os.pwrite(fd, b"new", 3)
+        assert file.read_bytes() == b"oldnewirsours"
+    finally:
+        os.close(fd)
+
+
+def test_pages_of_a_mapping_of_an_o_append_file_are_not_appended(source: Path, mount: Mounter) -> None:
+    file = source / "f"
+    file.write_bytes(b"old")
+    fs = mount("--coherency", "open", "--attr-timeout", "60")
+    fd = os.open(fs.path / "f", os.O_RDWR | os.O_APPEND)
+    try:
+        with mmap.mmap(fd, 3) as area:
+            area[0] = ord("O")
+            with file.open("ab") as theirs:
+                theirs.write(b"theirs")
+            area.flush()
+        assert file.read_bytes() == b"Oldtheirs"
+    finally:
+        os.close(fd)

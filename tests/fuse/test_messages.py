@@ -46,6 +46,7 @@ RECORDED: Final = {
 
 @contextlib.contextmanager
 def channel() -> Iterator[tuple[Device, Any]]:
+    assert native is not None
     device = Device()
     try:
         yield device, native.Channel(device.fd, lambda _, reply: reply, lambda _: None)
