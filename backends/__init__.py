@@ -5,7 +5,8 @@ message for the user, for options that the backend does not support.
 """
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 
 from cleanfs.backends.ops import Backend
 from cleanfs.backends.options import BackendOptions
@@ -21,12 +22,18 @@ class UnknownBackendError(LookupError):
 
 def names() -> list[str]:
     """Return the names of all installed backends, sorted."""
-    return sorted(entry_points(group=GROUP).names)
+    return sorted(_installed().names)
 
 
 def load(name: str) -> BackendFactory:
     """Return the factory of the backend called ``name``. Raises UnknownBackendError."""
-    for entry in entry_points(group=GROUP, name=name):
+    for entry in _installed().select(name=name):
         factory: BackendFactory = entry.load()
         return factory
     raise UnknownBackendError(f"unknown backend {name!r} (installed: {', '.join(names())})")
+
+
+@cache
+def _installed() -> EntryPoints:
+    """Return the entry points of all backends; finding them reads a file of each installed package."""
+    return entry_points(group=GROUP)

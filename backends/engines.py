@@ -1,4 +1,4 @@
-"""Which of two engines does the work: native code where it was built, or Python, its reference.
+"""Choose the engine: native code where it was built, or Python, its reference.
 
 ``CLEANFS_PUREPYTHON=1`` picks Python; ``CLEANFS_REQUIRE_NATIVE=1`` makes it an error that native code
 is not there.

@@ -1,4 +1,4 @@
-"""The cleancache contract: what a frontend may ask and what a backend must keep.
+"""The cleancache contract: what a frontend may request and what a backend must keep.
 
 After ``struct cleancache_ops`` of Linux 3.0 to 5.16 (``include/linux/cleancache.h``, Dan
 Magenheimer's patch series of 2010). A page is named by a *handle*: pool id, file key, page index.
@@ -82,8 +82,8 @@ class BorrowOps(Protocol):
     def borrow_pages(self, pool_id: int, key: FileKey, first: int, count: int) -> bytes | None:
         """Get ``count`` pages from index ``first`` on, and put them back, in one call.
 
-        Their bytes, one page after the other; None, and the backend is as if it had not been asked,
-        if one of them is not there.
+        Returns their bytes, one page after the other. If one of them is not there, returns None and
+        leaves the backend as it was.
         """
 
 

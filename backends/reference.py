@@ -291,8 +291,8 @@ class ReferenceZcache:
                 return
             self._evict(zid)  # before anything can fail: put-put-get
         zpage = self._encode(page)
-        room = self._limit - self._used - (0 if obj.ids else OBJECT_BYTES)
-        if zpage is page and not self._raw and _cost(zpage) > room:
+        free = self._limit - self._used - (0 if obj.ids else OBJECT_BYTES)
+        if zpage is page and not self._raw and _cost(zpage) > free:
             self._stats["failed_eph_puts"] += 1
             return
         if not obj.ids:

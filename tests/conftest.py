@@ -1,4 +1,4 @@
-"""Settings of all tests."""
+"""Configure all tests."""
 
 import atexit
 import contextlib
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _pytest.runner import runtestprotocol  # what pytest-rerunfailures uses, too
+from _pytest.runner import runtestprotocol  # pytest-rerunfailures uses it, too
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from cleanfs.linux.mounts import mount_points
 from tests.harness import machine
 
-# A test run leaves nothing behind, whoever it runs as: no examples, no directory in the checkout.
-# And none fails because the machine had other things to do.
+# A test run of any user leaves no examples and no directory in the checkout.
+# No test fails because the machine was busy.
 settings.register_profile(
     "cleanfs", database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -31,30 +31,30 @@ set_hypothesis_home_dir(home)
 
 PREFIX = "cleanfs-tests-"
 KEPT_SECONDS = 86400.0
-"""How long the files of a run stay in which a test failed."""
+"""How long the files of a failed run are kept."""
 
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # A directory of this run's own: pytest closes the one that all runs of a user share to other users,
-    # whenever one of them starts, and some tests let others in.
+    # Each run has a directory of its own. All runs of a user share pytest's default. Each start of
+    # a run closes that to other users, but some tests need to let them in.
     os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.mkdtemp(prefix=PREFIX)
-    os.chmod(os.environ["PYTEST_DEBUG_TEMPROOT"], 0o711)  # pytest keeps its own below closed
+    os.chmod(os.environ["PYTEST_DEBUG_TEMPROOT"], 0o711)  # pytest's directories below stay closed
 
 CHECK_SECONDS = 30.0
-"""How often a test that takes long is looked at."""
+"""The interval of the checks of a long test."""
 
 MOST_ATTEMPTS = 3
 
 STATUS = pytest.StashKey[int]()
 
-BUSY = "cleanfs: what a busy machine did"
+BUSY = "cleanfs: effects of a busy machine"
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, Any, Any]:  # noqa: ANN401  # the plugin's
-    """A test's own time limit, which a slow machine stretches as any other (``machine``).
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, Any, Any]:  # noqa: ANN401  # a type of the plugin
+    """Extend a test's own time limit on a slow machine, as all others (``machine``).
 
-    A handler of Python's runs only where the main thread does: one that hangs in a system call does
-    not get more time from those who watch it.
+    Python runs a signal handler only in the main thread. So a test that hangs in a system call gets no
+    more time from its watchdogs.
     """
     result = yield
     if settings.method != "signal":
@@ -63,27 +63,27 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None
     assert callable(ends)
     deadline = machine.Deadline(settings.timeout)
 
-    def look(number: int, frame: Any) -> None:  # noqa: ANN401  # a frame, of which Python has no public type
+    def check(number: int, frame: Any) -> None:  # noqa: ANN401  # frames have no public type
         if deadline.over():
             ends(number, frame)
             return
-        for tell in machine.more_time:
-            tell()
-        look_again()
+        for inform in machine.more_time:
+            inform()
+        schedule_check()
 
-    def look_again() -> None:
+    def schedule_check() -> None:
         signal.setitimer(signal.ITIMER_REAL, min(CHECK_SECONDS, max(deadline.left(), 0.1)))
 
-    signal.signal(signal.SIGALRM, look)
-    look_again()
+    signal.signal(signal.SIGALRM, check)
+    schedule_check()
     return result
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-    """A test that failed while somebody dropped the kernel's caches is run again.
+    """Run a test again that failed while another process dropped the kernel's caches.
 
-    No test of ours drops all of them. What the kernel keeps is what some tests are about.
+    No test here drops all of them, and some tests depend on the pages that the kernel keeps.
     """
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for attempts_left in range(MOST_ATTEMPTS - 1, -1, -1):
@@ -100,22 +100,22 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A worker of pytest-xdist hands on what its tests met."""
+    """Pass on the effects of a busy machine from a worker of pytest-xdist."""
     session.config.stash[STATUS] = exitstatus
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput[BUSY] = (machine.ran_out, machine.disturbed)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  # pytest-xdist's
-    """A worker has ended, perhaps before it could hand on anything."""
+def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  # a type of pytest-xdist
+    """Collect the effects from a worker that has ended, perhaps before it could pass on any."""
     ran_out, disturbed = getattr(node, "workeroutput", {}).get(BUSY, ([], []))
     machine.ran_out.extend(ran_out)
     machine.disturbed.extend(disturbed)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Nothing stays of a run, but what may say why a test failed."""
+    """Remove the files of the run, except those that may show why a test failed."""
     if hasattr(config, "workerinput"):
         return
     root = Path(os.environ["PYTEST_DEBUG_TEMPROOT"])
@@ -129,7 +129,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _remove(root: Path) -> bool:
-    """Remove a run's files, unless something is mounted there. Whether they are gone."""
+    """Remove a run's files, unless something is mounted there. Return whether they were removed."""
     if any(point.path.startswith(f"{root}/") for point in mount_points()):
         return False
     shutil.rmtree(root, ignore_errors=True)
@@ -137,7 +137,7 @@ def _remove(root: Path) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say so if the machine was too busy for the tests' time limits, or not theirs alone."""
+    """Report if the machine was too busy for time limits, or if other processes dropped its caches."""
     if machine.ran_out:
         terminalreporter.write_line(
             f"machine busy: {len(machine.ran_out)} waits ran out and were given more time, "
@@ -145,6 +145,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
     if machine.disturbed:
         terminalreporter.write_line(
-            "machine busy: somebody dropped the kernel's caches, so these ran again: "
+            "machine busy: another process dropped the kernel's caches, so these ran again: "
             + ", ".join(machine.disturbed)
         )

@@ -19,7 +19,7 @@ class Allocator;
 // How the index learns what an allocator does of its own accord.
 class IndexLink {
 public:
-    // Whether the page was used since it was stored or last asked about; asking clears that.
+    // Whether the page was used since it was stored or last queried; a query clears that.
     virtual bool take_referenced(Owner owner) = 0;
     // The entry has moved.
     virtual void moved(Owner owner, Location to) = 0;

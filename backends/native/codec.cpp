@@ -80,8 +80,8 @@ Codec::~Codec() = default;
 std::optional<Codec::Compressed> Codec::compress(Scratch& scratch, Bytes page, std::size_t most) const {
     if (options_.method == Method::none) return std::nullopt;
     // zstd is some percent faster if it does not have to check for the end of its output.
-    std::size_t room = options_.method == Method::zstd ? ZSTD_compressBound(page.size()) : most;
-    if (scratch.out_.size() < room) scratch.out_.resize(room);
+    std::size_t out_size = options_.method == Method::zstd ? ZSTD_compressBound(page.size()) : most;
+    if (scratch.out_.size() < out_size) scratch.out_.resize(out_size);
     std::byte* out = scratch.out_.data();
     Scratch::Contexts& contexts = *scratch.contexts_;
     auto in_size = static_cast<int>(page.size());
@@ -103,7 +103,7 @@ std::optional<Codec::Compressed> Codec::compress(Scratch& scratch, Bytes page, s
             const ZSTD_CDict* dictionary = dictionary_.compress();
             with_dictionary = dictionary != nullptr;
             if (ZSTD_isError(ZSTD_CCtx_refCDict(contexts.compress.get(), dictionary)) != 0) return std::nullopt;
-            size = ZSTD_compress2(contexts.compress.get(), out, room, page.data(), page.size());
+            size = ZSTD_compress2(contexts.compress.get(), out, out_size, page.data(), page.size());
             if (ZSTD_isError(size) != 0) size = 0;
             break;
         }

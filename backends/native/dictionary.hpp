@@ -2,7 +2,7 @@
 //
 // Pages of one source share much that no single page repeats, so a dictionary makes them denser
 // (docs/zcache.md has figures). One thread offers samples and trains; other threads may use the dictionary
-// at any time: until it is trained, and if the pages turn out not to be alike, there is none.
+// at any time. There is none until it is trained, and none at all if the pages turn out not to be alike.
 #pragma once
 
 #include <atomic>

@@ -1,8 +1,8 @@
 // Ghosts: which pages were seen before, though they are not kept. For the WasActive admission.
 //
 // Dan Magenheimer's WasActive let zcache know whether a page had ever been active, because a page that
-// streams past once is not worth a place that another one has. Here a page counts as active if it was
-// put before: its ghost, 32 bits of a hash of its name, is in a table of as many as the pool holds pages.
+// streams past once is not worth another page's place. Here a page counts as active if it was put before.
+// Then its ghost, 32 bits of a hash of its name, is in a table with as many entries as the pool has pages.
 // A wrong match admits a page that could have been refused, no more.
 #pragma once
 

@@ -15,8 +15,8 @@ namespace {
 constexpr std::size_t min_segment = 64 << 10;
 constexpr std::size_t max_segment = 2 << 20;
 
-// Segments that the limit has room for: many, so that a reserve of one and an eviction of one are small
-// steps; not too many, so that they stay below the kernel's limit of mappings.
+// Segments that the limit has room for. There are many, so that a reserve of one and an eviction of one are
+// small steps, but not too many for the kernel's limit of mappings.
 constexpr std::size_t segments_per_limit = 512;
 
 // The least number of segments of a log that is not small: the segment being filled is mostly empty.
@@ -48,8 +48,8 @@ std::uint32_t offset_of(Location at) {
     return static_cast<std::uint32_t>(at & ((Location{1} << offset_bits) - 1));
 }
 
-// Before each entry, packed: the file, the index and the size in one word (index < 2^63 / page size and
-// size <= page size fit exactly), and the checksum if there are any.
+// Stands before each entry, packed. Index and size share one word: index < 2^63 / page size and
+// size <= page size fit exactly. The checksum is there if checksums are on.
 struct Header {
     std::uint64_t index_and_size = 0;
     FileId file = no_file;  // no_file: a hole
@@ -190,16 +190,16 @@ std::optional<Location> LogAllocator::store(const Entry& entry) {
 
 // Make room for one more segment beside the reserve, evicting if needed. Spares count as room.
 bool LogAllocator::make_room(Log log) {
-    auto room = [this](std::size_t segments) {
+    auto has_room = [this](std::size_t segments) {
         return budget_.used - spare_bytes_ + segments * segment_bytes_ <= budget_.limit;
     };
-    while (!room(2)) {
+    while (!has_room(2)) {
         if (log == raw_pages) {  // raw pages displace only raw pages
             if (!compact_one(raw_pages) && !evict_oldest(raw_pages)) return false;
             continue;
         }
         if (index_.reclaim_elsewhere(*this)) continue;
-        if (!reclaim_segment()) return room(1);
+        if (!reclaim_segment()) return has_room(1);
     }
     return true;
 }
@@ -329,7 +329,7 @@ Mapping LogAllocator::memory_for_segment(std::size_t size) {
         spare_bytes_ -= size;
         return memory;
     }
-    while (!budget_.room(size) && drop_spare()) {
+    while (!budget_.has_room(size) && drop_spare()) {
     }
     Mapping memory = Mapping::populated(budget_, size);
     bytes_ += size;

@@ -1,15 +1,15 @@
 // The dense allocator: a log of segments, reclaimed whole. Log-structured memory (RAMCloud, FAST '14)
 // for entries that may be dropped (Segcache, NSDI '21).
 //
-// Entries are appended to an open segment, one behind the other, so nothing is lost to size classes,
-// and the order of the segments is the order of the puts: the oldest segment is the least recently
-// used one. A released entry leaves a hole. When room is needed
+// Entries are appended to an open segment, one behind the other, so nothing is lost to size classes.
+// The order of the segments is the order of the puts: the oldest segment is the least recently used one.
+// A released entry leaves a hole. When room is needed, there are two cases:
 //
-//  * and an eighth or more of some closed segment is holes, its live entries are copied together with
-//    those of other such segments of about its age (*compaction*), which frees it and keeps their place
-//    in the order;
-//  * else the oldest segment goes. Entries used since they were stored are copied forward to the young
-//    end, up to half a segment, so that each such step frees something; the rest is evicted.
+//  * An eighth or more of some closed segment is holes. Its live entries are copied together with those
+//    of other such segments of about its age (*compaction*). That frees the segment, and keeps the
+//    entries' place in the order.
+//  * Otherwise the oldest segment goes. Entries used since they were stored are copied forward to the
+//    young end, up to half a segment, so that each such step frees something. The rest is evicted.
 //
 // Poor entries (raw pages) have a log of their own, which is evicted first.
 //

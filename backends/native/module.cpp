@@ -23,8 +23,8 @@ using zcache::PageIndex;
 using zcache::Token;
 
 // A get into a caller's buffer releases the GIL from this many bytes on. Releasing and retaking it costs
-// nothing if no other thread wants it, but sys.getswitchinterval(), 5 ms, if one computes: so it pays only for
-// a get that takes longer (docs/zcache.md).
+// nothing if no other thread wants it, but 5 ms (sys.getswitchinterval()) if another thread computes. So it
+// pays only for a get that takes longer (docs/zcache.md).
 constexpr std::size_t release_gil_bytes = std::size_t{16} << 20;
 
 constexpr std::size_t max_borrowed = 65536;

@@ -1,6 +1,6 @@
 // The sparse table of a file's pages: tmem's object with its tree.
 //
-// It is a radix tree with 64-fold nodes, like the kernel's xarray, but a node stores only the items that it
+// It is a radix tree with 64-fold nodes, like the kernel's xarray. But a node stores only the items that it
 // has, packed, beside a bitmap of their positions (as in a HAMT). A dense file takes 520 bytes for 64 pages,
 // a lone page 16 for each level above it. A flush costs the items that it finds and the depth of the tree
 // (9 at most), however many other items there are.

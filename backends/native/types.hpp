@@ -51,7 +51,7 @@ struct Budget {
     std::size_t limit = 0;
     std::size_t used = 0;
 
-    bool room(std::size_t bytes) const { return used + bytes <= limit; }
+    bool has_room(std::size_t bytes) const { return used + bytes <= limit; }
 };
 
 }  // namespace zcache

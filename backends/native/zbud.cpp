@@ -201,9 +201,9 @@ ZbudAllocator::FrameId ZbudAllocator::find_unbuddied(unsigned need) const {
 // A frame without entries: a free one, a new one, or the oldest after eviction.
 ZbudAllocator::FrameId ZbudAllocator::get_frame() {
     if (resident_free_ == 0) {
-        while (!budget_.room(frame_bytes_) && index_.reclaim_elsewhere(*this)) {
+        while (!budget_.has_room(frame_bytes_) && index_.reclaim_elsewhere(*this)) {
         }
-        if (!budget_.room(frame_bytes_)) {
+        if (!budget_.has_room(frame_bytes_)) {
             FrameId oldest = evict_oldest();
             if (oldest != none) --frames_used_;
             return oldest;

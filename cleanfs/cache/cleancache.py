@@ -77,14 +77,14 @@ class CleancacheFs:
         self.state.pool_id = pool_id
 
     def get_page(self, key: FileKey, index: int) -> bytes | None:
-        """Ask for one page."""
+        """Get one page."""
         if self.pool_id < 0:
             return None
         pages = self._cleancache.call(lambda ops: [ops.get_page(self.pool_id, key, index)], None)
         return self._checked(key, index, 1, pages)[0]
 
     def get_pages(self, key: FileKey, first: int, count: int) -> list[bytes | None] | None:
-        """Ask for ``count`` pages from index ``first`` on; None if there is no pool to ask."""
+        """Get ``count`` pages from index ``first`` on; None if there is no pool."""
         if self.pool_id < 0:
             return None
         call = self._cleancache.call

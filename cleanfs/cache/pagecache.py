@@ -1,4 +1,4 @@
-"""The bounded page cache: misses ask cleancache, evictions feed it.
+"""The bounded page cache: misses are sought in cleancache, evictions feed it.
 
 It runs on the main thread without locks; what is atomic lies between two checkpoints.
 
@@ -181,7 +181,7 @@ class PageCache:
         return _cut(b"".join(pages), offset - start, max(end - start, 0))  # type: ignore[arg-type]  # no None is left
 
     def _get_missing(self, file: CachedFile, first: int, pages: list[bytes | None]) -> None:
-        """Ask cleancache for each run of missing pages, and make what it has resident."""
+        """Get each run of missing pages from cleancache, and make them resident."""
         for start, stop in missing_runs(pages):
             got = self._cleancache.get_pages(file.key, first + start, stop - start)
             if got is None:

@@ -1,7 +1,7 @@
 """The reclaim policy of the page cache: it chooses the pages to evict.
 
 Pure: no I/O, no clock, no page contents, only page ids (any hashable, here ints). The page cache
-tells the policy what was inserted, hit and discarded, and asks it for victims. One thread only.
+tells the policy what was inserted, hit and discarded, and takes victims from it. One thread only.
 
 ``TwoListReclaim`` follows the kernel's page frame reclaim (``mm/vmscan.c``, ``mm/workingset.c``):
 

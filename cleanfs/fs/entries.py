@@ -15,7 +15,7 @@ from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.source_watch import SourceWatch
 
 UNANNOUNCED_SECONDS: Final = ATTR_TIMEOUTS[Coherency.WATCH]
-"""With ``--coherency watch``, the longest attribute and entry timeout of what has no watch."""
+"""With ``--coherency watch``, the longest attribute and entry timeout of an inode without a watch."""
 
 
 STATVFS_FIELDS: Final = (
@@ -25,13 +25,13 @@ STATVFS_FIELDS: Final = (
 
 
 class Entries:
-    """The entry makers of one mount."""
+    """Makes the entries of one mount."""
 
     def __init__(self, inodes: InodeTable, timeout: float, watch: SourceWatch | None) -> None:
         """Use ``timeout``, in seconds, for attributes and names."""
         self._inodes = inodes
         self._timeout = timeout
-        # A timeout longer than that holds only where changes are announced.
+        # A longer timeout applies only where changes are announced.
         self._watch = watch if timeout > UNANNOUNCED_SECONDS else None
 
     def attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
@@ -53,7 +53,7 @@ class Entries:
     def dot(self, directory: DirHandle, name: bytes) -> EntryAttributes:
         """Make the entry of ``.`` or ``..`` in a listing; the kernel takes no reference to them."""
         if directory.inode is self._inodes.root:
-            return _entry(directory.dot(b"."))  # what is above is not ours to show
+            return _entry(directory.dot(b"."))  # the source's parent is not shown
         entry = _entry(directory.dot(name))
         known = self._inodes.find(directory.dot(name))
         if directory.inode.dentry is not None:
@@ -100,7 +100,7 @@ def control_entry(node: Node) -> EntryAttributes:
 
 
 def new_attributes(attr: EntryAttributes, fields: SetattrFields) -> NewAttributes:
-    """Translate the attributes that a setattr is to set."""
+    """Translate the attributes that a setattr sets."""
     return NewAttributes(
         mode=attr.st_mode if fields.update_mode else None,
         uid=attr.st_uid if fields.update_uid else None,

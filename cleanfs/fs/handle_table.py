@@ -1,4 +1,4 @@
-"""The open file handles of a mount, by the numbers that the kernel knows them by."""
+"""Number the open file handles of a mount; the kernel refers to them by these numbers."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class HandleTable:
-    """Files, directories and control directories that are open."""
+    """Holds the open files, directories and control directories."""
 
     def __init__(self, inodes: InodeTable, open_files: OpenFiles, channel: Channel) -> None:
         """Start with nothing open. The ``channel`` may serve reads of open files."""
@@ -104,7 +104,7 @@ class HandleTable:
     async def _release_quietly(self, fh: FileHandleT) -> None:
         release = self.release if fh in self._files else self.release_directory
         try:
-            with contextlib.suppress(OSError):  # nobody is left to be told
+            with contextlib.suppress(OSError):  # no requester is left to get the error
                 await release(fh)
         except Exception:
             log.exception("the release of an abandoned file failed")

@@ -19,15 +19,16 @@ from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.kernel_view import stamps_of
 from cleanfs.vfs.open_files import OpenFiles
 from cleanfs.vfs.tree import Tree
+from cleanfs.vfs.write_request import truncation_clears_set_id
 
 DROP_SECONDS: Final = 0.5
-"""What the kernel gets to drop a file's pages after the reply to an open says so. Until then, or until
-what was opened is closed, every open says so; after that the kernel is notified."""
+"""How many seconds the kernel has to drop a file's pages after an OPEN reply says so. Until then, or
+until the opened file is closed, every OPEN reply says so; after that the kernel is notified."""
 
 FLAGS_FOR_AN_IOCTL: Final = os.O_RDONLY
-"""With these alone, and no O_LARGEFILE, the kernel opens what is open for FS_IOC_GETFLAGS and its like
-(``fuse_priv_ioctl_prepare``), once more for each call. It drops no pages then, whatever it is told
-(Linux 6.18). A 32-bit program may open a file so, too."""
+"""The flags with which the kernel opens an open file once more, for each call of FS_IOC_GETFLAGS and
+the like (``fuse_priv_ioctl_prepare``): these alone, without O_LARGEFILE. It drops no pages then,
+whatever it is told (Linux 6.18). A 32-bit program may open a file with the same flags."""
 
 
 class Opener:
@@ -42,7 +43,7 @@ class Opener:
         handles: HandleTable,
         open_files: OpenFiles,
     ) -> None:
-        """Handles go into ``handles``, and their inodes into ``open_files``."""
+        """Add handles to ``handles``, and their inodes to ``open_files``."""
         self._services = services
         self._inodes = inodes
         self._tree = tree
@@ -111,19 +112,20 @@ class Opener:
             handle.drops_pages()
             inode.kernel.drops_pages_for(handle)  # until this reply, any other open's drops them, too
         if inode.kernel.changed(st) and stale and services.notifier.explicit:
-            services.notifier.inode(inode.node)  # before anybody is told of another size
-        if services.coherency.mode is not Coherency.NONE:  # else the kernel knows all changes
+            services.notifier.inode(inode.node)  # before a reply tells another size
+        if services.coherency.mode is not Coherency.NONE:  # otherwise the kernel knows all changes
             self._open_files.opened(inode)
             await self._settle_doubts(inode, stale)
         return drops
 
     async def _settle_doubts(self, inode: Inode, stale: bool) -> None:
-        """Make the kernel ask for the attributes, above all the size, if it may go by old ones.
+        """Make the kernel refresh the attributes, above all the size, if it may have old ones.
 
-        It asks before the reply to the open. Left to the program's first read, another notification or
-        a write could overtake the reply; then the kernel drops that, and goes by the old size.
+        It requests them before the reply to the open. If that were left to the program's first read, a
+        notification or a write could overtake the GETATTR reply. Then the kernel would discard the
+        reply, and use the old size.
 
-        ``stale`` says that its pages are: those go before it knows of another size.
+        ``stale`` says that the kernel's pages are stale: they are dropped before it learns the size.
         """
         notifier = self._services.notifier
         pages = stale and notifier.explicit
@@ -139,20 +141,20 @@ class Opener:
             kernel.drops_pages_for(handle, by=moment + DROP_SECONDS)
         drops = drops or moment < kernel.pages_dropped_by
         if kernel.dropped_for is not None and not drops:
-            notifier.inode(inode.node)  # that opener may still not have run
+            notifier.inode(inode.node)  # the earlier opener may still not have run
             kernel.dropped_for = None
         return drops or notifier.is_pending(inode.node)
 
     async def truncate(
         self, inode: Inode, fh: FileHandleT, st: os.stat_result, ctx: RequestContext
     ) -> None:
-        """Do the O_TRUNC of an open, which also clears the set-id bits unless root asks for it."""
+        """Do the O_TRUNC of an open, which also clears set-id bits (``truncation_clears_set_id``)."""
         handle = self._handles[fh]
         assert isinstance(handle, FileHandle)
         handle.drops_pages()
         io_fd = handle.fd if handle.writable else -1
         caller = Caller.of(ctx)
-        cleared = None if caller.privileged else without_set_id(st, caller)
+        cleared = without_set_id(st, caller) if truncation_clears_set_id(caller) else None
         try:
             new = NewAttributes(size=0, mode=cleared)
             inode.kernel.sent = stamps_of(await self._tree.set_attributes(inode, io_fd, new))

@@ -64,7 +64,7 @@ log = logging.getLogger(__name__)
 
 
 class CleanFS(pyfuse3.Operations):
-    """One mounted source."""
+    """Implements the FUSE operations of one mount (see the module)."""
 
     enable_acl = True
 
@@ -108,7 +108,7 @@ class CleanFS(pyfuse3.Operations):
 
     @property
     def open_files(self) -> int:
-        """Open files and directories of the source."""
+        """Count the open files and directories of the source."""
         return self._handles.count - self._control.open_files
 
     def open_for_writing(self) -> set[int]:
@@ -161,7 +161,7 @@ class CleanFS(pyfuse3.Operations):
         self._tree.ask_to_forget()
         entry = self._found(inode, st)
         if inode is self._inodes.root:
-            # Here its number would have to be its node id: the kernel must ask for it again.
+            # Here the inode number would have to be the node id, so the kernel must request it again.
             entry.st_ino, entry.generation, entry.attr_timeout = InodeT(ROOT), 0, 0
         return entry
 
@@ -361,10 +361,10 @@ class CleanFS(pyfuse3.Operations):
 
     @handler
     async def flush(self, fh: FileHandleT) -> None:
-        """Report what the source says when a descriptor is closed.
+        """Report the source's error when an fd is closed.
 
-        Where it never has anything to say, the first time is the last: ENOSYS tells the kernel not
-        to ask again. The kernel takes that for success.
+        Where the source never reports any, ENOSYS makes the kernel send no more FLUSH. It takes that
+        reply for success.
         """
         if self._services.flushless:
             raise FUSEError(errno.ENOSYS)

@@ -1,7 +1,7 @@
 """Refuse what the requester may not do, where the kernel's own check does not suffice.
 
 The kernel checks permissions by the mode, owners and ACL that it was told, which may be stale. ESTALE
-makes it ask for them, and check again.
+makes it request them, and check again.
 """
 
 import errno
@@ -24,13 +24,13 @@ from cleanfs.vfs.stale_names import StaleNames
 from cleanfs.vfs.tree import Tree
 
 NOBODY_ELSE: Final = -1
-"""As an owner, for chown: no other than now. That moves ctime, and takes set-id bits away."""
+"""The id for chown that keeps the owner. Such a chown moves ctime, and clears set-id bits."""
 
 NO_ATTRIBUTES: Final = NewAttributes()
 
 
 class Permissions:
-    """The checks of one mount. Each raises StaleError or another OSError."""
+    """Makes the checks of one mount. Each raises StaleError or another OSError."""
 
     def __init__(self, services: Services, tree: Tree, stale_names: StaleNames) -> None:
         """Check calls by name with ``stale_names``."""
@@ -47,7 +47,7 @@ class Permissions:
         *,
         truncates: int = 0,
     ) -> None:
-        """Check that what was opened is what the requester named, and may have. Else close ``fd``."""
+        """Check that the requester named the opened file, and may open it; otherwise close ``fd``."""
         try:
             await self._stale_names.check(inode, ctx)
             await self._check_access(inode, fd, st, ctx)
@@ -60,10 +60,10 @@ class Permissions:
     async def _check_access(
         self, inode: Inode, fd: int, st: os.stat_result, ctx: RequestContext
     ) -> None:
-        """Check that mode, owners and ACL are still those that the kernel let the requester in by.
+        """Check that mode, owners and ACL are still those by which the kernel admitted the requester.
 
-        ctime moves with each of them. Root is let in anyway, and should not fail because somebody
-        changes them all the time: the kernel asks again only once.
+        ctime moves with each of them. Root is admitted anyway, and should not fail because somebody
+        changes them all the time: the kernel retries only once.
         """
         if ctx.uid == 0:
             return
@@ -79,8 +79,8 @@ class Permissions:
     async def check_removed(self, inode: Inode, ctx: RequestContext) -> None:
         """Check whether to give attributes of an inode without a link.
 
-        fstat and stat send the same request. A descriptor may be meant if the file is open here, or was
-        removed here, upon which the kernel forgot the name. Then there is a reply, and the kernel is
+        fstat and stat send the same request. It may be an fstat if the file is open here, or if it was
+        removed here, which made the kernel forget the name. Then it gets a reply, and the kernel is
         made to look up the name that it may still have.
         """
         if self._services.space_retry.is_removed(inode.node):
@@ -93,7 +93,7 @@ class Permissions:
     async def check_owner(self, inode: Inode, ctx: RequestContext) -> os.stat_result:
         """Check a change that only the owner may make. Return the attributes now.
 
-        It fails if the kernel went by other owners, unless the requester is the owner all the same.
+        It fails if the kernel used other owners, unless the requester is the owner all the same.
         """
         st = await self._tree.inline_if_local(inode, os.fstat, inode.fd)
         if ctx.uid not in (0, st.st_uid) and not inode.kernel.has_access_of(st):
@@ -106,7 +106,7 @@ class Permissions:
     ) -> tuple[NewAttributes, os.stat_result | None]:
         """Check a setattr. Return what to set; or nothing to set, and the attributes to reply with.
 
-        ``io_fd`` is the descriptor by which the requester has the file open for writing, or -1.
+        ``io_fd`` is the fd of the requester's file open for writing, or -1.
         """
         if io_fd < 0 and _may_be_by_name(inode, new):
             await self._stale_names.check(inode, ctx)
@@ -119,7 +119,7 @@ class Permissions:
         if ctx.uid != 0:
             if io_fd < 0:
                 st = await self.check_owner(inode, ctx)
-            else:  # an open file may be changed whatever became of the permissions
+            else:  # an open file may be changed, even if its permissions have changed since
                 st = await self._tree.inline_if_local(inode, os.fstat, inode.fd)
             if new.size is not None and new.mode is None:
                 new = replace(new, mode=without_set_id(st, Caller.of(ctx)))
@@ -128,17 +128,18 @@ class Permissions:
     async def check_xattr_change(self, inode: Inode, name: bytes, ctx: RequestContext) -> None:
         """Check a change of an extended attribute. Raises PermissionError, too.
 
-        The kernel checks ``user``, ``trusted``, ``security`` and POSIX ACLs. The rest of ``system`` it
-        leaves to file systems: there are ACLs of NFS, CIFS and NTFS. The source would check the daemon.
+        The kernel checks ``user``, ``trusted``, ``security`` and POSIX ACLs. It leaves the rest of
+        ``system`` to file systems, such as the ACLs of NFS, CIFS and NTFS. The source would check the
+        daemon's permissions.
         """
-        if not inode.open_fds:  # else it may be by a descriptor
+        if not inode.open_fds:  # otherwise it may be by an fd
             await self._stale_names.check(inode, ctx)
         st = await self.check_owner(inode, ctx)
         if name.startswith(b"system.") and name not in ACL_NAMES and ctx.uid not in (0, st.st_uid):
             try:
                 await self._tree.inline_if_local(inode, os.getxattr, inode.path(), name)
             except OSError as exc:
-                if exc.errno == errno.EOPNOTSUPP:  # where there are none, that comes first
+                if exc.errno == errno.EOPNOTSUPP:  # a source without them reports that first
                     raise
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -170,9 +171,9 @@ def _may_be_by_name(inode: Inode, new: NewAttributes) -> bool:
 def _is_before_a_write(st: os.stat_result, caller: Caller, lost_capability: bool) -> bool:
     """Tell whether a setattr of no attribute only announces a write, which will clear set-id bits.
 
-    The kernel sends one then, and also for a chown to nobody else. A user can chown such a file only
-    as its owner; and there is no harm if an owner's bits go a moment before the write. Root's
-    write leaves set-id bits alone: it is announced only after it has taken a capability away.
+    The kernel also sends one for a chown that changes neither id. A user can chown such a file only as
+    its owner, and it does no harm to clear an owner's bits a moment before the write. Root's write
+    leaves set-id bits alone: it is announced only after it has removed a capability.
     """
     if caller.privileged:
         return lost_capability

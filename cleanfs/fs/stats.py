@@ -1,7 +1,7 @@
 """Everything that can be counted, as one frozen snapshot, and three ways to write it down.
 
-Latencies are counted in histograms. The text has of each the count and two percentiles, JSON has the
-buckets as well, Prometheus has them as a histogram and can compute the percentiles of any interval.
+Latencies are counted in histograms. The text has the count and two percentiles of each, and JSON also
+has the buckets. Prometheus gets histograms, and can compute the percentiles of any interval.
 """
 
 import json
@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from cleanfs.cache.cleancache import CleancacheStats
 from cleanfs.cache.pagecache import PageCacheStats
-from cleanfs.fuse.busy_poll import BusyPollStats
+from cleanfs.fuse.channel import ChannelStats
 from cleanfs.fuse.request_limits import RequestLimits
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 from cleanfs.memory.cache_limits import CacheLimitsStats
@@ -38,13 +38,13 @@ GAUGES = frozenset({
 """Values that go up and down; all others only grow."""
 
 PERCENTILES = (50, 99)
-"""Of latencies, in text and JSON."""
+"""The percentiles of latencies in text and JSON."""
 
 METRICS_LE_NS = tuple(1 << exponent for exponent in range(10, 37))
 """Upper bounds of the buckets that Prometheus gets: powers of two, from 1 us to 69 s."""
 
 CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
-"""What ends a line or moves a terminal: text that has any is escaped, in the text form."""
+"""Characters that end a line or move a terminal. The text form escapes values that contain any."""
 
 Value = int | float | str
 
@@ -63,13 +63,13 @@ class MountStats:
     page_size: int
     backend: str
     engine: str
-    """What does the backend's work: native, python."""
+    """The engine of the backend: native, python."""
     pool_id: int
     """Negative: the mount has no pool."""
     coherency: str
     source_cache: str
     identity: str
-    """By what files of the source are known (``identity.Rule``)."""
+    """What identifies files of the source (``identity.Rule``)."""
     requests: RequestLimits
     changes_found: int
     """Files flushed because others had changed them in the source."""
@@ -82,12 +82,10 @@ class MountStats:
     backing: BackingStats
     inodes: InodeStats
     limits: CacheLimitsStats
-    busy_poll: BusyPollStats
-    served_natively: int
-    """Requests that the channel served without Python."""
+    channel: ChannelStats
     latencies: LatencyStats
     counters: Mapping[str, int]
-    """The backend's own."""
+    """The backend's own counters."""
 
     @property
     def hit_ratio(self) -> float:
@@ -128,8 +126,7 @@ class MountStats:
             "inodes": self.inodes.inodes,
             "inodes_held": self.inodes.held,
             "inodes_parked_total": self.inodes.parked_total,
-            **{f"busy_poll_{name}": value for name, value in asdict(self.busy_poll).items()},
-            "served_natively": self.served_natively,
+            **asdict(self.channel),
             "open_files": self.open_files,
             "changes_found": self.changes_found,
             "doubtful_flushes": self.doubtful_flushes,
@@ -143,7 +140,7 @@ class MountStats:
     def latency_values(self) -> dict[str, Value]:
         """Return the number of requests of each kind, and percentiles of latencies in microseconds.
 
-        Of the mount's whole life. Prometheus gets none of them: it has the histograms.
+        They cover the mount's whole life. Prometheus gets none of them: it has the histograms.
         """
         values: dict[str, Value] = {}
         for kind, histogram in self.latencies.by_kind().items():

@@ -20,7 +20,7 @@ CAPABILITY = b"security.capability"
 
 
 class Xattrs:
-    """The extended attributes of one mount."""
+    """Reads and changes the extended attributes of one mount."""
 
     def __init__(
         self,
@@ -40,8 +40,8 @@ class Xattrs:
     def capability(self, node: int, ctx: RequestContext) -> bytes | None:
         """Read CAPABILITY without waiting, or return None. Raises FUSEError (ENOATTR).
 
-        The kernel asks for it before a write (see ``init_flags``). An open file has a descriptor that
-        can be asked at once; other errors are left to ``get``.
+        The kernel requests it before a write (see ``init_flags``). An open file has an fd that gives it
+        at once; other errors are left to ``get``.
         """
         inode = self._inodes.get(node)
         if inode is None:
@@ -63,8 +63,8 @@ class Xattrs:
         try:
             value = await self._tree.inline_if_local(inode, os.getxattr, inode.path(), name)
         except OSError as exc:
-            # A source without ACLs has none. The kernel, which reads the ACL before it lets anybody
-            # in, would take any other error for its result.
+            # A source without ACLs has none. The kernel reads the ACL before it admits a process, and
+            # would pass any other error on.
             if exc.errno == errno.EOPNOTSUPP and name in ACL_NAMES:
                 raise FUSEError(pyfuse3.ENOATTR) from exc
             raise

@@ -10,14 +10,17 @@ handle is received in the wait, and copied once when libfuse reads.
 * From a wait, pyfuse3 needs to know only that libfuse has a message to read or the device is being
   closed. Messages that have handlers here never end a wait.
 * A wait that finds a message at once is no checkpoint, and other tasks must not starve. So before each
-  poll the scheduler says whether another task could run (a thread has finished, a deadline has passed);
-  if so, that task runs. At the latest it runs after ``MAX_UNYIELDING_NS``.
-* Polling releases the GIL, so worker threads make progress.
+  wait the scheduler says whether another task could run; if so, it runs, and at the latest after
+  ``MAX_UNYIELDING_NS``. During the wait, which may serve many requests, the native half looks at
+  trio's epoll fd and at its next deadline.
+* The wait sleeps in the native half, not in trio: a run of the scheduler is most of a small request's
+  cost. It releases the GIL, so worker threads make progress.
 """
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import pyfuse3
@@ -25,9 +28,9 @@ import trio
 
 from cleanfs.cache.state import CacheState, HandleState
 from cleanfs.fuse import init_flags
-from cleanfs.fuse.busy_poll import BusyPollStats, Window
 from cleanfs.fuse.reader_lock import ReaderLock
 from cleanfs.fuse.request import Request, set_current
+from cleanfs.fuse.scheduler_fd import scheduler_fd
 from cleanfs.fuse.session import native
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 
@@ -36,11 +39,22 @@ log = logging.getLogger(__name__)
 MAX_UNYIELDING_NS: Final = 100_000
 """The scheduler runs at least this often: it does not report tasks that it is about to run anyway."""
 
-POLL_SLICE_NS: Final = 20_000
-"""How long to poll before looking again whether another task could run."""
-
 Handler = Callable[[Request, bytes], None]
 """Handles a message, given its body, without waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStats:
+    """Holds a snapshot."""
+
+    busy_poll_limit_us: float = 0.0
+    """The widest window of polling; 0 disables it."""
+    busy_poll_polled: int = 0
+    """Messages that polling found."""
+    busy_poll_slept: int = 0
+    """Waits that went to sleep."""
+    served_natively: int = 0
+    """Requests that were served without Python."""
 
 
 class Channel:
@@ -62,14 +76,14 @@ class Channel:
         """Called when the kernel refuses a reply of libfuse, as the requester is gone."""
         self._wanted_init_flags = wanted_init_flags
         self._init_flags_granted = init_flags_granted
-        self._window = Window(int(busy_poll_us * 1000))
+        self._busy_poll_us = busy_poll_us
+        self._scheduler_fd = -1
         self._native: Any = None
         self._serves = False
         self._lock = ReaderLock()
         self._lock_made = False
         self._closing = False
         self._yielded_ns = 0
-        self._polled = self._slept = 0
 
     def begin(self) -> None:
         """Take over the session that was just mounted, if this pyfuse3 lets us; else warn."""
@@ -80,9 +94,28 @@ class Channel:
         if getattr(pyfuse3, "trio", None) is not trio:
             log.warning("this pyfuse3 has no wait that can be replaced: %s", LOST)
             return
-        self._native = native.Channel(device, self._init_reply, self.refused)
+        self.receive_from(device)
         self._native.attach()
         pyfuse3.trio = _Trio(self)  # type: ignore[attr-defined]  # an attribute of its C module
+
+    def receive_from(self, device: int) -> None:
+        """Receive messages from an open FUSE device, which becomes non-blocking."""
+        assert native is not None
+        self._scheduler_fd = scheduler_fd()
+        if self._scheduler_fd < 0:
+            log.warning("this trio hides its epoll: a request costs a run of the scheduler")
+        self._native = native.Channel(
+            device,
+            self._scheduler_fd,
+            int(self._busy_poll_us * 1000),
+            self._init_reply,
+            self._refused,
+        )
+
+    def confirm(self) -> None:
+        """Warn if this pyfuse3 waits elsewhere. Call this once the mount has replied to a request."""
+        if self._native is not None and not self._native.slept:
+            log.warning("this pyfuse3 does not use the wait that was replaced: %s", LOST)
 
     def close(self) -> None:
         """Leave the device to libfuse, and pyfuse3 its trio."""
@@ -95,9 +128,12 @@ class Channel:
         """The fd of the FUSE device; -1 if it is not known."""
         return -1 if self._native is None else cast(int, self._native.device)
 
-    def stats(self) -> BusyPollStats:
+    def stats(self) -> ChannelStats:
         """Return a snapshot."""
-        return BusyPollStats(self._window.limit_ns / 1000, self._polled, self._slept)
+        if self._native is None:
+            return ChannelStats()
+        native = self._native
+        return ChannelStats(self._busy_poll_us, native.polled, native.slept, native.served)
 
     def request(self, unique: int) -> Request | None:
         """Return the request with that id, if it has no reply of its handler yet."""
@@ -129,13 +165,8 @@ class Channel:
             self._native.remove_handle(fh)
 
     @property
-    def served(self) -> int:
-        """Return how many requests were served."""
-        return self._native.served if self._serves else 0
-
-    @property
     def writes_served(self) -> int:
-        """Return how many of them were writes."""
+        """Return how many writes were served."""
         return self._native.writes_served if self._serves else 0
 
     def latencies(self) -> LatencyStats:
@@ -153,6 +184,9 @@ class Channel:
         self._init_flags_granted(granted)
         return changed
 
+    def _refused(self, request: Request) -> None:
+        self.refused(request)
+
     # -- pyfuse3's wait -----------------------------------------------------------------------
 
     def make_lock(self) -> "ReaderLock | trio.Lock":
@@ -167,52 +201,34 @@ class Channel:
 
         Raises trio.ClosedResourceError once the device is being closed.
         """
-        idle_since = time.perf_counter_ns()
-        while True:
-            served = self._native.served
-            if await self._poll():
-                self._polled += 1
+        while not self._closing:
+            scheduler = trio.lowlevel.current_statistics()
+            if (
+                scheduler.tasks_runnable > self._lock.woken
+                or scheduler.run_sync_soon_queue_size > 0
+                or time.perf_counter_ns() > self._yielded_ns + MAX_UNYIELDING_NS
+            ):
+                await self._yield()
+            elif self._receive(scheduler.seconds_to_next_deadline):
                 return
-            if self._closing:
-                raise trio.ClosedResourceError
-            if self._native.served != served:
-                idle_since = time.perf_counter_ns()
-            self._slept += 1
-            await trio.lowlevel.wait_readable(fd)
-            self._yielded_ns = time.perf_counter_ns()
-            served = self._native.served
-            found = self._receive(0)
-            if found or self._native.served != served:
-                self._window.waited(self._yielded_ns - idle_since)
-                idle_since = self._yielded_ns
-            if found:
-                return
+            elif self._scheduler_fd < 0:
+                await trio.lowlevel.wait_readable(fd)
+            else:
+                await self._yield()
+        raise trio.ClosedResourceError
 
-    async def _poll(self) -> bool:
-        """Receive until the window closes. Returns whether libfuse has something to read."""
-        now = time.perf_counter_ns()
-        served, deadline = self._native.served, now + self._window.ns
-        while now < deadline:
-            if now > self._yielded_ns + MAX_UNYIELDING_NS or self._others_can_run():
-                await trio.lowlevel.checkpoint()
-                self._yielded_ns = time.perf_counter_ns()
-                if self._closing:
-                    return False
-            if self._receive(deadline - now):
-                return True
-            now = time.perf_counter_ns()
-            if self._native.served != served:
-                self._polled += self._native.served - served
-                served, deadline = self._native.served, now + self._window.ns
-        return False
+    async def _yield(self) -> None:
+        """Let other tasks run."""
+        await trio.lowlevel.checkpoint()
+        self._yielded_ns = time.perf_counter_ns()
 
-    def _receive(self, poll_ns: int) -> bool:
-        """Receive a message that the native half does not serve, for ``POLL_SLICE_NS`` at most.
+    def _receive(self, seconds: float) -> bool:
+        """Receive a message that the native half does not serve, unless the scheduler must run before.
 
-        Returns whether libfuse has something to read.
+        It must in so many ``seconds``. Returns whether libfuse has something to read.
         """
         try:
-            request = self._native.receive(poll_ns, POLL_SLICE_NS)
+            request = self._native.receive(seconds)
         except OSError:  # the end of the connection, which libfuse must see itself
             set_current(None)
             return True
@@ -225,14 +241,6 @@ class Channel:
         self._native.leave_to_libfuse()
         set_current(request)
         return True
-
-    def _others_can_run(self) -> bool:
-        scheduler = trio.lowlevel.current_statistics()
-        return (
-            scheduler.tasks_runnable > self._lock.woken
-            or scheduler.run_sync_soon_queue_size > 0
-            or scheduler.seconds_to_next_deadline <= 0
-        )
 
     def notify_closing(self, fd: int) -> None:
         """End waits because ``fd`` is about to be closed, also one that polls."""

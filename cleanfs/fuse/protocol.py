@@ -17,6 +17,9 @@ FUSE_PARALLEL_DIROPS: Final = 1 << 18
 FUSE_EXPLICIT_INVAL_DATA: Final = 1 << 25
 FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
 
+FUSE_OPEN_KILL_SUIDGID: Final = 1 << 0
+"""In ``open_flags``, of an open with O_TRUNC: the opener lacks CAP_FSETID, so set-id bits must go."""
+
 FUSE_WRITE_CACHE: Final = 1 << 0
 """In ``write_flags``: the kernel writes pages back; no process is known that writes."""
 

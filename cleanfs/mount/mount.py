@@ -55,7 +55,7 @@ from cleanfs.vfs.source_watch import SourceWatch, UnwatchableError, WatchStats
 log = logging.getLogger(__name__)
 
 MAX_INODES = 1 << 16
-"""Inodes that the kernel may hold before it is asked to forget some. Each takes 1 KiB here."""
+"""Inodes that the kernel may hold before it is made to forget some. Each takes 1 KiB here."""
 
 RESERVED_FDS = 128
 """The fds for everything but inodes and open files."""
@@ -256,8 +256,7 @@ class Mount:
             backing=self._backing.stats(served.write.total, served.write_bytes),
             inodes=self._inodes.stats(),
             limits=self._cache_limits.stats(),
-            busy_poll=self._channel.stats(),
-            served_natively=self._channel.served,
+            channel=self._channel.stats(),
             latencies=self._latencies.stats() + served,
             counters=counters,
         )
@@ -353,6 +352,7 @@ class Mount:
             # that creates or removes a name in the root.
             path = os.path.join(self.config.mountpoint, os.fsdecode(CONTROL_NAME))
             await self._isolated.run_sync(os.stat, path)
+        self._channel.confirm()
         if (point := mounted_at(self.config.mountpoint)) is not None:
             if os.geteuid() == 0:  # flags that libfuse does not know
                 flags = with_names(flags_of(point), self.config.flags)

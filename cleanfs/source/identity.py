@@ -123,7 +123,7 @@ class Dentries:
     # Invariant: self._at[place] is dentry if and only if dentry.place == place.
 
     def __len__(self) -> int:
-        """Count those that have a place."""
+        """Return how many have a place."""
         return len(self._at)
 
     def at(self, place: Place) -> Dentry | None:

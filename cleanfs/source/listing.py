@@ -25,7 +25,7 @@ class ListedEntry(NamedTuple):
 
     stat: os.stat_result
     handle: bytes | None
-    """Its file handle: None if not asked for or not to be had, empty if the file system has none."""
+    """Its file handle; None if not requested or not available, empty if the file system has none."""
 
 
 EntryStat = ListedEntry | OSError | None

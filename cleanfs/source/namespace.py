@@ -37,7 +37,7 @@ class OpenedFile(Opened):
 
     key: FileKey
     direct: bool = False
-    """The kernel must not cache what is written to it (FOPEN_DIRECT_IO)."""
+    """Whether the kernel must not cache what is written to it (FOPEN_DIRECT_IO)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def lookup(parent_fd: int, name: bytes) -> Opened:
 def identify(parent_fd: int, name: bytes) -> tuple[int, int]:
     """Return device and inode number of what a name leads to. Raises OSError.
 
-    A file system mounted there is not asked. (NFS is: by ``d_weak_revalidate`` of Linux.)
+    A file system mounted there gets no request, except for NFS (``d_weak_revalidate`` of Linux).
     """
     return syscalls.known_id_of_name(parent_fd, name)
 
@@ -153,7 +153,7 @@ class Actor:
     would also check the requester's groups, which the thread does not have."""
 
     def mode(self, mode: int, parent_fd: int) -> int:
-        """Compute the permissions to ask for: the umask applies if the parent has no default ACL.
+        """Compute the permissions of a new object: the umask applies if the parent has no default ACL.
 
         The kernel leaves that to the file system (FUSE_DONT_MASK, see ``init_flags``). Where it has
         applied the umask itself, doing so again changes nothing.

@@ -31,16 +31,16 @@ from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.invalidate import invalidate
 from cleanfs.vfs.kernel_view import Told
-from cleanfs.vfs.write_request import appends, unprivileged_writer
+from cleanfs.vfs.write_request import appends, unprivileged_writer, writes_back
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 IO_FLAGS = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_NOFOLLOW | os.O_DIRECT | os.O_TRUNC)
-"""The open flags of a program that reach the source. O_DIRECT asks to bypass the kernel's page cache
-of the mount, which the kernel does; on the source it would demand aligned buffers. O_TRUNC
-is a change, made apart. O_APPEND would move what the kernel writes back from a mapping to the end, so
-each write says whether it appends."""
+"""The open flags of a program that reach the source. With O_DIRECT the kernel bypasses its page cache
+of the mount; on the source it would demand aligned buffers. O_TRUNC is a change, which is made apart.
+``namespace`` drops O_APPEND, which would move the write-back of a mapping to the end of the file: each
+write says whether it appends."""
 
 
 Rollback = Callable[[], None]
@@ -124,8 +124,8 @@ class Services:
 class Use:
     """Counts the calls under way on a descriptor, which must not be closed before they return.
 
-    The kernel closes no file while a program waits for a call on it. But a program that is killed while
-    it waits is released (``interrupts``): the kernel closes the file, and the call goes on.
+    The kernel closes no file while a program waits for a call on it. But a killed program is released
+    from its wait (``interrupts``): the kernel closes the file, and the call goes on.
     """
 
     __slots__ = ("_idle", "_users")
@@ -151,7 +151,7 @@ class Use:
 
     async def ended(self) -> None:
         """Wait until there is none; no new request will begin another one."""
-        while self._users:  # a request that goes on without its program may still begin a second call
+        while self._users:  # a request whose requester is gone may still begin a second call
             self._idle = trio.Event()
             await self._idle.wait()
 
@@ -181,7 +181,7 @@ class FileHandle:
     def may_write(self) -> None:
         """Note that the OPEN reply is about to be sent: a program may then fill pages to write."""
         services, file = self._services, self.file
-        if not self.writable or services.writeback:  # then the kernel drops nothing unwritten
+        if not self.writable or services.writeback:  # then the kernel drops no unwritten page
             return
         notifier = services.notifier
         if file.read_ranges is None:
@@ -195,7 +195,7 @@ class FileHandle:
     def drops_pages(self) -> None:
         """Note that the kernel drops the file's pages when it gets the reply to this handle's OPEN.
 
-        No program has begun to write by this handle. By another one it may be filling pages right now.
+        No program has begun to write by this handle. By another one, it may be filling pages right now.
         """
         if not self.state.drop_due:
             self.state.drop_due = True
@@ -217,7 +217,7 @@ class FileHandle:
             read_ranges = self.file.read_ranges
             if read_ranges is None:
                 data, found_in = await pagecache.read(self.file, self._source, offset, size)
-            else:  # with O_DIRECT as well: a mapping has pages all the same
+            else:  # also with O_DIRECT: the file may be mapped as well
                 read_ranges.begin(offset, offset + size)
                 try:
                     data, found_in = await pagecache.read(self.file, self._source, offset, size)
@@ -239,7 +239,11 @@ class FileHandle:
             return await self._write_in_order(offset, data)
 
     async def _write_in_order(self, offset: int, data: bytes) -> tuple[int, Rollback]:
-        """Write while reads of the range wait, and then drop pages that were read before."""
+        """Write while reads of the range wait, and then drop pages that were read before.
+
+        What the kernel writes back it takes from these pages: they cannot be older, and to drop them
+        would wait for this reply.
+        """
         began = perf_counter_ns()
         file = self.file
         end = offset + len(data)
@@ -254,7 +258,7 @@ class FileHandle:
             file.writes.remove(pending)
             file.pending_writes -= 1
             pending.end()
-        read_ranges = file.read_ranges
+        read_ranges = None if writes_back() else file.read_ranges
         if read_ranges is not None and read_ranges.written(offset, end, mmap.PAGESIZE):
             read = functools.partial(read_ranges.being_read, offset, end)
             await self._services.notifier.written(self.inode.node, offset, end, read)
@@ -303,7 +307,7 @@ class FileHandle:
     async def flush(self) -> None:
         """Report what close would; nothing is buffered here.
 
-        A program that was killed in a hung call closes its files: it must not hang there.
+        A program that was killed in a hung call closes its files, and must not hang again.
         """
         self._opener_ran()
         if not self.writable:
@@ -364,11 +368,11 @@ class DirHandle:
         self._dots: dict[bytes, os.stat_result] = {}
         self.before = Before(0, 0)
         """A moment before the attributes of the last entry, or of those at a listing's beginning, were
-        read. Two requests may list at a time: one whose program is gone, and one by another process
-        that shares the descriptor."""
+        read. Two requests may list at a time: one whose requester is gone, and one by another process
+        that shares the fd."""
         self.batch = 1
-        """Names per thread call: as many as a reply is likely to take. Some 20 in the kernel's
-        smallest, 4 KiB; 186 for a program that lists with 32 KiB, as glibc does."""
+        """How many names one thread call reads: as many as a reply is likely to take. That is some 20
+        in the kernel's smallest reply, 4 KiB, and 186 in the 32 KiB that glibc requests."""
 
     async def rewind(self) -> None:
         """Take the snapshot. Raises OSError."""
@@ -405,7 +409,7 @@ class DirHandle:
         return self._entries[position]
 
     async def release(self) -> None:
-        """Close."""
+        """Close the directory."""
         await self.use.ended()
         await self._services.inline_if_local(self.inode, os.close, self.fd)
 
@@ -416,7 +420,7 @@ class DirHandle:
 
 
 def fstat_and_close(fd: int) -> os.stat_result:
-    """Close a descriptor. Returns the attributes right before. Raises OSError."""
+    """Close an fd. Returns the attributes from right before. Raises OSError."""
     try:
         return os.fstat(fd)
     finally:

@@ -30,7 +30,7 @@ class Inode:
         self.fd = -1
         """O_PATH fd, or -1 if parked."""
         self.handle: bytes | None = None
-        """File handle; None if never asked for, empty if the file system has none."""
+        """File handle; None if never requested, empty if the file system has none."""
         self.dentry: Dentry | None = None
         """The place where it was seen last, if the file is identified by that."""
         self.parent: Inode | None = None

@@ -208,7 +208,7 @@ class InodeTable:
     ) -> Inode:
         """Find the inode of a listed ``st``, parked if new. The kernel has no reference yet.
 
-        ``handle`` is its file handle, if asked for. Call ``referenced`` next, and ``forget`` if the
+        ``handle`` is its file handle, if requested. Call ``referenced`` next, and ``forget`` if the
         entry does not fit into the reply.
         """
         inode = self._index.find_listed(st, parent, name)

@@ -1,9 +1,9 @@
 """Invalidate what a refused reply would have told the kernel.
 
-A requester that is killed does not wait for its change, and the reply is refused (``interrupts``). By
-itself the kernel drops only what it had cached when the requester gave up. Other requests may come
-before the change is done, and their replies are cached. So a handler holds this call beside its reply
-(``request.on_refusal``).
+A killed requester does not wait for its change, and the kernel refuses the reply (``interrupts``). By
+itself the kernel drops only what it had cached when the requester ended. Other requests may come before
+the change is done, and their replies are cached. So a handler registers this call for the case that its
+reply is refused (``request.on_refusal``).
 """
 
 from collections.abc import Iterable

@@ -154,7 +154,7 @@ class KernelView(KernelState):
     # -- doubts -------------------------------------------------------------------------------
 
     async def settle(self, refresh: Callable[[], Awaitable[None]]) -> None:
-        """Have ``refresh`` make the kernel ask for the attributes, unless it is known to have them."""
+        """Have ``refresh`` make the kernel request attributes, unless it is known to have them."""
         known = self.doubts  # later opens settle those that come meanwhile
         while self.doubts_settled < known:
             if self.settling is not None:

@@ -3,9 +3,9 @@
 sendfile(2), splice(2) and mappings use the cached pages, however old (Linux 6.18). So does read(2),
 unless the kernel drops pages by itself (FUSE_AUTO_INVAL_DATA): then it sends GETATTR once attributes
 have expired. And with ``--coherency watch`` some changes have no event (``docs/coherency.md``). All of
-these move mtime, or at least ctime. So open files are checked once a second, by an fstat of the
-descriptor that is held for them. Files of a server are not, as each fstat is a request to it, unless
-nothing else would find a change: then in a thread. While no file is open nothing is done.
+these changes move mtime, or at least ctime. So each open file is checked once a second, by an fstat of
+its fd. Files of a server are not checked, as each fstat is a request to it, unless nothing else would
+find a change; then a thread makes the fstat. While no file is open, nothing is done.
 """
 
 import contextlib
@@ -23,23 +23,24 @@ LOOK_SECONDS: Final = 1.0
 """The shortest time between two checks of an open file."""
 
 MAX_LOOKS: Final = 2048
-"""Files in one round. Where more are open, the others come next time. A check takes some 4 us."""
+"""How many files one round checks. If more are open, the others follow next time. A check takes some 4
+us."""
 
 LOOKS_AT_ONCE: Final = 64
-"""Files between two checkpoints."""
+"""How many files are checked between two checkpoints."""
 
 
 class OpenFiles:
     """Checks the open files of one mount."""
 
     def __init__(self, services: Services, seconds: float) -> None:
-        """Check each every so many ``seconds``."""
+        """Check each file every so many ``seconds``."""
         self._services = services
         self._seconds = max(seconds, LOOK_SECONDS)
         self._inodes: dict[Inode, None] = {}  # the next to be checked first
         self._some = trio.Event()
         self._ctimes: Ctimes = {}
-        self._asked: set[Inode] = set()  # those that a server is being asked about
+        self._requested: set[Inode] = set()  # those with an fstat under way to a server
 
     def opened(self, inode: Inode) -> None:
         """Note that a file was opened."""
@@ -60,7 +61,7 @@ class OpenFiles:
         return len(self._inodes)
 
     async def run(self) -> None:
-        """Look, until cancelled."""
+        """Check open files, until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
                 if not self._inodes:
@@ -73,10 +74,10 @@ class OpenFiles:
                     del self._inodes[inode]
                     self._inodes[inode] = None  # behind the others
                     if self._services.is_local(inode):
-                        with contextlib.suppress(OSError):  # a read would meet it, and report it
+                        with contextlib.suppress(OSError):  # a read will report it
                             look(self._services, inode, unannounced=True, ctimes=self._told_by_ctime())
-                    elif inode not in self._asked:
-                        nursery.start_soon(self._ask, inode)
+                    elif inode not in self._requested:
+                        nursery.start_soon(self._check_on_server, inode)
                     if number % LOOKS_AT_ONCE == 0:
                         await trio.lowlevel.checkpoint()
 
@@ -86,26 +87,26 @@ class OpenFiles:
         explicit = services.notifier.explicit and services.coherency.mode is Coherency.OPEN
         return self._ctimes if explicit else None
 
-    async def _ask(self, inode: Inode) -> None:
-        """Look at a file of a server, which may hang."""
+    async def _check_on_server(self, inode: Inode) -> None:
+        """Check a file of a server, which may hang."""
         services = self._services
         if not inode.open_fds:  # it was closed before this began
             return
-        self._asked.add(inode)
+        self._requested.add(inode)
         try:
             before = services.before()
             fd = os.open(f"/proc/self/fd/{inode.open_fds[-1]}", os.O_PATH | os.O_CLOEXEC)
             st = await services.backing.in_thread(fstat_and_close, fd)
         except OSError:
-            return  # a read would meet it, and report it
+            return  # a read will report it
         finally:
-            self._asked.discard(inode)
+            self._requested.discard(inode)
         if inode.open_fds:
             _judge(services, inode, st, before, unannounced=True, ctimes=self._told_by_ctime())
 
 
 Ctimes = dict[Inode, Fingerprint]
-"""Files of which at the last look nothing but ctime had moved, and how it was found."""
+"""Files of which the last check found only ctime moved, with the fingerprint that it found."""
 
 
 def look(

@@ -1,6 +1,6 @@
-"""Open a parked inode again, by what is known of it: an open file, its file handle, its place.
+"""Open a parked inode again, by an open file of it, its file handle, or its place.
 
-What is found must be the same file; else ESTALE, upon which the kernel looks the name up again.
+If another file is found, ESTALE makes the kernel look the name up again.
 """
 
 import errno
@@ -26,9 +26,9 @@ def is_parked(parked: Inode, fd: int, st: os.stat_result) -> bool:
 
 
 def looks_like(inode: Inode, st: os.stat_result) -> bool:
-    """Tell whether what was found at the place of a parked inode may pass for it.
+    """Tell whether the object found at the place of a parked inode may pass for it.
 
-    Its pages are checked by the fingerprint, apart from this. Of a directory nothing is kept.
+    The fingerprint of its pages is checked apart from this. Nothing is cached of a directory.
     """
     return inode.is_dir or inode.kernel.sent in (None, stamps_of(st))
 
@@ -36,10 +36,9 @@ def looks_like(inode: Inode, st: os.stat_result) -> bool:
 def open_parked(inode: Inode, mount_fd: int, parent_fd: int) -> tuple[int, int]:
     """Open a parked inode: return an O_PATH fd, and the inode number that the source gives it now.
 
-    Waits for the source: call it in a thread.
-
-    Tries an open file of it, its file handle below ``mount_fd``, its name below ``parent_fd``; -1
-    for what there is not. Raises StaleError if it is not where it was, OSError if the source fails.
+    This waits for the source: call it in a thread. It tries an open file of the inode, its file handle
+    below ``mount_fd``, and its name below ``parent_fd``; either fd may be -1. Raises StaleError if the
+    inode is not where it was, OSError if the source fails.
     """
     fd = _open_somehow(inode, mount_fd, parent_fd)
     st = os.fstat(fd)

@@ -1,17 +1,18 @@
 """Refuse calls by a name that no longer leads to the inode that the request is for.
 
-Within the entry timeout the kernel uses a name although it was removed, replaced or moved in the
-source. What a program then writes would go to a file that has no name, or another one. ESTALE makes
-the kernel look the name up, and begin the call again (``LOOKUP_REVAL``).
+Within the entry timeout the kernel uses a name even if it was removed, replaced or moved in the
+source. A program would then write to a file that has no name, or another one. ESTALE makes the kernel
+look the name up, and begin the call again (``LOOKUP_REVAL``).
 
-A call may go by a descriptor instead: by /proc/self/fd/N, or a file handle. No message says so. But
-then there is no name to look up: the same thread comes again at once, without a LOOKUP, and is served.
+A call may also use an fd, by /proc/self/fd/N, or a file handle. No request says so. But then there is
+no name to look up: the same thread comes again at once, without a LOOKUP, and is served.
 
-With one, what it finds is served. The kernel begins a call again only once, so else a program would
-fail on a name that is replaced all the time, and that did lead to what was found during its call. A
-call may be several requests: a GETATTR before the OPEN, a LOOKUP of the new name before the LINK.
+If the thread does send a LOOKUP, it is served what that finds. The kernel begins a call again only
+once. So a program would otherwise fail on a name that is replaced all the time, although the name led
+to the found file during its call. A call may be several requests: a GETATTR before the OPEN, a LOOKUP
+of the new name before the LINK.
 
-With ``--coherency none`` no name is changed in the source, and nothing is asked.
+With ``--coherency none`` no name is changed in the source, and nothing is checked.
 """
 
 from dataclasses import dataclass
@@ -26,14 +27,14 @@ from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.tree import Tree
 
 MAX_REFUSED: Final = 64
-"""Threads that may be about to come again. One that does not leaves an entry."""
+"""How many threads that may come again are remembered. One that does not come leaves an entry."""
 
 AGAIN_SECONDS: Final = 0.5
-"""What a refused thread gets to look names up again and to use what it found. Later requests may be
-another call's, which comes when the name leads elsewhere."""
+"""How many seconds a refused thread has to look names up again and to use what it found. A later
+request may belong to another call, made after the name came to lead elsewhere."""
 
 NO_NODE: Final = 0
-"""No inode's node id."""
+"""A node id that no inode has."""
 
 
 @dataclass(slots=True)
@@ -41,11 +42,11 @@ class _Refused:
     """Remembers a thread that was refused, and the inodes that it is served next."""
 
     node: int
-    """The inode that it was refused for, until it looks a name up."""
+    """The inode for which it was refused, until it looks a name up."""
     found: int
-    """The inode that it found since."""
+    """The inode that it has found since."""
     until: float
-    """When it is too late for what it found."""
+    """The time after which it is not served what it found."""
 
 
 class StaleNames:

@@ -1,8 +1,8 @@
-"""Find, open and change what is in the source, as a tree of inodes.
+"""Find, open and change the objects of the source, as a tree of inodes.
 
-The tree is between the handlers, which speak FUSE, and ``namespace``, which makes the system calls. It
-holds what is used across an await, runs what may wait in threads, and passes what it saw of a file on
-to coherency.
+The tree lies between the handlers, which speak FUSE, and ``namespace``, which makes the system calls.
+It keeps inodes open across an await, makes calls that may wait in threads, and passes each stat on to
+the coherency checker.
 """
 
 import contextlib
@@ -34,13 +34,13 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 MAX_DEPTH = 128
-"""Parked inodes that are opened by their parents' places, at most, to get at one."""
+"""How many parked parents are opened by their places, at most, to reach a parked inode."""
 
 FORGET_BATCH = 1024
-"""Names that the kernel is asked to forget in one go."""
+"""How many names one request makes the kernel forget."""
 
 FORGET_SECONDS = 0.01
-"""What the kernel gets to send its FORGETs after that."""
+"""How many seconds the kernel has to send its FORGETs after that."""
 
 
 SUSPICIOUS = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EBADF)
@@ -56,7 +56,7 @@ class Tree:
         self.inodes = inodes
         self.inline_if_local = services.inline_if_local
         self._crowded = trio.Event()
-        # The kernel goes by the name that the file had, too, and would still open it by that.
+        # The kernel may also have the name that the file had before, and would still open it by that.
         inodes.on_leave(services.notifier.expire)
 
     def using(self, node: int) -> "Using":
@@ -66,8 +66,8 @@ class Tree:
     async def in_thread_with_retry(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a thread (``Backing.in_thread``).
 
-        It may open descriptors and take space: if there is none left, it has undone what it did, may
-        do it again, or raises HalfDoneError.
+        The call may open fds and take space. If it runs out of either, it must undo what it did, so
+        that it can be repeated; otherwise it raises HalfDoneError.
         """
         return await self.services.space_retry.retrying(
             self._retry_emfile, self.services.backing.in_thread, call, *args
@@ -76,7 +76,7 @@ class Tree:
     async def run_on_names(self, directory: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call on names in a directory; without a thread where it does not wait.
 
-        It must not touch a file system that is mounted on a name: a server's may never reply.
+        It must not touch a file system that is mounted on a name: a server may never reply.
         """
         services = self.services
         if not (services.is_local(directory) and syscalls.can_open_here()):
@@ -97,7 +97,7 @@ class Tree:
         return await self.in_thread_with_retry(call, *args, actor)
 
     async def unpark(self, inode: Inode, depth: int = 0) -> None:
-        """Give a parked inode a descriptor again. Raises StaleError, OSError."""
+        """Give a parked inode an fd again. Raises StaleError, OSError."""
         parent = inode.parent
         if parent is None or parent.nlookup <= 0 or depth == MAX_DEPTH:
             await self._open_parked(inode, -1)
@@ -137,7 +137,7 @@ class Tree:
         await self._have_mount_fd(inode)
 
     async def _have_mount_fd(self, inode: Inode) -> None:
-        """Open a file system's first directory found; handles of inodes there are opened by it."""
+        """Open the first directory found on a file system, by which handles there are opened."""
         if not self.inodes.wants_mount_fd(inode):
             return
         self.inodes.expect_mount_fd(inode.device)
@@ -245,11 +245,11 @@ class Tree:
         return found == inode.id
 
     async def nothing_to_drop(self, inode: Inode, size: int | None = None) -> None:
-        """Return when the kernel has no stale pages, as attributes of the inode are about to be sent.
+        """Wait until the kernel has no stale pages, before a reply sends attributes of the inode.
 
-        It may drop none by itself when it is told of another size. In the page that ends the file it
-        would show zeros, which the file never held. But it takes no size from a GETATTR reply that a
-        notification overtakes, and a read may be about to use it: so ``size`` is refreshed, too.
+        The kernel may keep its pages when it learns another size. Then it would show zeros in the page
+        at the old end, which the file never held. Also, it ignores the size in a GETATTR reply that a
+        notification overtakes, and a read may be about to use the size. So ``size`` is refreshed, too.
         """
         notifier = self.services.notifier
         if not (notifier.explicit and notifier.is_pending(inode.node)):
@@ -283,14 +283,14 @@ class Tree:
         return pagecache.file(inode.file_key, inode.dentry) if make else pagecache.known(inode.file_key)
 
     async def set_attributes(self, inode: Inode, io_fd: int, new: NewAttributes) -> os.stat_result:
-        """Set attributes (``attributes.set_attributes``), flushing what a new size makes wrong."""
+        """Set attributes (``attributes.set_attributes``), and flush what a new size makes stale."""
         file = await self._known_file(inode, make=new.size is not None)
         if file is None:
             try:
                 call = attributes.set_attributes
                 _, after = await self._run_change(inode, new.size, call, inode.fd, io_fd, new)
             except OSError:
-                self.services.notifier.inode(inode.node)  # a part of it may have been done
+                self.services.notifier.inode(inode.node)  # a part may have been done
                 raise
             return after
         pagecache, size = self.services.pagecache, new.size
@@ -305,7 +305,7 @@ class Tree:
     async def _run_change(
         self, inode: Inode, size: int | None, call: Callable[[*Ts], T], *args: *Ts
     ) -> T:
-        """Change attributes as names are changed; a size in a thread, as that frees or takes blocks."""
+        """Change attributes inline if possible; a size in a thread, as it frees or takes blocks."""
         if size is not None:
             return await self.in_thread_with_retry(call, *args)
         return await self.run_on_names(inode, call, *args)
@@ -342,9 +342,9 @@ class Tree:
             self.services.notifier.inode(inode.node)
 
     def name_changed(self, changed: Changed, parent: Inode, name: bytes) -> Inode | None:
-        """Record that a file lost or gained a name by us: its ctime moved; without a name it is gone.
+        """Record that a change of ours moved a file's ctime, as the file lost or gained a name.
 
-        Returns its inode, if that is in the table.
+        A file without a name is gone. Returns the inode, if it is in the table.
         """
         inode, key = self.inodes.subject(changed.key, parent, name)
         if changed.gone and inode is not None:
@@ -367,15 +367,15 @@ class Tree:
         return inode
 
     async def open(self, inode: Inode, flags: int) -> OpenedFile:
-        """Open a file for I/O, with those of a program's flags that are for the source."""
+        """Open a file for I/O, with those of the program's flags that apply to the source."""
         call: Callable[[str, int, FileKey | None], OpenedFile]
         call = namespace.open_for_writeback if self.services.writeback else namespace.open_file
         path, flags = inode.path(), flags & IO_FLAGS
         if self.services.is_local(inode):
-            near = functools.partial(self.inline_if_local, inode)
-            with contextlib.suppress(BlockingIOError):  # somebody has a lease on it
+            run = functools.partial(self.inline_if_local, inode)
+            with contextlib.suppress(BlockingIOError):  # another process has a lease on it
                 opened: OpenedFile = await self._retry_emfile(
-                    near, call, path, flags | os.O_NONBLOCK, inode.file_key
+                    run, call, path, flags | os.O_NONBLOCK, inode.file_key
                 )
                 os.set_blocking(opened.fd, not flags & os.O_NONBLOCK)
                 return opened
@@ -383,9 +383,9 @@ class Tree:
 
     async def open_directory(self, inode: Inode) -> int:
         """Open a directory to list it."""
-        near = functools.partial(self.inline_if_local, inode)
+        run = functools.partial(self.inline_if_local, inode)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        return await self._retry_emfile(near, os.open, inode.path(), flags)
+        return await self._retry_emfile(run, os.open, inode.path(), flags)
 
     async def _retry_emfile(
         self,
@@ -431,15 +431,15 @@ class Tree:
                 await self.services.notifier.drop_names(places)
                 await trio.sleep(FORGET_SECONDS)
                 if self.inodes.forgotten == before:
-                    break  # all in use; until something is looked up again
-            await trio.sleep(FORGET_SECONDS)  # looking for what can go is not for each lookup
+                    break  # all are in use; the next lookup tries again
+            await trio.sleep(FORGET_SECONDS)  # do not search again after each lookup
 
 
 class Using:
     """Implements ``Tree.using``.
 
-    Not an ``asynccontextmanager``: trio books each async generator in a weak set, which takes longer
-    than most of what is done in the block.
+    It is no ``asynccontextmanager``: trio enters each async generator in a weak set, which takes longer
+    than the block usually does.
     """
 
     __slots__ = ("_inode", "_tree")

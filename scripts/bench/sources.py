@@ -56,7 +56,8 @@ def run(*command: str | Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PROGRAM_SECONDS, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise MissingError(f"{name}: {lines[-1] if lines else done.returncode}")
+        said = [line for line in lines if "dmesg(1)" not in line] or [f"status {done.returncode}"]
+        raise MissingError(said[-1] if said[-1].startswith(name) else f"{name}: {said[-1]}")
 
 
 @contextmanager

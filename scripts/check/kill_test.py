@@ -92,7 +92,7 @@ class Site:
         for name in ("source", "mnt", "said", "tmp", "fusectl"):
             (base / name).mkdir()
         self.source, self.mountpoint = base / "source", base / "mnt"
-        load.make_settled(self.source / "load")
+        load.make_unchanged(self.source / "load")
         self.log = base / "log"
         self.environment = {**os.environ, "TMPDIR": str(base / "tmp"), "HOME": str(base / "tmp")}
         self.daemon: Daemon | None = None
@@ -197,7 +197,7 @@ class Round:
         time.sleep(self.random.random() * 0.5)
 
     def _going(self, kind: str) -> bool:
-        said = load.said(self.said(kind))
+        said = load.read_progress(self.said(kind))
         if said.error is not None or self.clients[kind].poll() is not None:
             raise Failure(f"client {kind} failed by itself: {said.error}")
         return said.done > 0
@@ -209,7 +209,7 @@ class Round:
         )
         errors = Counter[str]()
         for kind, client in self.clients.items():
-            error = load.said(self.said(kind)).error
+            error = load.read_progress(self.said(kind)).error
             # A page of a mapping that can not be read is a SIGBUS: the client has said nothing more.
             if client.returncode == -signal.SIGBUS and kind in ("mapped", "wal"):
                 error = "SIGBUS"
@@ -225,7 +225,7 @@ class Round:
         """Raises Failure if something that was confirmed is not in the source; how much was."""
         turns = 0
         for kind in self.kinds:
-            said = load.said(self.said(kind))
+            said = load.read_progress(self.said(kind))
             turns += said.done
             wrong = load.lost(kind, self.site.source / "load", said, self.seed, writeback)
             if wrong is not None:
@@ -234,8 +234,8 @@ class Round:
 
     def change_source(self) -> None:
         """While nobody serves the mount: contents that no cache of before may answer for."""
-        for number in range(0, load.SETTLED, 7):
-            path = self.site.source / "load" / "settled" / str(number)
+        for number in range(0, load.UNCHANGED, 7):
+            path = self.site.source / "load" / "unchanged" / str(number)
             st = path.stat()
             path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
             os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
@@ -243,10 +243,10 @@ class Round:
     def restore_source(self) -> None:
         """As ``change_source`` found it, and nothing of the clients."""
         top = self.site.source / "load"
-        for number in range(0, load.SETTLED, 7):
-            (top / "settled" / str(number)).write_bytes(load.settled(number))
+        for number in range(0, load.UNCHANGED, 7):
+            (top / "unchanged" / str(number)).write_bytes(load.unchanged(number))
         for path in top.iterdir():
-            if path.name != "settled":
+            if path.name != "unchanged":
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         for kind in self.kinds:
             self.said(kind).unlink(missing_ok=True)
@@ -441,7 +441,7 @@ def unmount_round(site: Site, seed: int, tally: Tally, *, number: int) -> None:
     """End the daemon while it unmounts."""
     choose = random.Random(seed)
     process = site.mount(choose.choice(CONFIGURATIONS)).process
-    for path in (site.mountpoint / "load" / "settled").iterdir():
+    for path in (site.mountpoint / "load" / "unchanged").iterdir():
         path.read_bytes()
     command = ["umount", str(site.mountpoint)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as umount:

@@ -1,4 +1,4 @@
-"""Run the native engine's own tests under the sanitizers, and fuzz it.
+"""Run the native code's own tests under the sanitizers, and fuzz it.
 
 The same seed makes the same choices. A program prints how to repeat alone what it did last:
 build/sanitize/SANITIZER/PROGRAM --seconds 0 --seed N.
@@ -19,6 +19,7 @@ LOG = TOP / "log"
 
 COMMON = "-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS"
 ADDRESS = "address,undefined"
+FUZZERS = ("fuzz", "fuzz_channel")
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=1:alloc_dealloc_mismatch=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -35,7 +36,7 @@ HANG_SECONDS = 600
 )
 @click.option("--seed", type=click.IntRange(0), help="Repeat the choices; random unless given.")
 def main(seconds: int, seed: int | None) -> None:
-    """Run the native engine's own tests under the sanitizers, and fuzz it; status 1 if one fails."""
+    """Run the native code's own tests under the sanitizers, and fuzz it; status 1 if one fails."""
     seed = random.SystemRandom().getrandbits(30) if seed is None else seed
     compiler = "clang++" if shutil.which("clang++") else "g++"
     print(f"sanitize: {compiler}, {seconds} seconds each, seed {seed}", flush=True)
@@ -44,7 +45,7 @@ def main(seconds: int, seed: int | None) -> None:
     failed = []
 
     tests: tuple[str, ...] = ("units", "stress", "threads", "faults", "resident_pages")
-    build(compiler, "address", f"-fsanitize={ADDRESS}", (*tests, "fuzz"))
+    build(compiler, "address", f"-fsanitize={ADDRESS}", (*tests, *FUZZERS))
     failed += [name for name in tests if not passes(f"address/{name}", choices, seconds)]
 
     tests = ("threads", "stress")
@@ -52,11 +53,13 @@ def main(seconds: int, seed: int | None) -> None:
     failed += [name for name in tests if not passes(f"thread/{name}", choices, seconds)]
 
     if compiler == "clang++":
-        build(compiler, "fuzz", f"-fsanitize=fuzzer-no-link,{ADDRESS}", ("fuzz",))
-        program, choices = "fuzz/fuzz", libfuzzer_options(seconds, seed)
-    else:
-        program = "address/fuzz"
-    failed += [] if passes(program, choices, seconds) else ["fuzz"]
+        build(compiler, "fuzz", f"-fsanitize=fuzzer-no-link,{ADDRESS}", FUZZERS)
+    for name in FUZZERS:
+        if compiler == "clang++":
+            passed = passes(f"fuzz/{name}", libfuzzer_options(name, seconds, seed), seconds)
+        else:
+            passed = passes(f"address/{name}", choices, seconds)
+        failed += [] if passed else [name]
 
     for name in failed:
         print(f"sanitize: {name} failed", file=sys.stderr)
@@ -80,12 +83,13 @@ def build(compiler: str, sanitizer: str, flags: str, programs: tuple[str, ...]) 
                 sys.exit(f"sanitize: the build failed:\n{LOG.read_text()}")
 
 
-def libfuzzer_options(seconds: int, seed: int) -> tuple[str, ...]:
+def libfuzzer_options(program: str, seconds: int, seed: int) -> tuple[str, ...]:
     """Arguments for libFuzzer, which clang++ has, with a corpus that lasts from run to run."""
-    (TOP / "corpus").mkdir(exist_ok=True)
+    corpus = TOP / f"corpus-{program}"
+    corpus.mkdir(exist_ok=True)
     return (
         f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=60", "-max_len=8192",
-        "-len_control=10", f"-artifact_prefix={TOP}/", str(TOP / "corpus"),
+        "-len_control=10", f"-artifact_prefix={TOP}/", str(corpus),
     )  # fmt: skip
 
 

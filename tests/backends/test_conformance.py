@@ -80,7 +80,11 @@ class NativeConformance(ZcacheConformance):
 
 
 class TestNativeStaged(NativeConformance):
-    """Keeps pages in the staging area: too few are put to wake the worker."""
+    """Keeps pages in the staging area: too few are put to wake the worker, and no codec runs."""
+
+    @pytest.fixture(autouse=True, params=["lz4", "was-active", "zbud"])
+    def _variant(self, request: pytest.FixtureRequest) -> None:
+        self.options = VARIANTS[request.param]
 
     def new(self) -> Backend:
         made: Backend = make("log", 32 * MIB, **self.options)

@@ -226,4 +226,4 @@ class Twins(RuleBasedStateMachine):
 
 if "native" in ENGINES:
     TestTwins = Twins.TestCase
-    TestTwins.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+    TestTwins.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

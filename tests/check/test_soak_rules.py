@@ -7,7 +7,7 @@ import pytest
 from scripts.check.soak.content import CELL, bound, cell_at, cell_bytes, cells_bytes
 from scripts.check.soak.locks import Locks
 from scripts.check.soak.model import RING, Model, Shape
-from scripts.check.soak.rules import Violation, check_data, check_length, check_size
+from scripts.check.soak.rules import Violation, check_data, check_length, check_size, staleness
 
 FILE = 7
 SHAPE = Shape(slots=3, names=2, processes=2, cells=8)
@@ -173,3 +173,22 @@ def test_locks_of_two_openers_exclude_each_other(model: Model, tmp_path: Path) -
         assert not two.would_wait(slot, 4, 6)
         assert two.would_wait(slot, 3, 5)
         assert one.would_wait(slot, 6, None)
+
+
+def test_the_stalest_cell_of_a_read_counts() -> None:
+    cells = [data(2), data(4), data(2)]
+    assert staleness(cells, [2, 4, 2], [10, 10, 10], 50) == 0
+    assert staleness(cells, [4, 6, 2], [10, 30, 49], 50) == 40
+    assert staleness(cells, [2, 2, 2], [10, 10, 10], 50) == 0, "newer than what was complete"
+    assert staleness([bytes(CELL)], [2], [10], 50) == 0, "zeros name no version"
+    assert staleness([data(2)], [4], [(1 << 32) - 5], 5) == 10, "the clock wraps"
+
+
+def test_files_that_are_not_opened_again_have_slots_of_their_own() -> None:
+    model = Model(Shape(slots=3, names=2, processes=2, cells=8, quiet=2))
+    model.quiet[1].reset(model.new_serial(), CELL, 0)
+    assert model.find(1) is model.quiet[1]
+    assert model.free_slot() is model.slots[0]
+    model.note_staleness(0, 7)
+    model.note_staleness(1, 3)
+    assert model.staleness == 7

@@ -1,4 +1,4 @@
-"""Fixtures: a source directory, a mount point, and a factory of mounts of the one on the other."""
+"""Provide a source directory, a mount point, and a factory of mounts."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,15 +21,15 @@ def _starts(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """How cleanfs is started, and until when it must be done."""
-    mounting.begin_lifetimes_anew()
+    """Let the zygote start cleanfs, and restart the limits of its lifetimes."""
+    mounting.renew_lifetimes()
     monkeypatch.setattr(zygote, "below", f"{tmp_path_factory.getbasetemp().resolve()}/")
     monkeypatch.setattr(zygote, "in_use", "test_smoke" not in request.node.nodeid)
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """An empty source directory."""
+    """Make an empty source directory."""
     path = tmp_path / "source"
     path.mkdir()
     return path
@@ -37,7 +37,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mountpoint(tmp_path: Path) -> Path:
-    """An empty directory to mount on."""
+    """Make an empty directory to mount on."""
     path = tmp_path / "mnt"
     path.mkdir()
     return path
@@ -45,7 +45,7 @@ def mountpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mount(source: Path, mountpoint: Path) -> Iterator[Mounter]:
-    """``mount(*options)``: the source mounted until the test ends, with a small page cache."""
+    """Return ``mount(*options)``: it mounts the source with a small page cache until the test ends."""
     with ExitStack() as stack:
 
         def mounter(*options: str, prefix: tuple[str, ...] = (), patch: str = "") -> MountedFs:
@@ -58,7 +58,7 @@ def mount(source: Path, mountpoint: Path) -> Iterator[Mounter]:
 
 @dataclass(frozen=True)
 class Place:
-    """One directory three times: in a source, in its mount, and a plain one to compare with."""
+    """Holds a directory in a source, the same in its mount, and a plain one for comparison."""
 
     fs: MountedFs
     source: Path
@@ -68,7 +68,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def shared_fs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedFs]:
-    """One mount, open to other users, for the tests of a module that need no other options."""
+    """Provide one mount with ``--allow-other`` for the tests of a module that need no other options."""
     top = tmp_path_factory.mktemp("shared")
     for name in ("source", "mnt", "plain"):
         (top / name).mkdir()
@@ -79,7 +79,7 @@ def shared_fs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedFs]:
 
 @pytest.fixture
 def place(shared_fs: MountedFs) -> Place:
-    """A place of its own for each test below the shared mount."""
+    """Make a place for each test below the shared mount."""
     plains = shared_fs.source.with_name("plain")
     number = len(list(plains.iterdir()))
     plain = plains / str(number)

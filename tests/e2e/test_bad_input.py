@@ -1,4 +1,4 @@
-"""Real mounts and real processes that are given nonsense: one line, the right status, nothing lost."""
+"""Test bad input to real mounts and processes: one line, the right status, no loss."""
 
 import errno
 import json
@@ -23,6 +23,7 @@ from tests.harness.mounting import (
     cleanfs,
     command_line,
     end_of,
+    forked_command_line,
     is_mounted,
     mount_namespace,
     mounted,
@@ -31,7 +32,7 @@ from tests.harness.mounting import (
 
 @pytest.fixture(scope="module")
 def fs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedFs]:
-    """One mount for all that leaves it as it was."""
+    """Provide one mount for all tests that leave it unchanged."""
     top = tmp_path_factory.mktemp("bad-input")
     for name in ("source", "mnt"):
         (top / name).mkdir()
@@ -43,15 +44,15 @@ def fs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedFs]:
 # -- control files ------------------------------------------------------------------------------------
 
 
-def test_control_files_take_what_makes_sense_and_nothing_else(fs: MountedFs) -> None:
+def test_control_files_accept_exactly_the_valid_commands(fs: MountedFs) -> None:
     run_state_machine_as_test(
-        lambda: ControlMachine(fs),  # type: ignore[arg-type]  # it takes a factory, too
+        lambda: ControlMachine(fs),  # type: ignore[arg-type]  # it also takes a factory
         settings=examples(6, steps=15),
     )
 
 
 def written(fs: MountedFs, name: str, data: bytes) -> str:
-    """The name of the error of one write; empty if there was none."""
+    """Return the name of the error of one write; empty if there was none."""
     fd = os.open(fs.control(name), os.O_WRONLY)
     try:
         os.write(fd, data)
@@ -63,14 +64,14 @@ def written(fs: MountedFs, name: str, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("limit", [1 << 51, 1 << 62])
-def test_a_pool_limit_that_no_machine_has_is_a_limit(fs: MountedFs, limit: int) -> None:
+def test_a_pool_limit_above_the_memory_of_any_machine_is_accepted(fs: MountedFs, limit: int) -> None:
     assert written(fs, "pool_limit", b"%d" % limit) == ""
     assert fs.control("pool_limit").read_text() == f"{limit}\n"
     assert fs.stats()["pool_id"] >= 0
     assert written(fs, "pool_limit", b"64M") == ""
 
 
-def test_a_command_that_the_kernel_would_cut_is_refused_whole(fs: MountedFs) -> None:
+def test_a_command_that_the_kernel_would_split_is_refused_as_a_whole(fs: MountedFs) -> None:
     before = fs.control("pool_limit").read_text()
     assert written(fs, "pool_limit", b"8M" + b" " * (2 << 20)) == "EINVAL"
     assert fs.control("pool_limit").read_text() == before
@@ -83,7 +84,7 @@ def test_a_size_is_written_in_plain_digits(fs: MountedFs, text: str) -> None:
     assert fs.control("pool_limit").read_text() == before
 
 
-def test_a_first_read_may_begin_anywhere(fs: MountedFs) -> None:
+def test_a_first_read_can_begin_at_any_offset(fs: MountedFs) -> None:
     fd = os.open(fs.control("stats"), os.O_RDONLY)
     try:
         assert os.pread(fd, 4, 3) == b"sion"
@@ -92,29 +93,29 @@ def test_a_first_read_may_begin_anywhere(fs: MountedFs) -> None:
         os.close(fd)
 
 
-def test_writers_at_the_same_time_do_not_mix(fs: MountedFs) -> None:
+def test_concurrent_writes_do_not_mix(fs: MountedFs) -> None:
     limits = [b"2097152", b"3145728", b"nonsense", b"4194304"]
-    said: list[str] = []
+    errors: list[str] = []
 
     def write(data: bytes) -> None:
-        said.extend(written(fs, "pool_limit", data) for _ in range(30))
+        errors.extend(written(fs, "pool_limit", data) for _ in range(30))
 
     threads = [threading.Thread(target=write, args=(data,)) for data in limits]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(said) == [""] * 90 + ["EINVAL"] * 30
+    assert sorted(errors) == [""] * 90 + ["EINVAL"] * 30
     assert fs.control("pool_limit").read_text().strip().encode() in limits
     assert written(fs, "pool_limit", b"64M") == ""
 
 
-# -- a mount that is none of ours, or of another version --------------------------------------------
+# -- a mount of another program or version ----------------------------------------------------------
 
 
 @pytest.fixture
 def foreign(fs: MountedFs, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """A mount point of our type without our control files, and the directory that takes their place."""
+    """Make a mount of cleanfs's type with a real directory in place of the control directory."""
     fake = fs.source / "d" / ".cleancache"
     fake.mkdir(parents=True)
     point = tmp_path / "bound"
@@ -128,7 +129,7 @@ def foreign(fs: MountedFs, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         shutil.rmtree(fs.source / "d")
 
 
-STRANGE: dict[str, Callable[[Path], object]] = {
+INVALID: dict[str, Callable[[Path], object]] = {
     "an empty object": lambda path: path.write_text("{}"),
     "no JSON": lambda path: path.write_bytes(b"\xff\x1b[31m{"),
     "a fifo": os.mkfifo,
@@ -136,10 +137,10 @@ STRANGE: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", STRANGE)
-def test_strange_statistics_are_one_line(foreign: tuple[Path, Path], kind: str) -> None:
+@pytest.mark.parametrize("kind", INVALID)
+def test_invalid_statistics_are_an_error_of_one_line(foreign: tuple[Path, Path], kind: str) -> None:
     point, fake = foreign
-    STRANGE[kind](fake / "stats.json")
+    INVALID[kind](fake / "stats.json")
     complains(cleanfs("stats", point, timeout=10), 1, str(point))
     complains(cleanfs("stats", "--watch", "1", "--json", point, timeout=10), 1, str(point))
     listed = cleanfs("list", timeout=10)
@@ -150,7 +151,7 @@ def test_strange_statistics_are_one_line(foreign: tuple[Path, Path], kind: str) 
     assert not is_mounted(point)
 
 
-def test_drop_follows_no_link_and_makes_no_file(foreign: tuple[Path, Path], tmp_path: Path) -> None:
+def test_drop_neither_follows_links_nor_makes_files(foreign: tuple[Path, Path], tmp_path: Path) -> None:
     point, fake = foreign
     complains(cleanfs("drop", point), 1, "No such file")
     assert os.listdir(fake) == []
@@ -160,10 +161,12 @@ def test_drop_follows_no_link_and_makes_no_file(foreign: tuple[Path, Path], tmp_
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_a_carriage_return_in_somebodys_mount_point_hurts_nobody(fs: MountedFs, tmp_path: Path) -> None:
+def test_a_carriage_return_in_another_mount_point_does_not_break_list(
+    fs: MountedFs, tmp_path: Path
+) -> None:
     other = tmp_path / "a\rb"
     other.mkdir()
-    # Where nobody else sees it.
+    # In a namespace, where no other process sees it.
     script = 'mount -t tmpfs none "$0" && grep -q "\r" /proc/self/mountinfo && exec "$@"'
     listed = subprocess.run(
         [*mount_namespace(), "sh", "-c", script, other, *command_line("list")],
@@ -177,7 +180,7 @@ def test_a_carriage_return_in_somebodys_mount_point_hurts_nobody(fs: MountedFs, 
 
 
 @pytest.mark.parametrize("name", ["[/x]", "[bold]e\x1b[31m\x07" + "x" * 200])
-def test_a_mount_with_a_strange_name_can_be_looked_at(tmp_path: Path, name: str) -> None:
+def test_statistics_of_a_mount_with_a_strange_name_are_printable(tmp_path: Path, name: str) -> None:
     source, point = tmp_path / "s" / name, tmp_path / "m" / name
     source.mkdir(parents=True)
     point.mkdir(parents=True)
@@ -213,7 +216,7 @@ BAD_PATHS: dict[str, tuple[int, Callable[[Path], tuple[str, str]]]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_PATHS)
-def test_a_path_that_will_not_do_is_one_line(tmp_path: Path, kind: str) -> None:
+def test_a_bad_path_is_an_error_of_one_line(tmp_path: Path, kind: str) -> None:
     for name in ("s", "m"):
         (tmp_path / name).mkdir()
     (tmp_path / "file").write_text("x")
@@ -228,13 +231,13 @@ def test_a_path_that_will_not_do_is_one_line(tmp_path: Path, kind: str) -> None:
     assert not is_mounted(tmp_path / "m")
 
 
-def test_a_working_directory_that_is_gone_is_one_line(fs: MountedFs, tmp_path: Path) -> None:
+def test_a_removed_working_directory_is_an_error_of_one_line(fs: MountedFs, tmp_path: Path) -> None:
     for args in (("mount", "s", "m"), ("umount", "m"), ("list",), ("stats", fs.path)):
         gone = tmp_path / "gone"
         gone.mkdir()
         script = 'cd "$0" && rmdir "$0" && exec "$@"'
         done = subprocess.run(
-            ["sh", "-c", script, gone, *command_line(*args)],
+            ["sh", "-c", script, gone, *forked_command_line(*args)],
             capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr
@@ -248,19 +251,21 @@ def test_a_working_directory_that_is_gone_is_one_line(fs: MountedFs, tmp_path: P
 # -- streams and logs --------------------------------------------------------------------------------
 
 
+NO_STREAMS = "<&- >&- 2>&-"
+
+
 def shell(redirections: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command line with its streams redirected."""
+    """Run a command with its streams redirected. Without streams, it is a Python process of its own."""
     script = f'exec "$@" {redirections}'
+    command = command_line if redirections == NO_STREAMS else forked_command_line
     return subprocess.run(
-        ["sh", "-c", script, "sh", *command_line(*args)],
+        ["sh", "-c", script, "sh", *command(*args)],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
-def test_streams_that_are_not_there_change_no_status(
-    source: Path, mountpoint: Path, closed: str
-) -> None:
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", NO_STREAMS, "2>/dev/full"])
+def test_closed_streams_do_not_change_the_status(source: Path, mountpoint: Path, closed: str) -> None:
     assert shell(closed, "frobnicate").returncode == 2
     assert shell(closed, "mount", source / "x", mountpoint).returncode == 1
     done = shell(closed, "mount", "--log-file", mountpoint.with_name("log"), source, mountpoint)
@@ -277,10 +282,10 @@ def test_streams_that_are_not_there_change_no_status(
     assert (source / "f").read_text() == "x"
 
 
-def test_a_mount_without_streams_in_the_foreground_writes_into_no_file(
+def test_a_foreground_mount_with_closed_streams_does_not_write_into_files(
     source: Path, mountpoint: Path
 ) -> None:
-    script = 'exec "$@" <&- >&- 2>&-'
+    script = f'exec "$@" {NO_STREAMS}'
     command = ["sh", "-c", script, "sh", *command_line("mount", "-f", source, mountpoint)]
     with subprocess.Popen(command) as process:
         try:
@@ -297,7 +302,7 @@ def test_a_mount_without_streams_in_the_foreground_writes_into_no_file(
     assert not is_mounted(mountpoint)
 
 
-def test_output_that_can_not_be_written_is_one_line(fs: MountedFs) -> None:
+def test_output_that_cannot_be_written_is_an_error_of_one_line(fs: MountedFs) -> None:
     for args in (
         ("--version",),
         ("list",),
@@ -316,7 +321,7 @@ def test_output_that_can_not_be_written_is_one_line(fs: MountedFs) -> None:
      {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "dumb", "COLUMNS": "1"}],
     ids=str,
 )  # fmt: skip
-def test_no_environment_makes_a_traceback(
+def test_no_environment_causes_a_traceback(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
 ) -> None:
     mountpoint = tmp_path / "m\u00fcnt"
@@ -336,30 +341,30 @@ def test_no_environment_makes_a_traceback(
 
 
 def on_terminal(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line on a terminal, and give all that it showed."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command_line(*args), stdout=theirs, stderr=theirs) as process:
-        os.close(theirs)
+    """Run a command on a terminal and return its output."""
+    master, terminal = pty.openpty()
+    with subprocess.Popen(command_line(*args), stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
         shown = b""
         try:
-            while piece := os.read(ours, 65536):
+            while piece := os.read(master, 65536):
                 shown += piece
         except OSError:
-            pass  # EIO: nobody has the other side any more
+            pass  # EIO: the terminal is closed
         finally:
-            os.close(ours)
+            os.close(master)
         status = end_of(process, 20)
     return subprocess.CompletedProcess(args, status, shown.decode(errors="replace"), "")
 
 
-def test_a_log_that_nobody_reads_is_one_line_and_no_wait(source: Path, mountpoint: Path) -> None:
+def test_a_fifo_without_a_reader_as_a_log_is_refused_at_once(source: Path, mountpoint: Path) -> None:
     fifo = mountpoint.with_name("fifo")
     os.mkfifo(fifo)
     complains(cleanfs("mount", "--log-file", fifo, source, mountpoint, timeout=10), 1, "fifo")
     assert not is_mounted(mountpoint)
 
 
-def test_a_log_may_be_full_or_a_fifo_that_nobody_empties(source: Path, mountpoint: Path) -> None:
+def test_a_full_log_or_a_full_fifo_does_not_stop_the_mount(source: Path, mountpoint: Path) -> None:
     fifo = mountpoint.with_name("fifo")
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -374,7 +379,7 @@ def test_a_log_may_be_full_or_a_fifo_that_nobody_empties(source: Path, mountpoin
         os.close(reader)
 
 
-def test_a_supervisor_that_is_not_there_is_no_reason_to_end(
+def test_a_missing_supervisor_does_not_end_the_daemon(
     source: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/" + "x" * 200)

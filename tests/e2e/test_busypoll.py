@@ -1,15 +1,28 @@
-"""Busy polling on a real mount: it is in force, finds requests, and costs an idle mount nothing."""
+"""Test busy polling on a real mount: it finds requests and costs an idle mount nothing."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from cleanfs.fuse.channel import LOST
 from tests.e2e.conftest import Mounter
-from tests.harness.mounting import MountedFs, cleanfs, cpu_ticks, end_of, wait_until
+from tests.harness.mounting import (
+    MountedFs,
+    as_user,
+    cleanfs,
+    cpu_ticks,
+    end_of,
+    unmount_by_force,
+    wait_until,
+)
 
 
 def read_uncached(path: Path, times: int) -> None:
-    """Reads that all reach the daemon, one after the other."""
+    """Make reads one after the other that all reach the daemon."""
     fd = os.open(path, os.O_RDONLY)
     try:
         for _ in range(times):
@@ -26,22 +39,22 @@ class Sleeps(trio.abc.Instrument):
     def before_io_wait(self, timeout):
         if timeout:
             self.count += 1
-            os.pwrite(told, b"%9d" % self.count, 0)
-told = os.open("{path}", os.O_WRONLY | os.O_CREAT)
+            os.pwrite(counter, b"%9d" % self.count, 0)
+counter = os.open("{path}", os.O_WRONLY | os.O_CREAT)
 run = trio.run
 trio.run = lambda *args: run(*args, instruments=[Sleeps()])
 """
-"""Has a daemon say how often its main thread went to sleep with nothing to do. The kernel's count has
-also each lock that a thread met on the way, in /proc and /sys for one, and beside other tests those."""
+"""Makes a daemon count how often its main thread sleeps without work. The kernel's count also includes
+waits for locks, for example in /proc and /sys while other tests run."""
 
 
 def sleeps_of_others(fs: MountedFs) -> int:
-    """How often its other threads have gone to sleep."""
+    """Return how often the daemon's other threads have slept."""
     total = 0
     for status in Path(f"/proc/{fs.process.pid}/task").glob("*/status"):
         try:
             lines = status.read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):  # trio ends those that have nothing to do
+        except (FileNotFoundError, ProcessLookupError):  # trio ends idle threads
             continue
         for line in lines:
             if line.startswith("voluntary_ctxt_switches") and status.parent.name != str(fs.process.pid):
@@ -49,18 +62,18 @@ def sleeps_of_others(fs: MountedFs) -> int:
     return total
 
 
-def test_this_pyfuse3_waits_where_we_poll(source: Path, mount: Mounter) -> None:
-    """Fails if pyfuse3 has changed so that ``cleanfs.fuse.busypoll`` must, too."""
+def test_the_installed_pyfuse3_uses_the_polling_wait(source: Path, mount: Mounter) -> None:
+    """If this fails, pyfuse3 has changed, and ``cleanfs.fuse.channel`` must follow."""
     (source / "f").write_bytes(bytes(4096))
     fs = mount()
     assert fs.stats()["busy_poll_limit_us"] == 50
 
-    def polls() -> bool:  # sooner or later, as others want the processors as well
+    def polls() -> bool:  # after a while, as other processes use the CPUs too
         read_uncached(fs.path / "f", 500)
         return bool(fs.stats()["busy_poll_polled"] > 100)
 
     wait_until(polls, 20)
-    assert "busy polling is off" not in fs.log.read_text()
+    assert LOST not in fs.log.read_text()
 
 
 def test_0_never_polls(source: Path, mount: Mounter) -> None:
@@ -83,11 +96,11 @@ def test_an_idle_mount_sleeps(source: Path, mount: Mounter, tmp_path: Path) -> N
     ticks, sleeps, others = used()
     assert sleeps > 3
     time.sleep(1.5)
-    assert used()[0] - ticks <= 2, "one that spins has 150"
+    assert used()[0] - ticks <= 2, "a daemon that spins uses 150"
     assert used()[1] - sleeps + used()[2] - others <= 3
 
 
-def test_it_is_unmounted_while_requests_are_polled_for(source: Path, mount: Mounter) -> None:
+def test_a_mount_can_be_unmounted_while_it_polls(source: Path, mount: Mounter) -> None:
     (source / "f").write_bytes(bytes(4096))
     fs = mount("--busy-poll", "10000")
     read_uncached(fs.path / "f", 500)
@@ -96,7 +109,7 @@ def test_it_is_unmounted_while_requests_are_polled_for(source: Path, mount: Moun
     assert fs.process.returncode == 0
 
 
-def test_a_signal_ends_it_while_it_polls(source: Path, mount: Mounter) -> None:
+def test_a_signal_ends_a_daemon_that_polls(source: Path, mount: Mounter) -> None:
     (source / "f").write_bytes(bytes(4096))
     fs = mount("--busy-poll", "10000")
     read_uncached(fs.path / "f", 500)
@@ -105,7 +118,7 @@ def test_a_signal_ends_it_while_it_polls(source: Path, mount: Mounter) -> None:
     assert fs.process.returncode == 0
 
 
-def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_time_is_refused(tmp_path: Path) -> None:
     for wrong in ("-1", "nan", "10001", "x"):
         done = cleanfs("mount", "--busy-poll", wrong, tmp_path, tmp_path)
         assert done.returncode == 2
@@ -113,25 +126,88 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 ELSEWHERE = """
-import pyfuse3, trio
-import cleanfs.mount.mount
-begin = cleanfs.mount.mount.InitFlags.begin
-def begin_in_vain(self):
+import pyfuse3
+from cleanfs.fuse.channel import Channel
+begin = Channel.begin
+def begin_without_effect(self):
     begin(self)
     pyfuse3.trio = trio
-cleanfs.mount.mount.InitFlags.begin = begin_in_vain
+Channel.begin = begin_without_effect
 """
-"""Makes of this pyfuse3 one that does not look at what was put in the place of ``trio``."""
+"""Makes pyfuse3 ignore the replacement of its ``trio``."""
+
+NO_MODULE = """
+from cleanfs.fuse import channel
+channel.native = None
+"""
+"""As ``session`` has it where the native module cannot be imported."""
+
+NO_SESSION = """
+from types import SimpleNamespace
+from cleanfs.fuse import channel
+channel.native = SimpleNamespace(session_fd=lambda: None)
+"""
+"""The native module does not see which session pyfuse3 mounts."""
 
 
-def test_a_pyfuse3_that_waits_elsewhere_serves_all_the_same(
-    source: Path, tmp_path: Path, mount: Mounter
+@pytest.mark.parametrize("patch", [ELSEWHERE, NO_MODULE, NO_SESSION])
+def test_without_the_channel_libfuse_serves_all_the_same(
+    source: Path, tmp_path: Path, mount: Mounter, patch: str
 ) -> None:
     (source / "f").write_bytes(b"text" * 1024)
-    (tmp_path / "sitecustomize.py").write_text(ELSEWHERE)
-    fs = mount(prefix=("env", f"PYTHONPATH={tmp_path}"))
+    fs = mount("--allow-other", patch=patch)
     assert (fs.path / "f").read_bytes() == b"text" * 1024
     (fs.path / "g").write_bytes(b"new")
-    assert (source / "g").read_bytes() == b"new"
-    assert fs.stats()["busy_poll_limit_us"] == 0
-    assert "busy polling is off" in fs.log.read_text()
+    with (fs.path / "g").open("ab") as appended:
+        appended.write(b"er")
+    assert (source / "g").read_bytes() == b"newer"
+    data = os.urandom(3_000_000)
+    (fs.path / "big").write_bytes(data)
+    fs.drop()
+    assert (fs.path / "big").read_bytes() == data
+    if os.geteuid() == 0:  # the kernel has them cleared itself
+        os.chown(fs.path / "g", 12345, 23456)
+        for code in "os.write(os.open('g', os.O_WRONLY), b'x')", "os.truncate('g', 1)":
+            (fs.path / "g").chmod(0o6777)
+            assert not as_user(fs.path, code)
+            assert (source / "g").stat().st_mode & 0o7777 == 0o777
+    (fs.path / "g").unlink()
+    assert sorted(os.listdir(source)) == ["big", "f"]
+    stats = fs.stats()
+    assert (stats["busy_poll_polled"], stats["busy_poll_slept"]) == (0, 0)
+    assert fs.log.read_text().count(LOST) == 1
+
+
+def test_a_mount_uses_the_channel(source: Path, mount: Mounter) -> None:
+    fs = mount()
+    assert LOST not in fs.log.read_text()
+    assert fs.stats()["busy_poll_slept"] > 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "-m", "cleanfs", "mount"],
+        [Path(sys.executable).with_name("cleanfs"), "mount"],
+        [Path(sys.executable).with_name("mount.cleanfs")],
+    ],
+    ids=["module", "cleanfs", "mount.cleanfs"],
+)
+def test_every_way_to_mount_loads_the_channel_first(
+    source: Path, mountpoint: Path, tmp_path: Path, command: list[str | Path]
+) -> None:
+    """Loaded after pyfuse3 it would not see the session."""
+    log = tmp_path / "log"
+    try:
+        done = subprocess.run(
+            [*command, source, mountpoint, "-o", f"log_file={log}"],
+            check=False,
+            timeout=60,
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "mounted" in log.read_text()
+        assert LOST not in log.read_text()
+    finally:
+        cleanfs("umount", mountpoint)
+        unmount_by_force(mountpoint)

@@ -1,4 +1,4 @@
-"""A mount made in a chroot whose root is no mount point, so that mountinfo lacks its file system."""
+"""Test a mount in a chroot whose root is not a mount point: mountinfo lacks its file system."""
 
 import json
 import os
@@ -12,10 +12,10 @@ import pytest
 from tests.harness.mounting import mount_namespace
 
 pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="takes root, and setpriv"
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv"
 )
 
-ROOM = """
+MAKE_ROOT = """
 set -e
 mount -n -t tmpfs none "$1"
 mkdir "$1/root"
@@ -33,8 +33,8 @@ mkdir "$1/root/cleanfs-source" "$1/root/cleanfs-mnt"
 echo text > "$1/root/cleanfs-source/f"
 shift
 """
-"""Makes a file system with a directory for a root, and the machine's directories in it. Not what is
-mounted below them: with /tmp would come the file system itself."""
+"""Makes a directory on a new file system the root, with bind mounts of the machine's directories. The
+mounts below them are not bound: /tmp would bring the new file system itself."""
 
 SESSION = """
 set -e
@@ -50,14 +50,14 @@ cat /cleanfs-log
 
 
 @pytest.mark.parametrize("reach", ["filesystem", "inode"])
-def test_the_source_is_taken_for_the_local_one_that_it_is(tmp_path: Path, reach: str) -> None:
+def test_the_source_is_recognised_as_local(tmp_path: Path, reach: str) -> None:
     top = tmp_path / "top"
     top.mkdir()
-    less = ["setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search"]
-    change_root = ["chroot", str(top / "root"), *(less if reach == "inode" else [])]
+    drop_capability = ["setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search"]
+    change_root = ["chroot", str(top / "root"), *(drop_capability if reach == "inode" else [])]
     session = [*change_root, "sh", "-c", SESSION, "sh", sys.executable, "-m", "cleanfs"]
     done = subprocess.run(
-        [*mount_namespace(), "sh", "-c", ROOM + '"$@"', "sh", str(top), *session],
+        [*mount_namespace(), "sh", "-c", MAKE_ROOT + '"$@"', "sh", str(top), *session],
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,4 +1,4 @@
-"""The command line: what it says, how it ends, and what it leaves behind."""
+"""Test the command line: its output, its status and its clean-up."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ HEADINGS = [heading for heading, _ in COLUMNS]
 
 
 def complains(done: subprocess.CompletedProcess[str], status: int, *parts: str) -> None:
-    """One line on stderr that says what is wrong, and nothing else."""
+    """Check for exactly one line on stderr with these parts, and for the status."""
     assert done.returncode == status, done
     assert done.stdout == ""
     assert done.stderr.startswith("cleanfs: ")
@@ -53,7 +53,7 @@ def complains(done: subprocess.CompletedProcess[str], status: int, *parts: str) 
 
 @pytest.fixture
 def background(source: Path, mountpoint: Path) -> Iterator[Path]:
-    """A mount in the background; unmounted, and its daemon gone, at the end."""
+    """Mount in the background; unmount and wait for the end of the daemon after the test."""
     done = cleanfs("mount", "--log-file", mountpoint.with_name("log"), source, mountpoint)
     try:
         assert done.returncode == 0, done.stderr
@@ -63,14 +63,14 @@ def background(source: Path, mountpoint: Path) -> Iterator[Path]:
 
 
 def clean_up(mountpoint: Path) -> None:
-    """Unmount whatever is there, and see the daemon go if it still says who it is."""
+    """Unmount everything on the mount point, and wait for the daemon if it still reports its pid."""
     while mount_line(mountpoint):
         try:
             pid = json.loads((mountpoint / ".cleancache" / "stats.json").read_text())["pid"]
         except OSError:
             pid = 0
         subprocess.run(["umount", "-l", mountpoint], check=True, timeout=10)
-        wait_until(lambda: not is_alive(pid), 10)  # noqa: B023 - called before pid changes
+        wait_until(lambda: not is_alive(pid), 10)  # noqa: B023  # called before pid changes
 
 
 def is_alive(pid: int) -> bool:
@@ -87,35 +87,35 @@ WRONG_CALLS = {
     "an unknown option": ("--frobnicate", "S", "M"),
     "an unknown backend": ("--backend", "floppy", "S", "M"),
     "an unknown compression": ("--compression", "zip", "S", "M"),
-    "a compression level that is none": ("--compression", "lz4:high", "S", "M"),
-    "a pool limit that is no size": ("--pool-limit", "much", "S", "M"),
+    "a compression level that is not a number": ("--compression", "lz4:high", "S", "M"),
+    "a pool limit that is not a size": ("--pool-limit", "much", "S", "M"),
     "a pool limit of zero": ("--pool-limit", "0", "S", "M"),
     "a pool limit that is too small": ("--pool-limit", "1000", "S", "M"),
     "a negative pool limit": ("--pool-limit", "-5M", "S", "M"),
     "an absurd pool limit": ("--pool-limit", "1e99", "S", "M"),
     "a page cache below one page": ("--page-cache", "100", "S", "M"),
-    "a page cache that is no size": ("--page-cache", "5X", "S", "M"),
+    "a page cache that is not a size": ("--page-cache", "5X", "S", "M"),
     "a page size of zero": ("--page-size", "0", "S", "M"),
     "a page size below 4096": ("--page-size", "2048", "S", "M"),
-    "a page size that is no power of two": ("--page-size", "12288", "S", "M"),
+    "a page size that is not a power of two": ("--page-size", "12288", "S", "M"),
     "a page size above 1 MiB": ("--page-size", "2M", "S", "M"),
-    "a UUID that is none": ("--shared-pool", "1234", "S", "M"),
+    "an invalid UUID": ("--shared-pool", "1234", "S", "M"),
     "a negative timeout": ("--attr-timeout", "-1", "S", "M"),
-    "a timeout that is no number": ("--attr-timeout", "nan", "S", "M"),
+    "a timeout that is not a number": ("--attr-timeout", "nan", "S", "M"),
     "an unknown coherency": ("--coherency", "maybe", "S", "M"),
-    "writeback where others change the source": ("--writeback", "S", "M"),
+    "write-back while others may change the source": ("--writeback", "S", "M"),
     "an unknown log level": ("--log-level", "loud", "S", "M"),
     "an unknown mount option": ("-o", "frobnicate", "S", "M"),
     "a mount option without its value": ("-o", "pool-limit", "S", "M"),
     "a mount option with an empty value": ("-o", "pool-limit=", "S", "M"),
-    "a mount option with a value too many": ("-o", "allow-other=yes", "S", "M"),
+    "a flag with a value as a mount option": ("-o", "allow-other=yes", "S", "M"),
     "a mount option with a wrong value": ("-o", "ro,page-size=5000", "S", "M"),
     "an argument as a mount option": ("-o", "source=/", "S", "M"),
 }
 
 
 @pytest.mark.parametrize("args", WRONG_CALLS.values(), ids=WRONG_CALLS.keys())
-def test_a_wrong_call_is_one_line_and_status_2(
+def test_a_wrong_call_is_an_error_of_one_line_and_status_2(
     source: Path, mountpoint: Path, args: tuple[str, ...]
 ) -> None:
     paths = {"S": source, "M": mountpoint}
@@ -125,7 +125,7 @@ def test_a_wrong_call_is_one_line_and_status_2(
 
 
 @pytest.mark.parametrize("args", [("frobnicate",), ("--frobnicate",), ("stats",), ("list", "x")])
-def test_a_wrong_command_is_one_line_and_status_2(args: tuple[str, ...]) -> None:
+def test_a_wrong_command_is_an_error_of_one_line_and_status_2(args: tuple[str, ...]) -> None:
     complains(cleanfs(*args), 2)
 
 
@@ -144,13 +144,13 @@ FAILURES = {
     "mount point is a file": ("S", "file", "not a directory"),
     "mount point is in the source": ("S", "S/below", "recurse"),
     "mount point is in the source by a link": ("S", "link/below", "recurse"),
-    "log file can not be written": ("--log-file=nowhere/log", "S", "M", "nowhere/log"),
+    "log file cannot be written": ("--log-file=nowhere/log", "S", "M", "nowhere/log"),
 }
 
 
 @pytest.mark.parametrize("case", FAILURES.values(), ids=FAILURES.keys())
 @pytest.mark.parametrize("foreground", [True, False], ids=["foreground", "background"])
-def test_a_failure_is_one_line_and_status_1(
+def test_a_failure_is_an_error_of_one_line_and_status_1(
     source: Path,
     mountpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -180,13 +180,13 @@ def test_a_mount_point_in_use_is_refused(source: Path, mountpoint: Path, backgro
 
 
 def run_as_nobody(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command line as a user without privileges."""
+    """Run a command as an unprivileged user."""
     return subprocess.run(as_nobody(*args), capture_output=True, text=True, timeout=30, check=False)
 
 
 @pytest.fixture
 def open_path(tmp_path: Path) -> Path:
-    """A directory that everybody gets at."""
+    """Make a directory that every user can reach."""
     return open_to_all(tmp_path)
 
 
@@ -207,11 +207,11 @@ def test_allow_other_must_be_permitted(source: Path, mountpoint: Path, open_path
 
 
 @pytest.mark.parametrize("foreground", [True, False], ids=["foreground", "background"])
-def test_a_dev_fuse_that_is_not_permitted_is_named(
+def test_a_forbidden_dev_fuse_is_named(
     source: Path, mountpoint: Path, open_path: Path, foreground: bool
 ) -> None:
     if Path("/dev/fuse").stat().st_mode & 0o006:
-        pytest.skip("everybody may open /dev/fuse here")
+        pytest.skip("every user may open /dev/fuse here")
     os.chown(mountpoint, 65534, 65534)
     options = ["-f"] if foreground else []
     complains(run_as_nobody("mount", "--backend", "none", *options, source, mountpoint), 1, "/dev/fuse")
@@ -242,7 +242,7 @@ def test_version() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, version, "")
 
 
-def test_mount_returns_when_the_mount_answers(source: Path, background: Path) -> None:
+def test_mount_returns_when_the_mount_replies(source: Path, background: Path) -> None:
     (source / "f").write_bytes(b"text")
     assert is_mounted(background)
     assert (background / "f").read_bytes() == b"text"
@@ -290,16 +290,16 @@ def test_stats_and_list_show_the_mount(source: Path, background: Path) -> None:
 
 
 def watching(mountpoint: Path, *options: str) -> list[str]:
-    """``stats --watch``, which SIGINT ends.
+    """Return the command of ``stats --watch`` with the default action for SIGINT.
 
-    Said because what a shell without job control runs in the background ignores SIGINT, and so does
-    all that it starts: pytest, too, and what it starts.
+    A shell without job control starts background processes with SIGINT ignored. Their children, such as
+    those of pytest, inherit this.
     """
     python = ["env", "--default-signal=INT", sys.executable]
     return [*python, "-m", "cleanfs", "stats", "--watch", *options, str(mountpoint)]
 
 
-def test_stats_watch_goes_on_until_interrupted(background: Path) -> None:
+def test_stats_watch_continues_until_interrupted(background: Path) -> None:
     command = watching(background, "0.05", "--json")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -314,16 +314,16 @@ def test_stats_watch_goes_on_until_interrupted(background: Path) -> None:
 
 
 def test_stats_watch_shows_plain_lines_on_a_terminal(background: Path) -> None:
-    ours, theirs = pty.openpty()
+    master, terminal = pty.openpty()
     with subprocess.Popen(
-        watching(background, "0.05"), stdout=theirs, stderr=subprocess.PIPE
+        watching(background, "0.05"), stdout=terminal, stderr=subprocess.PIPE
     ) as process:
-        os.close(theirs)
+        os.close(terminal)
         text = b""
 
         def three_lines() -> bool:
             nonlocal text
-            text += os.read(ours, 65536)
+            text += os.read(master, 65536)
             return text.count(b"\n") > 3
 
         try:
@@ -332,15 +332,15 @@ def test_stats_watch_shows_plain_lines_on_a_terminal(background: Path) -> None:
             assert end_of(process, 10) == 130
         finally:
             process.kill()
-            os.close(ours)
+            os.close(master)
         assert process.stderr is not None
         assert b"Traceback" not in process.stderr.read()
     assert text.startswith(HEADER.encode())
     assert b"\x1b" not in text
 
 
-def watched(process: subprocess.Popen[str], reads: bool) -> dict[str, str]:
-    """The cells of the first line of an interval with reads, or without."""
+def cells_of_interval(process: subprocess.Popen[str], reads: bool) -> dict[str, str]:
+    """Return the cells of the first line of an interval with reads, or of one without."""
     assert process.stdout is not None
     while True:
         cells = dict(zip(HEADINGS, process.stdout.readline().split(), strict=True))
@@ -352,7 +352,7 @@ def test_the_lines_of_stats_watch_add_up(source: Path, mount: Mounter) -> None:
     size, page = 16 << 20, 4096
     (source / "f").write_bytes(b"".join(b"%07d\n" % i for i in range(size // 8)))
     settle()
-    fs = mount()  # sixteen times what its page cache takes, so that most is in cleancache afterwards
+    fs = mount()  # the file is 16 times its page cache, so most goes to cleancache
     (fs.path / "f").read_bytes()
     command = watching(fs.path, "0.2")
     fd = os.open(fs.path / "f", os.O_RDONLY | os.O_DIRECT)
@@ -368,10 +368,10 @@ def test_the_lines_of_stats_watch_add_up(source: Path, mount: Mounter) -> None:
     reader = threading.Thread(target=read_pages)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            idle = watched(process, reads=False)
+            idle = cells_of_interval(process, reads=False)
             reader.start()
-            watched(process, reads=True)  # the first may have been idle for a part of its interval
-            busy = watched(process, reads=True)
+            cells_of_interval(process, reads=True)  # the first interval may have been idle for a part
+            busy = cells_of_interval(process, reads=True)
         finally:
             stop.set()
             process.send_signal(signal.SIGINT)
@@ -405,7 +405,7 @@ def test_drop(
     assert bool(stats["backend_counters"]["eph_zpages"]) is cleancache
 
 
-def test_mount_options_are_those_of_the_command_line(source: Path, mountpoint: Path) -> None:
+def test_mount_options_match_those_of_the_command_line(source: Path, mountpoint: Path) -> None:
     (source / "f").touch()
     options = (
         "rw,defaults,noauto,x-systemd.automount,_netdev,nofail,noatime,noexec,nodev,allow_other,"
@@ -445,12 +445,12 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("how", ENDINGS)
-def test_the_daemon_ends_in_order(source: Path, mount: Mounter, how: str) -> None:
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_daemon_ends_cleanly(source: Path, mount: Mounter, ending: str) -> None:
     (source / "f").write_bytes(b"text" * 500_000)
     fs = mount()
     (fs.path / "f").read_bytes()
-    script = ENDINGS[how].replace("PID", str(fs.process.pid)).replace("MNT", f"'{fs.path}'")
+    script = ENDINGS[ending].replace("PID", str(fs.process.pid)).replace("MNT", f"'{fs.path}'")
     subprocess.run(["sh", "-ec", script], check=True, timeout=20)
     assert end_of(fs.process, 10) == 0
     assert not is_mounted(fs.path)
@@ -459,13 +459,13 @@ def test_the_daemon_ends_in_order(source: Path, mount: Mounter, how: str) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_impatient_signals_do_not_leave_a_dead_mount(mount: Mounter, number: int) -> None:
+def test_repeated_signals_do_not_leave_a_dead_mount(mount: Mounter, number: int) -> None:
     fs = mount()
     deadline = Deadline(10)
     while fs.process.poll() is None:
         fs.process.send_signal(number)
         assert not deadline.over()
-        time.sleep(0.001)  # the daemon shall get to run in between
+        time.sleep(0.001)  # lets the daemon run in between
     assert not is_mounted(fs.path)
     assert fs.process.returncode == 0
     assert "Traceback" not in fs.log.read_text()
@@ -481,7 +481,7 @@ def test_a_signal_ends_a_mount_that_is_in_use(source: Path, mount: Mounter, numb
         assert end_of(fs.process, 10) == 0
         wait_until(lambda: not is_mounted(fs.path), 5)
     finally:
-        with suppress(OSError):  # there is nobody left to close it
+        with suppress(OSError):  # the daemon has ended
             os.close(fd)
 
 
@@ -498,7 +498,7 @@ def test_a_dead_mount_point_is_reused(source: Path, mountpoint: Path) -> None:
             assert lines.count(os.fsencode(mountpoint)) == 1
 
 
-def test_a_dead_mount_point_is_reused_by_a_path_with_a_link(
+def test_a_dead_mount_point_is_reused_through_a_symbolic_link(
     source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
     (source / "f").write_bytes(b"text")
@@ -521,7 +521,7 @@ def test_a_dead_mount_point_can_be_unmounted(source: Path, mountpoint: Path) -> 
         assert not is_mounted(mountpoint)
 
 
-def test_stats_of_a_dead_mount_is_one_line(source: Path, mountpoint: Path) -> None:
+def test_stats_of_a_dead_mount_is_an_error_of_one_line(source: Path, mountpoint: Path) -> None:
     with mounted(source, mountpoint) as fs:
         fs.kill()
         complains(cleanfs("stats", mountpoint), 1, "not connected")
@@ -533,7 +533,9 @@ def test_stats_of_a_dead_mount_is_one_line(source: Path, mountpoint: Path) -> No
     ["a,b", "a b", "ä€", "back\\slash", "new\nline", "quo'te\"", "-dash", "a=b,ro", "bad\udcff"],
     ids=ascii,
 )
-def test_paths_may_hold_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_paths_may_contain_any_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     source, mountpoint = tmp_path / f"s{name}", tmp_path / name
     source.mkdir()
     mountpoint.mkdir()
@@ -572,7 +574,7 @@ def test_a_directory_of_a_mount_can_be_the_source_of_another(
         assert (tmp_path / "outer" / "f").read_bytes() == b"new"
 
 
-def test_a_mount_can_lie_on_its_source(source: Path) -> None:
+def test_a_mount_can_cover_its_source(source: Path) -> None:
     (source / "f").write_bytes(b"text")
     with mounted(source, source) as fs:
         assert (fs.path / "f").read_bytes() == b"text"
@@ -581,13 +583,13 @@ def test_a_mount_can_lie_on_its_source(source: Path) -> None:
     assert (source / "g").read_bytes() == b"more"
 
 
-def test_umount_does_not_wait_for_somebody_to_bury_the_daemon(mount: Mounter) -> None:
+def test_umount_does_not_wait_for_a_parent_to_reap_the_daemon(mount: Mounter) -> None:
     fs = mount()
-    assert cleanfs("umount", fs.path, timeout=9).returncode == 0  # it would wait for 10 s
+    assert cleanfs("umount", fs.path, timeout=9).returncode == 0  # the wait would be 10 s
     assert end_of(fs.process, STOP_TIMEOUT) == 0
 
 
-def test_a_supervisor_is_told_when_the_mount_is_ready(
+def test_a_supervisor_is_notified_when_the_mount_is_ready(
     source: Path, mountpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

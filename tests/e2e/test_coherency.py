@@ -1,4 +1,4 @@
-"""Changes through the mount and behind its back: the next open and read gives the source's bytes."""
+"""Test that an open sees the source's bytes after changes through the mount and behind its back."""
 
 import fcntl
 import mmap
@@ -26,7 +26,7 @@ QUICK = ("--attr-timeout", str(ATTR_TIMEOUT))
 
 
 def expire() -> None:
-    """Wait until the kernel believes no name and no attribute any more."""
+    """Wait until the kernel's names and attributes have expired."""
     time.sleep(ATTR_TIMEOUT + 0.05)
 
 
@@ -48,7 +48,7 @@ def held(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 
 def cached(fs: MountedFs, name: str, data: bytes) -> None:
-    """A file in the source, read through the mount: in cleancache, page cache and the kernel's."""
+    """Make a file and read it through the mount: then cleancache, page cache and kernel have pages."""
     (fs.source / name).write_bytes(data)
     settle()
     for _ in range(2):
@@ -57,7 +57,7 @@ def cached(fs: MountedFs, name: str, data: bytes) -> None:
 
 
 def same(fs: MountedFs, name: str) -> None:
-    """Through the mount, open, fstat, read and map give what the source has."""
+    """Check that open, fstat, read and mmap through the mount see the content of the source."""
     expected = (fs.source / name).read_bytes()
     with held(fs.path / name) as fd:
         assert os.fstat(fd).st_size == len(expected)
@@ -91,7 +91,7 @@ IN_PLACE = {
 def test_a_change_in_place_is_seen_by_the_next_open(mount: Mounter, change: str, where: str) -> None:
     if change == "punch a hole" and where == "mount":
         pytest.skip("FUSE without a fallocate handler refuses to punch holes")
-    fs = mount("--attr-timeout", "60")  # no timeout may be what makes it work
+    fs = mount("--attr-timeout", "60")  # so that no timeout can help
     cached(fs, "f", noise())
     flushes = fs.stats()["flushes"]
     shell(fs.path if where == "mount" else fs.source, IN_PLACE[change])
@@ -101,18 +101,18 @@ def test_a_change_in_place_is_seen_by_the_next_open(mount: Mounter, change: str,
     same(fs, "f")
 
 
-PATIENT = "from cleanfs.fuse import notify; notify.REFRESH_SECONDS = 20\n"
-"""However busy this machine is."""
+LONG_REFRESH = "from cleanfs.fuse import notify; notify.REFRESH_SECONDS = 20\n"
+"""Gives a refresh enough time on a busy machine."""
 
 
-def test_an_open_sees_the_new_size_whoever_else_looks_at_the_file(mount: Mounter) -> None:
-    fs = mount("--attr-timeout", "60", patch=PATIENT)
+def test_an_open_sees_the_new_size_while_others_read_the_file(mount: Mounter) -> None:
+    fs = mount("--attr-timeout", "60", patch=LONG_REFRESH)
     files = [f"f{i}" for i in range(4)]
     for name in files:
         (fs.source / name).write_bytes(b"x" * 5000)
     stop = threading.Event()
 
-    def look() -> None:
+    def read_all() -> None:
         while not stop.is_set():
             for name in files:
                 with held(fs.path / name) as fd:
@@ -120,7 +120,7 @@ def test_an_open_sees_the_new_size_whoever_else_looks_at_the_file(mount: Mounter
 
     with ThreadPoolExecutor(2) as others:
         for _ in range(2):
-            others.submit(look)
+            others.submit(read_all)
         try:
             for turn in range(300):
                 name = files[turn % len(files)]
@@ -137,20 +137,20 @@ OVERTAKEN = (
 from pathlib import Path
 getattr_of = mount.CleanFS.getattr
 async def overtaken(self, inode, ctx):
-    answer = await getattr_of(self, inode, ctx)
+    reply = await getattr_of(self, inode, ctx)
     if not Path(f"/proc/self/task/{ctx.pid}").exists():
         await self._services.notifier.attributes_changed(inode)
-    return answer
+    return reply
 mount.CleanFS.getattr = overtaken
 """
-    + PATIENT
+    + LONG_REFRESH
 )
-"""The kernel drops every answer that a program waits for: a notification comes before it."""
+"""Makes the kernel drop each attribute reply to a program, as a notification overtakes it."""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="who asks the kernel opens files by their handles")
+@pytest.mark.skipif(os.geteuid() != 0, reason="a size refresh opens files by handle")
 @pytest.mark.parametrize("change", [b"y" * 700, b""], ids=["longer", "shorter"])
-def test_an_open_sees_the_new_size_though_no_answer_to_the_program_takes_effect(
+def test_an_open_sees_the_new_size_though_no_reply_to_the_program_takes_effect(
     mount: Mounter, change: bytes
 ) -> None:
     fs = mount("--attr-timeout", "60", patch=OVERTAKEN)
@@ -165,8 +165,8 @@ def test_an_open_sees_the_new_size_though_no_answer_to_the_program_takes_effect(
                 assert os.lseek(handle, 0, os.SEEK_END) == (fs.source / "f").stat().st_size
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="who asks the kernel opens files by their handles")
-def test_an_open_file_grows_when_that_was_noticed_though_no_answer_takes_effect(mount: Mounter) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="a size refresh opens files by handle")
+def test_an_open_file_grows_after_an_event_though_no_reply_takes_effect(mount: Mounter) -> None:
     fs = mount("--coherency", "watch", "--attr-timeout", "60", patch=OVERTAKEN)
     (fs.source / "f").write_bytes(b"x" * 5000)
     with held(fs.path / "f") as fd, held(fs.source / "f", os.O_WRONLY | os.O_APPEND) as other:
@@ -178,8 +178,8 @@ def test_an_open_file_grows_when_that_was_noticed_though_no_answer_takes_effect(
 REPLACED = {
     "move over": "printf 'new text' > g; mv g f",
     "move a longer one over": "head -c 3000000 /dev/zero > g; mv g f",
-    "remove and make again": "rm f; printf 'again' > f",
-    "move away and make again": "mv f old; printf 'again' > f",
+    "remove and create again": "rm f; printf 'again' > f",
+    "move away and create again": "mv f old; printf 'again' > f",
     "link over": "printf 'linked' > g; ln -f g f",
     "symbolic link over": "printf 'target' > g; rm f; ln -s g f",
 }
@@ -195,14 +195,14 @@ def test_a_replaced_file_is_seen_after_the_timeout(mount: Mounter, change: str, 
     if where == "source":
         expire()
     same(fs, "f")
-    if change == "move away and make again":
+    if change == "move away and create again":
         same(fs, "old")
     elif where == "mount":
         assert fs.stats()["flushes"] > flushes
 
 
 @pytest.mark.parametrize("where", ["mount", "source"])
-def test_one_cached_file_moved_over_another_takes_its_place(mount: Mounter, where: str) -> None:
+def test_a_cached_file_moved_over_another_replaces_it(mount: Mounter, where: str) -> None:
     fs = mount(*QUICK)
     cached(fs, "a", noise(1))
     cached(fs, "b", noise(2))
@@ -216,7 +216,7 @@ def test_one_cached_file_moved_over_another_takes_its_place(mount: Mounter, wher
 
 
 @pytest.mark.parametrize("where", ["mount", "source"])
-def test_a_removed_file_is_gone(mount: Mounter, where: str) -> None:
+def test_a_removed_file_is_missing(mount: Mounter, where: str) -> None:
     fs = mount(*QUICK)
     cached(fs, "f", noise())
     flushes = fs.stats()["flushes"]
@@ -240,7 +240,7 @@ def test_removing_a_file_frees_its_compressed_pages(mount: Mounter) -> None:
     assert stats["pagecache_resident"] == 0
 
 
-def test_a_change_that_restores_size_and_mtime_is_caught(mount: Mounter) -> None:
+def test_a_change_that_restores_size_and_mtime_is_found(mount: Mounter) -> None:
     fs = mount("--attr-timeout", "60")
     cached(fs, "f", noise())
     before = (fs.source / "f").stat()
@@ -285,10 +285,10 @@ def test_changes_by_turns_within_one_tick_are_seen(mount: Mounter) -> None:
 
 
 @pytest.mark.parametrize("first", ["not used", "used", "closed"])
-def test_pages_are_kept_when_the_first_open_has_dropped_them_for_sure(
+def test_pages_are_kept_once_the_first_open_has_certainly_dropped_them(
     source: Path, mount: Mounter, first: str
 ) -> None:
-    """Before it is used its opener may not have got to run, although half a second went by."""
+    """Before the fd is used, its opener may not have run, even after half a second."""
     fs = mount(patch="from cleanfs.fs import opening; opening.DROP_SECONDS = 0")
     (source / "f").write_bytes(b"1")
     settle()
@@ -303,11 +303,11 @@ def test_pages_are_kept_when_the_first_open_has_dropped_them_for_sure(
                 opened.close()
             before = fs.stats()["reads"]
             assert (fs.path / "f").read_bytes() == b"2"
-            asked = fs.stats()["reads"] - before
-    assert bool(asked) == (first == "not used")
+            new_reads = fs.stats()["reads"] - before
+    assert bool(new_reads) == (first == "not used")
 
 
-def test_an_append_goes_to_the_end_that_the_source_has(mount: Mounter) -> None:
+def test_an_append_goes_to_the_end_in_the_source(mount: Mounter) -> None:
     fs = mount("--attr-timeout", "60")
     cached(fs, "f", noise())
     for i in range(3):
@@ -319,7 +319,7 @@ def test_an_append_goes_to_the_end_that_the_source_has(mount: Mounter) -> None:
     ]
 
 
-def test_a_held_append_handle_goes_to_the_end_that_the_source_has(mount: Mounter) -> None:
+def test_an_append_by_an_open_fd_goes_to_the_end_in_the_source(mount: Mounter) -> None:
     fs = mount(*QUICK)
     (fs.source / "f").write_bytes(b"start\n")
     with held(fs.path / "f", os.O_WRONLY | os.O_APPEND) as fd:
@@ -334,7 +334,7 @@ def test_a_held_append_handle_goes_to_the_end_that_the_source_has(mount: Mounter
     ).read_bytes() == b"start\nmount\nsource 0\nmount\nsource 1\nmount\nsource 2\nmount\n"
 
 
-def test_a_change_is_seen_while_the_file_is_held_open(mount: Mounter) -> None:
+def test_a_change_is_seen_while_the_file_is_open(mount: Mounter) -> None:
     fs = mount("--attr-timeout", "60")
     cached(fs, "f", noise())
     with held(fs.path / "f") as fd:
@@ -358,7 +358,7 @@ def test_stat_shows_the_change_after_the_timeout(mount: Mounter) -> None:
         assert os.pread(fd, SIZE, 0) == noise()[:7777]
 
 
-def test_a_listing_with_attributes_finds_a_change_as_well(mount: Mounter) -> None:
+def test_a_listing_with_attributes_also_finds_a_change(mount: Mounter) -> None:
     fs = mount(*QUICK)
     cached(fs, "f", noise())
     found = fs.stats()["changes_found"]
@@ -383,7 +383,7 @@ def test_an_unchanged_file_is_not_read_from_the_source_again(mount: Mounter) -> 
     assert after["succ_gets"] > before["succ_gets"]
 
 
-def test_our_own_metadata_changes_flush_once_at_most(mount: Mounter) -> None:
+def test_own_metadata_changes_flush_at_most_once(mount: Mounter) -> None:
     fs = mount(*QUICK)
     cached(fs, "f", noise())
     shell(fs.path, "chmod 600 f; chown 1:1 f; ln f g; mv f h; rm g; setfattr -n user.x -v y h; touch h")
@@ -397,7 +397,7 @@ def test_our_own_metadata_changes_flush_once_at_most(mount: Mounter) -> None:
         assert after[name] == before[name], name
 
 
-def test_what_we_change_ourselves_is_no_change_found(mount: Mounter) -> None:
+def test_own_changes_do_not_count_as_changes_found(mount: Mounter) -> None:
     fs = mount(*QUICK)
     for number in range(20):
         path = fs.path / str(number)
@@ -412,10 +412,10 @@ def test_what_we_change_ourselves_is_no_change_found(mount: Mounter) -> None:
         assert path.read_bytes() == b"short"
     stats = fs.stats()
     assert stats["changes_found"] == 0
-    assert stats["doubtful_flushes"] > 0, "the stamps of a change just made prove nothing"
+    assert stats["doubtful_flushes"] > 0, "the stamps of a recent change prove nothing"
 
 
-def test_with_coherency_none_the_source_is_not_looked_at(mount: Mounter) -> None:
+def test_with_coherency_none_the_source_is_not_checked(mount: Mounter) -> None:
     fs = mount("--coherency", "none", *QUICK)
     cached(fs, "f", b"A" * SIZE)
     with held(fs.source / "f", os.O_WRONLY) as fd:
@@ -439,7 +439,9 @@ def test_with_coherency_none_changes_through_the_mount_are_seen(mount: Mounter, 
     same(fs, "f")
 
 
-def test_two_mounts_of_one_source_see_each_other(source: Path, mount: Mounter, tmp_path: Path) -> None:
+def test_two_mounts_of_one_source_see_changes_of_each_other(
+    source: Path, mount: Mounter, tmp_path: Path
+) -> None:
     (tmp_path / "second").mkdir()
     one = mount("--attr-timeout", "60")
     with mounted(source, tmp_path / "second", "--attr-timeout", "60") as two:
@@ -451,7 +453,7 @@ def test_two_mounts_of_one_source_see_each_other(source: Path, mount: Mounter, t
 
 
 def sent(fd: int, size: int) -> bytes:
-    """What sendfile gives of an open file; it asks for no attributes."""
+    """Return the data of an open file by sendfile, which asks for no attributes."""
     with tempfile.TemporaryFile() as target:
         os.sendfile(target.fileno(), fd, 0, size)
         return os.pread(target.fileno(), size, 0)
@@ -467,7 +469,7 @@ def spliced(fd: int, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("way", [sent, spliced, None], ids=["sendfile", "splice", "mapping"])
-def test_a_change_of_an_open_file_is_seen_without_a_question_for_attributes(
+def test_a_change_of_an_open_file_is_seen_without_a_getattr(
     mount: Mounter, way: Callable[[int, int], bytes] | None
 ) -> None:
     fs = mount()
@@ -484,11 +486,11 @@ def test_a_change_of_an_open_file_is_seen_without_a_question_for_attributes(
             settle()
             with held(fs.source / "f", os.O_WRONLY) as changed:
                 os.pwrite(changed, data * size, 0)
-            wait_until(lambda: seen() == data * size, 10)  # noqa: B023 - called at once
+            wait_until(lambda: seen() == data * size, 10)  # noqa: B023  # called at once
         assert fs.stats()["changes_found"] == 2
 
 
-def test_open_files_that_nobody_changes_are_looked_at_for_little(mount: Mounter) -> None:
+def test_checks_of_many_unchanged_open_files_are_cheap(mount: Mounter) -> None:
     fs = mount()
     for number in range(3000):
         (fs.source / f"{number}").write_bytes(b"x")
@@ -498,15 +500,15 @@ def test_open_files_that_nobody_changes_are_looked_at_for_little(mount: Mounter)
         before = fs.stats()
         ticks = cpu_ticks(fs)
         time.sleep(3)
-        assert cpu_ticks(fs) - ticks < 30, "a tenth of the time"
+        assert cpu_ticks(fs) - ticks < 30, "less than a tenth of one CPU"
         after = fs.stats()
         assert after["changes_found"] == before["changes_found"]
-        with held(fs.source / "2999", os.O_WRONLY) as changed:  # its turn comes as well
+        with held(fs.source / "2999", os.O_WRONLY) as changed:  # it is checked in its turn
             os.pwrite(changed, b"y", 0)
         wait_until(lambda: fs.stats()["changes_found"] > before["changes_found"], 10)
 
 
-def test_a_change_that_the_open_of_an_ioctl_finds_reaches_the_kernel(mount: Mounter) -> None:
+def test_a_change_found_by_the_open_of_an_ioctl_reaches_the_kernel(mount: Mounter) -> None:
     fs = mount("--attr-timeout", "3600")
     (fs.source / "f").write_bytes(b"a" * 8192)
     settle()
@@ -515,7 +517,9 @@ def test_a_change_that_the_open_of_an_ioctl_finds_reaches_the_kernel(mount: Moun
         with held(fs.source / "f", os.O_WRONLY) as changed:
             before = os.fstat(changed)
             os.pwrite(changed, b"b" * 8192, 0)
-            os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))  # only ctime tells
+            os.utime(
+                changed, ns=(before.st_atime_ns, before.st_mtime_ns)
+            )  # only ctime shows the change
         settle()
         with pytest.raises(OSError, match="Inappropriate ioctl"):
             fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytearray(8))
@@ -551,30 +555,30 @@ def test_a_file_that_was_shorter_for_a_while_is_read_whole_again(mount: Mounter,
     same(fs, "f")
 
 
-def test_without_looking_no_name_is_held_against_the_source(mount: Mounter) -> None:
-    """Nobody changes it there, so an open asks nothing more."""
-    asked = (
+def test_with_coherency_none_no_name_is_compared_with_the_source(mount: Mounter) -> None:
+    """No one changes it there, so an open makes no further calls."""
+    new_reads = (
         "from cleanfs.source import namespace\n"
-        "def identify(*_): raise AssertionError('asked')\n"
+        "def identify(*_): raise AssertionError('new_reads')\n"
         "namespace.identify = identify\n"
     )
-    fs = mount("--coherency", "none", patch=asked)
+    fs = mount("--coherency", "none", patch=new_reads)
     (fs.path / "f").write_bytes(b"data")
     os.chmod(fs.path / "f", 0o600)
     os.truncate(fs.path / "f", 2)
     assert (fs.path / "f").read_bytes() == b"da"
 
 
-def test_a_name_that_is_replaced_all_the_time_is_an_error_for_nobody(mount: Mounter) -> None:
-    """Each time that it is held against the source it has just been replaced there."""
+def test_a_continuously_replaced_name_causes_no_errors(mount: Mounter) -> None:
+    """Each time that the name is compared with the source, it has just been replaced there."""
     replaced = """
 from cleanfs.source import namespace
-asked = namespace.identify
+new_reads = namespace.identify
 def identify(parent, name):
     if name == b"f":
         os.close(os.open("new", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=parent))
         os.rename("new", "f", src_dir_fd=parent, dst_dir_fd=parent)
-    return asked(parent, name)
+    return new_reads(parent, name)
 namespace.identify = identify
 """
     fs = mount(patch=replaced)
@@ -583,20 +587,18 @@ namespace.identify = identify
         assert (fs.path / "f").read_bytes() == b""
         os.chmod(fs.path / "f", 0o600)
         os.truncate(fs.path / "f", 2)
-        os.link(fs.path / "f", fs.path / "g")  # which looks up two names
+        os.link(fs.path / "f", fs.path / "g")  # looks up two names
         os.unlink(fs.path / "g")
 
 
-@pytest.mark.parametrize("look", ["stat", "list"])
-def test_a_file_that_was_found_by_its_new_name_is_not_opened_by_the_old_one(
-    mount: Mounter, look: str
-) -> None:
-    """As a log is rotated: what follows belongs into a new file."""
+@pytest.mark.parametrize("call", ["stat", "list"])
+def test_a_file_found_by_its_new_name_is_not_opened_by_the_old_one(mount: Mounter, call: str) -> None:
+    """Log rotation does this: later lines belong into a new file."""
     fs = mount("--attr-timeout", "60")
     (fs.source / "log").write_bytes(b"old")
     os.stat(fs.path / "log")
     os.rename(fs.source / "log", fs.source / "log.1")
-    if look == "stat":
+    if call == "stat":
         os.stat(fs.path / "log.1")
     else:
         with os.scandir(fs.path) as entries:
@@ -606,3 +608,39 @@ def test_a_file_that_was_found_by_its_new_name_is_not_opened_by_the_old_one(
         log.write(b"new")
     assert (fs.source / "log.1").read_bytes() == b"old"
     assert (fs.source / "log").read_bytes() == b"new"
+
+
+def test_a_write_is_appended_while_its_file_has_o_append(source: Path, mount: Mounter) -> None:
+    """The program sets and clears it after the open. The kernel believes that the file ends at 3."""
+    file = source / "f"
+    file.write_bytes(b"old")
+    fs = mount("--coherency", "open", "--attr-timeout", "60")
+    fd = os.open(fs.path / "f", os.O_RDWR)
+    try:
+        assert os.pread(fd, 9, 0) == b"old"
+        with file.open("ab") as theirs:
+            theirs.write(b"theirs")
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+        os.write(fd, b"ours")
+        assert file.read_bytes() == b"oldtheirsours"
+        fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+        os.pwrite(fd, b"new", 3)
+        assert file.read_bytes() == b"oldnewirsours"
+    finally:
+        os.close(fd)
+
+
+def test_pages_of_a_mapping_of_an_o_append_file_are_not_appended(source: Path, mount: Mounter) -> None:
+    file = source / "f"
+    file.write_bytes(b"old")
+    fs = mount("--coherency", "open", "--attr-timeout", "60")
+    fd = os.open(fs.path / "f", os.O_RDWR | os.O_APPEND)
+    try:
+        with mmap.mmap(fd, 3) as area:
+            area[0] = ord("O")
+            with file.open("ab") as theirs:
+                theirs.write(b"theirs")
+            area.flush()
+        assert file.read_bytes() == b"Oldtheirs"
+    finally:
+        os.close(fd)

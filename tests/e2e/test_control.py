@@ -1,4 +1,4 @@
-"""The control directory of a real mount."""
+"""Test the control directory of a real mount."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ SIZE = 4 << 20
 
 
 def fill(fs: MountedFs, name: str = "f") -> bytes:
-    """Four times what the page cache takes, so that most of it is in cleancache; all compressible."""
+    """Read a compressible file of four times the page cache, so that most pages go to cleancache."""
     data = b"".join(b"%07d\n" % i for i in range(SIZE // 8))
     (fs.source / name).write_bytes(data)
     settle()
@@ -39,20 +39,20 @@ def fill(fs: MountedFs, name: str = "f") -> bytes:
 
 
 def settled_stats(fs: MountedFs) -> dict[str, Any]:
-    """The statistics once the backend's worker rests."""
+    """Return the statistics once the backend's worker is idle."""
     stats: dict[str, Any] = {}
 
-    def rests() -> bool:
+    def is_idle() -> bool:
         nonlocal stats
         before, stats = stats, fs.stats()
         return bool(before.get("backend_counters") == stats["backend_counters"])
 
-    wait_until(rests, 5)
+    wait_until(is_idle, 5)
     return stats
 
 
 def refused(fs: MountedFs, name: str, text: str | bytes) -> str:
-    """The name of the error of a write; empty if there was none."""
+    """Return the name of the error of a write; empty if there was none."""
     data = text.encode() if isinstance(text, str) else text
     fd = os.open(fs.control(name), os.O_WRONLY | os.O_TRUNC)
     try:
@@ -64,7 +64,7 @@ def refused(fs: MountedFs, name: str, text: str | bytes) -> str:
     return ""
 
 
-def test_it_is_reachable_but_not_listed(mount: Mounter) -> None:
+def test_the_directory_is_reachable_but_not_listed(mount: Mounter) -> None:
     fs = mount()
     assert os.listdir(fs.path) == []
     assert [entry.name for entry in os.scandir(fs.path)] == []
@@ -90,7 +90,7 @@ def test_every_file_reads_and_has_its_size(mount: Mounter) -> None:
         fs.control("drop").read_text()
 
 
-def test_modes_say_who_may_write(mount: Mounter) -> None:
+def test_modes_allow_writes_to_the_owner_only(mount: Mounter) -> None:
     fs = mount()
     for name in (*READABLE, "drop"):
         st = fs.control(name).stat()
@@ -110,11 +110,11 @@ def test_the_four_counters_agree_with_all_other_views(mount: Mounter) -> None:
     for _ in range(100):
         if views_agree(fs):
             return
-    pytest.fail("the backend's worker never rests")
+    pytest.fail("the backend's worker is never idle")
 
 
 def views_agree(fs: MountedFs) -> bool:
-    """Look at all of them. False if the backend's worker was at work meanwhile."""
+    """Compare all views. Return False if the backend's worker was busy meanwhile."""
     stats = settled_stats(fs)
     assert stats["puts"] > 500
     lines = dict(line.split(" ", 1) for line in fs.control("stats").read_text().splitlines())
@@ -135,7 +135,7 @@ def views_agree(fs: MountedFs) -> bool:
     return True
 
 
-def test_each_request_is_timed_under_where_its_pages_were(mount: Mounter) -> None:
+def test_each_request_is_timed_by_the_place_of_its_pages(mount: Mounter) -> None:
     fs = mount()
     (fs.source / "f").write_bytes(b"text" * 4096)
     settle()
@@ -144,12 +144,12 @@ def test_each_request_is_timed_under_where_its_pages_were(mount: Mounter) -> Non
 
     def counted(request: Callable[[], object]) -> dict[str, int]:
         nonlocal before
-        was = before
+        last = before
         request()
         before = requests(fs)
-        return {name: count - was[name] for name, count in before.items() if count != was[name]}
+        return {name: count - last[name] for name, count in before.items() if count != last[name]}
 
-    fd = os.open(fs.path / "f", os.O_RDONLY | os.O_DIRECT)  # the kernel's page cache answers nothing
+    fd = os.open(fs.path / "f", os.O_RDONLY | os.O_DIRECT)  # bypasses the kernel's page cache
     try:
         buffer = mmap.mmap(-1, 8192)
 
@@ -172,7 +172,7 @@ def test_each_request_is_timed_under_where_its_pages_were(mount: Mounter) -> Non
 
 
 def requests(fs: MountedFs) -> dict[str, int]:
-    """How many were timed, by kind; all views must say the same."""
+    """Return the number of timed requests by kind. All views must agree."""
     stats = fs.stats()
     lines = dict(line.split(" ", 1) for line in fs.control("stats").read_text().splitlines())
     families = {f.name: f for f in text_string_to_metric_families(fs.control("metrics").read_text())}
@@ -199,7 +199,7 @@ def test_metrics_are_valid_prometheus_text(mount: Mounter) -> None:
     assert families["cleanfs_info"].samples[0].labels["source"] == str(fs.source)
 
 
-def test_values_are_fresh_on_each_reading_of_one_open_file(mount: Mounter) -> None:
+def test_each_read_from_the_start_of_an_open_file_returns_new_values(mount: Mounter) -> None:
     fs = mount()
     with fs.control("puts").open() as puts, fs.control("stats.json").open() as stats:
         assert puts.read() == "0\n"
@@ -278,7 +278,7 @@ def test_every_way_to_copy_a_file_copies_all_of_it(mount: Mounter, tmp_path: Pat
     fs = mount()
     fill(fs)
     to = tmp_path / "copy"
-    with fs.control("stats.json").open() as others:  # with another size, and open all the time
+    with fs.control("stats.json").open() as others:  # it has another size and stays open
         json.load(others)
         for text in ("2M", "123456K", "1234567K", "8M"):
             assert refused(fs, "pool_limit", text) == ""
@@ -297,7 +297,7 @@ def test_a_copy_within_the_mount_is_whole(mount: Mounter) -> None:
         assert json.loads((fs.path / "copy").read_text())["source"] == str(fs.source)
 
 
-def test_many_who_copy_at_a_time_get_all_of_it(mount: Mounter, tmp_path: Path) -> None:
+def test_concurrent_copies_are_complete(mount: Mounter, tmp_path: Path) -> None:
     fs = mount()
     names = ("stats.json", "pool_limit")
 
@@ -319,10 +319,10 @@ def test_many_who_copy_at_a_time_get_all_of_it(mount: Mounter, tmp_path: Path) -
     for _ in range(2):
         st = fs.control("stats.json").stat()
         inodes.add(st.st_ino)
-    assert len(inodes) == 1  # cp and rsync hold it against what they open
+    assert len(inodes) == 1  # cp and rsync compare it with that of the file they open
 
 
-def test_what_was_looked_up_long_ago_is_opened_as_it_is_now(mount: Mounter) -> None:
+def test_an_open_after_an_old_lookup_returns_new_values(mount: Mounter) -> None:
     fs = mount()
     looked_up = os.open(fs.control("pool_limit"), os.O_PATH)
     try:
@@ -390,11 +390,11 @@ def test_the_log_level_changes_at_once(mount: Mounter) -> None:
     for level, logged in (("error", 0), ("warning", 1), ("debug", 2)):
         assert refused(fs, "log_level", f"{level}\n") == ""
         assert fs.control("log_level").read_text() == f"{level}\n"
-        assert refused(fs, "page_cache", "4194304T") == ""  # which is warned of
+        assert refused(fs, "page_cache", "4194304T") == ""  # causes a warning
         assert fs.log.read_text().count("are more than the") == logged
 
 
-def test_the_options_that_hold_can_be_read(mount: Mounter) -> None:
+def test_the_options_in_effect_can_be_read(mount: Mounter) -> None:
     fs = mount("--page-size", "16K", "--coherency", "none", "-o", "fsname=x,noexec", "--poor", "keep")
     for name, text in (("pool_limit", "32M"), ("page_cache", "2M"), ("log_level", "error")):
         assert refused(fs, name, text) == ""
@@ -422,9 +422,9 @@ def test_wrong_input_is_einval_and_changes_nothing(mount: Mounter, name: str) ->
     fs = mount()
     fill(fs)
     before = fs.stats()
-    said = {text: refused(fs, name, text)
+    errors = {text: refused(fs, name, text)
             for text in WRONG[name]}  # fmt: skip
-    assert said == dict.fromkeys(said, "EINVAL")
+    assert errors == dict.fromkeys(errors, "EINVAL")
     assert refused(fs, name, "\n") == "EINVAL"
     after = fs.stats()
     for value in ("backend", "pool_id", "pagecache_limit", "pagecache_resident"):
@@ -433,7 +433,7 @@ def test_wrong_input_is_einval_and_changes_nothing(mount: Mounter, name: str) ->
         assert after["backend_counters"][value] == before["backend_counters"][value], value
 
 
-def test_a_backend_registers_late_and_gets_its_pool_then(mount: Mounter) -> None:
+def test_a_backend_registered_later_gets_its_pool_then(mount: Mounter) -> None:
     fs = mount("--backend", "none")
     data = fill(fs)
     assert fs.control("backend").read_text() == "none\n"
@@ -455,7 +455,7 @@ def test_a_backend_registers_late_and_gets_its_pool_then(mount: Mounter) -> None
     assert fs.stats()["backend_counters"]["eph_zpages"] > 0
 
 
-def test_none_unregisters_and_forgets_every_page(mount: Mounter) -> None:
+def test_none_unregisters_and_drops_every_page(mount: Mounter) -> None:
     fs = mount()
     data = fill(fs)
     for _ in range(2):
@@ -481,22 +481,22 @@ def test_nothing_stale_survives_a_change_of_the_backend(mount: Mounter) -> None:
     assert (fs.path / "f").read_bytes() == b"new" + data[3:]
 
 
-@pytest.mark.parametrize("what", [1, 2, 3])
-def test_drop(mount: Mounter, what: int) -> None:
+@pytest.mark.parametrize("caches", [1, 2, 3])
+def test_drop(mount: Mounter, caches: int) -> None:
     fs = mount()
     data = fill(fs)
     before = fs.stats()
     assert before["pagecache_resident"] > 100
     assert before["backend_counters"]["eph_zpages"] > 500
-    assert refused(fs, "drop", f"{what}\n") == ""
+    assert refused(fs, "drop", f"{caches}\n") == ""
     after = fs.stats()
     kept = after["backend_counters"]["eph_zpages"]
-    if what == 1:
-        # As the kernel's drop_caches did: cleancache takes what the page cache gives up.
+    if caches == 1:
+        # As with the kernel's drop_caches, the evicted pages go to cleancache.
         assert kept == before["backend_counters"]["eph_zpages"] + before["pagecache_resident"]
     else:
         assert kept == 0
-    assert after["pagecache_resident"] == (before["pagecache_resident"] if what == 2 else 0)
+    assert after["pagecache_resident"] == (before["pagecache_resident"] if caches == 2 else 0)
     fs.drop_kernel()
     assert (fs.path / "f").read_bytes() == data
 
@@ -527,7 +527,7 @@ def fails(attempt: Callable[[], object]) -> bool:
     return False
 
 
-def test_the_name_can_not_be_taken_removed_or_moved(mount: Mounter) -> None:
+def test_the_name_cannot_be_reused_removed_or_moved(mount: Mounter) -> None:
     fs = mount()
     control, other = fs.control(""), fs.path / "other"
     other.mkdir()
@@ -556,7 +556,7 @@ def test_the_name_can_not_be_taken_removed_or_moved(mount: Mounter) -> None:
         "look below a file": lambda: fs.control("puts/x").read_text(),
         "list a file": lambda: os.listdir(fs.control("puts")),
     }
-    assert [what for what, attempt in attempts.items() if not fails(attempt)] == []
+    assert [name for name, attempt in attempts.items() if not fails(attempt)] == []
     assert sorted(os.listdir(fs.source)) == ["file", "other"]
     assert fs.control("puts").read_text() == "0\n"
 
@@ -569,7 +569,7 @@ def test_reading_xattrs_of_control_files_finds_none(mount: Mounter) -> None:
             os.getxattr(path, "user.x")
 
 
-def test_an_entry_made_in_the_source_later_does_not_get_in_the_way(mount: Mounter) -> None:
+def test_an_entry_made_in_the_source_later_stays_hidden(mount: Mounter) -> None:
     fs = mount("--attr-timeout", "0")
     (fs.source / ".cleancache").mkdir()
     (fs.source / ".cleancache" / "puts").write_text("not ours")

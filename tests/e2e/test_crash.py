@@ -1,4 +1,4 @@
-"""SIGKILL of the daemon: the mount point is dead, is recognised as such, and is reused."""
+"""Test that after a SIGKILL of the daemon its dead mount point is recognised and reused."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ import pytest
 from tests.harness.mounting import cleanfs, is_mounted, mounted, wait_until
 
 
-def test_the_next_mount_reuses_a_mount_point_that_died_with_files_open(
+def test_the_next_mount_reuses_a_dead_mount_point_with_open_files(
     source: Path, mountpoint: Path
 ) -> None:
     (source / "f").write_bytes(b"x" * 10_000)
@@ -25,11 +25,11 @@ def test_the_next_mount_reuses_a_mount_point_that_died_with_files_open(
             with mounted(source, mountpoint) as again:
                 assert again.process.pid != fs.process.pid
                 assert (mountpoint / "f").read_bytes() == b"x" * 10_000
-                # What was open before belongs to the dead mount for good.
+                # The fd belongs to the dead mount for good.
                 with pytest.raises(OSError, match="Transport endpoint"):
                     os.pwrite(fd, b"y", 0)
         finally:
-            with suppress(OSError):  # close has the error of flush; the descriptor is gone
+            with suppress(OSError):  # close raises the error of flush; the fd is closed
                 os.close(fd)
     assert (source / "f").read_bytes() == b"x" * 10_000
 
@@ -45,9 +45,7 @@ def test_a_dead_mount_point_is_recognised_while_the_kernel_still_has_its_attribu
             os.statvfs(mountpoint)
 
 
-def test_a_daemon_in_the_background_that_is_killed_leaves_a_mount_point_that_is_reused(
-    source: Path, mountpoint: Path
-) -> None:
+def test_a_mount_point_of_a_killed_background_daemon_is_reused(source: Path, mountpoint: Path) -> None:
     (source / "f").write_bytes(b"one")
     for _ in range(2):
         done = cleanfs("mount", source, mountpoint)
@@ -59,14 +57,14 @@ def test_a_daemon_in_the_background_that_is_killed_leaves_a_mount_point_that_is_
             cleanfs("umount", mountpoint)
             raise
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not answers(mountpoint))
+        wait_until(lambda: not is_alive(mountpoint))
     done = cleanfs("umount", mountpoint)
     assert done.returncode == 0, done.stderr
     assert not is_mounted(mountpoint)
 
 
-def answers(mountpoint: Path) -> bool:
-    """Whether a mount point is not dead."""
+def is_alive(mountpoint: Path) -> bool:
+    """Return whether a mount point is not dead."""
     try:
         os.statvfs(mountpoint)
     except OSError as exc:

@@ -1,7 +1,6 @@
-"""Ends of a daemon: nothing that was confirmed is lost, nothing is left (check/kill_test)."""
+"""Test the end of a daemon: no confirmed change is lost, and nothing is left (check/kill_test)."""
 
 import errno
-import logging
 import os
 import re
 import signal
@@ -16,18 +15,15 @@ from pathlib import Path
 import pyfuse3
 import pytest
 
-from cleanfs.fuse.interrupts import Interrupts
-from cleanfs.fuse.refused_replies import RefusedReplies
 from cleanfs.linux.mounts import mount_points, mounted_at
-from cleanfs.source.io import Backing
 from tests.harness import load
 from tests.harness.mounting import (
     MountedFs,
-    changed_by,
     cleanfs,
     end_of,
     is_mounted,
     mounted,
+    patched_program,
     unmount_by_force,
     wait_until,
 )
@@ -39,19 +35,21 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="this takes root")
 
 
 @contextmanager
-def clients(fs: MountedFs, said: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """All kinds of clients; each has done something. Ended by force if need be."""
-    said.mkdir()
+def clients(fs: MountedFs, reports: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Run clients of all kinds, wait for the first turns of each, and kill them after the block."""
+    reports.mkdir()
     running = {}
     try:
         for kind in load.CLIENTS:
             command = [sys.executable, "-I", "-S", load.__file__, kind, str(fs.path / "load")]
             running[kind] = subprocess.Popen(
-                [*command, str(said / kind), str(SEED)],
+                [*command, str(reports / kind), str(SEED)],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        wait_until(lambda: all(load.said(said / kind).done > 3 for kind in running), LOAD_TIMEOUT)
+        wait_until(
+            lambda: all(load.read_progress(reports / kind).done > 3 for kind in running), LOAD_TIMEOUT
+        )
         yield running
     finally:
         for process in running.values():
@@ -61,29 +59,29 @@ def clients(fs: MountedFs, said: Path) -> Iterator[dict[str, subprocess.Popen[by
 
 
 @pytest.mark.parametrize("writeback", [False, True], ids=["through", "writeback"])
-def test_what_was_confirmed_is_there_after_a_kill_and_in_the_next_mount(
+def test_confirmed_changes_survive_a_kill_and_are_in_the_next_mount(
     source: Path, mountpoint: Path, tmp_path: Path, writeback: bool
 ) -> None:
-    load.make_settled(source / "load")
+    load.make_unchanged(source / "load")
     options = ["--page-cache", "64K", "--pool-limit", "2M"]
     options += ["--coherency", "none", "--writeback"] if writeback else []
-    said = tmp_path / "said"
-    with mounted(source, mountpoint, *options) as fs, clients(fs, said) as running:
+    reports = tmp_path / "reports"
+    with mounted(source, mountpoint, *options) as fs, clients(fs, reports) as running:
         fs.kill()
         wait_until(lambda: all(p.poll() is not None for p in running.values()), LOAD_TIMEOUT)
         for kind in running:
-            heard = load.said(said / kind)
-            assert heard.error is None or "wrong data" not in heard.error
-            assert load.lost(kind, source / "load", heard, SEED, writeback) is None
-        # What no cache of before may answer for: the content changes, the stamps do not.
-        stale = source / "load" / "settled" / "3"
+            progress = load.read_progress(reports / kind)
+            assert progress.error is None or "wrong data" not in progress.error
+            assert load.lost(kind, source / "load", progress, SEED, writeback) is None
+        # No old cache may serve this file: its content changes, its stamps do not.
+        stale = source / "load" / "unchanged" / "3"
         st = stale.stat()
         stale.write_bytes(bytes(255 - byte for byte in stale.read_bytes()))
         os.utime(stale, ns=(st.st_atime_ns, st.st_mtime_ns))
         with pytest.raises(OSError, match="Transport endpoint"):
             os.statvfs(mountpoint)  # a stat may still find the attributes in the kernel
         assert is_mounted(mountpoint)
-        # The command of a user, who finds the mount point dead.
+        # A user who finds the mount point dead mounts again.
         done = cleanfs("mount", *options, source, mountpoint)
         try:
             assert done.returncode == 0, done.stderr
@@ -101,10 +99,10 @@ def test_what_was_confirmed_is_there_after_a_kill_and_in_the_next_mount(
         assert not is_mounted(mountpoint)
 
 
-def test_a_lie_of_the_source_would_be_found(tmp_path: Path) -> None:
-    """The checks of this module can fail."""
-    load.make_settled(tmp_path / "load")
-    said = tmp_path / "append"
+def test_losses_are_found(tmp_path: Path) -> None:
+    """The checks of this module report a loss."""
+    load.make_unchanged(tmp_path / "load")
+    reports = tmp_path / "append"
     directory = str(tmp_path / "load")
     for kind in ("append", "inplace", "replace", "names", "sqlite", "mapped"):
         client = load.CLIENTS[kind](directory, SEED)
@@ -113,10 +111,10 @@ def test_a_lie_of_the_source_would_be_found(tmp_path: Path) -> None:
             client.turn(number)
         if isinstance(client, load.Sqlite):
             client.db.close()
-        said.write_text("".join(f"a {number}\n" for number in range(6)))
-        assert load.lost(kind, tmp_path / "load", load.said(said), SEED) is None
-        said.write_text("".join(f"a {number}\n" for number in range(8)))
-        assert load.lost(kind, tmp_path / "load", load.said(said), SEED) is not None
+        reports.write_text("".join(f"a {number}\n" for number in range(6)))
+        assert load.lost(kind, tmp_path / "load", load.read_progress(reports), SEED) is None
+        reports.write_text("".join(f"a {number}\n" for number in range(8)))
+        assert load.lost(kind, tmp_path / "load", load.read_progress(reports), SEED) is not None
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
@@ -127,30 +125,30 @@ def test_a_signal_unmounts(source: Path, mountpoint: Path, number: int) -> None:
         assert not is_mounted(mountpoint)
 
 
-def test_who_was_started_to_ignore_hangups_ignores_them(source: Path, mountpoint: Path) -> None:
+def test_a_daemon_started_by_nohup_ignores_hangups(source: Path, mountpoint: Path) -> None:
     with mounted(source, mountpoint, prefix=("nohup",)) as fs:
         fs.process.send_signal(signal.SIGHUP)
         time.sleep(0.2)
         assert fs.stats()["pid"] == fs.process.pid
 
 
-def daemon_that(patch: str, source: Path, mountpoint: Path, *options: str) -> subprocess.Popen[str]:
-    """``cleanfs mount`` with something changed in it."""
+def patched_daemon(patch: str, source: Path, mountpoint: Path, *options: str) -> subprocess.Popen[str]:
+    """Start ``cleanfs mount`` with a patch."""
     return subprocess.Popen(
-        [*changed_by(patch), "mount", *options, str(source), str(mountpoint)],
+        [*patched_program(patch), "mount", *options, str(source), str(mountpoint)],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def test_a_signal_that_comes_before_anybody_listens_is_not_lost(source: Path, mountpoint: Path) -> None:
+def test_a_signal_before_the_handler_is_installed_is_not_lost(source: Path, mountpoint: Path) -> None:
     patch = (
         "run = trio.run\n"
         "def late(*args):\n    os.kill(os.getpid(), signal.SIGTERM)\n    run(*args)\n"
         "trio.run = late"
     )
-    with daemon_that(patch, source, mountpoint, "-f") as process:
+    with patched_daemon(patch, source, mountpoint, "-f") as process:
         try:
             process.communicate(timeout=30)
             assert process.returncode == 0
@@ -159,13 +157,13 @@ def test_a_signal_that_comes_before_anybody_listens_is_not_lost(source: Path, mo
     assert not is_mounted(mountpoint)
 
 
-def test_a_background_daemon_that_is_killed_while_it_starts_leaves_no_mount(
+def test_a_background_daemon_killed_at_its_start_leaves_no_mount(
     source: Path, mountpoint: Path
 ) -> None:
     patch = (
         "async def die(*args):\n    os.kill(os.getpid(), signal.SIGKILL)\nmount.Mount._announce = die"
     )
-    with daemon_that(patch, source, mountpoint) as process:
+    with patched_daemon(patch, source, mountpoint) as process:
         _, error = process.communicate(timeout=30)
         assert process.returncode == 1
         assert error == "cleanfs: the daemon died before the mount was ready\n"
@@ -173,14 +171,14 @@ def test_a_background_daemon_that_is_killed_while_it_starts_leaves_no_mount(
 
 
 @needs_root
-def test_a_daemon_that_is_killed_while_it_asks_its_own_mount_leaves_no_mount_that_hangs(
+def test_a_daemon_killed_during_a_call_on_its_own_mount_leaves_no_hanging_mount(
     source: Path, mountpoint: Path
 ) -> None:
     patch = (
-        "async def ponder(*args):\n    sys.stderr.write('asked\\n')\n    await trio.sleep_forever()\n"
-        "mount.CleanFS.lookup = ponder"
+        "async def hang(*args):\n    sys.stderr.write('asked\\n')\n    await trio.sleep_forever()\n"
+        "mount.CleanFS.lookup = hang"
     )
-    with daemon_that(patch, source, mountpoint, "-f") as process:
+    with patched_daemon(patch, source, mountpoint, "-f") as process:
         try:
             assert process.stderr is not None
             assert "asked\n" in iter(process.stderr.readline, "")
@@ -193,7 +191,7 @@ def test_a_daemon_that_is_killed_while_it_asks_its_own_mount_leaves_no_mount_tha
 
 
 @needs_root
-def test_a_mount_that_is_severed_is_cleaned_up(source: Path, mountpoint: Path, tmp_path: Path) -> None:
+def test_an_aborted_mount_is_cleaned_up(source: Path, mountpoint: Path, tmp_path: Path) -> None:
     (source / "f").write_bytes(b"x")
     fusectl = tmp_path / "fusectl"
     fusectl.mkdir()
@@ -219,7 +217,7 @@ def test_a_forced_unmount_of_a_busy_mount_ends_it(source: Path, mountpoint: Path
         assert not is_mounted(mountpoint)
 
 
-def test_a_daemon_that_is_stopped_for_a_while_goes_on(source: Path, mountpoint: Path) -> None:
+def test_a_daemon_stopped_for_a_while_continues(source: Path, mountpoint: Path) -> None:
     (source / "f").write_bytes(b"x" * 5000)
     with mounted(source, mountpoint) as fs:
         fs.process.send_signal(signal.SIGSTOP)
@@ -231,10 +229,10 @@ def test_a_daemon_that_is_stopped_for_a_while_goes_on(source: Path, mountpoint: 
         assert output == b"x" * 5000
 
 
-def test_commands_do_not_wait_for_a_daemon_that_is_stopped(source: Path, mountpoint: Path) -> None:
+def test_commands_do_not_wait_for_a_stopped_daemon(source: Path, mountpoint: Path) -> None:
     with mounted(source, mountpoint) as fs, ThreadPoolExecutor(2) as commands:
         fs.process.send_signal(signal.SIGSTOP)
-        time.sleep(1.1)  # the kernel would have to ask whether the mount point is a directory still
+        time.sleep(1.1)  # the kernel's attributes of the mount point have expired
         try:
             again = cleanfs("mount", source, mountpoint)
             assert again.returncode == 1
@@ -246,7 +244,7 @@ def test_commands_do_not_wait_for_a_daemon_that_is_stopped(source: Path, mountpo
             assert shown.returncode == 1
             assert shown.stderr.count("\n") == 1
             assert "does not reply" in shown.stderr
-            # A few tests list all mounts, this one too: they keep it busy until they give up.
+            # Some other tests list all mounts and keep this one busy until they time out.
             wait_until(lambda: cleanfs("umount", mountpoint).returncode == 0, LOAD_TIMEOUT)
             assert not is_mounted(mountpoint)
         finally:
@@ -254,7 +252,7 @@ def test_commands_do_not_wait_for_a_daemon_that_is_stopped(source: Path, mountpo
         end_of(fs.process, 20)
 
 
-async def test_however_the_kernel_says_that_the_mount_has_gone_it_is_the_end(
+async def test_an_aborted_connection_ends_the_session_without_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from cleanfs.mount import mount
@@ -274,19 +272,8 @@ async def test_however_the_kernel_says_that_the_mount_has_gone_it_is_the_end(
         await mount.serve_until_the_end()
 
 
-def test_an_answer_that_nobody_waits_for_is_not_logged() -> None:
-    def record(message: str, *args: object) -> logging.LogRecord:
-        return logging.LogRecord("pyfuse3", logging.ERROR, "", 0, message, args, None)
-
-    logged = Interrupts(Backing(), RefusedReplies()).filter
-    refused = "fuse_write(): fuse_reply_* failed with %s"
-    assert not logged(record(refused, "No such file or directory"))
-    assert logged(record(refused, "Invalid argument"))
-    assert logged(record("No such file or directory"))
-
-
 @needs_root
-def test_a_carriage_return_in_somebodys_mount_point_ends_no_line(tmp_path: Path) -> None:
+def test_a_carriage_return_in_a_mount_point_does_not_end_a_line_of_mountinfo(tmp_path: Path) -> None:
     odd = tmp_path / "a\rb\x0cc"
     odd.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "x\ry", str(odd)], check=True, timeout=10)

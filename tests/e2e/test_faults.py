@@ -1,4 +1,4 @@
-"""A source that fails, is slow, or hangs: who sees which error, and who sees nothing of it."""
+"""Test sources that fail, are slow or hang: which calls get which error, and which are unaffected."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ import pytest
 
 from cleanfs.cache.fingerprint import COARSE_NS
 from cleanfs.fs.opening import DROP_SECONDS
-from cleanfs.fuse.interrupts import GUARD_SECONDS
+from cleanfs.fuse.interrupts import RELEASE_SECONDS
 from cleanfs.fuse.notify import REFRESH_SECONDS
 from cleanfs.source.inline_policy import RECENT_SECONDS
 from tests.e2e.conftest import SMALL_CACHES
@@ -37,15 +37,15 @@ from tests.harness.mounting import (
 
 PAGE = 4096
 DATA = bytes(range(256)) * 4096
-"""1 MiB, in which no two pages of 64 KiB are told apart, but their offsets within 256 bytes are."""
+"""1 MiB. All pages are equal; bytes differ within 256 bytes."""
 
 MANY = 150
-"""More requests than the main loop of pyfuse3 has tasks by default (99), and than we have threads."""
+"""More requests than the default tasks of pyfuse3 (99) and than the threads of cleanfs."""
 
 
 @contextmanager
 def on(source: Path, base: Path, *options: str) -> Iterator[MountedFs]:
-    """A mount of it with small caches; the kernel believes nothing, and reads no more than asked."""
+    """Mount a source with small caches, without attribute timeout and read-ahead."""
     mountpoint = base / "mnt"
     mountpoint.mkdir()
     words = (*SMALL_CACHES, "--attr-timeout", "0", "--read-ahead", "0", *options)
@@ -54,7 +54,7 @@ def on(source: Path, base: Path, *options: str) -> Iterator[MountedFs]:
 
 
 def make_directories(base: Path) -> tuple[Path, Path]:
-    """A real directory with the files ``f`` and ``other``, and one to serve it on."""
+    """Make a real directory with the files ``f`` and ``other``, and one to serve it on."""
     real, path = base / "real", base / "served"
     real.mkdir()
     path.mkdir()
@@ -72,7 +72,7 @@ def fill(real: Path) -> None:
 
 @dataclass(frozen=True)
 class Site:
-    """A source that fails on command, and its mount."""
+    """Holds a source that fails on command, and its mount."""
 
     source: Faulty
     fs: MountedFs
@@ -80,7 +80,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One for all tests that leave it alive."""
+    """Provide one site for all tests that do not end it."""
     base = tmp_path_factory.mktemp("faults")
     with faulty(*make_directories(base)) as source, on(source.path, base) as fs:
         fs.stats()
@@ -89,7 +89,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def served(site: Site) -> Iterator[Faulty]:
-    """Its source: nothing fails yet, and the files are new."""
+    """Return the source of the site, without faults and with new files."""
     fill(site.source.real)
     wait_until(lambda: site.fs.stats()["open_files"] == 0)
     try:
@@ -100,14 +100,16 @@ def served(site: Site) -> Iterator[Faulty]:
 
 @pytest.fixture
 def fs(site: Site) -> MountedFs:
-    """Its mount."""
+    """Return the mount of the site."""
     return site.fs
 
 
 @pytest.fixture(params=["none"])
-def believing(served: Faulty, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MountedFs]:
-    """Another mount of it, where the kernel believes for long what it is told."""
-    mountpoint = tmp_path / "believing"
+def long_timeout_fs(
+    served: Faulty, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[MountedFs]:
+    """Mount the source once more, with long attribute and entry timeouts."""
+    mountpoint = tmp_path / "long-timeout"
     mountpoint.mkdir()
     options = ("--coherency", request.param, "--attr-timeout", "1000")
     with mounted(served.path, mountpoint, *SMALL_CACHES, *options) as fs:
@@ -126,15 +128,15 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 @contextmanager
 def fails(number: int) -> Iterator[None]:
-    """The block fails with this error."""
-    with pytest.raises(OSError) as raised:  # noqa: PT011  # the number is what matters
+    """Check that the block raises this error."""
+    with pytest.raises(OSError) as raised:  # noqa: PT011  # only the errno matters
         yield
     assert raised.value.errno == number
 
 
 @contextmanager
 def hung(source: Faulty, *calls: Callable[[], object]) -> Iterator[None]:
-    """Calls that hang in the source, in threads, until the block ends; then all must return."""
+    """Let calls hang in the source, in threads, until the block ends. Then all must return."""
     before = source.hanging()
 
     def call_it(call: Callable[[], object]) -> None:
@@ -156,18 +158,18 @@ def hung(source: Faulty, *calls: Callable[[], object]) -> Iterator[None]:
 
 
 def within(seconds: float, call: Callable[[], object]) -> None:
-    """A call that must not wait for the source."""
+    """Make a call that must not wait for the source."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)
-    assert not thread.is_alive(), "it waits"
+    assert not thread.is_alive(), "the call waits"
 
 
 # -- hanging --------------------------------------------------------------------------------------
 
 
 def check_alive(fs: MountedFs) -> None:
-    """Control files and statistics answer."""
+    """Check that control files and statistics work."""
 
     def use() -> None:
         assert fs.stats()["pid"] == fs.process.pid
@@ -180,7 +182,7 @@ def check_alive(fs: MountedFs) -> None:
 
 
 @pytest.mark.parametrize("op", ["lookup", "getattr", "opendir", "make", "rename", "fsync"])
-def test_control_files_answer_while_an_operation_hangs(served: Faulty, fs: MountedFs, op: str) -> None:
+def test_control_files_work_while_an_operation_hangs(served: Faulty, fs: MountedFs, op: str) -> None:
     calls: dict[str, Callable[[], object]] = {
         "lookup": lambda: os.stat(fs.path / "f"),
         "getattr": lambda: os.stat(fs.path / "f"),
@@ -195,8 +197,8 @@ def test_control_files_answer_while_an_operation_hangs(served: Faulty, fs: Mount
             check_alive(fs)
 
 
-def test_a_close_that_hangs_after_an_open_was_refused_blocks_nobody(tmp_path: Path) -> None:
-    """Its permissions are others than those that the kernel let the user in by."""
+def test_a_hanging_close_after_a_refused_open_blocks_no_other_request(tmp_path: Path) -> None:
+    """The permissions in the source are stricter than those that the kernel checked."""
     tmp_path.chmod(0o755)
     options = ("--allow-other", "--attr-timeout", "1000")
     with faulty(*make_directories(tmp_path)) as source, on(source.path, tmp_path, *options) as fs:
@@ -208,8 +210,8 @@ def test_a_close_that_hangs_after_an_open_was_refused_blocks_nobody(tmp_path: Pa
 
 
 @pytest.mark.parametrize("op", ["getattr", "lookup"])
-def test_names_that_the_source_has_cached_do_not_block_everybody(tmp_path: Path, op: str) -> None:
-    """Its kernel knows the name still, and the attributes no more."""
+def test_a_hanging_getattr_of_a_cached_name_blocks_no_other_request(tmp_path: Path, op: str) -> None:
+    """In the source's kernel, the name is still valid, but the attributes have expired."""
     directories = make_directories(tmp_path)
     with faulty(*directories, entry_timeout=100) as source, on(source.path, tmp_path) as fs:
         os.stat(fs.path / "f")
@@ -221,7 +223,7 @@ def test_names_that_the_source_has_cached_do_not_block_everybody(tmp_path: Path,
             os.stat(fs.path / "f")
 
 
-def test_a_file_system_below_the_source_that_hangs_does_not_block_everybody(tmp_path: Path) -> None:
+def test_a_hanging_file_system_below_the_source_blocks_no_other_request(tmp_path: Path) -> None:
     real, source = tmp_path / "real", tmp_path / "source"
     for path in (real, source, source / "sub"):
         path.mkdir()
@@ -234,10 +236,10 @@ def test_a_file_system_below_the_source_that_hangs_does_not_block_everybody(tmp_
         os.listdir(fs.path / "sub")
 
 
-def test_who_changes_a_directory_on_which_one_is_mounted_that_hangs_blocks_nobody(
+def test_a_chmod_of_a_hanging_mount_point_blocks_no_other_request(
     tmp_path: Path,
 ) -> None:
-    """Whether the name still leads to it is asked apart from all others."""
+    """The call that compares the name with the source runs in a thread of its own."""
     real, source = tmp_path / "real", tmp_path / "source"
     for path in (real, source, source / "sub"):
         path.mkdir()
@@ -250,14 +252,12 @@ def test_who_changes_a_directory_on_which_one_is_mounted_that_hangs_blocks_nobod
             check_alive(fs)
 
 
-def test_another_file_is_served_while_very_many_requests_of_one_hang(
-    served: Faulty, fs: MountedFs
-) -> None:
+def test_another_file_is_served_while_many_requests_of_one_hang(served: Faulty, fs: MountedFs) -> None:
     with opened(fs.path / "f", os.O_RDWR) as fd, opened(fs.path / "other", os.O_RDWR) as other:
         served.fault("read", name="f", hang=True)
         served.fault("write", name="f", hang=True)
         calls: list[Callable[[], object]] = [
-            lambda at=number * PAGE: os.pread(fd, 10, at)  # type: ignore[misc]
+            lambda at=number * PAGE: os.pread(fd, 10, at)  # type: ignore[misc]  # mypy does not infer it
             for number in range(MANY)
         ]
         calls.append(lambda: os.pwrite(fd, b"x", 0))
@@ -278,7 +278,7 @@ def test_another_file_is_served_while_very_many_requests_of_one_hang(
 
 @contextmanager
 def program(code: str, *args: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python program, which says that it is about to do what may hang."""
+    """Run a Python program that prints a line before the calls that may hang."""
     script = f"import os, sys, time\nprint(flush=True)\n{code}"
     words = [sys.executable, "-I", "-S", "-c", script, *map(str, args)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -289,7 +289,7 @@ def program(code: str, *args: Path) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the end of its mount will end it
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it ends with its mount
                 end_of(process, 10)
 
 
@@ -310,11 +310,11 @@ def program(code: str, *args: Path) -> Iterator[subprocess.Popen[bytes]]:
     ("number", "after"),
     [
         (signal.SIGKILL, 0),
-        (signal.SIGKILL, 2 * GUARD_SECONDS),
-        (signal.SIGTERM, 2 * GUARD_SECONDS),
+        (signal.SIGKILL, 2 * RELEASE_SECONDS),
+        (signal.SIGTERM, 2 * RELEASE_SECONDS),
     ],
 )
-def test_a_program_that_is_killed_while_the_source_hangs_ends(
+def test_a_program_killed_while_the_source_hangs_ends(
     served: Faulty, fs: MountedFs, op: str, code: str, number: int, after: float
 ) -> None:
     served.fault(op, hang=True)
@@ -330,15 +330,13 @@ def test_a_program_that_is_killed_while_the_source_hangs_ends(
     wait_until(lambda: fs.stats()["open_files"] == 0)
 
 
-def test_a_program_that_had_a_signal_before_ends_when_it_is_killed(
-    served: Faulty, fs: MountedFs
-) -> None:
-    """The kernel tells us of a program's first signal only, and that one came when all seemed well."""
+def test_a_program_with_an_earlier_signal_ends_when_it_is_killed(served: Faulty, fs: MountedFs) -> None:
+    """The kernel reports only the first signal, and that one came before the hang was known."""
     code = (
         "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\n"
         "while True:\n"
         "    try: os.stat(sys.argv[1] + '/f')\n"
-        "    except InterruptedError: pass  # as somebody else on this machine was killed"
+        "    except InterruptedError: pass  # another program on this machine was killed"
     )
     served.fault("lookup", hang=True)
     with program(code, fs.path) as process:
@@ -351,7 +349,7 @@ def test_a_program_that_had_a_signal_before_ends_when_it_is_killed(
     check_alive(fs)
 
 
-def test_a_program_goes_on_that_has_a_signal_while_another_is_killed(
+def test_a_program_with_a_signal_continues_while_another_is_killed(
     served: Faulty, fs: MountedFs
 ) -> None:
     handled = "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\n"
@@ -359,20 +357,20 @@ def test_a_program_goes_on_that_has_a_signal_while_another_is_killed(
         served.fault(op, hang=True)
     with program("f = os.open(sys.argv[1] + '/f', os.O_RDONLY); os.read(f, 10)", fs.path) as first:
         served.wait_hanging(1)
-        time.sleep(2 * GUARD_SECONDS)  # from now on it is known whose a request is
+        time.sleep(2 * RELEASE_SECONDS)
         with (
-            program(f"{handled}os.listdir(sys.argv[1])", fs.path) as going_on,
+            program(f"{handled}os.listdir(sys.argv[1])", fs.path) as signalled,
             program("os.mkdir(sys.argv[1] + '/new')", fs.path) as killed,
         ):
             served.wait_hanging(3)
-            going_on.send_signal(signal.SIGUSR1)
+            signalled.send_signal(signal.SIGUSR1)
             killed.kill()
             assert end_of(killed, 10) == -signal.SIGKILL
             time.sleep(0.5)
-            assert going_on.poll() is None
+            assert signalled.poll() is None
             assert first.poll() is None
             served.heal()
-            assert end_of(going_on, 10) == 0
+            assert end_of(signalled, 10) == 0
 
 
 def test_a_program_among_many_requests_ends_when_it_is_killed(served: Faulty, fs: MountedFs) -> None:
@@ -388,14 +386,12 @@ def test_a_program_among_many_requests_ends_when_it_is_killed(served: Faulty, fs
 
 @contextmanager
 def killed_in(fs: MountedFs, code: str, until: Callable[[], object]) -> Iterator[None]:
-    """A program that is killed in a call that hangs; then others open files, which get the descriptors
-    of its own, if those were closed.
-    """
+    """Kill a program in a hanging call. Then open files: they reuse its fds in the daemon if closed."""
     with program(code, fs.path) as process:
         until()
         process.kill()
         assert end_of(process, 10) == -signal.SIGKILL
-    time.sleep(0.5)  # the kernel tells of the close, and libfuse may be reading what came before
+    time.sleep(0.5)  # the kernel sends RELEASE, and libfuse may still read earlier requests
     fds = [os.open(fs.path / "other", os.O_RDWR) for _ in range(8)]
     try:
         yield
@@ -404,9 +400,9 @@ def killed_in(fs: MountedFs, code: str, until: Callable[[], object]) -> Iterator
             os.close(fd)
 
 
-def test_a_read_by_who_is_gone_is_of_no_other_file(tmp_path: Path) -> None:
-    """It waits for a write. What it then reads into the cache is for everybody."""
-    reading = (  # of one page by itself: what is read ahead, the kernel reads for nobody in particular
+def test_a_read_by_a_killed_program_does_not_read_another_file(tmp_path: Path) -> None:
+    """The read waits for a write. Its pages then go to the cache and to all readers."""
+    reading = (  # a single page: read-ahead has no requester
         "import mmap; f = os.open(sys.argv[1] + '/f', os.O_RDONLY)\n"
         "pages = mmap.mmap(f, 4096, prot=mmap.PROT_READ)\npages.madvise(mmap.MADV_RANDOM)\npages[0]"
     )
@@ -426,18 +422,18 @@ def test_a_read_by_who_is_gone_is_of_no_other_file(tmp_path: Path) -> None:
             source.wait_hanging(1)
             opens = source.served("open")
 
-            def begun() -> None:
+            def read_waits() -> None:
                 wait_until(lambda: source.served("open") > opens)
                 time.sleep(0.5)
 
-            with killed_in(fs, reading, begun):
+            with killed_in(fs, reading, read_waits):
                 source.heal()
                 assert writing.result(10) == PAGE
                 time.sleep(0.5)
                 assert (fs.path / "f").read_bytes() == DATA
 
 
-def test_a_truncation_by_who_is_gone_is_of_no_other_file(tmp_path: Path) -> None:
+def test_a_truncation_by_a_killed_program_does_not_truncate_another_file(tmp_path: Path) -> None:
     truncating = (
         "f = os.open(sys.argv[1] + '/f', os.O_RDWR)\nos.mkdir(sys.argv[1] + '/opened')\n"
         "while not os.path.exists(sys.argv[1] + '/go'): time.sleep(0.1)\nos.ftruncate(f, 0)"
@@ -477,28 +473,26 @@ CHANGES: dict[str, tuple[str, str, Callable[[Path], object]]] = {
 }
 
 
-@pytest.mark.parametrize(("op", "code", "look"), CHANGES.values(), ids=CHANGES)
-def test_a_change_by_who_is_gone_is_seen_when_it_is_done(
-    served: Faulty, believing: MountedFs, op: str, code: str, look: Callable[[Path], object]
+@pytest.mark.parametrize(("op", "code", "inspect"), CHANGES.values(), ids=CHANGES)
+def test_a_change_by_a_killed_program_is_seen_when_it_is_done(
+    served: Faulty, long_timeout_fs: MountedFs, op: str, code: str, inspect: Callable[[Path], object]
 ) -> None:
-    """Somebody looks before it is, and the kernel believes that."""
-    fs = believing
+    """Another program looks before the change is done, and the kernel caches that state."""
+    fs = long_timeout_fs
     served.fault(op, hang=True)
     with program(f"f = sys.argv[1] + '/f'\n{code}", fs.path) as process:
         served.wait_hanging(1)
         process.kill()
         assert end_of(process, 10) == -signal.SIGKILL
-    before = look(fs.path)
+    before = inspect(fs.path)
     served.heal()
     wait_until(lambda: served.hanging() == 0)
-    wait_until(lambda: look(served.real) != before)
-    wait_until(lambda: look(fs.path) == look(served.real))
+    wait_until(lambda: inspect(served.real) != before)
+    wait_until(lambda: inspect(fs.path) == inspect(served.real))
 
 
-def test_what_is_appended_after_an_append_by_who_is_gone_is_behind_it(
-    served: Faulty, fs: MountedFs
-) -> None:
-    """The kernel knows nothing of that, and sends the next one to where it sees the end."""
+def test_an_append_after_one_by_a_killed_program_follows_it(served: Faulty, fs: MountedFs) -> None:
+    """The kernel does not know the first append, and sends the next one to the old end."""
     with opened(fs.path / "f", os.O_WRONLY | os.O_APPEND) as fd:
         served.fault("write", name="f", hang=True)
         code = "d = os.open(sys.argv[1] + '/f', os.O_WRONLY | os.O_APPEND); os.write(d, b'first')"
@@ -512,19 +506,19 @@ def test_what_is_appended_after_an_append_by_who_is_gone_is_behind_it(
     assert (served.real / "f").read_bytes()[len(DATA) :] == b"firstsecond"
 
 
-@pytest.mark.parametrize("believing", ["open"], indirect=True)
-def test_what_an_open_by_who_is_gone_has_found_is_not_lost(
-    served: Faulty, believing: MountedFs
+@pytest.mark.parametrize("long_timeout_fs", ["open"], indirect=True)
+def test_a_change_found_by_an_open_of_a_killed_program_is_not_lost(
+    served: Faulty, long_timeout_fs: MountedFs
 ) -> None:
-    """A change that nobody sees by size or mtime, so that the kernel drops its pages only if told."""
-    fs = believing
+    """Size and mtime do not show the change, so the kernel drops its pages only if notified."""
+    fs = long_timeout_fs
     path = served.real / "f"
     assert (fs.path / "f").read_bytes() == DATA
     st = path.stat()
     with opened(path, os.O_RDWR) as fd:
         os.pwrite(fd, b"new", 0)
     os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
-    time.sleep(COARSE_NS / 1e9 + 0.1)  # a change that is young is looked for again
+    time.sleep(COARSE_NS / 1e9 + 0.1)  # a recent change would be checked again
     served.fault("open", name="f", hang=True)
     with program("os.open(sys.argv[1] + '/f', os.O_RDONLY)", fs.path) as process:
         served.wait_hanging(1)
@@ -536,7 +530,7 @@ def test_what_an_open_by_who_is_gone_has_found_is_not_lost(
     assert (fs.path / "f").read_bytes()[:5] == b"new" + DATA[3:5]
 
 
-def test_tests_that_are_killed_leave_no_mount(tmp_path: Path) -> None:
+def test_killed_tests_leave_no_mount(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, time\nfrom tests.harness.faulty import faulty\n"
         "from tests.e2e.test_faults import make_directories, on\nbase = pathlib.Path(sys.argv[1])\n"
@@ -557,14 +551,14 @@ def test_tests_that_are_killed_leave_no_mount(tmp_path: Path) -> None:
 # -- errors ---------------------------------------------------------------------------------------
 
 
-def test_an_error_in_the_middle_of_a_file_is_seen_where_it_is(served: Faulty, fs: MountedFs) -> None:
+def test_an_error_in_the_middle_of_a_file_is_seen_only_there(served: Faulty, fs: MountedFs) -> None:
     served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
     bad = 100_000 // PAGE * PAGE
     with opened(fs.path / "f") as fd:
         assert os.pread(fd, bad, 0) == DATA[:bad]
         with fails(errno.EIO):
             os.pread(fd, 10, bad)
-        assert os.pread(fd, bad + 1, 0) == DATA[:bad], "what can be read of it is"
+        assert os.pread(fd, bad + 1, 0) == DATA[:bad], "the readable part is returned"
         assert os.pread(fd, 1 << 20, bad + PAGE) == DATA[bad + PAGE :]
         with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
             assert mapping[bad - 1] == DATA[bad - 1]
@@ -573,7 +567,7 @@ def test_an_error_in_the_middle_of_a_file_is_seen_where_it_is(served: Faulty, fs
         assert os.pread(fd, 1 << 20, 0) == DATA
 
 
-def test_a_bad_place_in_a_mapping_is_sigbus_for_who_touches_it(served: Faulty, fs: MountedFs) -> None:
+def test_access_to_an_unreadable_page_of_a_mapping_raises_sigbus(served: Faulty, fs: MountedFs) -> None:
     served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
     code = "import mmap; f = open(sys.argv[1] + '/f', 'rb'); m = mmap.mmap(f.fileno(), 0, prot=1)\n"
     with program(code + "assert m[0] == 0 and m[200_000] == 200_000 % 256; m[100_000]", fs.path) as p:
@@ -582,7 +576,7 @@ def test_a_bad_place_in_a_mapping_is_sigbus_for_who_touches_it(served: Faulty, f
         assert end_of(p, 10) == 0
 
 
-def test_read_ahead_meets_an_error_that_nobody_sees(tmp_path: Path) -> None:
+def test_an_error_of_read_ahead_is_not_seen(tmp_path: Path) -> None:
     source = make_directories(tmp_path)
     with faulty(*source) as served, on(served.path, tmp_path, "--read-ahead", "1M") as fs:
         served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
@@ -596,8 +590,8 @@ def test_read_ahead_meets_an_error_that_nobody_sees(tmp_path: Path) -> None:
         assert (fs.path / "f").read_bytes() == DATA
 
 
-def test_an_error_next_to_what_is_asked_for_is_not_seen(tmp_path: Path) -> None:
-    """Pages of cleanfs are larger than what the program reads."""
+def test_an_error_beside_the_requested_bytes_is_not_seen(tmp_path: Path) -> None:
+    """Pages of cleanfs are larger than the reads of the program."""
     source = make_directories(tmp_path)
     with faulty(*source) as served, on(served.path, tmp_path, "--page-size", "64K") as fs:
         served.fault("read", errno.EIO, "f", start=100_000, stop=100_001)
@@ -611,10 +605,10 @@ def test_an_error_next_to_what_is_asked_for_is_not_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
-def test_a_write_that_fails_leaves_what_is_in_the_source(
+def test_after_a_failed_write_the_mount_matches_the_source(
     served: Faulty, fs: MountedFs, number: int
 ) -> None:
-    """Half of it is done; the pages were cached before."""
+    """Half of the write is done, and its pages were cached before."""
     assert (fs.path / "f").read_bytes() == DATA
     with opened(fs.path / "f", os.O_RDWR) as fd, mmap.mmap(fd, 0) as mapping:
         assert mapping[: 1 << 16] == DATA[: 1 << 16]
@@ -633,7 +627,7 @@ def test_a_write_that_fails_leaves_what_is_in_the_source(
         assert (fs.path / "f").read_bytes() == expected
 
 
-def test_an_append_that_is_cut_off_says_how_much_was_done(served: Faulty, fs: MountedFs) -> None:
+def test_an_append_that_is_cut_off_returns_the_bytes_written(served: Faulty, fs: MountedFs) -> None:
     served.fault("write", errno.ENOSPC, "other", start=30_000)
     with opened(fs.path / "other", os.O_WRONLY | os.O_APPEND) as fd:
         assert os.write(fd, b"x" * 20_000) == 5_000
@@ -644,7 +638,7 @@ def test_an_append_that_is_cut_off_says_how_much_was_done(served: Faulty, fs: Mo
     assert (fs.path / "other").read_bytes() == b"other" * 5000 + b"x" * 20_000
 
 
-def test_a_source_that_writes_nothing_at_all_is_an_error(served: Faulty, fs: MountedFs) -> None:
+def test_a_write_of_no_bytes_by_the_source_is_an_error(served: Faulty, fs: MountedFs) -> None:
     served.fault("write", short=0)
     with opened(fs.path / "f", os.O_WRONLY) as fd, fails(errno.EIO):
         os.pwrite(fd, b"x", 0)
@@ -662,7 +656,7 @@ def test_short_reads_and_writes_are_completed(served: Faulty, fs: MountedFs) -> 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("op", ["fsync", "flush"])
-def test_what_fsync_and_close_have_to_say_is_said_once(
+def test_an_error_of_fsync_or_close_is_reported_once(
     served: Faulty, fs: MountedFs, op: str, number: int
 ) -> None:
     served.fault(op, number, "f", count=1)
@@ -679,7 +673,7 @@ def test_what_fsync_and_close_have_to_say_is_said_once(
     "op", ["lookup", "getattr", "open", "read", "opendir", "readdir", "statfs", "rename", "unlink"]
 )
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_an_error_is_none_afterwards(served: Faulty, fs: MountedFs, op: str, number: int) -> None:
+def test_an_error_has_no_effect_afterwards(served: Faulty, fs: MountedFs, op: str, number: int) -> None:
     calls: dict[str, Callable[[], object]] = {
         "opendir": lambda: os.listdir(fs.path),
         "readdir": lambda: os.listdir(fs.path),
@@ -693,13 +687,13 @@ def test_an_error_is_none_afterwards(served: Faulty, fs: MountedFs, op: str, num
         call()
     check_alive(fs)
     served.heal()
-    assert (fs.path / "f").read_bytes() == DATA, "an error is no deletion"
+    assert (fs.path / "f").read_bytes() == DATA, "an error is not a deletion"
     assert sorted(os.listdir(fs.path)) == ["f", "other"]
     call()
 
 
-def test_a_failing_source_is_no_proof_of_absence(tmp_path: Path) -> None:
-    """Not even where absence is believed for a day."""
+def test_an_error_of_the_source_is_not_cached_as_absence(tmp_path: Path) -> None:
+    """This holds even with long timeouts for absent names."""
     source = make_directories(tmp_path)
     options = ("--coherency", "none", "--attr-timeout", "1000")
     with faulty(*source) as served, on(served.path, tmp_path, *options) as fs:
@@ -709,7 +703,7 @@ def test_a_failing_source_is_no_proof_of_absence(tmp_path: Path) -> None:
                 (fs.path / "f").read_bytes()
             served.heal()
         assert (fs.path / "f").read_bytes() == DATA
-        # What was done, and reported as failed.
+        # These operations are done and then reported as failed.
         served.fault("make", errno.EIO, late=True)
         served.fault("rename", errno.EIO, late=True)
         served.fault("unlink", errno.EIO, late=True)
@@ -726,7 +720,9 @@ def test_a_failing_source_is_no_proof_of_absence(tmp_path: Path) -> None:
         wait_until(lambda: not (fs.path / "other").exists())
 
 
-def test_attributes_that_fail_after_a_change_do_not_make_it_fail(served: Faulty, fs: MountedFs) -> None:
+def test_a_failing_getattr_after_a_change_does_not_fail_the_change(
+    served: Faulty, fs: MountedFs
+) -> None:
     with opened(fs.path / "f") as fd:
         served.fault("getattr", errno.EIO, "f", count=1)
         with contextlib.suppress(OSError):
@@ -735,14 +731,12 @@ def test_attributes_that_fail_after_a_change_do_not_make_it_fail(served: Faulty,
     assert (fs.path / "g").read_bytes() == DATA
 
 
-def test_a_file_that_the_source_knows_under_another_handle_is_found_again(
-    served: Faulty, fs: MountedFs
-) -> None:
-    """As after a restart of a server: what is held is stale for good, the name leads to the file."""
+def test_a_file_with_a_new_handle_in_the_source_is_found_again(served: Faulty, fs: MountedFs) -> None:
+    """After a restart of a server, held inodes stay stale, but the name leads to the file."""
     assert (fs.path / "f").read_bytes() == DATA
     os.stat(fs.path / "f")
     served.replace_inodes()
-    os.listdir(served.path)  # its kernel finds out
+    os.listdir(served.path)  # the source's kernel finds this out
     os.stat(served.path / "f")
 
     def reads() -> bool:
@@ -756,9 +750,7 @@ def test_a_file_that_the_source_knows_under_another_handle_is_found_again(
 
 
 @pytest.mark.parametrize("size", [0, 10, 20_000, 30_000])
-def test_a_wrong_size_loses_and_invents_nothing_for_long(
-    served: Faulty, fs: MountedFs, size: int
-) -> None:
+def test_a_wrong_size_has_no_lasting_effect(served: Faulty, fs: MountedFs, size: int) -> None:
     data = b"other" * 5000
     assert (fs.path / "other").read_bytes() == data
     served.fault("attributes", name="other", size=size)
@@ -780,7 +772,7 @@ def test_stamps_that_go_backwards_are_a_change(served: Faulty, fs: MountedFs) ->
     assert (fs.path / "f").read_bytes() == b"NEW" + DATA[3:]
 
 
-# -- the end ----------------------------------------------------------------------------------------
+# -- the end of a source or daemon ---------------------------------------------------------------
 
 
 def test_a_source_whose_server_was_killed_does_not_make_the_mount_look_dead(
@@ -798,7 +790,7 @@ def test_a_source_whose_server_was_killed_does_not_make_the_mount_look_dead(
         check_alive(fs)
         listed = cleanfs("list").stdout
         assert str(fs.process.pid) in listed
-        # Nobody takes the mount point for a dead one.
+        # The mount point is not taken for a dead one.
         again = cleanfs("mount", served.path, fs.path)
         assert again.returncode == 1
         assert fs.stats()["pid"] == fs.process.pid
@@ -808,19 +800,19 @@ def test_a_source_whose_server_was_killed_does_not_make_the_mount_look_dead(
         assert end_of(fs.process, 20) == 0
 
 
-@pytest.mark.parametrize("how", ["umount", "lazy", "SIGTERM"])
-def test_a_mount_whose_source_hangs_can_be_unmounted(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("ending", ["umount", "lazy", "SIGTERM"])
+def test_a_mount_whose_source_hangs_can_be_unmounted(tmp_path: Path, ending: str) -> None:
     source = make_directories(tmp_path)
     with faulty(*source) as served, on(served.path, tmp_path) as fs:
         for op in ("lookup", "getattr", "read", "statfs", "opendir", "flush"):
             served.fault(op, hang=True)
-        if how == "umount":
+        if ending == "umount":
             done = cleanfs("umount", fs.path)
             assert done.returncode == 0, done.stderr
         else:
             with program("os.stat(sys.argv[1] + '/f')", fs.path) as process:
                 served.wait_hanging(1)
-                if how == "lazy":
+                if ending == "lazy":
                     done = cleanfs("umount", "--lazy", fs.path)
                     assert done.returncode == 0, done.stderr
                 else:
@@ -829,42 +821,42 @@ def test_a_mount_whose_source_hangs_can_be_unmounted(tmp_path: Path, how: str) -
                 process.kill()
                 end_of(process, 10)
         assert not is_mounted(fs.path)
-        served.heal()  # until then a thread of the daemon may wait in the kernel
+        served.heal()  # before, a thread of the daemon may wait in the kernel
         end_of(fs.process, 20)
 
 
-def test_a_notification_that_waits_for_the_source_keeps_nobody_when_the_daemon_ends(
+def test_a_notification_waiting_for_the_source_does_not_keep_requesters_waiting_at_the_end(
     tmp_path: Path,
 ) -> None:
-    """It keeps the device open, and with it the wait for an answer that nobody would give any more."""
+    """The notification keeps the device open, and so the waits for replies that would never come."""
     source = make_directories(tmp_path)
-    read, look = "open(sys.argv[1] + '/f').read()", "os.stat(sys.argv[1] + '/f')"
+    read, stat = "open(sys.argv[1] + '/f').read()", "os.stat(sys.argv[1] + '/f')"
     with faulty(*source) as served, on(served.path, tmp_path) as fs:
         served.fault("read", hang=True)
         with program(read, fs.path) as reading:
             served.wait_hanging(1)
             (served.real / "f").write_bytes(DATA[::-1])
-            with program(look, fs.path) as looking:  # which finds that out
+            with program(stat, fs.path) as stat_caller:  # finds the change
                 wait_until(lambda: "fuse_reverse_inval_inode" in stacks(fs))
                 fs.process.terminate()
                 assert end_of(reading, 30) == 1
-                end_of(looking, 10)
+                end_of(stat_caller, 10)
         assert not is_mounted(fs.path)
         served.heal()
         end_of(fs.process, 20)
 
 
 def stacks(fs: MountedFs) -> str:
-    """Where the daemon's threads are in the kernel."""
+    """Return the kernel stacks of the daemon's threads."""
     found = ""
     for task in Path(f"/proc/{fs.process.pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # trio ends idle ones
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # trio ends idle threads
             found += (task / "stack").read_text()
     return found
 
 
-def test_a_daemon_that_is_killed_and_can_not_end_leaves_a_dead_mount(tmp_path: Path) -> None:
-    """A thread of it waits for the source, and nobody can end that wait: no mount may hang for it."""
+def test_a_killed_daemon_that_cannot_end_leaves_a_dead_mount(tmp_path: Path) -> None:
+    """A thread of the daemon waits for the source and cannot be ended. The mount must not hang too."""
     source = make_directories(tmp_path)
     with faulty(*source) as served, on(served.path, tmp_path) as fs:
         served.fault("read", hang=True)
@@ -873,11 +865,11 @@ def test_a_daemon_that_is_killed_and_can_not_end_leaves_a_dead_mount(tmp_path: P
             fs.process.kill()
             assert end_of(process, 10) == 1
 
-        def look() -> None:
+        def stat() -> None:
             with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
                 os.stat(fs.path)
 
-        within(10, look)
+        within(10, stat)
         assert fs.process.poll() is None
         done = cleanfs("umount", fs.path)
         assert done.returncode == 0, done.stderr
@@ -885,7 +877,7 @@ def test_a_daemon_that_is_killed_and_can_not_end_leaves_a_dead_mount(tmp_path: P
         end_of(fs.process, 20)
 
 
-def test_a_source_that_was_detached_is_still_there(tmp_path: Path) -> None:
+def test_a_detached_source_can_still_be_read(tmp_path: Path) -> None:
     source = make_directories(tmp_path)
     with faulty(*source) as served, on(served.path, tmp_path) as fs:
         subprocess.run(["umount", "-l", served.path], check=True, timeout=20)
@@ -896,7 +888,7 @@ def test_a_source_that_was_detached_is_still_there(tmp_path: Path) -> None:
 # -- local file systems --------------------------------------------------------------------------
 
 
-def test_a_lease_holds_up_only_who_opens_the_file(tmp_path: Path) -> None:
+def test_a_lease_delays_only_opens_of_the_file(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "f").write_bytes(DATA)
@@ -922,7 +914,7 @@ def test_a_lease_holds_up_only_who_opens_the_file(tmp_path: Path) -> None:
 
 @contextmanager
 def ext4(base: Path, megabytes: int, *options: str) -> Iterator[Path]:
-    """A small ext4 on a loop device; the image is ``base / "image"``."""
+    """Mount a small ext4 on a loop device. The image is ``base / "image"``."""
     image, path = base / "image", base / "ext4"
     path.mkdir()
     with image.open("wb") as file:
@@ -935,7 +927,7 @@ def ext4(base: Path, megabytes: int, *options: str) -> Iterator[Path]:
         made.returncode
         or subprocess.run(words, check=False, capture_output=True, timeout=60).returncode
     ):
-        pytest.skip("a loop device with ext4 can not be had")
+        pytest.skip("cannot mount ext4 on a loop device")
     try:
         yield path
     finally:
@@ -965,7 +957,7 @@ def test_a_full_file_system(tmp_path: Path) -> None:
 def test_a_source_that_becomes_read_only(tmp_path: Path) -> None:
     with ext4(tmp_path, 8) as source, on(source, tmp_path) as fs:
         (fs.path / "f").write_bytes(b"f" * 10_000)
-        # The kernel tells of the last close when it likes; until then the file is open for writing.
+        # The kernel sends RELEASE late; until then the file is open for writing.
         read_only = ["mount", "-o", "remount,ro", str(source)]
         wait_until(
             lambda: (
@@ -988,7 +980,7 @@ def test_a_source_that_becomes_read_only(tmp_path: Path) -> None:
 
 
 def loop_devices() -> set[str]:
-    """The files that are devices."""
+    """Return the files behind loop devices."""
     files = set()
     for device in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
@@ -997,15 +989,15 @@ def loop_devices() -> set[str]:
 
 
 def test_a_disk_that_ends_early(tmp_path: Path) -> None:
-    """Real EIO: the device is shorter than its file system.
+    """Get a real EIO from a device that is shorter than its file system.
 
-    It is mounted to be read, as a write of its journal makes the image larger again, with zeros in it.
+    It is mounted read-only: a write to its journal would extend the image with zeros.
     """
     with ext4(tmp_path, 16) as made:
         (made / "f").write_bytes(DATA * 10)
         subprocess.run(["umount", made], check=True, timeout=60)
         image = str(tmp_path / "image")
-        # Somebody else's mount namespace may have a copy of the mount for a while.
+        # Another mount namespace may have a copy of the mount for a while.
         wait_until(lambda: image not in loop_devices(), 60)
         first = (tmp_path / "image").read_bytes().find(DATA)
         blocks = first // PAGE + 128
@@ -1021,7 +1013,7 @@ def test_a_disk_that_ends_early(tmp_path: Path) -> None:
                 try:
                     data = os.pread(fd, PAGE, at)
                 except OSError as exc:
-                    assert exc.errno == errno.EIO  # noqa: PT017  # others succeed
+                    assert exc.errno == errno.EIO  # noqa: PT017  # other reads succeed
                     bad += 1
                 else:
                     assert data == DATA[:PAGE]
@@ -1033,7 +1025,7 @@ def test_a_disk_that_ends_early(tmp_path: Path) -> None:
 
 @contextmanager
 def frozen(file_system: Path) -> Iterator[None]:
-    """As before a snapshot: whoever writes there waits."""
+    """Freeze a file system, as before a snapshot: writes wait."""
     subprocess.run(["fsfreeze", "-f", file_system], check=True, timeout=20)
     try:
         yield
@@ -1041,7 +1033,7 @@ def frozen(file_system: Path) -> Iterator[None]:
         subprocess.run(["fsfreeze", "-u", file_system], check=True, timeout=20)
 
 
-def test_a_frozen_file_system_keeps_who_writes_there_and_nobody_else(tmp_path: Path) -> None:
+def test_a_frozen_file_system_blocks_only_writes(tmp_path: Path) -> None:
     with (
         ext4(tmp_path, 32) as source,
         on(source, tmp_path) as fs,
@@ -1063,7 +1055,7 @@ def test_a_frozen_file_system_keeps_who_writes_there_and_nobody_else(tmp_path: P
         with frozen(source):
             for thread in threads:
                 thread.start()
-                time.sleep(RECENT_SECONDS / 3)  # one that hangs does not speak for the next
+                time.sleep(RECENT_SECONDS / 3)  # so that each hangs on its own
             time.sleep(0.3)
             within(5, lambda: check_alive(fs))
             within(5, (fs.path / "other").read_bytes)
@@ -1076,7 +1068,7 @@ def test_a_frozen_file_system_keeps_who_writes_there_and_nobody_else(tmp_path: P
         assert (source / "directory" / "new").is_dir()
 
 
-def test_a_limit_of_the_daemons_own(tmp_path: Path) -> None:
+def test_a_file_size_limit_of_the_daemon(tmp_path: Path) -> None:
     source, mountpoint = tmp_path / "source", tmp_path / "mnt"
     source.mkdir()
     mountpoint.mkdir()

@@ -1,4 +1,4 @@
-"""File handles of a mount: they lead to their files after the kernel has forgotten these."""
+"""Test file handles of a mount: they lead to files that the kernel has forgotten."""
 
 import ctypes
 import errno
@@ -18,14 +18,14 @@ from cleanfs.vfs.node_ids import generation_of
 from tests.e2e.conftest import SMALL_CACHES, Mounter
 from tests.harness.mounting import MountedFs, mounted, wait_until
 
-pytestmark = pytest.mark.skipif(not can_refresh(), reason="handles take CAP_DAC_READ_SEARCH")
+pytestmark = pytest.mark.skipif(not can_refresh(), reason="file handles need CAP_DAC_READ_SEARCH")
 
 AT_HANDLE_CONNECTABLE = 0x2
 MS_NOSUID, MS_NODEV, MS_REMOUNT = 2, 4, 32
 libc = ctypes.CDLL(None, use_errno=True)
 
 SIZES = {"ext4": 8, "btrfs": 120, "xfs": 310}
-"""MiB, the least that mkfs takes."""
+"""The smallest sizes that mkfs accepts, in MiB."""
 
 
 def handle_of(path: Path, flags: int = 0) -> bytes:
@@ -71,7 +71,7 @@ def content(fs: MountedFs, handle: bytes) -> str | list[str]:
 
 
 def forget(fs: MountedFs) -> None:
-    """Have the kernel forget all names of the mount, and with them inodes: a remount does."""
+    """Make the kernel forget all names of the mount, and so its inodes, by a remount."""
     flags = MS_REMOUNT | MS_NOSUID | MS_NODEV
     if libc.mount(None, os.fsencode(fs.path), None, flags, None):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -80,7 +80,7 @@ def forget(fs: MountedFs) -> None:
 
 @contextmanager
 def file_system(fs_type: str, path: Path) -> Iterator[None]:
-    """A small one of its own, mounted on ``path``."""
+    """Mount a small new file system on ``path``."""
     path.mkdir(exist_ok=True)
     if fs_type == "tmpfs":
         command = ["mount", "-t", "tmpfs", "none", str(path)]
@@ -88,7 +88,7 @@ def file_system(fs_type: str, path: Path) -> Iterator[None]:
         image = path.with_suffix(".image")
         with image.open("wb") as file:
             file.truncate(SIZES[fs_type] << 20)
-        maker = shutil.which(f"mkfs.{fs_type}") or pytest.skip(f"mkfs.{fs_type} is not there")
+        maker = shutil.which(f"mkfs.{fs_type}") or pytest.skip(f"mkfs.{fs_type} is not installed")
         subprocess.run([maker, "-q", image], check=True, timeout=60, capture_output=True)
         command = ["mount", "-o", "loop", str(image), str(path)]
     done = subprocess.run(command, check=False, timeout=60, capture_output=True)
@@ -104,7 +104,7 @@ def file_system(fs_type: str, path: Path) -> Iterator[None]:
     params=["a part of this one", "ext4", "btrfs", "xfs", "tmpfs", "a part of tmpfs"],
 )
 def top(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A source that is a whole file system, or a part of one."""
+    """Make a source that is a whole file system or a part of one."""
     path = tmp_path / "top"
     if request.param == "a part of this one":
         path.mkdir()
@@ -122,7 +122,7 @@ def is_whole(top: Path) -> bool:
 
 
 def fill(top: Path) -> dict[str, str | list[str]]:
-    """Make some files; what is in them."""
+    """Make some files. Return their contents."""
     (top / "d" / "e").mkdir(parents=True)
     (top / "d" / "e" / "file").write_text("deep")
     (top / "file").write_text("text")
@@ -131,15 +131,13 @@ def fill(top: Path) -> dict[str, str | list[str]]:
 
 
 @pytest.mark.parametrize("flags", [0, AT_HANDLE_CONNECTABLE], ids=["plain", "connectable"])
-def test_a_handle_leads_to_its_file_once_that_is_forgotten(
-    top: Path, mountpoint: Path, flags: int
-) -> None:
+def test_a_handle_leads_to_its_forgotten_file(top: Path, mountpoint: Path, flags: int) -> None:
     files = fill(top)
     with mounted(top, mountpoint, *SMALL_CACHES) as fs:
-        for seen in (lambda: None, lambda: subprocess.run(["ls", "-lR", fs.path], check=True)):
-            seen()
+        for look in (lambda: None, lambda: subprocess.run(["ls", "-lR", fs.path], check=True)):
+            look()
             handles = {name: handle_of(fs.path / name, flags) for name in files}
-            for name, handle in handles.items():  # each by itself, then each beside the others
+            for name, handle in handles.items():  # each alone, then each with the others
                 forget(fs)
                 assert content(fs, handle) == files[name]
             forget(fs)
@@ -150,7 +148,7 @@ def test_a_handle_leads_to_its_file_once_that_is_forgotten(
                 assert handle_of(fs.path / name, flags) == handle
 
 
-def test_it_does_across_a_remount_of_cleanfs(top: Path, mountpoint: Path) -> None:
+def test_handles_survive_a_new_mount_where_the_source_allows(top: Path, mountpoint: Path) -> None:
     files = fill(top)
     with mounted(top, mountpoint, *SMALL_CACHES) as fs:
         handles = {name: handle_of(fs.path / name) for name in files}
@@ -169,7 +167,7 @@ def test_it_does_across_a_remount_of_cleanfs(top: Path, mountpoint: Path) -> Non
 
 
 @pytest.mark.parametrize("side", ["mount", "source"])
-def test_a_handle_of_what_was_removed_is_stale(top: Path, mountpoint: Path, side: str) -> None:
+def test_a_handle_of_a_removed_file_is_stale(top: Path, mountpoint: Path, side: str) -> None:
     files = fill(top)
     with mounted(top, mountpoint, *SMALL_CACHES) as fs:
         handles = {name: handle_of(fs.path / name) for name in files}
@@ -182,7 +180,7 @@ def test_a_handle_of_what_was_removed_is_stale(top: Path, mountpoint: Path, side
         assert [name for name, handle in handles.items() if not is_stale(fs, handle)] == []
 
 
-def test_the_next_file_of_that_number_is_another(tmp_path: Path, mountpoint: Path) -> None:
+def test_the_next_file_of_a_number_has_another_handle(tmp_path: Path, mountpoint: Path) -> None:
     top = tmp_path / "top"
     with file_system("ext4", top), mounted(top, mountpoint, *SMALL_CACHES) as fs:
         for by_listing in (False, True):
@@ -197,7 +195,7 @@ def test_the_next_file_of_that_number_is_another(tmp_path: Path, mountpoint: Pat
                 if (top / "new").stat().st_ino == number:
                     break
                 (top / "new").rename(top / f"not it {by_listing} {i}")
-            assert (top / "new").stat().st_ino == number, "ext4 gives out the lowest that is free"
+            assert (top / "new").stat().st_ino == number, "ext4 reuses the lowest free number"
             assert is_stale(fs, old)
             new = handle_of(fs.path / "new")
             assert new != old
@@ -206,7 +204,7 @@ def test_the_next_file_of_that_number_is_another(tmp_path: Path, mountpoint: Pat
             (top / "new").unlink()
 
 
-def test_a_file_is_used_by_its_handle(top: Path, mountpoint: Path) -> None:
+def test_a_file_can_be_used_through_its_handle(top: Path, mountpoint: Path) -> None:
     fill(top)
     with mounted(top, mountpoint, *SMALL_CACHES) as fs:
         handle = handle_of(fs.path / "d" / "e" / "file")
@@ -235,7 +233,7 @@ def test_a_file_is_used_by_its_handle(top: Path, mountpoint: Path) -> None:
         assert os.listdir(top / "d" / "e") == ["below"]
 
 
-def test_what_was_moved_is_found_if_it_is_seen_to_be_below_the_source(
+def test_a_moved_file_is_found_if_it_can_be_shown_to_be_below_the_source(
     top: Path, mountpoint: Path
 ) -> None:
     files = fill(top)
@@ -257,7 +255,7 @@ def test_what_was_moved_is_found_if_it_is_seen_to_be_below_the_source(
 
 
 @pytest.mark.parametrize("in_tmpfs", [False, True])
-def test_no_handle_leads_out_of_the_source(tmp_path: Path, mountpoint: Path, in_tmpfs: bool) -> None:
+def test_no_handle_leads_outside_the_source(tmp_path: Path, mountpoint: Path, in_tmpfs: bool) -> None:
     top = tmp_path / "top"
     with file_system("tmpfs" if in_tmpfs else "ext4", top):
         source, outside = top / "source", top / "outside"
@@ -289,7 +287,7 @@ def test_a_directory_that_left_the_source_has_no_parent(tmp_path: Path, mountpoi
         assert is_stale(fs, handle)
 
 
-def test_file_systems_below_the_source_have_theirs(mount: Mounter, source: Path) -> None:
+def test_file_systems_below_the_source_have_handles(mount: Mounter, source: Path) -> None:
     (source / "tmpfs").mkdir()
     (source / "file").write_text("text")
     with file_system("ext4", source / "inner"), file_system("tmpfs", source / "tmpfs"):
@@ -324,7 +322,7 @@ def test_the_mounts_root_keeps_its_number(mount: Mounter, source: Path) -> None:
         assert os.readlink(f"/proc/self/fd/{fd}") == str(fs.path / "d")
 
 
-def test_numbers_that_stand_for_nothing_are_stale(mount: Mounter, source: Path) -> None:
+def test_unused_numbers_are_stale(mount: Mounter, source: Path) -> None:
     (source / "file").write_text("text")
     fs = mount()
     for node in (
@@ -351,7 +349,7 @@ def test_control_files_have_handles(mount: Mounter) -> None:
         assert os.read(fd, 100) == b"0\n"
 
 
-def test_only_so_many_are_remembered(tmp_path: Path, mountpoint: Path) -> None:
+def test_the_number_of_remembered_inodes_is_bounded(tmp_path: Path, mountpoint: Path) -> None:
     top = tmp_path / "top"
     with file_system("tmpfs", top):
         for i in range(8):
@@ -367,11 +365,11 @@ def test_only_so_many_are_remembered(tmp_path: Path, mountpoint: Path) -> None:
 NO_PRIVILEGE = ("setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search")
 
 
-def test_a_daemon_without_the_privilege_opens_none(mount: Mounter, source: Path) -> None:
+def test_a_daemon_without_the_privilege_cannot_open_handles(mount: Mounter, source: Path) -> None:
     (source / "file").write_text("text")
     fs = mount(prefix=NO_PRIVILEGE)
     handle = handle_of(fs.path / "file")
-    assert content(fs, handle) == "text"  # as long as the kernel has it
+    assert content(fs, handle) == "text"  # while the kernel has the inode
     forget(fs)
     assert is_stale(fs, handle)
     assert (fs.path / "file").read_text() == "text"

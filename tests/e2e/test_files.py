@@ -1,4 +1,4 @@
-"""Reading, writing and attributes of regular files on a real mount."""
+"""Test reads, writes and attributes of regular files on a real mount."""
 
 import ctypes
 import errno
@@ -60,7 +60,7 @@ def test_a_written_file_is_the_same_in_the_source(place: Place) -> None:
     assert (place.path / "f").read_bytes() == data
 
 
-def test_two_appending_handles_overwrite_nothing(place: Place) -> None:
+def test_two_appending_fds_overwrite_nothing(place: Place) -> None:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     with opened(place.path / "f", flags) as one, opened(place.path / "f", flags) as two:
         for i in range(100):
@@ -72,7 +72,7 @@ def test_two_appending_handles_overwrite_nothing(place: Place) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--coherency", "none")], ids=["open", "alone"])
-def test_where_o_append_was_taken_away_a_write_goes_where_it_says(
+def test_after_o_append_is_cleared_a_write_goes_to_its_offset(
     mount: Mounter, source: Path, options: tuple[str, ...]
 ) -> None:
     fs = mount(*options)
@@ -90,13 +90,13 @@ def test_where_o_append_was_taken_away_a_write_goes_where_it_says(
     assert (source / "f").read_bytes() == (source / "twin").read_bytes() == (fs.path / "f").read_bytes()
 
 
-@pytest.mark.parametrize("by_handle", [False, True])
-def test_what_a_truncate_cut_off_never_returns(place: Place, by_handle: bool) -> None:
+@pytest.mark.parametrize("by_fd", [False, True])
+def test_truncated_data_never_returns(place: Place, by_fd: bool) -> None:
     file = place.path / "f"
     file.write_bytes(noise(50_000))
     expected = file.read_bytes()[:12_345]
     with opened(file, os.O_RDWR) as fd:
-        target = fd if by_handle else file
+        target = fd if by_fd else file
         os.truncate(target, 12_345)
         assert os.pread(fd, 60_000, 0) == expected
         os.truncate(target, 40_000)
@@ -128,7 +128,7 @@ def test_a_sparse_file_stays_sparse_and_reads_zeros(place: Place) -> None:
     assert (place.path / "f").read_bytes() == bytes(3 << 20) + b"end"
 
 
-def test_offsets_beyond_4_gib_are_not_cut(place: Place) -> None:
+def test_offsets_beyond_4_gib_are_not_truncated(place: Place) -> None:
     start = (4 << 30) - 5000
     data = noise(10_000)
     with opened(place.path / "f", os.O_RDWR | os.O_CREAT) as fd:
@@ -153,7 +153,7 @@ def test_a_mapped_file_reads_like_the_source(place: Place) -> None:
         assert area[2_999_990:] == data[-10:]
 
 
-def test_what_is_written_to_a_mapping_reaches_the_source(place: Place) -> None:
+def test_writes_to_a_mapping_reach_the_source(place: Place) -> None:
     (place.source / "f").write_bytes(bytes(100_000))
     with opened(place.path / "f", os.O_RDWR) as fd, mmap.mmap(fd, 0) as area:
         area[5000:5003] = b"one"
@@ -204,7 +204,7 @@ def test_o_direct_reads_and_writes(place: Place) -> None:
         assert buffer[: 100_000 - 4096] == expected[4096:]
 
 
-def test_a_buffered_handle_sees_what_a_direct_one_writes(place: Place) -> None:
+def test_a_buffered_fd_sees_direct_writes(place: Place) -> None:
     (place.path / "f").write_bytes(bytes(16_384))
     with (
         opened(place.path / "f", os.O_RDONLY) as buffered,
@@ -248,7 +248,7 @@ def test_a_reader_follows_a_file_that_grows_in_the_source(place: Place) -> None:
 
 
 @pytest.mark.parametrize("where", ["mount", "source"])
-def test_an_open_file_without_a_name_goes_on_working(place: Place, where: str) -> None:
+def test_an_open_file_without_a_name_still_works(place: Place, where: str) -> None:
     data = noise(200_000)
     (place.source / "f").write_bytes(data)
     with opened(place.path / "f", os.O_RDWR) as fd:
@@ -267,7 +267,7 @@ def test_an_open_file_without_a_name_goes_on_working(place: Place, where: str) -
     assert not (place.path / "f").exists()
 
 
-def test_a_renamed_over_file_stays_readable_by_who_has_it_open(place: Place) -> None:
+def test_a_file_replaced_by_a_rename_stays_readable_through_open_fds(place: Place) -> None:
     (place.path / "old").write_bytes(b"old" * 5000)
     (place.path / "new").write_bytes(b"new" * 5000)
     with opened(place.path / "old", os.O_RDWR) as fd:
@@ -291,7 +291,7 @@ def test_fsync_of_files_and_directories(place: Place) -> None:
 
 
 @pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC, os.O_NOATIME, os.O_NONBLOCK, os.O_NOFOLLOW])
-def test_open_takes_the_rarer_flags(place: Place, flag: int) -> None:
+def test_open_accepts_the_rarer_flags(place: Place, flag: int) -> None:
     with opened(place.path / "f", os.O_RDWR | os.O_CREAT | flag) as fd:
         os.write(fd, b"x" * 10_000)
     with opened(place.path / "f", os.O_RDWR | flag) as fd:
@@ -322,7 +322,7 @@ def test_a_program_on_the_mount_runs(place: Place) -> None:
     subprocess.run([place.path / "true"], check=True, timeout=10)
 
 
-def test_a_write_shows_in_size_and_times_at_once(place: Place) -> None:
+def test_a_write_is_visible_in_size_and_times_at_once(place: Place) -> None:
     with opened(place.path / "f", os.O_RDWR | os.O_CREAT) as fd:
         os.utime(fd, ns=(1, 1))
         assert os.fstat(fd).st_mtime_ns == 1
@@ -349,7 +349,7 @@ def test_chmod_chown_and_times_reach_the_source(place: Place, kind: str) -> None
     assert there.stat().st_mtime_ns == path.stat().st_mtime_ns == -2_500_000_001
 
 
-def test_utimens_omit_leaves_a_time_alone_and_now_is_now(place: Place) -> None:
+def test_utimens_omit_keeps_a_time_and_now_sets_the_present(place: Place) -> None:
     file, there = place.path / "f", place.source / "f"
     file.touch()
     os.utime(file, ns=(10**9, 2 * 10**9))
@@ -391,29 +391,29 @@ CLEARING = {
 
 
 @pytest.mark.parametrize("mode", [0o6777, 0o2767], ids=oct)
-@pytest.mark.parametrize("how", CLEARING)
-def test_set_id_bits_go_as_on_a_plain_file_system(place: Place, how: str, mode: int) -> None:
+@pytest.mark.parametrize("call", CLEARING)
+def test_set_id_bits_are_cleared_as_on_a_plain_file_system(place: Place, call: str, mode: int) -> None:
     outcomes = []
     for directory, seen in (place.path, place.source), (place.plain, place.plain):
         file = directory / "f"
         file.write_bytes(b"hello")
         os.chown(file, 12345, 23456)
         file.chmod(mode)
-        printed = as_user(directory, CLEARING[how], groups=(34567,))
+        printed = as_user(directory, CLEARING[call], groups=(34567,))
         outcomes.append((printed, oct(stat.S_IMODE((seen / "f").stat().st_mode))))
     assert outcomes[0] == outcomes[1]
     assert stat.S_IMODE((place.path / "f").stat().st_mode) == int(outcomes[0][1], 8)
 
 
 def write_some(fd: int, data: bytes) -> int:
-    """As write(2) of the kernel: bytes written, or the negative errno."""
+    """Return the bytes written or the negative errno, as the write(2) system call does."""
     try:
         return os.write(fd, data)
     except OSError as exc:
         return -(exc.errno or 0)
 
 
-def test_a_full_source_says_so_and_loses_nothing_of_what_it_had(source: Path, mount: Mounter) -> None:
+def test_a_full_source_raises_enospc_and_keeps_its_data(source: Path, mount: Mounter) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "none", source], check=True, timeout=10)
     try:
         fs = mount()
@@ -466,7 +466,7 @@ OPTIONS: list[tuple[str, ...]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
-def test_random_changes_read_back_whatever_the_options(
+def test_random_changes_are_read_back_with_any_options(
     mount: Mounter, options: tuple[str, ...]
 ) -> None:
     fs = mount(*options)

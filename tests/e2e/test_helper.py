@@ -1,4 +1,4 @@
-"""Mounting as mount(8) does it, and on top of the source."""
+"""Test the helper of mount(8), and mounts on their own source."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def helper(*args: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_mount_helper_takes_what_mount_gives_it(source: Path, mountpoint: Path) -> None:
+def test_the_mount_helper_accepts_the_arguments_of_mount(source: Path, mountpoint: Path) -> None:
     (source / "f").write_text("x")
     options = "rw,noatime,noauto,_netdev,x-systemd.automount,pool_limit=2M,page-cache=1M"
     done = helper(source, mountpoint, "-s", "-n", "-o", options)
@@ -40,7 +40,7 @@ def test_a_fake_mount_does_nothing(source: Path, mountpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("args", [("-o", "nonsense=1"), ("-z",)])
-def test_a_wrong_call_of_the_helper_is_one_line(
+def test_a_wrong_call_of_the_helper_is_an_error_of_one_line(
     source: Path, mountpoint: Path, args: tuple[str, ...]
 ) -> None:
     done = helper(source, mountpoint, *args)
@@ -49,7 +49,7 @@ def test_a_wrong_call_of_the_helper_is_one_line(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_mount_on_its_own_source_serves_what_is_below(source: Path) -> None:
+def test_a_mount_on_its_own_source_serves_the_files_below(source: Path) -> None:
     (source / "d").mkdir()
     (source / "d" / "f").write_text("below")
     with mounted(source, source):

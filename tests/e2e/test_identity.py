@@ -1,4 +1,4 @@
-"""A source that names files anew once it forgot them: pages find their files again, and no other's."""
+"""Test sources that renumber forgotten files: pages are found again, and only for their own files."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
 SIZE = 300_123
 OLD = 1_600_000_000
-"""A stamp long ago: no fingerprint is racy."""
+"""A stamp long ago, so that no fingerprint is racy."""
 
 
 def noise(seed: int) -> bytes:
@@ -27,14 +27,14 @@ def noise(seed: int) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """A file with that stamp, whenever it is made."""
+    """Write a file with that stamp."""
     path.write_bytes(data)
     os.utime(path, (OLD, OLD))
 
 
 @dataclass
 class Site:
-    """A plain directory, served by a source, mounted by us."""
+    """Holds a plain directory, the source that serves it, and the mount."""
 
     source: Source
     fs: MountedFs
@@ -48,13 +48,13 @@ class Site:
         return self.fs.path
 
     def forget(self, directories: int = 0) -> None:
-        """Have all that is not a directory forgotten: in our mount, and in the source's."""
+        """Make the mount and the source forget everything except directories."""
 
-        def gone() -> bool:
-            (self.path / "poke").stat()  # a lookup has the daemon ask the kernel to forget
+        def forgotten() -> bool:
+            (self.path / "poke").stat()  # a lookup makes the daemon ask the kernel to forget inodes
             return bool(self.fs.stats()["inodes"] <= 2 + directories)
 
-        wait_until(gone)
+        wait_until(forgotten)
         self.source.forget()
 
     def read_bytes(self) -> int:
@@ -95,7 +95,7 @@ def site(tmp_path: Path) -> Iterator[Maker]:
 
 
 @pytest.mark.parametrize("numbers", ["fresh", "again", "one"])
-def test_what_was_read_once_is_not_read_again_from_a_source_that_forgot_it(
+def test_files_read_once_are_not_read_again_from_a_source_that_forgot_them(
     site: Maker, numbers: str
 ) -> None:
     at = site(numbers, "--whole-seconds")
@@ -116,8 +116,8 @@ def test_what_was_read_once_is_not_read_again_from_a_source_that_forgot_it(
     assert "files on fuse.renumbering are known by their path" in at.fs.log.read_text()
 
 
-def test_a_number_given_to_another_file_gives_nobody_its_bytes(site: Maker) -> None:
-    # Size and stamps are the same, too: sshfs has whole seconds, and no ctime.
+def test_a_reused_number_does_not_lead_to_the_pages_of_its_former_file(site: Maker) -> None:
+    # Size and stamps are equal, too: sshfs has whole seconds and no ctime.
     at = site("again", "--whole-seconds")
     write(at.real / "a", noise(1))
     write(at.real / "b", noise(2))
@@ -134,7 +134,7 @@ def test_a_number_given_to_another_file_gives_nobody_its_bytes(site: Maker) -> N
         os.close(held)
 
 
-def test_files_that_show_one_number_are_not_taken_for_each_other(site: Maker) -> None:
+def test_files_with_one_inode_number_are_not_confused(site: Maker) -> None:
     at = site("one", "--whole-seconds")
     for seed in range(4):
         write(at.real / str(seed), noise(seed))
@@ -149,7 +149,7 @@ def test_files_that_show_one_number_are_not_taken_for_each_other(site: Maker) ->
 
 
 @pytest.mark.parametrize("forgets", [False, True])
-def test_two_names_that_swap_in_the_source(site: Maker, forgets: bool) -> None:
+def test_two_names_swapped_in_the_source_are_told_apart(site: Maker, forgets: bool) -> None:
     at = site()
     write(at.real / "a", noise(1))
     write(at.real / "b", noise(2))
@@ -157,13 +157,13 @@ def test_two_names_that_swap_in_the_source(site: Maker, forgets: bool) -> None:
     assert (at.path / "b").read_bytes() == noise(2)
     if forgets:
         at.forget()
-    for old, new in (("a", "t"), ("b", "a"), ("t", "b")):  # ctime moves, and nothing else
+    for old, new in (("a", "t"), ("b", "a"), ("t", "b")):  # only ctime changes
         (at.real / old).rename(at.real / new)
     assert (at.path / "a").read_bytes() == noise(2)
     assert (at.path / "b").read_bytes() == noise(1)
 
 
-def test_renames_through_the_mount_take_the_pages_along(site: Maker) -> None:
+def test_renames_through_the_mount_keep_the_pages(site: Maker) -> None:
     at = site("fresh", "--whole-seconds")
     (at.real / "d").mkdir()
     for seed, name in enumerate(["a", "b", "d/f"]):
@@ -177,7 +177,7 @@ def test_renames_through_the_mount_take_the_pages_along(site: Maker) -> None:
         assert (at.path / name).read_bytes() == noise(seed), name
     assert at.read_bytes() == before
 
-    # And what takes their old names has nothing of theirs, though it looks the same.
+    # New files with the old names get none of these pages, though their attributes are equal.
     (at.path / "d").mkdir()
     write(at.path / "d/f", noise(5))
     at.forget(directories=2)
@@ -185,40 +185,44 @@ def test_renames_through_the_mount_take_the_pages_along(site: Maker) -> None:
     assert (at.path / "e/f").read_bytes() == noise(2)
 
 
-@pytest.mark.parametrize("how", ["unlink", "rename over", "in place"])
+@pytest.mark.parametrize("change", ["unlink", "rename over", "in place"])
 @pytest.mark.parametrize("forgets", [False, True])
-def test_a_name_that_gets_other_content_through_the_mount(site: Maker, how: str, forgets: bool) -> None:
+def test_other_content_under_a_name_is_seen_after_a_change_through_the_mount(
+    site: Maker, change: str, forgets: bool
+) -> None:
     at = site("again", "--whole-seconds")
     write(at.real / "a", noise(1))
     assert (at.path / "a").read_bytes() == noise(1)
     if forgets:
         at.forget()
-    if how == "unlink":
+    if change == "unlink":
         (at.path / "a").unlink()
-    write(at.path / ("b" if how == "rename over" else "a"), noise(2))
-    if how == "rename over":
+    write(at.path / ("b" if change == "rename over" else "a"), noise(2))
+    if change == "rename over":
         (at.path / "b").rename(at.path / "a")
     at.forget()
     assert (at.path / "a").read_bytes() == noise(2)
 
 
-@pytest.mark.parametrize("how", ["unlink", "rename over", "in place"])
+@pytest.mark.parametrize("change", ["unlink", "rename over", "in place"])
 @pytest.mark.parametrize("forgets", [False, True])
-def test_a_name_that_gets_other_content_in_the_source(site: Maker, how: str, forgets: bool) -> None:
+def test_other_content_under_a_name_is_seen_after_a_change_in_the_source(
+    site: Maker, change: str, forgets: bool
+) -> None:
     at = site("again")
     write(at.real / "a", noise(1))
     assert (at.path / "a").read_bytes() == noise(1)
     if forgets:
         at.forget()
-    if how == "unlink":
+    if change == "unlink":
         (at.real / "a").unlink()
-    write(at.real / ("b" if how == "rename over" else "a"), noise(2))  # ctime differs
-    if how == "rename over":
+    write(at.real / ("b" if change == "rename over" else "a"), noise(2))  # ctime differs
+    if change == "rename over":
         (at.real / "b").rename(at.real / "a")
     assert (at.path / "a").read_bytes() == noise(2)
 
 
-def test_pages_of_a_file_that_is_gone_are_given_up_and_counted(site: Maker) -> None:
+def test_pages_of_a_removed_file_are_dropped_and_counted(site: Maker) -> None:
     at = site()
     write(at.real / "a", noise(1))
     assert (at.path / "a").read_bytes() == noise(1)
@@ -231,7 +235,7 @@ def test_pages_of_a_file_that_is_gone_are_given_up_and_counted(site: Maker) -> N
     assert stats["pagecache_resident"] + stats["backend_counters"]["eph_pagebytes"] // 4096 <= 1
 
 
-def test_hard_links_may_be_two_files_but_never_show_old_bytes(site: Maker) -> None:
+def test_hard_links_seen_as_two_files_never_show_old_bytes(site: Maker) -> None:
     at = site("one")
     write(at.real / "a", noise(1))
     os.link(at.real / "a", at.real / "b")
@@ -246,7 +250,7 @@ def test_hard_links_may_be_two_files_but_never_show_old_bytes(site: Maker) -> No
     assert (at.path / "b").read_bytes() == (at.path / "c").read_bytes() == noise(3)
 
 
-def test_what_was_parked_is_found_again_where_it_was(site: Maker) -> None:
+def test_parked_inodes_are_found_again_by_their_paths(site: Maker) -> None:
     at = site("again", "--whole-seconds", patch="mount.raise_fd_limit = lambda: 4")
     (at.real / "d").mkdir()
     for seed in range(30):
@@ -270,7 +274,7 @@ def test_what_was_parked_is_found_again_where_it_was(site: Maker) -> None:
 
 
 @pytest.mark.parametrize("first", ["list", "look up"])
-def test_hard_links_that_the_source_gives_one_node_are_one_file(tmp_path: Path, first: str) -> None:
+def test_hard_links_with_one_node_in_the_source_are_one_file(tmp_path: Path, first: str) -> None:
     for name in ("real", "source", "mnt"):
         (tmp_path / name).mkdir()
     write(tmp_path / "real/a", noise(1))
@@ -291,7 +295,7 @@ def test_hard_links_that_the_source_gives_one_node_are_one_file(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("coherency", ["open", "none"])
-def test_a_rename_that_was_done_and_reported_as_failed(tmp_path: Path, coherency: str) -> None:
+def test_a_rename_done_but_reported_as_failed_is_seen(tmp_path: Path, coherency: str) -> None:
     for name in ("real", "source", "mnt"):
         (tmp_path / name).mkdir()
     write(tmp_path / "real/a", noise(1))

@@ -1,4 +1,4 @@
-"""What happens between two steps of somebody: each of these once lost or invented bytes."""
+"""Test events between two steps of a call: each of these once lost or invented bytes."""
 
 import contextlib
 import ctypes
@@ -24,14 +24,14 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Listing:
-    """A directory listing that stops after each reply of the kernel's."""
+    """Lists a directory and stops after each getdents call."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._buffer = ctypes.create_string_buffer(32768)
 
     def more(self) -> list[str]:
-        """The names of one getdents call; none at the end."""
+        """Return the names of one getdents call; none at the end."""
         size = libc.syscall(GETDENTS64, self._fd, self._buffer, len(self._buffer))
         assert size >= 0
         names, start = [], 0
@@ -52,9 +52,11 @@ def listing(path: Path) -> Iterator[Listing]:
         os.close(fd)
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="knows the number of getdents64 there")
+@pytest.mark.skipif(
+    os.uname().machine != "x86_64", reason="the number of getdents64 is known for x86_64 only"
+)
 @pytest.mark.parametrize("change", ["truncate", "chmod", "unlink", "replace"])
-def test_a_listing_that_goes_on_later_tells_nothing_old(
+def test_a_listing_continued_later_has_no_old_attributes(
     source: Path, mount: Mounter, change: str
 ) -> None:
     for i in range(600):
@@ -98,23 +100,23 @@ def test_a_mapping_of_a_file_created_for_appending_is_written_back_in_place(
     assert (source / "f").read_bytes() == b"HELLO" + b"a" * 9_995
 
 
-def test_an_append_after_truncating_lands_behind_what_the_source_appended(
+def test_an_append_after_a_truncate_follows_an_append_in_the_source(
     source: Path, mount: Mounter
 ) -> None:
     (source / "log").write_bytes(b"q" * 100)
     fs = mount()
     fd = os.open(fs.path / "log", os.O_WRONLY | os.O_APPEND | os.O_TRUNC)
     try:
-        with (source / "log").open("ab") as theirs:
-            theirs.write(b"theirs\n")
-        os.write(fd, b"ours\n")
+        with (source / "log").open("ab") as file:
+            file.write(b"in the source\n")
+        os.write(fd, b"through the mount\n")
     finally:
         os.close(fd)
-    assert (source / "log").read_bytes() == b"theirs\nours\n"
+    assert (source / "log").read_bytes() == b"in the source\nthrough the mount\n"
 
 
-def test_a_change_hidden_behind_a_rename_of_ours_is_seen(source: Path, mount: Mounter) -> None:
-    """Same size, mtime put back; the kernel knows the old attributes and has the old pages."""
+def test_a_change_hidden_by_an_own_rename_is_seen(source: Path, mount: Mounter) -> None:
+    """The change keeps size and mtime, and the kernel has the old attributes and pages."""
     (source / "f").write_bytes(b"old " * 1000)
     time.sleep(0.1)  # no longer racy
     fs = mount("--attr-timeout", "0.5")
@@ -132,7 +134,7 @@ def test_a_change_hidden_behind_a_rename_of_ours_is_seen(source: Path, mount: Mo
     assert (fs.path / "g").read_bytes() == b"new " * 1000
 
 
-def test_what_is_dirty_in_a_mapping_survives_sigterm(source: Path, mount: Mounter) -> None:
+def test_dirty_pages_of_a_mapping_survive_sigterm(source: Path, mount: Mounter) -> None:
     size = 32 << 20
     (source / "f").write_bytes(b"a" * size)
     fs = mount()
@@ -145,26 +147,26 @@ def test_what_is_dirty_in_a_mapping_survives_sigterm(source: Path, mount: Mounte
             assert end_of(fs.process, STOP_TIMEOUT) == 0
             assert (source / "f").read_bytes().count(b"DIRTY") == size // 4096
     finally:
-        with contextlib.suppress(OSError):  # the mount is gone
+        with contextlib.suppress(OSError):  # the mount has ended
             os.close(fd)
 
 
-def test_a_mapping_shows_a_write_that_is_done_though_others_read_and_looked(
+def test_a_mapping_shows_a_finished_write_despite_concurrent_reads_and_stats(
     source: Path, mount: Mounter
 ) -> None:
-    """The kernel drops pages that it is writing when it hears of an mtime, and reads them again."""
+    """The kernel drops pages being written when a reply has a new mtime, and reads them again."""
     (source / "f").write_bytes(bytes(4 * PAGE))
     fs = mount("--coherency", "none")
-    read_and_look = (
+    read_and_stat = (
         "import os, sys\n"
         "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
         "while os.pread(fd, 4096, 4096): os.fstat(fd)\n"
     )
     others = [
-        subprocess.Popen([sys.executable, "-I", "-S", "-c", read_and_look, str(fs.path / "f")])
+        subprocess.Popen([sys.executable, "-I", "-S", "-c", read_and_stat, str(fs.path / "f")])
         for _ in range(3)
     ]
-    fd = os.open(fs.path / "f", os.O_RDWR | os.O_DSYNC)  # takes its time
+    fd = os.open(fs.path / "f", os.O_RDWR | os.O_DSYNC)  # slow
     stale = 0
     try:
         with mmap.mmap(fd, 4 * PAGE) as mapping:
@@ -191,15 +193,15 @@ async def slow(self, fh, off, size):
     return await read(self, fh, off, size)
 mount.CleanFS.read = slow
 """
-"""The first read of the third page takes a while."""
+"""Delays the first read of the third page."""
 
 
-PATIENT = "from cleanfs.fuse import notify; notify.PAGES_SECONDS = 600"
+LONG_PAGES_SECONDS = "from cleanfs.fuse import notify; notify.PAGES_SECONDS = 600"
 
 
-def test_a_write_that_waits_for_its_own_answer_is_answered(mount: Mounter) -> None:
-    """Of its pages the kernel drops none before: one that it had only a part of, one of a mapping."""
-    fs = mount("--read-ahead", "0", patch=PATIENT)
+def test_a_write_whose_page_drop_waits_for_its_own_reply_gets_the_reply(mount: Mounter) -> None:
+    """The kernel drops no partially cached or mapped page of a write before its reply."""
+    fs = mount("--read-ahead", "0", patch=LONG_PAGES_SECONDS)
     (fs.source / "f").write_bytes(b"o" * 8 * PAGE)
     fd = os.open(fs.path / "f", os.O_RDWR)
     try:
@@ -218,8 +220,8 @@ def test_a_write_that_waits_for_its_own_answer_is_answered(mount: Mounter) -> No
 
 
 def test_scattered_pages_of_a_mapping_are_in_the_source_after_sigterm(mount: Mounter) -> None:
-    """As many as there are requests at a time, and more."""
-    fs = mount("--read-ahead", "0", patch=PATIENT)
+    """There are more dirty pages than concurrent requests."""
+    fs = mount("--read-ahead", "0", patch=LONG_PAGES_SECONDS)
     (fs.source / "f").write_bytes(b"o" * 1200 * PAGE)
     fd = os.open(fs.path / "f", os.O_RDWR)
     with mmap.mmap(fd, 0) as mapped:
@@ -227,7 +229,7 @@ def test_scattered_pages_of_a_mapping_are_in_the_source_after_sigterm(mount: Mou
             mapped[place] = ord("m")
         fs.process.terminate()
         end_of(fs.process, STOP_TIMEOUT)
-    with contextlib.suppress(OSError):  # the mount is gone
+    with contextlib.suppress(OSError):  # the mount has ended
         os.close(fd)
     data = (fs.source / "f").read_bytes()
     assert data[:: 2 * PAGE] == b"m" * 600
@@ -237,23 +239,23 @@ def open_and_close(path: Path) -> None:
     os.close(os.open(path, os.O_RDONLY))
 
 
-BY_ITSELF = "mount.FUSE_EXPLICIT_INVAL_DATA = 0\n"
-"""The kernel drops pages whenever it is told of another mtime, as before Linux 5.2."""
+AUTO_INVALIDATION = "mount.FUSE_EXPLICIT_INVAL_DATA = 0\n"
+"""Lets the kernel drop pages when a reply has another mtime, as before Linux 5.2."""
 
 
 @pytest.mark.parametrize("dropped_by", ["mtime", "notification", "open"])
 @pytest.mark.parametrize(
     ("waits_for", "flags"), [("a page", 0), ("its data", 0), ("its data", os.O_DIRECT)]
 )
-def test_a_page_that_was_read_between_its_filling_and_its_sending_is_not_believed(
+def test_a_page_read_between_its_copy_and_its_write_request_is_dropped(
     mount: Mounter, waits_for: str, flags: int, dropped_by: str
 ) -> None:
-    """A write fills one page after the other, and waits at the third, as that is being read.
+    """A write copies page after page, and waits at the third, because that is being read.
 
-    Or as what is to be written is, from another file. A mapping reads pages with O_DIRECT as well.
+    Or it waits for its data, which is read from another file. A mapping reads pages with O_DIRECT too.
     """
     coherency = "none" if dropped_by == "mtime" else "open"
-    patch = LATE + (BY_ITSELF if dropped_by == "mtime" else "")
+    patch = LATE + (AUTO_INVALIDATION if dropped_by == "mtime" else "")
     fs = mount("--read-ahead", "0", "--coherency", coherency, patch=patch)
     (fs.source / "f").write_bytes(b"o" * 12288)
     (fs.source / "new").write_bytes(b"n" * 12288)
@@ -265,18 +267,18 @@ def test_a_page_that_was_read_between_its_filling_and_its_sending_is_not_believe
         with (
             mmap.mmap(fd, 12288) as mapped,
             mmap.mmap(new, 12288, prot=mmap.PROT_READ) as data,
-            mmap.mmap(other, 4096, prot=mmap.PROT_READ) as looked_at,
+            mmap.mmap(other, 4096, prot=mmap.PROT_READ) as first,
             memoryview(mapped)[8192:8193] as third,
             memoryview(data) as slow,
         ):
-            os.pwrite(fd, b"o", 0)  # it moves mtime, upon which the kernel drops pages when it is told
+            os.pwrite(fd, b"o", 0)  # changes mtime: the kernel may drop pages when it learns of it
             threads, to_write = [], slow
             if waits_for == "a page":
                 to_write = memoryview(b"n" * 12288)
-                # A fault in a system call: to index the mapping would keep all threads.
+                # A page fault in a system call: an index operation would hold the GIL.
                 threads.append(threading.Thread(target=os.write, args=(pipe[1], third)))
             threads.append(threading.Thread(target=os.pwrite, args=(fd, to_write, 0)))
-            # This one waits, when it has dropped the first page.
+            # This thread drops the first page and then waits.
             drop = open_and_close if dropped_by == "open" else os.stat
             threads.append(threading.Thread(target=drop, args=(fs.path / "f",)))
             for thread in threads:
@@ -284,7 +286,7 @@ def test_a_page_that_was_read_between_its_filling_and_its_sending_is_not_believe
                     os.utime(fs.source / "f")
                 thread.start()
                 time.sleep(0.01)
-            _ = looked_at[0]  # the old byte, unless this machine is very slow
+            _ = first[0]  # the old byte, unless this machine is very slow
             for thread in threads:
                 thread.join(20)
             assert mapped[:12288] == b"n" * 12288

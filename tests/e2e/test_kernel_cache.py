@@ -1,4 +1,4 @@
-"""What the kernel keeps: pages across opens, attributes and names for a time, that a name is absent."""
+"""Test the kernel's caches: pages across opens, attributes, names and absent names for a time."""
 
 import os
 import time
@@ -14,8 +14,8 @@ from tests.harness.mounting import MountedFs, mounted, settle, wait_until
 NONE = ("--coherency", "none")
 
 
-def pages_asked_for(fs: MountedFs) -> int:
-    """Pages that FUSE reads asked the daemon for."""
+def pages_requested(fs: MountedFs) -> int:
+    """Return the number of pages that FUSE reads requested from the daemon."""
     stats = fs.stats()
     hits, gets, failed = stats["pagecache_hits"], stats["succ_gets"], stats["failed_gets"]
     return int(hits + gets + failed)
@@ -36,24 +36,24 @@ def test_an_unchanged_file_is_read_once(mount: Mounter, options: tuple[str, ...]
     (fs.source / "f").write_bytes(b"x" * 100_000)
     settle()
     assert (fs.path / "f").read_bytes() == b"x" * 100_000
-    before = pages_asked_for(fs)
+    before = pages_requested(fs)
     assert before >= 25
     for _ in range(3):
         assert (fs.path / "f").read_bytes() == b"x" * 100_000
-    assert pages_asked_for(fs) == before
+    assert pages_requested(fs) == before
 
 
-def test_what_was_just_written_is_kept_with_coherency_none(mount: Mounter) -> None:
+def test_written_pages_are_kept_with_coherency_none(mount: Mounter) -> None:
     fs = mount(*NONE)
     (fs.path / "f").write_bytes(b"x" * 100_000)
     assert (fs.path / "f").read_bytes() == b"x" * 100_000
-    before = pages_asked_for(fs)
+    before = pages_requested(fs)
     for _ in range(3):
         assert (fs.path / "f").read_bytes() == b"x" * 100_000
-    assert pages_asked_for(fs) == before
+    assert pages_requested(fs) == before
 
 
-def test_attributes_are_believed_for_a_second_or_for_long(
+def test_the_default_attribute_timeout_depends_on_the_coherency(
     source: Path, mount: Mounter, tmp_path: Path
 ) -> None:
     (tmp_path / "second").mkdir()
@@ -68,7 +68,7 @@ def test_attributes_are_believed_for_a_second_or_for_long(
         assert (long.path / "f").stat().st_size == 1
 
 
-def test_a_timeout_that_is_given_counts_whatever_the_coherency(mount: Mounter) -> None:
+def test_an_explicit_timeout_overrides_that_of_the_coherency(mount: Mounter) -> None:
     fs = mount(*NONE, "--attr-timeout", "0.2")
     (fs.source / "f").write_bytes(b"x")
     assert (fs.path / "f").stat().st_size == 1
@@ -77,7 +77,7 @@ def test_a_timeout_that_is_given_counts_whatever_the_coherency(mount: Mounter) -
     assert (fs.path / "f").stat().st_size == 6
 
 
-def test_the_absence_of_a_name_is_believed_with_coherency_none(mount: Mounter) -> None:
+def test_the_absence_of_a_name_is_cached_with_coherency_none(mount: Mounter) -> None:
     fs = mount(*NONE, "--attr-timeout", "2")
     assert not (fs.path / "f").exists()
     (fs.source / "f").touch()
@@ -86,20 +86,20 @@ def test_the_absence_of_a_name_is_believed_with_coherency_none(mount: Mounter) -
     assert (fs.path / "f").exists()
 
 
-def test_a_name_made_in_the_source_is_there_at_once_otherwise(mount: Mounter) -> None:
+def test_otherwise_a_name_made_in_the_source_is_visible_at_once(mount: Mounter) -> None:
     fs = mount("--attr-timeout", "60")
     assert not (fs.path / "f").exists()
     (fs.source / "f").touch()
     assert (fs.path / "f").exists()
 
 
-@pytest.mark.parametrize("how", ["create", "mkdir", "symlink", "mknod", "link", "rename"])
-def test_a_name_made_through_the_mount_ends_its_absence(mount: Mounter, how: str) -> None:
+@pytest.mark.parametrize("operation", ["create", "mkdir", "symlink", "mknod", "link", "rename"])
+def test_a_name_made_through_the_mount_ends_its_absence(mount: Mounter, operation: str) -> None:
     fs = mount(*NONE)
     (fs.source / "other").write_bytes(b"text")
     new = fs.path / "new"
     assert not new.exists()
-    match how:
+    match operation:
         case "create":
             new.write_bytes(b"text")
         case "mkdir":
@@ -115,13 +115,13 @@ def test_a_name_made_through_the_mount_ends_its_absence(mount: Mounter, how: str
             assert not (fs.path / "other").exists()
     assert new.exists()
     assert "new" in os.listdir(fs.path)
-    if how not in ("mkdir", "mknod"):
+    if operation not in ("mkdir", "mknod"):
         assert new.read_bytes() == b"text"
-    (new.rmdir if how == "mkdir" else new.unlink)()
+    (new.rmdir if operation == "mkdir" else new.unlink)()
     assert not new.exists()
 
 
-def test_control_files_are_never_believed_absent(mount: Mounter) -> None:
+def test_the_absence_of_control_files_is_never_cached(mount: Mounter) -> None:
     fs = mount(*NONE, "--backend", "none")
     zcache = fs.path / ".cleancache" / "zcache"
     assert not zcache.exists()
@@ -129,7 +129,7 @@ def test_control_files_are_never_believed_absent(mount: Mounter) -> None:
     assert zcache.exists()
 
 
-def test_a_long_listing_with_many_names_stays_right_with_coherency_none(mount: Mounter) -> None:
+def test_a_long_listing_stays_right_with_coherency_none(mount: Mounter) -> None:
     fs = mount(*NONE)
     for number in range(500):
         (fs.source / f"f{number}").write_bytes(b"x" * number)
@@ -140,22 +140,22 @@ def test_a_long_listing_with_many_names_stays_right_with_coherency_none(mount: M
     assert (fs.path / "f7").stat().st_size == 1000
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
-def test_files_that_the_kernel_forgets_with_their_names_come_back_without_the_source(
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_files_forgotten_with_their_names_are_read_without_the_source(
     mount: Mounter,
 ) -> None:
-    """Linux drops all pages of a closed FUSE file with its last dentry, also while memory is plenty."""
+    """Linux drops all pages of a closed FUSE file with its last dentry, even if memory is free."""
     fs = mount("--page-cache", "1M")
     data = b"".join(b"%07d\n" % i for i in range(1 << 19))
     (fs.source / "f").write_bytes(data)
     settle()
     assert (fs.path / "f").read_bytes() == data
     before = fs.stats()
-    asked = pages_asked_for(fs)
+    requested = pages_requested(fs)
     Path("/proc/sys/vm/drop_caches").write_text("2")  # names and inodes, not pages
     wait_until(lambda: fs.stats()["inodes"] < before["inodes"])
     assert (fs.path / "f").read_bytes() == data
     after = fs.stats()
-    assert pages_asked_for(fs) - asked >= len(data) >> 12
+    assert pages_requested(fs) - requested >= len(data) >> 12
     assert after["succ_gets"] > before["succ_gets"]
     assert after["source_read_bytes"] == before["source_read_bytes"]

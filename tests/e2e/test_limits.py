@@ -1,4 +1,4 @@
-"""Sizes and numbers at their limits, in short; scripts/run check/limits has the same at length."""
+"""Test sizes and numbers at their limits, briefly; scripts/run check/limits does the same at length."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ LARGEST = (1 << 63) - 1
 
 @pytest.fixture
 def tmpfs_source(source: Path) -> Iterator[Path]:
-    """The source is a file system that has files of 2^63-1 bytes."""
+    """Mount a file system on the source that allows files of 2^63-1 bytes."""
     subprocess.run(["mount", "-t", "tmpfs", "none", source], check=True, timeout=20)
     yield source
     subprocess.run(["umount", "-l", source], check=True, timeout=20)
@@ -36,7 +36,7 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 
 def error_of(call: Callable[[], object]) -> str:
-    """The name of the error that a call raises."""
+    """Return the name of the error that a call raises."""
     try:
         call()
     except OSError as exc:
@@ -82,7 +82,7 @@ def test_the_largest_file_is_read_to_its_last_byte(
 # -- open files ---------------------------------------------------------------------------------
 
 
-def test_open_files_leave_descriptors_for_everything_else(source: Path, mount: Mounter) -> None:
+def test_open_files_leave_fds_for_other_calls(source: Path, mount: Mounter) -> None:
     for i in range(600):
         (source / f"f{i}").touch()
     (source / "d").mkdir()
@@ -94,7 +94,7 @@ def test_open_files_leave_descriptors_for_everything_else(source: Path, mount: M
         more = (opened(fs.path / f"f{i}") for i in range(450, 600))
         assert error_of(lambda: [stack.enter_context(each) for each in more]) == "EMFILE"
         assert os.read(open_all[0], 1) == b""
-        for i in range(150):  # which takes a descriptor each
+        for i in range(150):  # each takes an fd
             (fs.path / "d" / f"f{i}").stat()
         assert proc(fs, "fd") < 550
         (fs.path / "d" / "new").mkdir()
@@ -153,14 +153,14 @@ def test_64_processes_read_one_file(place: Place) -> None:
     (place.source / "f").write_bytes(data)
     script = (
         "import os, random, sys\n"
-        "ours, truth = (os.open(p, os.O_RDONLY) for p in sys.argv[1:])\n"
+        "mount, source = (os.open(p, os.O_RDONLY) for p in sys.argv[1:])\n"
         "for i in range(64):\n"
         "    if os.fork() == 0:\n"
         "        choose = random.Random(i)\n"
         "        for _ in range(40):\n"
         "            at = choose.randrange(3 << 20)\n"
-        "            assert os.pread(ours, 50_000, at) == os.pread(truth, 50_000, at)\n"
-        "            os.posix_fadvise(ours, 0, 0, os.POSIX_FADV_DONTNEED)\n"
+        "            assert os.pread(mount, 50_000, at) == os.pread(source, 50_000, at)\n"
+        "            os.posix_fadvise(mount, 0, 0, os.POSIX_FADV_DONTNEED)\n"
         "        os._exit(0)\n"
         "sys.exit(sum(os.wait()[1] != 0 for i in range(64)))\n"
     )
@@ -169,10 +169,10 @@ def test_64_processes_read_one_file(place: Place) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_nothing_is_left_of_what_was_done_often(place: Place) -> None:
+def test_repeated_operations_leave_nothing_behind(place: Place) -> None:
     fs = place.fs
 
-    def often() -> None:
+    def operate() -> None:
         for i in range(150):
             path = place.path / f"f{i}"
             path.write_bytes(b"x" * 5000)
@@ -187,14 +187,14 @@ def test_nothing_is_left_of_what_was_done_often(place: Place) -> None:
         stats = fs.stats()
         return (stats["inodes"], stats["pagecache_files"], stats["open_files"], proc(fs, "fd"))
 
-    often()
+    operate()
     wait_until(lambda: fs.stats()["open_files"] == 0)
     before = left()
-    often()
+    operate()
     wait_until(lambda: all(now <= then for now, then in zip(left(), before, strict=True)))
 
 
-def test_mounts_of_one_process_leave_nothing_in_it(source: Path, mountpoint: Path) -> None:
+def test_several_mounts_in_one_process_leave_nothing_behind(source: Path, mountpoint: Path) -> None:
     (source / "f").write_text("hello")
     script = (
         "import gc, os, subprocess, sys, threading\n"
@@ -229,7 +229,7 @@ def test_mounts_of_one_process_leave_nothing_in_it(source: Path, mountpoint: Pat
 
 
 def test_other_mounts_may_have_any_names(tmp_path: Path) -> None:
-    """In a mount namespace of its own, so that nobody else has to bear with it."""
+    """The mount is in a namespace of its own, so that no other test sees it."""
     (tmp_path / "a\rb\x0b\x85\u2028c").mkdir()
     script = (
         "import os, subprocess\n"

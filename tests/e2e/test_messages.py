@@ -1,4 +1,4 @@
-"""What a user is told who calls it wrongly, or for whom it cannot do what it was asked to."""
+"""Test the messages for wrong calls and for calls that cannot succeed."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ WRONG_CALLS = {
     "no mount for stats": (["stats"], "usage: cleanfs stats [OPTIONS] MOUNTPOINT"),
     "an unknown option": (["mount", "--frobnicate", "S", "M"], "cleanfs mount --help"),
     "an unknown command": (["frobnicate"], "cleanfs --help"),
-    "seconds that are no number": (
+    "seconds that are not a number": (
         ["mount", "--attr-timeout", "x", "S", "M"],
         "'x' is not a number of seconds from 0 to 86400",
     ),
@@ -49,26 +49,32 @@ WRONG_CALLS = {
         ["mount", "--allocator=zbud", "--compression=none", "S", "M"],
         "--compression",
     ),
-    "less than zstd takes": (["mount", "--compression=zstd", "--pool-limit=2M", "S", "M"], "4194304"),
-    "less than the pages take": (["mount", "--page-size=1M", "--pool-limit=2M", "S", "M"], "4.0 MiB"),
+    "drop_capability than zstd needs": (
+        ["mount", "--compression=zstd", "--pool-limit=2M", "S", "M"],
+        "4194304",
+    ),
+    "drop_capability than the pages need": (
+        ["mount", "--page-size=1M", "--pool-limit=2M", "S", "M"],
+        "4.0 MiB",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG_CALLS.values(), ids=WRONG_CALLS.keys())
-def test_a_wrong_call_is_told_what_would_be_right(
+def test_the_error_of_a_wrong_call_says_what_is_right(
     source: Path, mountpoint: Path, case: tuple[list[str], *tuple[str, ...]]
 ) -> None:
     args, *parts = case
     names = {"S": str(source), "M": str(mountpoint)}
     done = cleanfs(*(names.get(arg, arg) for arg in args))
     if "zstd" in done.stderr and "needs the native engine" in done.stderr:
-        parts = []  # which is said first there
+        parts = []  # this error comes first
     complains(done, 2, *parts)
     assert ".." not in done.stderr
 
 
 @pytest.mark.parametrize("foreground", [True, False], ids=["foreground", "background"])
-def test_options_that_the_backend_refuses_are_a_wrong_call(
+def test_options_refused_by_the_backend_are_a_wrong_call(
     source: Path, mountpoint: Path, foreground: bool
 ) -> None:
     options = ["--compression", "zstd", "--pool-limit", "2M", *(["-f"] if foreground else [])]
@@ -76,7 +82,7 @@ def test_options_that_the_backend_refuses_are_a_wrong_call(
 
 
 @pytest.mark.parametrize("path", ["nowhere/log", "file/log", "."])
-def test_a_log_that_cannot_be_written_is_called_the_log(
+def test_a_log_that_cannot_be_written_is_named(
     source: Path, mountpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -86,11 +92,13 @@ def test_a_log_that_cannot_be_written_is_called_the_log(
     assert ("no directory nowhere" in done.stderr) is (path == "nowhere/log")
 
 
-def test_a_mount_point_that_is_not_there_is_to_be_made(source: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_missing_mount_point_asks_for_the_directory(
+    source: Path, tmp_path: Path
+) -> None:
     complains(cleanfs("mount", source, tmp_path / "mnt"), 1, "mnt does not exist: make the directory")
 
 
-def test_what_is_no_mount_of_ours_refers_to_the_list(tmp_path: Path) -> None:
+def test_the_error_of_another_directory_refers_to_the_list(tmp_path: Path) -> None:
     for command in ("umount", "stats", "drop"):
         complains(cleanfs(command, tmp_path), 1, "not a cleanfs mount point (cleanfs list")
 
@@ -100,7 +108,7 @@ def test_what_is_no_mount_of_ours_refers_to_the_list(tmp_path: Path) -> None:
 
 @contextmanager
 def running(*command: str | Path, cwd: Path | None = None, stdin: Path | None = None) -> Iterator[int]:
-    """A process that holds something, once it runs; its id."""
+    """Run a process that keeps a mount busy, and yield its pid."""
     with open(stdin or os.devnull, "rb") as file:
         process = subprocess.Popen(command, cwd=cwd, stdin=file)
     with process:
@@ -112,7 +120,7 @@ def running(*command: str | Path, cwd: Path | None = None, stdin: Path | None = 
             process.kill()
 
 
-def test_who_keeps_a_mount_busy_is_named(source: Path, mount: Mounter) -> None:
+def test_the_processes_that_keep_a_mount_busy_are_named(source: Path, mount: Mounter) -> None:
     shutil.copy("/bin/sleep", source / "slumber")
     (source / "f").write_bytes(b"text")
     fs = mount()
@@ -127,14 +135,14 @@ def test_who_keeps_a_mount_busy_is_named(source: Path, mount: Mounter) -> None:
     assert cleanfs("umount", fs.path).returncode == 0
 
 
-def test_many_who_keep_a_mount_busy_are_still_one_line(source: Path, mount: Mounter) -> None:
+def test_many_processes_that_keep_a_mount_busy_fit_on_one_line(source: Path, mount: Mounter) -> None:
     fs = mount()
     with ExitStack() as stack:
         pids = [stack.enter_context(running("sleep", "100", cwd=fs.path)) for _ in range(6)]
         complains(cleanfs("umount", fs.path), 1, f"(pid {min(pids)}: ", " and 3 more; ")
 
 
-def test_a_mount_below_that_keeps_one_busy_is_named(source: Path, mount: Mounter) -> None:
+def test_a_mount_below_that_keeps_a_mount_busy_is_named(source: Path, mount: Mounter) -> None:
     (source / "d").mkdir()
     fs = mount()
     subprocess.run(["mount", "-t", "tmpfs", "none", fs.path / "d"], check=True, timeout=10)
@@ -144,7 +152,9 @@ def test_a_mount_below_that_keeps_one_busy_is_named(source: Path, mount: Mounter
         subprocess.run(["umount", fs.path / "d"], check=True, timeout=10)
 
 
-def test_who_keeps_a_mount_busy_is_found_without_its_daemon(source: Path, mount: Mounter) -> None:
+def test_the_processes_that_keep_a_mount_busy_are_found_without_its_daemon(
+    source: Path, mount: Mounter
+) -> None:
     (source / "f").write_bytes(b"text")
     fs = mount()
     with running("sleep", "100", stdin=fs.path / "f") as pid:
@@ -164,15 +174,15 @@ def run_as_nobody(*args: str | Path, device: Path | None = None) -> subprocess.C
     )
 
 
-def test_the_mount_of_another_user_is_said_to_be_that_users(
+def test_the_owner_of_another_users_mount_is_named(
     fs_of_root: MountedFs,
 ) -> None:
     open_to_all(fs_of_root.path.parent)
     complains(run_as_nobody("umount", fs_of_root.path), 1, "was mounted by root: only root can unmount")
     complains(run_as_nobody("stats", fs_of_root.path), 1, "Permission denied", "--allow-other")
     listed = json.loads(run_as_nobody("list", "--json").stdout)
-    ours = next(mount for mount in listed if mount["mountpoint"] == str(fs_of_root.path))
-    assert (ours["state"], ours["backend"], ours["pid"]) == ("no access", None, None)
+    shown = next(mount for mount in listed if mount["mountpoint"] == str(fs_of_root.path))
+    assert (shown["state"], shown["backend"], shown["pid"]) == ("no access", None, None)
 
 
 @pytest.fixture
@@ -180,7 +190,7 @@ def fs_of_root(mount: Mounter) -> MountedFs:
     return mount()
 
 
-def test_a_user_without_a_name_is_one_with_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_is_shown_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     point = MountPoint(1, "/mnt", "fuse.cleanfs", "x", "rw", "rw,user_id=54321")
     monkeypatch.setattr(mount_points, "mounted_at", lambda _: point)
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
@@ -189,7 +199,7 @@ def test_a_user_without_a_name_is_one_with_a_number(monkeypatch: pytest.MonkeyPa
         mount_points.unmount("/mnt")
 
 
-# -- a machine that does not let it mount ---------------------------------------------------------
+# -- a machine that does not allow the mount -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -203,7 +213,7 @@ def test_a_user_without_a_name_is_one_with_a_number(monkeypatch: pytest.MonkeyPa
         (errno.EMFILE, "Too many open files"),
     ],
 )
-def test_a_device_that_cannot_be_opened_says_what_to_do(
+def test_the_error_of_a_device_that_cannot_be_opened_has_a_remedy(
     monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
 ) -> None:
     def refuse(path: str, flags: int) -> int:
@@ -214,7 +224,7 @@ def test_a_device_that_cannot_be_opened_says_what_to_do(
         checks.check_device()
 
 
-def test_a_device_that_is_not_for_users_says_what_to_do(
+def test_the_error_of_a_device_closed_to_users_has_a_remedy(
     source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
     open_to_all(tmp_path)
@@ -225,19 +235,19 @@ def test_a_device_that_is_not_for_users_says_what_to_do(
 
 
 @pytest.mark.parametrize("foreground", [True, False], ids=["foreground", "background"])
-def test_root_that_may_not_mount_says_what_it_lacks(
+def test_the_error_of_root_without_a_capability_names_it(
     source: Path, mountpoint: Path, foreground: bool
 ) -> None:
-    less = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    drop_capability = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
     options = ["-f", "--log-level", "warning"] if foreground else []
-    command = [*less, sys.executable, "-m", "cleanfs", "mount", *options]
+    command = [*drop_capability, sys.executable, "-m", "cleanfs", "mount", *options]
     done = subprocess.run(
         [*command, source, mountpoint], capture_output=True, text=True, timeout=30, check=False
     )
     complains(done, 1, "lacks CAP_SYS_ADMIN", "--cap-add SYS_ADMIN")
 
 
-def test_a_user_who_cannot_gain_rights_is_told_why(
+def test_the_error_of_a_user_with_no_new_privs_names_it(
     source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
     open_to_all(tmp_path)
@@ -249,7 +259,7 @@ def test_a_user_who_cannot_gain_rights_is_told_why(
     complains(done, 1, "no_new_privs")
 
 
-def test_a_user_without_fusermount_is_told_what_to_install(
+def test_the_error_without_fusermount_names_its_package(
     source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
     open_to_all(tmp_path)
@@ -270,9 +280,7 @@ def test_a_user_without_fusermount_is_told_what_to_install(
 # -- the list -------------------------------------------------------------------------------------
 
 
-def test_the_list_has_a_state_and_no_error_elsewhere(
-    source: Path, mountpoint: Path, tmp_path: Path
-) -> None:
+def test_the_list_shows_live_and_dead_mounts(source: Path, mountpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with mounted(source, tmp_path / "other") as alive, mounted(source, mountpoint) as dead:
         dead.kill()
@@ -304,7 +312,7 @@ def test_the_list_has_a_state_and_no_error_elsewhere(
         assert (found[str(dead.path)]["state"], found[str(dead.path)]["pid"]) == ("dead", None)
 
 
-def test_a_mount_that_does_not_answer_is_in_the_list(mount: Mounter) -> None:
+def test_a_mount_that_does_not_reply_is_in_the_list(mount: Mounter) -> None:
     fs = mount()
     fs.process.send_signal(signal.SIGSTOP)
     try:

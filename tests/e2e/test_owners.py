@@ -1,4 +1,4 @@
-"""Other users on a mount: what they make is theirs, and what is not theirs is refused."""
+"""Test other users on a mount: they own the files that they make, and calls are checked for them."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ from tests.harness.mounting import as_user
 
 UID, GID, EXTRA = 12345, 23456, 34567
 NO_ID = 0xFFFFFFFF
-"""In an access list: of the owner, the group and all others."""
+"""The id in entries of an access control list for the owner, the group and others."""
 
 MAKE = {
     "file": "os.close(os.open('new', os.O_CREAT | os.O_WRONLY, 0o640))",
@@ -34,23 +34,23 @@ def identity(path: Path) -> tuple[int, int, str]:
 
 @pytest.mark.parametrize("umask", [0, 0o027], ids=oct)
 @pytest.mark.parametrize("parent", [0o777, 0o2777, 0o1777], ids=oct)
-@pytest.mark.parametrize("what", MAKE)
-def test_what_a_user_makes_is_as_on_a_plain_file_system(
-    place: Place, what: str, parent: int, umask: int
+@pytest.mark.parametrize("kind", MAKE)
+def test_files_made_by_a_user_match_those_on_a_plain_file_system(
+    place: Place, kind: str, parent: int, umask: int
 ) -> None:
     outcomes = []
     for directory, seen in (place.path, place.source), (place.plain, place.plain):
         os.chown(directory, 77, 88)
         directory.chmod(parent)
-        said = as_user(directory, MAKE[what], uid=UID, gid=GID, umask=umask)
-        outcomes.append((said, identity(seen / "new") if os.path.lexists(seen / "new") else None))
-        if said == "":
+        error = as_user(directory, MAKE[kind], uid=UID, gid=GID, umask=umask)
+        outcomes.append((error, identity(seen / "new") if os.path.lexists(seen / "new") else None))
+        if error == "":
             assert identity(directory / "new") == identity(seen / "new")
     assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize("parent", [0o777, 0o2777], ids=oct)
-def test_the_whiteout_of_a_rename_is_the_user_s(place: Place, parent: int) -> None:
+def test_the_whiteout_of_a_rename_belongs_to_the_user(place: Place, parent: int) -> None:
     outcomes = []
     for directory, seen in (place.path, place.source), (place.plain, place.plain):
         (seen / "old").touch()
@@ -63,9 +63,9 @@ def test_the_whiteout_of_a_rename_is_the_user_s(place: Place, parent: int) -> No
 
 
 @pytest.mark.parametrize("umask", [0, 0o027, 0o077], ids=oct)
-@pytest.mark.parametrize("what", MAKE)
-def test_under_a_default_list_what_a_user_makes_is_as_on_a_plain_file_system(
-    place: Place, what: str, umask: int
+@pytest.mark.parametrize("kind", MAKE)
+def test_files_made_under_a_default_list_match_those_on_a_plain_file_system(
+    place: Place, kind: str, umask: int
 ) -> None:
     entries = ((1, 7, NO_ID), (2, 6, 4321), (4, 5, NO_ID), (16, 7, NO_ID), (32, 1, NO_ID))
     inherited = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
@@ -73,9 +73,11 @@ def test_under_a_default_list_what_a_user_makes_is_as_on_a_plain_file_system(
     for directory, seen in (place.path, place.source), (place.plain, place.plain):
         directory.chmod(0o777)
         os.setxattr(directory, "system.posix_acl_default", inherited)
-        said = as_user(directory, MAKE[what], uid=UID, gid=GID, umask=umask)
+        error = as_user(directory, MAKE[kind], uid=UID, gid=GID, umask=umask)
         made = os.path.lexists(seen / "new")
-        outcomes.append((said, identity(seen / "new"), access_list(seen / "new")) if made else (said,))
+        outcomes.append(
+            (error, identity(seen / "new"), access_list(seen / "new")) if made else (error,)
+        )
     assert outcomes[0] == outcomes[1]
 
 
@@ -85,7 +87,7 @@ def access_list(path: Path) -> bytes | None:
     return os.getxattr(path, "system.posix_acl_access")
 
 
-def test_what_a_user_makes_is_the_user_s(place: Place) -> None:
+def test_a_user_owns_the_files_that_it_makes(place: Place) -> None:
     place.path.chmod(0o777)
     for name, code in MAKE.items():
         if name != "character device":
@@ -120,14 +122,14 @@ NOT_ALLOWED = {
     "link into a closed directory": "os.link('mine', 'closed/g')",
     "list a dark directory": "os.listdir('dark')",
     "stat in a hidden directory": "os.stat('hidden/f')",
-    "unlink somebody's file in a sticky directory": "os.unlink('sticky/f')",
-    "rename over somebody's file in a sticky directory": "os.rename('mine', 'sticky/f')",
-    "chmod of somebody's file": "os.chmod('readable', 0o777)",
+    "unlink another user's file in a sticky directory": "os.unlink('sticky/f')",
+    "rename over another user's file in a sticky directory": "os.rename('mine', 'sticky/f')",
+    "chmod of another user's file": "os.chmod('readable', 0o777)",
     "chown of an own file": "os.chown('mine', 0, -1)",
     "chgrp to a foreign group": "os.chown('mine', -1, 0)",
-    "set times of somebody's file": "os.utime('readable', (1, 1))",
-    "touch somebody's file": "os.utime('readable')",
-    "set an xattr of somebody's file": "os.setxattr('readable', 'user.x', b'')",
+    "set times of another user's file": "os.utime('readable', (1, 1))",
+    "touch another user's file": "os.utime('readable')",
+    "set an xattr of another user's file": "os.setxattr('readable', 'user.x', b'')",
     "set a trusted xattr": "os.setxattr('mine', 'trusted.x', b'')",
     "get a trusted xattr": "os.getxattr('mine', 'trusted.t')",
     "set a security xattr": "os.setxattr('mine', 'security.x', b'')",
@@ -150,13 +152,13 @@ def furnish(top: Path) -> None:
     top.chmod(0o777)
 
 
-@pytest.mark.parametrize("what", NOT_ALLOWED)
-def test_is_refused_as_on_a_plain_file_system(place: Place, what: str) -> None:
+@pytest.mark.parametrize("call", NOT_ALLOWED)
+def test_a_call_is_refused_as_on_a_plain_file_system(place: Place, call: str) -> None:
     furnish(place.source)
     furnish(place.plain)
-    expected = as_user(place.plain, NOT_ALLOWED[what], uid=UID, gid=GID)
+    expected = as_user(place.plain, NOT_ALLOWED[call], uid=UID, gid=GID)
     assert expected in ("EACCES", "EPERM", "ENODATA", "EOPNOTSUPP", "True", "False")
-    assert as_user(place.path, NOT_ALLOWED[what], uid=UID, gid=GID) == expected
+    assert as_user(place.path, NOT_ALLOWED[call], uid=UID, gid=GID) == expected
     assert sorted(os.listdir(place.source)) == sorted(os.listdir(place.plain))
 
 
@@ -172,35 +174,35 @@ ALLOWED = {
     "create a file without permissions": (
         "fd = os.open('new', os.O_CREAT | os.O_RDWR, 0); print(os.write(fd, b'xy'), os.pread(fd, 9, 0))"
     ),
-    "read what is listed without search permission": "print(os.listdir('hidden'))",
+    "list a directory without search permission": "print(os.listdir('hidden'))",
     "list xattrs": "print(os.listxattr('mine'))",
     "stat a private file": "print(os.stat('private').st_size)",
-    "touch a file of others that is writable": "os.utime('team'); print('touched')",
+    "touch a writable file of another user": "os.utime('team'); print('touched')",
 }
 
 
-@pytest.mark.parametrize("what", ALLOWED)
-def test_is_allowed_as_on_a_plain_file_system(place: Place, what: str) -> None:
-    said = []
+@pytest.mark.parametrize("call", ALLOWED)
+def test_a_call_is_allowed_as_on_a_plain_file_system(place: Place, call: str) -> None:
+    outputs = []
     for top, through in (place.source, place.path), (place.plain, place.plain):
         furnish(top)
         (top / "team").write_text("team")
         os.chown(top / "team", 0, EXTRA)
         (top / "team").chmod(0o660)
-        said.append(as_user(through, ALLOWED[what], uid=UID, gid=GID, groups=(EXTRA,)))
-    assert said[0] == said[1]
-    assert not said[0].startswith("E")
+        outputs.append(as_user(through, ALLOWED[call], uid=UID, gid=GID, groups=(EXTRA,)))
+    assert outputs[0] == outputs[1]
+    assert not outputs[0].startswith("E")
 
 
 @pytest.mark.parametrize("code", ["os.listdir()", "os.stat('f')", "os.stat('.cleancache/puts')"])
-def test_without_allow_other_others_are_refused(source: Path, mount: Mounter, code: str) -> None:
+def test_without_allow_other_other_users_are_refused(source: Path, mount: Mounter, code: str) -> None:
     (source / "f").touch()
     source.chmod(0o777)
     fs = mount()
     assert as_user(fs.path, code) == "EACCES"
 
 
-def test_others_may_read_control_files_but_not_write_them(source: Path, mount: Mounter) -> None:
+def test_other_users_can_read_but_not_write_control_files(source: Path, mount: Mounter) -> None:
     source.chmod(0o777)
     fs = mount("--allow-other")
     read = "print(os.read(os.open('.cleancache/%s', os.O_RDONLY), 99))"

@@ -1,4 +1,4 @@
-"""A part of check/posix_compare: nothing differs but what docs/limits.md explains."""
+"""Run a part of check/posix_compare: all differences are explained in docs/limits.md."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from scripts.check.posix_compare.run import compare
 from scripts.check.posix_compare.sites import Site
 from tests.harness.mounting import mounted
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acting as other users takes root")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acting as other users needs root")
 
 LIMITS = Path(__file__).parents[2] / "docs" / "limits.md"
 
@@ -30,21 +30,21 @@ SAMPLE = (
     ("attributes/*", 67),
     ("mappings/*", 61),
 )
-"""Patterns, and each how many of their cases is run."""
+"""Patterns with a step: every n-th of their cases is run."""
 
 
 @needs_root
 @pytest.mark.parametrize(
-    ("options", "thinned"), [((), 7), (("--coherency", "none"), 19)], ids=["open", "alone"]
+    ("options", "step"), [((), 7), (("--coherency", "none"), 19)], ids=["open", "alone"]
 )
-def test_system_calls_do_what_they_do_on_a_plain_directory(
-    source: Path, mountpoint: Path, options: tuple[str, ...], thinned: int
+def test_system_calls_work_as_on_a_plain_directory(
+    source: Path, mountpoint: Path, options: tuple[str, ...], step: int
 ) -> None:
     plain = source.with_name("plain")
     plain.mkdir()
     for directory in source.parents[:3]:
         directory.chmod(directory.stat().st_mode | 0o011)
-    jobs = [job for pattern, every in SAMPLE for job in select((pattern,), every=every * thinned)]
+    jobs = [job for pattern, every in SAMPLE for job in select((pattern,), every=every * step)]
     with mounted(source, mountpoint, "--allow-other", "-o", "suid,dev", *options):
         here, there = (
             Site(plain, {"plain": plain}),

@@ -1,4 +1,4 @@
-"""A daemon in a memory control group that is smaller than what its pool was promised."""
+"""Test a daemon in a memory control group that is smaller than its pool limit."""
 
 import json
 import os
@@ -15,23 +15,23 @@ MIB = 1 << 20
 LIMIT = 112 * MIB
 FILES = 7
 FILE_SIZE = 24 * MIB
-"""All of them together: more than the group has, and none of it compresses."""
+"""Together the files exceed the group's limit, and none of them compresses."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """A memory control group of either version."""
+    """Holds a memory control group of either version."""
 
     path: Path
     limit_file: str
 
     def limit(self, size: int) -> None:
-        """Bytes for all that runs inside."""
+        """Set the limit of the group in bytes."""
         (self.path / self.limit_file).write_text(str(size))
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """Runs a command inside."""
+        """Return the prefix of a command that runs in the group."""
         return ("sh", "-c", f'echo $$ > {self.path}/cgroup.procs && exec "$@"', "sh")
 
 
@@ -52,18 +52,18 @@ def group() -> Iterator[Group]:
             yield Group(path, limit_file)
             return
         finally:
-            wait_until(lambda procs=path / "cgroup.procs": not procs.read_text())  # type: ignore[misc]
+            wait_until(lambda procs=path / "cgroup.procs": not procs.read_text())  # type: ignore[misc]  # mypy does not infer it
             path.rmdir()
-    pytest.skip("no memory control group can be made here")
+    pytest.skip("cannot make a memory control group")
 
 
 def noise(number: int) -> Callable[[int], bytes]:
-    """A file of FILE_SIZE that does not compress."""
+    """Make the content of a file that does not compress, as a function of the MiB."""
     base = random.Random(number).randbytes(MIB)
     return lambda at: at.to_bytes(8, "little") * 512 + base[4096:]
 
 
-def test_the_pool_takes_what_there_is_and_grows_when_there_is_more(
+def test_the_pool_uses_the_memory_available_and_grows_with_it(
     source: Path, mountpoint: Path, group: Group
 ) -> None:
     group.limit(LIMIT)
@@ -79,20 +79,20 @@ def test_the_pool_takes_what_there_is_and_grows_when_there_is_more(
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
                 for at in range(FILE_SIZE // MIB):
                     assert file.read(MIB) == content(at)
-        stats = fs.stats()  # it lives
+        stats = fs.stats()  # the daemon is alive
         assert stats["pool_limit"] == 1024 * MIB
         assert fs.control("pool_limit").read_text() == f"{1024 * MIB}\n"
         assert stats["pool_limit_now"] == stats["backend_counters"]["pool_limit"] < LIMIT
         assert stats["memory_withheld_bytes"] > 900 * MIB
         assert str(group.path) in stats["memory_pressure"]
-        assert stats["backend_counters"]["pool_used"] > 8 * MIB, "and it is of use"
+        assert stats["backend_counters"]["pool_used"] > 8 * MIB, "the pool is in use"
         group.limit(4096 * MIB)
         wait_until(lambda: fs.stats()["pool_limit_now"] > LIMIT)
         assert fs.stats()["memory_pressure_grows"] > 0
         assert "memory is short" in fs.log.read_text()
 
 
-def test_off_keeps_the_promise(source: Path, mountpoint: Path) -> None:
+def test_with_pressure_off_the_limit_stays_in_effect(source: Path, mountpoint: Path) -> None:
     with mounted(source, mountpoint, "--memory-pressure", "off", "--pool-limit", "1T") as fs:
         stats = fs.stats()
         assert stats["memory_pressure"] == "off"
@@ -100,7 +100,9 @@ def test_off_keeps_the_promise(source: Path, mountpoint: Path) -> None:
         assert stats["memory_withheld_bytes"] == 0
 
 
-def test_more_than_the_machine_has_is_not_given(source: Path, mountpoint: Path) -> None:
+def test_the_effective_limit_stays_below_the_memory_of_the_machine(
+    source: Path, mountpoint: Path
+) -> None:
     with mounted(source, mountpoint, "--pool-limit", "16M") as fs:
         assert fs.stats()["memory_pressure"].startswith("meminfo")
         fs.control("pool_limit").write_text("1T")
@@ -115,8 +117,10 @@ def test_more_than_the_machine_has_is_not_given(source: Path, mountpoint: Path) 
         assert fs.stats()["memory_withheld_bytes"] == 0
 
 
-def test_limits_beyond_the_machine_are_warned_of_and_work(source: Path, mountpoint: Path) -> None:
-    """Nothing of a limit is taken before there are pages to keep, so none up to 4 EiB is an error."""
+def test_limits_above_the_memory_of_the_machine_cause_a_warning_and_work(
+    source: Path, mountpoint: Path
+) -> None:
+    """Memory is allocated only for pages that are kept, so no limit up to 4 EiB is an error."""
     (source / "f").write_bytes(os.urandom(MIB))
     log = mountpoint.with_name("log")
     done = cleanfs("mount", "--pool-limit", "100T", "--log-file", log, source, mountpoint)
@@ -135,7 +139,7 @@ def test_limits_beyond_the_machine_are_warned_of_and_work(source: Path, mountpoi
 
         assert len((mountpoint / "f").read_bytes()) == MIB
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        wait_until(lambda: stats()["pool_limit_now"] < machine)  # by slices it took hours
+        wait_until(lambda: stats()["pool_limit_now"] < machine)  # in slices it would take hours
         for name, size in (
             ("pool_limit", "4194304T"),
             ("page_cache", "4194304T"),
@@ -152,7 +156,7 @@ def test_limits_beyond_the_machine_are_warned_of_and_work(source: Path, mountpoi
         assert cleanfs("umount", mountpoint).returncode == 0
 
 
-def test_without_a_backend_its_limit_is_none_to_warn_of(source: Path, mountpoint: Path) -> None:
+def test_without_a_backend_the_pool_limit_causes_no_warning(source: Path, mountpoint: Path) -> None:
     done = cleanfs("mount", "--pool-limit", "100T", "--backend", "none", source, mountpoint)
     assert cleanfs("umount", mountpoint).returncode == 0
     assert (done.returncode, done.stderr) == (0, "")

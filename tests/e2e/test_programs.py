@@ -1,4 +1,4 @@
-"""Programs that people run on file systems, small enough to take seconds."""
+"""Run common programs on a mount, with work for a few seconds each."""
 
 import os
 import shutil
@@ -39,13 +39,13 @@ def run(*command: str | Path, cwd: Path, **env: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("how", FIO)
-def test_fio_verifies_what_it_wrote(mount: Mounter, how: str) -> None:
+@pytest.mark.parametrize("kind", FIO)
+def test_fio_verifies_its_writes(mount: Mounter, kind: str) -> None:
     need("fio")
     fs = mount()
     run(
         "fio", "--name=f", "--rw=randrw", "--size=6m", "--bsrange=4k-64k", "--verify=crc32c",
-        "--verify_fatal=1", "--do_verify=1", "--verify_backlog=200", "--numjobs=2", *FIO[how],
+        "--verify_fatal=1", "--do_verify=1", "--verify_backlog=200", "--numjobs=2", *FIO[kind],
         cwd=fs.path,
     )  # fmt: skip
     for name in ("f.0.0", "f.1.0"):
@@ -150,7 +150,7 @@ def test_a_program_compiles_with_make(mount: Mounter) -> None:
 
 
 def furnish(top: Path) -> None:
-    """A tree with everything that tar keeps."""
+    """Make a tree with all kinds of files and attributes that tar keeps."""
     for i in range(40):
         (top / f"d{i % 5}").mkdir(exist_ok=True)
         file = top / f"d{i % 5}" / f"f{i}"
@@ -198,7 +198,7 @@ def test_cp_in_and_out_and_diff(mount: Mounter, tmp_path: Path) -> None:
     original = tmp_path / "original"
     original.mkdir()
     furnish(original)
-    (original / "fifo").unlink()  # diff -r can not compare them
+    (original / "fifo").unlink()  # diff -r cannot compare fifos
     fs = mount()
     run("cp", "-a", original, "copy", cwd=fs.path)
     run("cp", "-r", fs.path / "copy", tmp_path / "back", cwd=tmp_path)
@@ -210,10 +210,10 @@ def test_cp_in_and_out_and_diff(mount: Mounter, tmp_path: Path) -> None:
     assert os.listdir(fs.source) == ["again"]
 
 
-def test_processes_that_append_to_one_log_lose_no_line(mount: Mounter) -> None:
+def test_processes_appending_to_one_log_lose_no_line(mount: Mounter) -> None:
     fs = mount()
     script = 'i=0; while [ $i -lt 150 ]; do echo "$0 $i" >> log; i=$((i+1)); done'
-    processes = [subprocess.Popen(["sh", "-c", script, who], cwd=fs.path) for who in "abc"]
+    processes = [subprocess.Popen(["sh", "-c", script, name], cwd=fs.path) for name in "abc"]
     try:
         assert [end_of(process, 30) for process in processes] == [0, 0, 0]
     finally:
@@ -221,12 +221,12 @@ def test_processes_that_append_to_one_log_lose_no_line(mount: Mounter) -> None:
             process.kill()
             end_of(process, 10)
     lines = (fs.path / "log").read_text().splitlines()
-    assert sorted(lines) == sorted(f"{who} {i}" for who in "abc" for i in range(150))
+    assert sorted(lines) == sorted(f"{name} {i}" for name in "abc" for i in range(150))
 
 
 @pytest.fixture
 def overlay(mount: Mounter, tmp_path: Path) -> Iterator[tuple[MountedFs, Path]]:
-    """An overlay mount with its upper directory on a mount, and with some files below."""
+    """Make an overlay with its upper directory on a mount and some files in its lower directory."""
     fs = mount()
     lower, merged = tmp_path / "lower", tmp_path / "merged"
     for path in (lower / "d", merged, fs.path / "upper", fs.path / "work"):
@@ -245,8 +245,8 @@ def overlay(mount: Mounter, tmp_path: Path) -> Iterator[tuple[MountedFs, Path]]:
         subprocess.run(["umount", str(merged)], timeout=30, check=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
-def test_a_mount_is_the_upper_directory_of_an_overlay(overlay: tuple[MountedFs, Path]) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_mount_can_hold_the_upper_directory_of_an_overlay(overlay: tuple[MountedFs, Path]) -> None:
     fs, merged = overlay
     with (merged / "f").open("a") as file:
         file.write("upper\n")

@@ -1,4 +1,4 @@
-"""The shortest way through everything."""
+"""Test the shortest path through all parts."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""check/soak for some seconds: processes, mount, checks and end, for real."""
+"""Run check/soak for some seconds with real processes, mount, checks and clean-up."""
 
 import json
 import os
@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.harness.mounting import end_of, wait_until
 
 RUN = Path(__file__).resolve().parents[2] / "scripts" / "run"
 
 
 def soak(base: Path, *options: str) -> subprocess.Popen[str]:
-    """Start it, with a process group of its own."""
+    """Start the soak in a process group of its own."""
     engine = "python" if os.environ.get("CLEANFS_PUREPYTHON") else "native"
     words = [str(RUN), "check/soak", "--base", str(base), "--engine", engine, *options]
     return subprocess.Popen(
@@ -26,21 +28,24 @@ def soak(base: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def test_every_read_is_legal_and_nothing_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("coherency", ["open", "watch"])
+def test_every_read_is_legal_and_nothing_is_left(tmp_path: Path, coherency: str) -> None:
     result = tmp_path / "result.json"
     base = tmp_path / "base"
     base.mkdir()
-    process = soak(base, "--seconds", "3", "--seed", "1", "--json", str(result))
+    words = ("--seconds", "3", "--seed", "1", "--coherency", coherency, "--json", str(result))
+    process = soak(base, *words)
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 0, output + errors
-    told = json.loads(result.read_text())
-    assert told["found"] == []
-    assert told["counts"]["reads checked"] > 0
-    assert told["stats"]["flushes"] > 0
+    report = json.loads(result.read_text())
+    assert report["found"] == []
+    assert report["counts"]["reads checked"] > 0
+    assert report["stats"]["flushes"] > 0
+    assert bool(report["counts"].get("read: quiet, mapping")) == (coherency == "watch")
     assert list(base.iterdir()) == []
 
 
-def test_a_mount_that_dies_is_found_and_its_evidence_kept(tmp_path: Path) -> None:
+def test_the_death_of_a_mount_is_found_and_its_evidence_kept(tmp_path: Path) -> None:
     process = soak(tmp_path, "--seconds", "60", "--seed", "2", "--coherency", "none")
     try:
         wait_until(lambda: any(tmp_path.glob("soak-*/evidence/process-2.log")), 60)

@@ -1,4 +1,4 @@
-"""How a mount deals with sources that are fast, and with one that hangs."""
+"""Test a mount with fast sources, and with one that hangs."""
 
 import os
 import shutil
@@ -16,11 +16,11 @@ from tests.harness.mounting import MountedFs, is_mounted, mount_line, mounted, w
 
 MEMORY = Path("/dev/shm")
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel lets only root set limits")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may set the kernel's limits")
 
 
 def bdi(fs: MountedFs) -> Path:
-    """The kernel's knob for the read-ahead of a mount."""
+    """Return the kernel's setting for the read-ahead of a mount."""
     line = mount_line(fs.path)
     assert line is not None
     return Path("/sys/class/bdi", line.split(" ")[2], "read_ahead_kb")
@@ -45,7 +45,7 @@ def test_the_read_ahead_of_the_mount_is_set_and_reported(
 
 
 @as_root
-def test_more_requests_at_a_time_are_let_in_than_the_kernel_would(mount: Mounter) -> None:
+def test_more_background_requests_are_allowed_than_by_default(mount: Mounter) -> None:
     fs = mount()
     wait_until(lambda: fs.stats()["max_background"] == MAX_BACKGROUND)
     assert "cleanfs_max_background" in fs.control("metrics").read_text()
@@ -91,7 +91,7 @@ def test_a_source_in_memory_is_read_and_written_without_threads(tmp_path: Path) 
 
 @pytest.fixture
 def hanging(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A file system that a process serves, as a server does, and the process."""
+    """Mount a file system served by a process, and yield it with its pid."""
     if not shutil.which("bindfs"):
         pytest.skip("bindfs is not installed")
     real, path = tmp_path / "real", tmp_path / "served"
@@ -109,7 +109,7 @@ def hanging(tmp_path: Path) -> Iterator[tuple[Path, int]]:
             server.terminate()
 
 
-def test_a_source_that_hangs_holds_up_nobody_else(hanging: tuple[Path, int], tmp_path: Path) -> None:
+def test_a_hanging_source_blocks_no_other_request(hanging: tuple[Path, int], tmp_path: Path) -> None:
     source, server = hanging
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()
@@ -118,7 +118,7 @@ def test_a_source_that_hangs_holds_up_nobody_else(hanging: tuple[Path, int], tmp
         (fs.path / "slow").open("r+b", buffering=0) as slow,
         (fs.path / "cached").open("rb", buffering=0) as cached,
     ):
-        for _ in range(40):  # fast, so far
+        for _ in range(40):  # fast so far
             os.pwrite(slow.fileno(), b"x", 0)
             os.pread(slow.fileno(), 1, 0)
         cached.read()

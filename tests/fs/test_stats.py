@@ -13,7 +13,7 @@ from cleanfs.backends.reference import ReferenceZcache
 from cleanfs.cache.cleancache import CleancacheStats
 from cleanfs.cache.pagecache import PageCacheStats
 from cleanfs.fs.stats import GAUGES, MountStats
-from cleanfs.fuse.busypoll import BusyPollStats
+from cleanfs.fuse.busy_poll import BusyPollStats
 from cleanfs.fuse.request_limits import RequestLimits
 from cleanfs.latency import HistogramSnapshot, Latencies, LatencyStats
 from cleanfs.memory.cache_limits import CacheLimitsStats

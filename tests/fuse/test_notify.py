@@ -39,7 +39,7 @@ def test_messages_have_the_kernels_layout() -> None:
 async def test_notifications_use_an_fd_of_their_own(
     device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Libfuse's fd refers to another file while ``interrupts`` passes it a message."""
+    """The functions of libfuse would know no range of an inode."""
     for name in ("invalidate_inode", "invalidate_entry"):
         monkeypatch.setattr(pyfuse3, name, None)
     monkeypatch.setattr(notify, "PAGES_SECONDS", 10)  # a busy machine would exceed a shorter one

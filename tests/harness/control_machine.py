@@ -1,4 +1,4 @@
-"""The writable control files of a mount, used at random beside a model of what they say."""
+"""Write random commands to the control files of a mount and compare the results with a model."""
 
 import errno
 import os
@@ -45,7 +45,7 @@ def at_once(fd: int, data: bytes) -> int:
     return os.write(fd, data)
 
 
-def far_behind(fd: int, data: bytes) -> int:
+def at_a_large_offset(fd: int, data: bytes) -> int:
     return os.pwrite(fd, data, 1 << 40)
 
 
@@ -69,30 +69,30 @@ WAYS: tuple[tuple[int, Callable[[int, bytes], int]], ...] = (
     (os.O_WRONLY | os.O_APPEND, at_once),
     (os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_SYNC, at_once),
     (os.O_WRONLY | os.O_DIRECT, at_once),
-    (os.O_WRONLY, far_behind),
+    (os.O_WRONLY, at_a_large_offset),
     (os.O_WRONLY, in_pieces),
     (os.O_WRONLY, spliced),
 )
 
 REFUSALS = (errno.EPERM, errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EINVAL,
             errno.ENOENT, errno.ENOTSUP, errno.ENAMETOOLONG, errno.EBUSY)  # fmt: skip
-"""What may be said to who uses a control file for what it is not for: no EIO among it."""
+"""The errors of unsupported calls on control files: EIO must not occur."""
 
 NAMES = ("pool_limit", "page_cache", "drop", "backend")
 
 
 class ControlMachine(RuleBasedStateMachine):
-    """Writes, right and wrong. What is wrong is refused, and what is right has its effect, exactly."""
+    """Checks that a wrong write is refused, and that a right one has exactly its effect."""
 
     def __init__(self, fs: MountedFs) -> None:
-        """On a mount with 4096 byte pages; it is left with a backend."""
+        """Use a mount with 4096 byte pages. The machine leaves it with a backend."""
         super().__init__()
         self.fs = fs
         self.fds: list[tuple[str, int]] = []
 
     @initialize()
     def start(self) -> None:
-        """Somewhere known."""
+        """Set a known state."""
         if self.fs.control("backend").read_text() == "none\n":
             self.fs.control("backend").write_text("zcache")
         self.fs.control("pool_limit").write_text("64M")
@@ -100,12 +100,12 @@ class ControlMachine(RuleBasedStateMachine):
         self.backend, self.pool_limit, self.page_cache = "zcache", 64 << 20, 1 << 20
 
     def teardown(self) -> None:
-        """Leave nothing open."""
+        """Close all files."""
         for _, fd in self.fds:
             os.close(fd)
 
     def expected(self, name: str, data: bytes) -> int:
-        """The errno that a write must give, 0 if none; the model does what it does."""
+        """Return the errno that a write must raise, or 0, and apply the write to the model."""
         if not data:
             return 0
         try:
@@ -139,44 +139,44 @@ class ControlMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), data=COMMANDS, way=st.sampled_from(WAYS))
     def write(self, name: str, data: bytes, way: tuple[int, Callable[[int, bytes], int]]) -> None:
-        """One command."""
-        flags, how = way
-        if how is spliced:
-            data = data[:4096]  # what a pipe has room for in one piece
+        """Write one command."""
+        flags, call = way
+        if call is spliced:
+            data = data[:4096]  # a pipe takes this much in one piece
         fd = os.open(self.fs.control(name), flags)
         try:
-            self.run(name, data, lambda: how(fd, data))
+            self.run(name, data, lambda: call(fd, data))
         finally:
             os.close(fd)
         if name == "drop" and data.strip() in (b"1", b"3") and len(data) <= MAX_COMMAND:
             assert self.fs.stats()["pagecache_resident"] == 0
 
     def run(self, name: str, data: bytes, write: Callable[[], int]) -> None:
-        """A write beside the model's."""
-        said = 0
+        """Make a write and compare its error with the model's."""
+        raised = 0
         try:
             assert write() == len(data)
         except OSError as exc:
-            said = exc.errno or -1
-        assert said == self.expected(name, data), (name, data[:100])
+            raised = exc.errno or -1
+        assert raised == self.expected(name, data), (name, data[:100])
 
     @precondition(lambda self: len(self.fds) < 3)
     @rule(name=st.sampled_from(NAMES))
     def open_one(self, name: str) -> None:
-        """A writer that keeps its file open."""
+        """Open a control file and keep it open."""
         self.fds.append((name, os.open(self.fs.control(name), os.O_WRONLY)))
 
     @precondition(lambda self: self.fds)
     @rule(data=COMMANDS)
     def write_to_open(self, data: bytes) -> None:
-        """Each of its writes is one command, wherever its offset is by now."""
+        """Write to the oldest open file. Each write is one command, whatever the file offset is."""
         name, fd = self.fds[0]
         self.run(name, data, lambda: os.write(fd, data))
 
     @precondition(lambda self: self.fds)
     @rule()
     def close_one(self) -> None:
-        """The oldest of them."""
+        """Close the oldest open file."""
         os.close(self.fds.pop(0)[1])
 
     @rule(
@@ -188,7 +188,7 @@ class ControlMachine(RuleBasedStateMachine):
         ),
     )
     def read_anywhere(self, name: str, offset: int, size: int, flags: int) -> None:
-        """A piece of what the whole file says, also if it is the first that is read."""
+        """Read a part of a file. It must match the whole content, even if it is read first."""
         fd = os.open(self.fs.control(name), flags)
         try:
             piece = os.pread(fd, size, offset)
@@ -196,7 +196,7 @@ class ControlMachine(RuleBasedStateMachine):
             os.close(fd)
         assert piece == self.fs.control(name).read_bytes()[offset : offset + size]
 
-    @rule(name=st.sampled_from((*NAMES, "puts", "stats", "zcache", "")), how=st.sampled_from((
+    @rule(name=st.sampled_from((*NAMES, "puts", "stats", "zcache", "")), call=st.sampled_from((
         lambda path: os.truncate(path, 5),
         lambda path: os.truncate(path, 1 << 62),
         lambda path: os.chmod(path, 0o777),
@@ -215,16 +215,16 @@ class ControlMachine(RuleBasedStateMachine):
         os.readlink,
         lambda path: os.stat(f"{path}/{'x' * 300}"),
     )))  # fmt: skip
-    def misuse(self, name: str, how: Callable[[str], Any]) -> None:
-        """What is no way to use them does nothing, or says so."""
+    def misuse(self, name: str, call: Callable[[str], Any]) -> None:
+        """Make an unsupported call. It does nothing or is refused."""
         try:
-            how(str(self.fs.control(name)))
+            call(str(self.fs.control(name)))
         except OSError as exc:
-            assert exc.errno in REFUSALS, errno.errorcode[exc.errno or 0]  # noqa: PT017 - it may be fine
+            assert exc.errno in REFUSALS, errno.errorcode[exc.errno or 0]  # noqa: PT017  # the call may also succeed
 
     @invariant()
-    def the_files_say_what_the_model_says(self) -> None:
-        """And so do the statistics, and the log has no traceback."""
+    def the_files_agree_with_the_model(self) -> None:
+        """Compare files and statistics with the model. The log has no traceback."""
         stats = self.fs.stats()
         read = {
             name: self.fs.control(name).read_text() for name in ("pool_limit", "page_cache", "backend")
@@ -241,6 +241,6 @@ class ControlMachine(RuleBasedStateMachine):
 
     @rule()
     def read_a_file(self) -> None:
-        """Whatever the limits are, files say what is in the source."""
+        """Read a file: with any limits, it has the content of the source."""
         self.fs.drop_kernel()
         assert (self.fs.path / "f").read_bytes() == (self.fs.source / "f").read_bytes()

@@ -1,4 +1,4 @@
-"""How hard properties about bad input are tried: the same examples in every run, or many and others.
+"""Choose the examples of bad input: the same in every run, or many others.
 
 ``CLEANFS_FUZZ=N`` tries N times as many, chosen by ``--hypothesis-seed`` (``scripts/run check/fuzz``).
 """
@@ -12,7 +12,7 @@ FACTOR = int(os.environ.get("CLEANFS_FUZZ", "0"))
 
 
 def examples(count: int, steps: int = 20) -> settings:
-    """So many examples, or FACTOR times as many; ``steps`` of a state machine."""
+    """Make settings for ``count`` examples, or FACTOR times as many; ``steps`` of a state machine."""
     return settings(
         max_examples=count * max(FACTOR, 1),
         stateful_step_count=steps,
@@ -49,4 +49,4 @@ SIZES = st.one_of(
 ARGUMENTS = st.text(st.characters(exclude_categories=(), exclude_characters="\0"), max_size=30).filter(
     lambda text: not any("\ud800" <= c <= "\udc7f" or "\udd00" <= c <= "\udfff" for c in text)
 )
-"""What an argument of a program can be: no NUL, and bytes that are no UTF-8 as surrogates."""
+"""Arguments of a program: without NUL, and with bytes outside UTF-8 as surrogates."""

@@ -1,14 +1,14 @@
-"""Programs that change a directory and say what was confirmed; and whether all of that is there.
+"""Run programs that change a directory and report their progress, and check afterwards for losses.
 
-A client is a process of its own: ``python load.py KIND DIRECTORY SAID SEED``. What it does in its turn
-``n`` follows from kind, seed and ``n``. After a turn it appends to the file SAID
+A client is a process of its own: ``python load.py KIND DIRECTORY REPORT SEED``. Its turn ``n`` follows
+from kind, seed and ``n``. After a turn it appends to the file REPORT
 
     a N  every system call of turn N has returned
-    f N  all turns up to N were synced, too
+    f N  all turns up to N were also synced
     e E  it ended with that errno (0: another kind of error, which follows)
 
-A mount that writes through may lose nothing of what was said, whatever becomes of its daemon; one with
-a writeback cache only what came after the last ``f``. Of the turn that had begun any part may be done.
+A write-through mount may lose no reported turn, however its daemon ends. A mount with a write-back
+cache may lose only turns after the last ``f``. Any part of the turn in progress may be done.
 """
 
 import errno
@@ -24,37 +24,37 @@ from pathlib import Path
 from random import Random
 
 SLOTS, SLOT = 16, 10_000
-"""Blocks of the files that are written in place, and their bytes."""
+"""The number of blocks in files written in place, and their size in bytes."""
 
-SETTLED = 64
-"""Files that nobody changes, for the client that reads."""
+UNCHANGED = 64
+"""The number of files that no client changes, for the client that reads."""
 
 
 def block(kind: str, seed: int, turn: int) -> bytes:
-    """What a client writes in a turn: never the same twice, of many lengths up to SLOT."""
+    """Make the data that a client writes in a turn: always different, of many lengths up to SLOT."""
     random = Random(f"{kind} {seed} {turn}")
     words = random.randbytes(40) if random.random() < 0.5 else f"{kind} {turn}/".encode()
     return (words * (SLOT // len(words) + 1))[: random.randrange(1, SLOT)]
 
 
 def slot_of(kind: str, seed: int, turn: int) -> int:
-    """Where the clients that write in place do it."""
+    """Return the slot that a client writes in place in a turn."""
     return Random(f"slot {kind} {seed} {turn}").randrange(SLOTS)
 
 
-def settled(number: int) -> bytes:
-    """A file that nobody changes."""
+def unchanged(number: int) -> bytes:
+    """Make the content of a file that no client changes."""
     random = Random(number)
     unit = random.randbytes(4096 if number % 2 else 100)
     return (unit * (65536 // len(unit) + 1))[: random.randrange(65536)]
 
 
 class Client:
-    """A kind of client; ``turn`` does the work, ``missing`` looks for it afterwards."""
+    """Is a kind of client. ``turn`` does its work, and ``missing`` looks for it afterwards."""
 
     name: str
     changes_names_only = False
-    """What it does is never in a writeback cache."""
+    """Whether its changes never stay in a write-back cache."""
 
     def __init__(self, directory: str, seed: int) -> None:
         self.directory, self.seed = directory, seed
@@ -64,22 +64,22 @@ class Client:
         return block(self.name, self.seed, turn)
 
     def begin(self) -> None:
-        """Open what is needed."""
+        """Open the files of the client."""
 
     def turn(self, number: int) -> bool:
-        """Do something; whether it is synced."""
+        """Do the work of a turn. Return whether it is synced."""
         raise NotImplementedError
 
     def missing(self, done: int, begun: int) -> str | None:
-        """What is wrong with the directory if the turns below ``done`` were confirmed, for people.
+        """Describe the loss in the directory after ``done`` confirmed turns, or return None.
 
-        The turns from there on up to below ``begun`` may have been done, in part or not at all.
+        Later turns below ``begun`` may have been done completely, in part or not at all.
         """
         raise NotImplementedError
 
 
 class Append(Client):
-    """O_APPEND."""
+    """Appends with O_APPEND."""
 
     name = "append"
 
@@ -104,7 +104,7 @@ class Append(Client):
 
 
 class InPlace(Client):
-    """pwrite, fdatasync now and then."""
+    """Overwrites blocks, with an fdatasync every fourth turn."""
 
     name = "inplace"
 
@@ -116,7 +116,7 @@ class InPlace(Client):
         data = self.block(number)
         os.lseek(self.fd, at, os.SEEK_SET)
         write_all(self.fd, data)
-        assert os.pread(self.fd, len(data), at) == data, "read is not what was written"
+        assert os.pread(self.fd, len(data), at) == data, "the data read differs from the data written"
         if number % 4 == 3:
             os.fdatasync(self.fd)
         return number % 4 == 3
@@ -144,7 +144,7 @@ class InPlace(Client):
 
 
 class Mapped(InPlace):
-    """A shared mapping, msync."""
+    """Writes through a shared mapping, with msync."""
 
     name = "mapped"
 
@@ -162,7 +162,7 @@ class Mapped(InPlace):
 
 
 class Replace(Client):
-    """Write, fsync, rename, fsync of the directory: how careful programs save."""
+    """Saves as careful programs do: write, fsync, rename, fsync of the directory."""
 
     name = "replace"
 
@@ -187,11 +187,11 @@ class Replace(Client):
         data = read(self.path)
         if data in (self.block(number) for number in range(done - 1, begun)):
             return None
-        return "it is not the file that was renamed to this name last"
+        return "this is not the file last renamed to this name"
 
 
 class Names(Client):
-    """Names come, move and go."""
+    """Creates, renames and removes names."""
 
     name = "names"
     changes_names_only = True
@@ -204,7 +204,7 @@ class Names(Client):
         return True
 
     def apply(self, top: str, number: int) -> None:
-        """One operation on a name; which one depends on what is there."""
+        """Make one operation on a name; which one depends on the existing names."""
         random = Random(f"{self.seed} {number}")
         path, other = (f"{top}/{random.randrange(12)}" for _ in range(2))
         if not os.path.lexists(path):
@@ -241,7 +241,7 @@ class Names(Client):
 
 
 class Sqlite(Client):
-    """A database with a rollback journal."""
+    """Writes to a database with a rollback journal."""
 
     name = "sqlite"
     journal = "delete"
@@ -280,26 +280,28 @@ class Sqlite(Client):
 
 
 class SqliteWal(Sqlite):
-    """A database with a write-ahead log, and so with shared memory in a mapping of a file."""
+    """Writes to a database with a write-ahead log, and so with shared memory in a mapped file."""
 
     name = "wal"
     journal = "wal"
 
 
 class Reader(Client):
-    """Reads what nobody changes, through page cache and cleancache."""
+    """Reads the unchanged files through page cache and cleancache."""
 
     name = "reader"
 
     def turn(self, number: int) -> bool:
-        which = Random(f"{self.seed} {number}").randrange(SETTLED)
-        fd = os.open(f"{self.directory}/settled/{which}", os.O_RDONLY)
+        number_of_file = Random(f"{self.seed} {number}").randrange(UNCHANGED)
+        fd = os.open(f"{self.directory}/unchanged/{number_of_file}", os.O_RDONLY)
         try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # or the kernel would answer
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # else the kernel would serve the read
             data = b"".join(iter(lambda: os.read(fd, 131072), b""))
         finally:
             os.close(fd)
-        assert data == settled(which), f"settled/{which}: {len(data)} bytes, not what it holds"
+        assert data == unchanged(number_of_file), (
+            f"unchanged/{number_of_file}: {len(data)} bytes differ"
+        )
         return True
 
     def missing(self, done: int, begun: int) -> str | None:
@@ -311,77 +313,79 @@ CLIENTS: dict[str, type[Client]] = {
 }
 
 
-def make_settled(directory: Path) -> None:
-    """What the reader reads."""
-    (directory / "settled").mkdir(parents=True)
-    for number in range(SETTLED):
-        (directory / "settled" / str(number)).write_bytes(settled(number))
+def make_unchanged(directory: Path) -> None:
+    """Make the files for ``Reader``."""
+    (directory / "unchanged").mkdir(parents=True)
+    for number in range(UNCHANGED):
+        (directory / "unchanged" / str(number)).write_bytes(unchanged(number))
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a client has said."""
+class Progress:
+    """Holds the reported progress of a client."""
 
     done: int = 0
     """Turns that returned."""
     synced: int = 0
     """Turns that were synced."""
     error: str | None = None
-    """With what it ended: an errno's name, or a sentence. None: it runs, or was killed."""
+    """The error that ended it: an errno's name or a sentence. None: it runs, or was killed."""
 
 
-def said(path: Path) -> Said:
-    """What a client has said so far, of whole lines."""
+def read_progress(path: Path) -> Progress:
+    """Read the progress of a client so far, from complete lines."""
     done = synced = 0
     error = None
     text = path.read_text() if path.exists() else ""
     for line in text.splitlines(keepends=True):
-        what, _, rest = line.partition(" ")
+        kind, _, rest = line.partition(" ")
         if not line.endswith("\n"):
             break
-        if what == "a":
+        if kind == "a":
             done = int(rest) + 1
-        elif what == "f":
+        elif kind == "f":
             synced = int(rest) + 1
         else:
             number, _, message = rest.strip().partition(" ")
             error = errno.errorcode[int(number)] if int(number) else message
-    return Said(done, synced, error)
+    return Progress(done, synced, error)
 
 
-def lost(kind: str, directory: Path, said: Said, seed: int, writeback: bool = False) -> str | None:
-    """What was confirmed to a client and is not in the source, for people."""
+def lost(
+    kind: str, directory: Path, progress: Progress, seed: int, writeback: bool = False
+) -> str | None:
+    """Describe a confirmed change that is not in the source, or return None."""
     client = CLIENTS[kind](str(directory), seed)
-    done = said.synced if writeback and not client.changes_names_only else said.done
-    wrong = client.missing(done, said.done + 1)
+    done = progress.synced if writeback and not client.changes_names_only else progress.done
+    wrong = client.missing(done, progress.done + 1)
     return None if wrong is None else f"{kind}, {done} turns confirmed: {wrong}"
 
 
 def read(path: str) -> bytes:
-    """The content; nothing of a file that is not there."""
+    """Return the content of a file, or nothing if it does not exist."""
     with suppress(FileNotFoundError), open(path, "rb") as file:
         return file.read()
     return b""
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """A write may come short, for one when the daemon dies in the middle of it."""
+    """Write all data: a write may be short, for example if the daemon dies in the middle of it."""
     while data:
         data = data[os.write(fd, data) :]
 
 
 def same(found: bytes, expected: bytes) -> int:
-    """Bytes that are right."""
+    """Count the bytes that are right."""
     return sum(a == b for a, b in zip(found, expected, strict=False))
 
 
 def mixed(found: bytes, contents: list[bytes]) -> bool:
-    """Whether every byte is of one of the contents."""
+    """Return whether every byte comes from one of the contents."""
     return all(byte in column for byte, *column in zip(found, *contents, strict=True))
 
 
 def tree(top: str) -> list[tuple[str, int, int, str]]:
-    """Name, mode, links and target of all that is in a directory."""
+    """Return name, mode, link count and target of all entries of a directory."""
 
     def entries() -> Iterator[tuple[str, int, int, str]]:
         for entry in os.scandir(top):
@@ -392,9 +396,9 @@ def tree(top: str) -> list[tuple[str, int, int, str]]:
     return sorted(entries())
 
 
-def main(kind: str, directory: str, said_path: str, seed: str) -> None:
-    """Turn after turn until something fails."""
-    out = os.open(said_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+def main(kind: str, directory: str, report: str, seed: str) -> None:
+    """Run one turn after another until a call fails."""
+    out = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     client = CLIENTS[kind](directory, int(seed))
     number = 0
     try:
@@ -409,7 +413,7 @@ def main(kind: str, directory: str, said_path: str, seed: str) -> None:
         os.write(out, f"e {exc.errno}\n".encode())
     except AssertionError as exc:
         os.write(out, f"e 0 wrong data: {exc}\n".encode())
-    os._exit(0)  # no destructor that would wait for a dead mount
+    os._exit(0)  # a destructor could wait for a dead mount
 
 
 if __name__ == "__main__":

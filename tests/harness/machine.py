@@ -1,9 +1,9 @@
-"""How slow this machine is just now, and the time limits of tests on it.
+"""Measure how slow the machine is at the moment, and stretch the time limits of tests accordingly.
 
-A limit is what something takes at most on a machine with nothing else to do. When it is over, the
-machine is measured, and one that is five times slower gives five times as long. So a limit costs
-nothing while nothing is late, and a hang ends. What ran out and was given more time is counted, and
-told at the end of the run.
+A limit is the longest time that a step takes on an idle machine. When it is over, the machine is
+measured: one that is five times slower extends the limit five times. So a limit costs nothing while
+no step is late, and a hang still ends. The limits that were extended are counted and reported at the
+end of the run.
 """
 
 import os
@@ -12,26 +12,26 @@ from collections.abc import Callable
 
 WORK = 200_000
 WORK_SECONDS = 0.008
-"""What ``_work`` takes on a quiet machine (2 cores, Linux 6.18, Python 3.11): slices of a processor."""
+"""The time of ``_work`` on an idle machine (2 cores, Linux 6.18, Python 3.11)."""
 
 MOST = 40.0
-"""No limit becomes longer by more than this: a run ends on any machine."""
+"""The largest factor of an extension, so that a run ends on any machine."""
 
 ran_out: list[float] = []
-"""How slow the machine was, each time that it was given more time."""
+"""The slowness of the machine at each extension."""
 
 disturbed: list[str] = []
-"""Tests that failed while somebody dropped the kernel's caches, and ran again."""
+"""Tests that failed while another process dropped the kernel's caches, and ran again."""
 
 more_time: list[Callable[[], None]] = []
-"""Called when a test may go on, so that what watches it from outside knows."""
+"""Called when a test gets more time, to inform its watchdogs."""
 
 
 def slowness() -> float:
-    """How much longer than on a quiet machine something takes, 1 at least.
+    """Return how many times longer a step takes than on an idle machine, at least 1.
 
-    By a piece of work, which sees slow and stolen processors and a control group's quota; and by the
-    load, which counts those that wait for a disk.
+    The time of ``_work`` shows slow and stolen processors and the quota of a control group. The load
+    also counts tasks that wait for a disk.
     """
     began = time.monotonic()
     _work()
@@ -41,19 +41,19 @@ def slowness() -> float:
 
 
 class Deadline:
-    """A time limit."""
+    """Is a time limit that a slow machine extends."""
 
     def __init__(self, seconds: float) -> None:
-        """It begins now; ``seconds`` of a quiet machine."""
+        """Start a limit of ``seconds`` on an idle machine."""
         self._seconds = self._granted = seconds
         self._began = time.monotonic()
 
     def left(self) -> float:
-        """Seconds that remain, as far as was granted; 0 if none."""
+        """Return the seconds that remain of the time granted so far, or 0."""
         return max(0.0, self._began + self._granted - time.monotonic())
 
     def over(self) -> bool:
-        """Whether the time is over, on this machine as it is now."""
+        """Return whether the time is over at the present speed of the machine."""
         if self.left():
             return False
         factor = slowness()
@@ -66,7 +66,7 @@ class Deadline:
 
 
 def cache_drops() -> tuple[int, int]:
-    """How often the kernel's pages, and its inodes and names, were dropped (``drop_caches``) so far."""
+    """Return how often ``drop_caches`` has dropped the kernel's pages, and its inodes and names."""
     with open("/proc/vmstat", encoding="ascii") as file:
         counters = dict(line.split() for line in file)
     return int(counters.get("drop_pagecache", 0)), int(counters.get("drop_slab", 0))

@@ -1,4 +1,4 @@
-"""Real mounts for tests: started as a user would, always cleaned up, never waited for without end."""
+"""Make real mounts for tests as a user would, with a limit on every wait and a clean-up in any case."""
 
 import errno
 import json
@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -24,15 +24,17 @@ from tests.harness.machine import Deadline
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 20.0
 LIFETIME = 100.0
-"""Seconds that a daemon may live after a test began, or was given more time: one that hangs in a system
-call on its mount is freed by then."""
+"""Seconds that a daemon may run after a test began or got more time. Then it is killed, even if it
+hangs in a system call on its mount."""
+
+Process = subprocess.Popen[bytes] | zygote.Started
 
 watchdogs: list[subprocess.Popen[bytes]] = []
-"""Those of ``killed_after`` that wait."""
+"""The processes of ``killed_after`` that are waiting."""
 
 
 def cleanfs(*args: str | Path, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
-    """Run the command line."""
+    """Run a command line of cleanfs."""
     if zygote.in_use:
         return zygote.run([str(arg) for arg in args], timeout)
     return subprocess.run(
@@ -46,38 +48,67 @@ def cleanfs(*args: str | Path, timeout: float = 30.0) -> subprocess.CompletedPro
 
 
 def end_of(process: subprocess.Popen[Any] | zygote.Started, timeout: float = STOP_TIMEOUT) -> int:
-    """The status of a process, which must end within ``timeout`` seconds of a quiet machine."""
-    assert ends(process, timeout), "it does not end"
+    """Return the status of a process. It must end within ``timeout`` seconds on an idle machine."""
+    assert ends(process, timeout), "the process does not end"
     return process.wait(0)
 
 
-def changed_by(patch: str) -> list[str]:
-    """How to start a ``cleanfs`` that runs some code first."""
-    imports = "import os, signal, sys, trio\nfrom cleanfs.cli import commands as cli"
-    code = f"{imports}\nfrom cleanfs.mount import mount\n{patch}\ncli.main()\n"
+def start(
+    module: str,
+    arguments: Iterable[str | Path],
+    output: IO[bytes],
+    *,
+    prefix: tuple[str, ...] = (),
+    patch: str = "",
+) -> Process:
+    """Start a module as ``python -m`` does, with its output in a file, from the zygote if possible.
+
+    ``patch`` is code that runs first, in a ``cleanfs``.
+    """
+    words = [str(argument) for argument in arguments]
+    if zygote.in_use and not prefix:
+        return zygote.zygote().start(module, words, output.fileno(), output.fileno(), patch)
+    program = patched_program(patch) if patch else [sys.executable, "-m", module]
+    return subprocess.Popen(
+        [*prefix, *program, *words],
+        stdout=output,
+        stderr=output,
+        stdin=subprocess.DEVNULL,
+        cwd=zygote.CHECKOUT if module.startswith("tests.") else None,
+    )
+
+
+def patched_program(patch: str) -> list[str]:
+    """Return the command of a ``cleanfs`` that runs some code first."""
+    code = f"{zygote.PATCH_IMPORTS}\n{patch}\ncli.main()\n"
     return [sys.executable, "-c", code]
 
 
 def command_line(*args: str | Path) -> list[str]:
-    """A command of its own, for what the process that tests fork can not do.
+    """Return a command in a process of its own, for cases that a fork of the zygote cannot cover.
 
-    ``list`` asks the mounts of this test process alone, as there: others' would be busy meanwhile.
+    As in the zygote, ``list`` asks only the mounts of this test process: calls would disturb others.
     """
     ours = (
         "every = cli.mount_points\n"
         f"cli.mount_points = lambda: [p for p in every() if p.path.startswith({zygote.below!r})]"
     )
-    program = changed_by(ours) if "list" in args else [sys.executable, "-m", "cleanfs"]
+    program = patched_program(ours) if "list" in args else [sys.executable, "-m", "cleanfs"]
     return [*program, *map(str, args)]
 
 
+def forked_command_line(*args: str | Path) -> list[str]:
+    """A command of its own in streams, directory and environment; not in locale, namespace or user."""
+    return zygote.zygote().command(*args) if zygote.in_use else command_line(*args)
+
+
 def is_mounted(path: Path) -> bool:
-    """Whether something is mounted on ``path``; works on a dead mount, too."""
+    """Return whether a file system is mounted on ``path``; works for a dead mount too."""
     return mount_line(path) is not None
 
 
 def mount_line(path: Path, proc: Path = Path("/proc/self")) -> str | None:
-    """The line of mountinfo of a mount point, the topmost if several, as a process sees it."""
+    """Return the mountinfo line of the topmost mount on a path, as a process sees it."""
     lines = (proc / "mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")
     escaped = re.sub(r"[\\ \t\n#]", lambda match: f"\\{ord(match[0]):03o}", str(path))
     found = [line for line in lines if line and line.split(" ")[4] == escaped]
@@ -85,10 +116,10 @@ def mount_line(path: Path, proc: Path = Path("/proc/self")) -> str | None:
 
 
 def mount_namespace() -> list[str]:
-    """How a command begins that runs in a mount namespace of its own; it takes root.
+    """Return the prefix of a command that runs in a mount namespace of its own, which takes root.
 
-    The test is skipped where that cannot be had: in a chroot whose root is no mount point, unshare(1)
-    cannot take what is mounted there out of what other namespaces see.
+    Skip the test where this is impossible: in a chroot whose root is not a mount point, unshare(1)
+    cannot make the mounts private.
     """
     unshare = ["unshare", "--mount"]
     tried = subprocess.run([*unshare, "true"], check=False, timeout=30, capture_output=True)
@@ -106,10 +137,10 @@ def as_user(
     groups: tuple[int, ...] = (),
     umask: int = 0o022,
 ) -> str:
-    """What Python code prints that runs in ``directory`` as somebody else; the name of its OSError."""
+    """Return the output of Python code run in ``directory`` as another user, or its OSError's name."""
     body = "".join(f"    {line}\n" for line in code.splitlines())
     script = (
-        "import ctypes, errno, mmap, os, socket, stat\n"  # an interpreter in /root is out of reach soon
+        "import ctypes, errno, mmap, os, socket, stat\n"  # later, modules in /root are unreadable
         f"os.umask({umask}); os.setgroups({list(groups)})\n"
         f"os.setresgid({gid}, {gid}, {gid}); os.setresuid({uid}, {uid}, {uid})\n"
         f"try:\n{body}"
@@ -128,7 +159,7 @@ def as_user(
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = STOP_TIMEOUT) -> None:
-    """Poll; fails after ``timeout`` seconds of a quiet machine."""
+    """Poll a condition. Fail after ``timeout`` seconds on an idle machine."""
     deadline = Deadline(timeout)
     while not condition():
         assert not deadline.over(), "timed out"
@@ -136,7 +167,7 @@ def wait_until(condition: Callable[[], bool], timeout: float = STOP_TIMEOUT) -> 
 
 
 def ends(process: subprocess.Popen[Any] | zygote.Started, timeout: float = STOP_TIMEOUT) -> bool:
-    """Whether a process ends within ``timeout`` seconds of a quiet machine."""
+    """Return whether a process ends within ``timeout`` seconds on an idle machine."""
     deadline = Deadline(timeout)
     while not deadline.over():
         with suppress(subprocess.TimeoutExpired):
@@ -147,26 +178,26 @@ def ends(process: subprocess.Popen[Any] | zygote.Started, timeout: float = STOP_
 
 @dataclass
 class MountedFs:
-    """A source directory and its mount."""
+    """Holds a source directory and its mount."""
 
     source: Path
     path: Path
-    process: subprocess.Popen[bytes] | zygote.Started
+    process: Process
     log: Path
     options: tuple[str, ...] = field(default=())
 
     def control(self, name: str) -> Path:
-        """A control file."""
+        """Return the path of a control file."""
         return self.path / ".cleancache" / name
 
     def stats(self) -> dict[str, Any]:
-        """``stats.json``; the backend's counters are under ``backend_counters``."""
+        """Return ``stats.json``. The backend's counters are under ``backend_counters``."""
         parsed: dict[str, Any] = json.loads(self.control("stats.json").read_text())
         return parsed
 
-    def drop(self, what: int = 3) -> None:
-        """Drop our caches, and the kernel's of this machine, so that reads reach the daemon."""
-        self.control("drop").write_text(f"{what}\n")
+    def drop(self, caches: int = 3) -> None:
+        """Drop cleanfs's caches and the kernel's pages of the mount, so that reads reach the daemon."""
+        self.control("drop").write_text(f"{caches}\n")
         self.drop_kernel()
 
     def drop_kernel(self, path: Path | None = None) -> None:
@@ -179,19 +210,19 @@ class MountedFs:
                 os.close(fd)
 
     def kill(self) -> None:
-        """SIGKILL the daemon: the mount point is dead afterwards."""
+        """Kill the daemon by SIGKILL. Its mount point is dead afterwards."""
         self.process.send_signal(signal.SIGKILL)
         assert ends(self.process)
 
 
 def cpu_ticks(fs: MountedFs) -> int:
-    """User and system time that the daemon has used, in 10 ms."""
+    """Return the user and system time of the daemon, in units of 10 ms."""
     fields = Path(f"/proc/{fs.process.pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 
 
 def settle() -> None:
-    """Wait until a file that was just written has a stamp that another change would move.
+    """Wait until another change would give a file just written another stamp.
 
     Before that its fingerprint is racy, and the next open flushes.
     """
@@ -199,20 +230,20 @@ def settle() -> None:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in ticks, which the next one with its number did not (proc_pid_stat(5))."""
+    """Return the start time of a process in ticks (proc_pid_stat(5)); a reused pid has another one."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:  # it has ended
+    except FileNotFoundError:  # the process has ended
         return ""
     return stat.rpartition(")")[2].split()[19]
 
 
 @contextmanager
 def killed_after(seconds: float, pid: int, mountpoint: Path | None = None) -> Iterator[None]:
-    """A process is killed by another one if the block, or this whole process, does not end in order.
+    """Let another process kill a process if the block, or this whole process, does not end in time.
 
-    And its mount is taken away, and all that waits for it is freed. The seconds begin anew with
-    ``begin_lifetimes_anew``.
+    It also unmounts the process's mount, which frees all that wait for it. ``renew_lifetimes`` restarts
+    the time.
     """
     script = f"""
         while read -t {seconds} line; do [ "$line" = ended ] && exit; done
@@ -231,46 +262,36 @@ def killed_after(seconds: float, pid: int, mountpoint: Path | None = None) -> It
             watchdog.communicate(b"ended\n")
 
 
-def begin_lifetimes_anew() -> None:
-    """Another test begins, or this one may go on on a slow machine: nothing hangs."""
+def renew_lifetimes() -> None:
+    """Restart the time of all processes: another test begins, or this one gets more time."""
     for watchdog in watchdogs:
-        with suppress(BrokenPipeError):  # whom it watched is gone
+        with suppress(BrokenPipeError):  # the watched process has ended
             assert watchdog.stdin is not None
             watchdog.stdin.write(b"\n")
 
 
-machine.more_time.append(begin_lifetimes_anew)
+machine.more_time.append(renew_lifetimes)
 
 
 @contextmanager
 def mounted(
     source: Path, mountpoint: Path, *options: str, prefix: tuple[str, ...] = (), patch: str = ""
 ) -> Iterator[MountedFs]:
-    """Mount in a foreground process and clean up whatever happens.
+    """Mount in a foreground process and clean up in any case.
 
-    ``prefix`` is a command that runs the daemon, by exec, such as prlimit(1); ``patch`` is code that
-    the daemon runs first.
+    ``prefix`` is a command that executes the daemon, such as prlimit(1). ``patch`` is code that the
+    daemon runs first.
     """
     log = mountpoint.with_name(mountpoint.name + ".log")
     arguments = ["mount", "-f", *options, str(source), str(mountpoint)]
-    process: subprocess.Popen[bytes] | zygote.Started
     with log.open("wb") as output:
-        if zygote.in_use and not (prefix or patch):
-            process = zygote.zygote().start(arguments, output.fileno(), output.fileno())
-        else:
-            program = changed_by(patch) if patch else [sys.executable, "-m", "cleanfs"]
-            process = subprocess.Popen(
-                [*prefix, *program, *arguments],
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-            )
+        process = start("cleanfs", arguments, output, prefix=prefix, patch=patch)
     abort = -1
     try:
         with killed_after(LIFETIME, process.pid, mountpoint):
             wait_until(
                 lambda: (
-                    (_answers(mountpoint) and ("--log-file" in options or _has_started(log)))
+                    (_is_served(mountpoint) and ("--log-file" in options or _has_started(log)))
                     or process.poll() is not None
                 ),
                 START_TIMEOUT,
@@ -288,8 +309,8 @@ def mounted(
     assert not unexpected, log.read_text()
 
 
-def _answers(mountpoint: Path) -> bool:
-    """Whether a daemon serves a mount there, which the kernel's cached attributes do not tell."""
+def _is_served(mountpoint: Path) -> bool:
+    """Return whether a daemon serves a mount there. The kernel's cached attributes do not show it."""
     try:
         return is_mounted(mountpoint) and bool(os.statvfs(mountpoint))
     except OSError as exc:
@@ -299,12 +320,12 @@ def _answers(mountpoint: Path) -> bool:
 
 
 def _has_started(log: Path) -> bool:
-    """Whether a daemon says so. Until then it asks its own mount, and that is busy."""
+    """Return whether the log reports the start. Until then the daemon makes calls on its own mount."""
     return b"cleanfs.mount.mount: mounted " in log.read_bytes()
 
 
 def _open_abort(mountpoint: Path) -> int:
-    """What severs a connection (fusectl), for its numbers go round; -1 if it cannot be opened."""
+    """Open the abort file of a connection (fusectl) early, as numbers are reused; -1 if impossible."""
     point = mounted_at(str(mountpoint))
     if point is None or os.geteuid() != 0:
         return -1
@@ -312,19 +333,19 @@ def _open_abort(mountpoint: Path) -> int:
     try:
         path = f"/proc/self/fd/{connections}/{os.minor(point.device)}/abort"
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:  # it has gone
+    except FileNotFoundError:  # the mount has ended
         return -1
     finally:
         os.close(connections)
 
 
-def _clean_up(process: subprocess.Popen[bytes] | zygote.Started, mountpoint: Path, abort: int) -> None:
+def _clean_up(process: Process, mountpoint: Path, abort: int) -> None:
     if process.poll() is None:
         process.terminate()
         if not ends(process):
             process.kill()
             unmount_by_force(mountpoint)
-            if abort >= 0:  # its mount may be gone, and not who waits in it
+            if abort >= 0:  # processes may wait in it even after the unmount
                 with suppress(OSError):
                     os.write(abort, b"1")
             assert ends(process)
@@ -332,7 +353,7 @@ def _clean_up(process: subprocess.Popen[bytes] | zygote.Started, mountpoint: Pat
 
 
 def unmount_by_force(mountpoint: Path) -> None:
-    """Unmount, if need be, and end all that waits there: also for a daemon that can not be killed."""
+    """Unmount, if necessary, and end all requests there, even if the daemon cannot be killed."""
     for option in ("-f", "-l"):
         if is_mounted(mountpoint):
             subprocess.run(

@@ -1,8 +1,8 @@
-"""Programs whose parts race for one file or one directory, and what must be true of it afterwards.
+"""Let threads and processes race for one file or directory, and check the result.
 
-Each kind does what some of the generic tests of xfstests do (their numbers stand beside it). It gets an
-empty directory, a scale (1: seconds on a local file system) and a seed. It raises AssertionError if
-what it finds is not what every file system owes.
+Each kind does the same as some generic tests of xfstests, whose numbers its docstring has. It gets an
+empty directory, a scale (1: seconds on a local file system) and a seed. It raises AssertionError if the
+result is one that no file system may give.
 """
 
 import ctypes
@@ -26,12 +26,12 @@ MIB: Final = 1 << 20
 HUGE: Final = 2 * MIB
 
 
-# -- pieces ---------------------------------------------------------------------------------------
+# -- helpers --------------------------------------------------------------------------------------
 
 
 @contextmanager
 def opened(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[int]:
-    """A descriptor."""
+    """Open a file until the end of the block."""
     fd = os.open(path, flags, 0o600)
     try:
         yield fd
@@ -41,7 +41,7 @@ def opened(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[int]:
 
 @contextmanager
 def child(work: Callable[[], None], forever: bool = False) -> Iterator[None]:
-    """Another process does it meanwhile, and must do it well. One that never ends is killed."""
+    """Run ``work`` in another process during the block. It must succeed, or ``forever`` be killed."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -62,7 +62,7 @@ def child(work: Callable[[], None], forever: bool = False) -> Iterator[None]:
 
 
 def in_threads(*works: Callable[[], None]) -> None:
-    """All at a time; raises what one of them raised."""
+    """Run all at once, each in a thread, and raise the first error."""
     raised: list[BaseException] = []
 
     def run(work: Callable[[], None]) -> None:
@@ -81,30 +81,30 @@ def in_threads(*works: Callable[[], None]) -> None:
 
 
 class Memory:
-    """A mapping by its address: stores through ctypes let other threads run meanwhile."""
+    """Is a mapping by its address: stores through ctypes let other threads run meanwhile."""
 
     def __init__(self, mapping: mmap.mmap) -> None:
         self._view = (ctypes.c_char * len(mapping)).from_buffer(mapping)
         self.address = ctypes.addressof(self._view)
 
     def store(self, offset: int, data: bytes) -> None:
-        """Page faults and all."""
+        """Store bytes. This may cause page faults."""
         ctypes.memmove(self.address + offset, data, len(data))
 
     def close(self) -> None:
-        """Before the mapping is."""
+        """Release the address. This must precede the close of the mapping."""
         del self._view
 
 
 @contextmanager
 def mapped(fd: int, size: int, flags: int = mmap.MAP_SHARED) -> Iterator[tuple[mmap.mmap, Memory]]:
-    """The beginning of a file."""
+    """Map the first ``size`` bytes of a file."""
     with closing(mmap.mmap(fd, size, flags)) as mapping, closing(Memory(mapping)) as memory:
         yield mapping, memory
 
 
 def aligned(size: int, huge: bool = False) -> mmap.mmap:
-    """A buffer for O_DIRECT, in huge pages if there are any."""
+    """Make a buffer for O_DIRECT, with ``huge`` in huge pages if possible."""
     buffer = mmap.mmap(-1, -(-size // HUGE) * HUGE if huge else size)
     if huge:
         with suppress(OSError):
@@ -116,7 +116,7 @@ def aligned(size: int, huge: bool = False) -> mmap.mmap:
 
 
 def names(directory: Path, scale: float, seed: int) -> None:
-    """Files come and go; each call says what it must (007)."""
+    """Create, rename and remove files; each call has the right result (007)."""
     choose = random.Random(seed)
     known: dict[str, int] = {}
     os.chdir(directory)
@@ -152,7 +152,7 @@ def names(directory: Path, scale: float, seed: int) -> None:
 
 
 def listing_while_renaming(directory: Path, scale: float, _: int) -> None:
-    """Each file is renamed and renamed back when it is listed; the listing ends (736)."""
+    """Rename each file and back when it is listed; the listing ends (736)."""
     os.chdir(directory)
     files = int(5000 * scale)
     for number in range(files):
@@ -168,7 +168,7 @@ def listing_while_renaming(directory: Path, scale: float, _: int) -> None:
 
 
 def positions_in_a_listing(directory: Path, scale: float, seed: int) -> None:
-    """An entry is found again at its position, and no position does harm (676)."""
+    """Find each entry again at its position; no position fails otherwise (676)."""
     choose = random.Random(seed)
     for _ in range(int(4000 * scale)):
         name = "".join(choose.choices("abcdefghij", k=choose.randrange(8, 70)))
@@ -188,14 +188,14 @@ def positions_in_a_listing(directory: Path, scale: float, seed: int) -> None:
 
 
 def first_entry(fd: int, position: int) -> tuple[int, int, int, bytes] | None:
-    """Where the next entry is, number, type and name of the entry at a position; None at the end."""
+    """Return the next position, number, type and name of the entry at a position; None at the end."""
     os.lseek(fd, position, os.SEEK_SET)
     listed = entries_at(fd, 320)
     return listed[0] if listed else None
 
 
 def entries_at(fd: int, size: int) -> list[tuple[int, int, int, bytes]]:
-    """What getdents64(2) gives in a buffer of that size."""
+    """Return the entries of one getdents64(2) call with a buffer of that size."""
     buffer = ctypes.create_string_buffer(size)
     got = libc.getdents64(fd, buffer, size)
     if got < 0:
@@ -212,7 +212,7 @@ def entries_at(fd: int, size: int) -> list[tuple[int, int, int, bytes]]:
 
 
 def one_listing_for_two(directory: Path, scale: float, seed: int) -> None:
-    """One thread lists; another one moves the same descriptor about, and tries to read it (310)."""
+    """List in one thread while another seeks on the same fd and tries to read it (310)."""
     choose = random.Random(seed)
     files = {b".", b".."}
     for number in range(1000):
@@ -248,7 +248,7 @@ def one_listing_for_two(directory: Path, scale: float, seed: int) -> None:
 
 
 def direct_and_mapped(directory: Path, scale: float, _: int) -> None:
-    """One process writes from the beginning with O_DIRECT, one from the end by mappings (247)."""
+    """Write from the beginning with O_DIRECT, from the end by mappings in another process (247)."""
     path, size = directory / "f", int(32 * scale) * MIB
     path.write_bytes(b"0" * size)
 
@@ -273,11 +273,11 @@ def direct_and_mapped(directory: Path, scale: float, _: int) -> None:
 
 
 WAYS: Final = ("zeros", "allocated", "hole")
-"""How a file got the size that it has."""
+"""The ways to give a file its size."""
 
 
 def sized(path: Path, size: int, way: str) -> None:
-    """A file that reads as zeros."""
+    """Make a file that reads as zeros."""
     with opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as fd:
         if way == "zeros":
             os.pwrite(fd, bytes(size), 0)
@@ -288,7 +288,7 @@ def sized(path: Path, size: int, way: str) -> None:
 
 
 def holes(directory: Path, scale: float, _: int) -> None:
-    """Two mark each page of a mapped file, each at its own place (340, 344, 346)."""
+    """Mark each page of a mapped file by two writers, each at its own place (340, 344, 346)."""
     size = int(2048 * scale) * PAGE
     for way in WAYS:
         for second in ("thread", "process", "write"):
@@ -300,7 +300,7 @@ def holes(directory: Path, scale: float, _: int) -> None:
 
 
 def mark_pages(path: Path, size: int, second: str, fault_first: bool) -> None:
-    """In threads, processes, or one of them with pwrite."""
+    """Mark the pages by two threads, by two processes, or by a thread and one with pwrite."""
     marks = {PAGE // 4: b"first***", 3 * PAGE // 4: b"second**"}
     with opened(path) as fd, mapped(fd, size) as (mapping, memory):
         if fault_first:
@@ -326,7 +326,7 @@ def mark_pages(path: Path, size: int, second: str, fault_first: bool) -> None:
 
 
 def check_marks(content: bytes | mmap.mmap, marks: dict[int, bytes]) -> None:
-    """Each page has them, and nothing else."""
+    """Check that each page has the marks and otherwise zeros."""
     page = bytearray(PAGE)
     for place, mark in marks.items():
         page[place : place + 8] = mark
@@ -338,7 +338,7 @@ def check_marks(content: bytes | mmap.mmap, marks: dict[int, bytes]) -> None:
 
 
 def private_holes(directory: Path, scale: float, _: int) -> None:
-    """The same in private mappings: nobody else sees it (354)."""
+    """Mark pages of private mappings: no one else sees the marks (354)."""
     size = int(2048 * scale) * PAGE
     for way in WAYS:
         path = directory / way
@@ -358,7 +358,7 @@ def private_holes(directory: Path, scale: float, _: int) -> None:
 
 
 def grown_and_mapped(directory: Path, scale: float, _: int) -> None:
-    """A file grows by truncation and is filled by a mapping, while somebody syncs it (438)."""
+    """Grow a file by truncation and fill it by a mapping while another process syncs it (438)."""
     path, step, steps = directory / "f", 5 * PAGE // 2 + 100, int(400 * scale)
     path.touch()
 
@@ -380,7 +380,7 @@ def grown_and_mapped(directory: Path, scale: float, _: int) -> None:
 
 
 def direct_and_buffered(directory: Path, scale: float, seed: int) -> None:
-    """Writes, reads, truncations, mappings; half of it with O_DIRECT by sectors (263, 759, 760)."""
+    """Write, read, truncate and map a file, half of the calls with O_DIRECT (263, 759, 760)."""
     choose = random.Random(seed)
     most = 500_000 // SECTOR * SECTOR
     model = bytearray()
@@ -420,7 +420,7 @@ def direct_and_buffered(directory: Path, scale: float, seed: int) -> None:
 
 
 def small_direct(directory: Path, scale: float, seed: int) -> None:
-    """Four processes write small pieces of their own with O_DIRECT and read them back (240, 300)."""
+    """Write small pieces by four processes with O_DIRECT and read them back (240, 300)."""
     path, pieces, size = directory / "f", 64, 4 * SECTOR
     path.write_bytes(bytes(4 * pieces * size))
 
@@ -445,7 +445,7 @@ def small_direct(directory: Path, scale: float, seed: int) -> None:
 
 
 def appenders(directory: Path, scale: float, seed: int) -> None:
-    """Four processes append records, by small and large writes; a reader sees whole ones only (069)."""
+    """Append records by four processes, in small and large writes; none is lost or torn (069)."""
     path, turns = directory / "f", int(500 * scale)
     path.touch()
 
@@ -480,7 +480,7 @@ def appenders(directory: Path, scale: float, seed: int) -> None:
 
 
 def far_offsets(directory: Path, scale: float, seed: int) -> None:
-    """Pieces around the powers of two up to 8 TiB, by writes, O_DIRECT and mappings (285, 394, 525)."""
+    """Write around the powers of two up to 8 TiB, also by O_DIRECT and mappings (285, 394, 525)."""
     choose = random.Random(seed)
     path = directory / "f"
     there = {}

@@ -1,6 +1,6 @@
-"""The ways to change what is in a file, each by a call of its own.
+"""Change the contents of a file, each time by another system call.
 
-The file is ``f``, of SIZE bytes, and there is one beside it, ``other``.
+The file is ``f``, of SIZE bytes, in a directory with another file, ``other``.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ SIZE = 300_007
 
 @contextmanager
 def held(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """A descriptor, for the length of the block."""
+    """Open a file until the end of the block."""
     fd = os.open(path, flags)
     try:
         yield fd
@@ -61,11 +61,11 @@ def sendfile(directory: Path, fd: int) -> None:
 
 
 def splice(_: Path, fd: int) -> None:
-    ours, theirs = os.pipe()
-    os.write(theirs, b"spliced" * 100)
-    assert os.splice(ours, fd, 700, offset_dst=100_000) == 700
-    os.close(ours)
-    os.close(theirs)
+    reader, writer = os.pipe()
+    os.write(writer, b"spliced" * 100)
+    assert os.splice(reader, fd, 700, offset_dst=100_000) == 700
+    os.close(reader)
+    os.close(writer)
 
 
 def write_through_mapping(_: Path, fd: int) -> None:
@@ -74,10 +74,10 @@ def write_through_mapping(_: Path, fd: int) -> None:
 
 
 def write_asynchronously(_: Path, fd: int) -> None:
-    """io_submit(2), which has no event."""
+    """Write by io_submit(2), which causes no event."""
     numbers = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}.get(platform.machine())
     if numbers is None:
-        pytest.skip("the numbers of these system calls are not known here")
+        pytest.skip("the numbers of these system calls are unknown here")
     setup, destroy, getevents, submit = numbers
     libc = ctypes.CDLL(None, use_errno=True)
     context = ctypes.c_ulong(0)

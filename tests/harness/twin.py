@@ -1,17 +1,17 @@
-"""A mounted tree and a plain twin directory that must not differ, whatever is done to both.
+"""Compare a mounted tree with a plain twin directory under random operations.
 
-``TwinMachine`` does the same random things to a directory below a mount and to a twin beside it. The
-twin is the model: what the kernel's own file system answers is right, values and errnos alike.
+``TwinMachine`` does the same random operations in a directory below a mount and in a twin beside it.
+The twin is the model: the results of the kernel's own file system are right, values and errnos alike.
 Changes behind the mount's back are made in the source and in the twin.
 
-What may differ for a while is what cleanfs documents:
+The differences allowed for a while are those that cleanfs documents:
 
-* A file changed in place in the source is *suspect*: its open handles may give old bytes until the
+** A file changed in place in the source is *suspect*: its open handles may read old bytes until the
   next open through the mount, which is exact at once.
-* Names and attributes changed in the source are seen when the attribute timeout is over. The machine
-  waits for that before it looks (``_settle``).
+** Names and attributes changed in the source are visible after the attribute timeout. The machine waits
+  for that before it compares (``_settle``).
 
-Files are told apart by the twin's inode numbers.
+The twin's inode numbers identify files.
 """
 
 import errno
@@ -45,8 +45,8 @@ from tests.harness.mounting import MountedFs
 CLOCK_MONOTONIC_COARSE = 6
 
 
-def ticking() -> float:
-    """Seconds, in the ticks by which the kernel ends its belief; they may stand still for a moment."""
+def coarse_clock() -> float:
+    """Return the clock of the kernel's attribute timeout, in seconds. It advances in ticks."""
     return time.clock_gettime(CLOCK_MONOTONIC_COARSE)
 
 
@@ -55,7 +55,7 @@ MAX_SIZE = 40 * PAGE
 MAX_HANDLES = 5
 MAX_MAPPINGS = 3
 LONG_AGO_NS = 1_000_000_000 * 10**9
-"""Stamps before this (2001) were set by the machine; all others are the clock's."""
+"""Stamps before this (2001) were set by the machine; all others come from the clock."""
 
 AT_FDCWD = -100
 
@@ -69,7 +69,7 @@ XATTRS = (b"user.one", b"user.two")
 names = st.sampled_from(NAMES)
 indexes = st.integers(0, 7)
 targets = st.one_of(indexes, indexes, names)
-"""Most often one of the files that there are, by number; else any name."""
+"""Mostly one of the existing files, by number; otherwise any name."""
 
 in_source = st.sampled_from((False, False, False, True))
 positions = st.builds(
@@ -94,7 +94,7 @@ stamps = st.one_of(st.none(), st.integers(1, LONG_AGO_NS - 1))
 
 @dataclass(frozen=True)
 class Error:
-    """What a call that failed gave."""
+    """Is the error of a failed call."""
 
     number: int | None
 
@@ -103,17 +103,17 @@ class Error:
 
 
 def cache_size(pages: int, page_size: int) -> int:
-    """A limit of the page cache that has room for so many pages."""
+    """Return a limit of the page cache for this many pages."""
     return pages * (page_size + PythonResident.overhead)
 
 
 def least_pool(page_size: int) -> int:
-    """The smallest pool limit."""
+    """Return the smallest pool limit."""
     return max(1 << 20, 4 * page_size)
 
 
-def outcome(call: Callable[[], Any]) -> Any:  # noqa: ANN401  # whatever the call gives
-    """The value of a call, or its error."""
+def outcome(call: Callable[[], Any]) -> Any:  # noqa: ANN401  # the result of any call
+    """Return the value of a call, or its error."""
     try:
         return call()
     except OSError as exc:
@@ -122,24 +122,24 @@ def outcome(call: Callable[[], Any]) -> Any:  # noqa: ANN401  # whatever the cal
 
 @dataclass(frozen=True)
 class Site:
-    """Where machines run: a mount and the directory for the twins, on the source's file system."""
+    """Holds a mount and the directory for the twins, on the source's file system."""
 
     fs: MountedFs
     twins: Path
     attr_timeout: float
     page_size: int = PAGE
-    """The mount's: what the caches are limited to is counted in these."""
+    """The page size of the mount, in which the cache limits are counted."""
     noise: bool = False
-    """Whether machines may have a thread that reads the mount meanwhile."""
+    """Whether machines may run a thread that reads the mount meanwhile."""
     changes_source: bool = True
     """Whether machines change the source behind the mount's back."""
     writeback: bool = False
-    """Whether the mount may have what the source has not got yet, and its own ctimes."""
+    """Whether the mount may have data not yet in the source, and its own ctimes."""
 
 
 @dataclass
 class Handle:
-    """One file, opened alike on both sides."""
+    """Holds a file opened in the same way on both sides."""
 
     mount: int
     twin: int
@@ -151,14 +151,14 @@ class Handle:
         return self.flags & os.O_ACCMODE != os.O_WRONLY
 
     def may_refuse_to_map(self, exc: OSError) -> bool:
-        """Whether the mount may say ENODEV: better than to append what was written to a mapping."""
+        """Return whether a mapping may fail with ENODEV, so that its writes are not appended."""
         appends = self.flags & (os.O_ACCMODE | os.O_APPEND) == os.O_RDWR | os.O_APPEND
         return appends and exc.errno == errno.ENODEV
 
 
 @dataclass
 class Mapping:
-    """One file, mapped alike on both sides."""
+    """Holds a file mapped in the same way on both sides."""
 
     mount: mmap.mmap
     twin: mmap.mmap
@@ -167,13 +167,13 @@ class Mapping:
 
 
 class TwinMachine(RuleBasedStateMachine):
-    """See the module. Set ``site`` in a subclass."""
+    """Runs the comparison that the module describes. A subclass sets ``site``."""
 
     site: ClassVar[Site]
     _numbers = count()
 
     def __init__(self) -> None:
-        """Fresh directories; ``start`` fills them."""
+        """Make new directories; ``start`` fills them."""
         super().__init__()
         self.name = f"example{next(self._numbers)}"
         self.mount = os.fsencode(self.site.fs.path / self.name)
@@ -184,7 +184,7 @@ class TwinMachine(RuleBasedStateMachine):
         self.mappings: list[Mapping] = []
         self.suspects: set[int] = set()
         self.salt = 0
-        self.looks = 0
+        self.check_level = 0
         self.names_settle = self.attributes_settle = 0.0
         self.noise: threading.Thread | None = None
         self.quiet = threading.Event()
@@ -193,10 +193,10 @@ class TwinMachine(RuleBasedStateMachine):
 
     # -- start and end ------------------------------------------------------------------------
 
-    @initialize(looks=st.sampled_from((0, 0, 1, 2, 3)), noise=st.booleans(), size=sizes)
-    def start(self, looks: int, noise: bool, size: int) -> None:
-        """Some files to begin with. ``looks``: how closely to look after each step."""
-        self.looks = looks
+    @initialize(check_level=st.sampled_from((0, 0, 1, 2, 3)), noise=st.booleans(), size=sizes)
+    def start(self, check_level: int, noise: bool, size: int) -> None:
+        """Make some files. ``check_level``: how closely to compare after each step."""
+        self.check_level = check_level
         self._both(False, lambda root: os.mkdir(root + b"/d"))
         for name in (b"a", b"d/a"):
             data = self._data("text", size)
@@ -207,10 +207,10 @@ class TwinMachine(RuleBasedStateMachine):
             self.noise.start()
 
     def teardown(self) -> None:
-        """A last look at everything, and nothing is left."""
+        """Compare everything once more, and remove all files."""
         try:
             if os.path.isdir(self.twin):
-                self._look(3)
+                self._compare(3)
         finally:
             self.quiet.set()
             if self.noise is not None:
@@ -235,12 +235,12 @@ class TwinMachine(RuleBasedStateMachine):
         mode=st.sampled_from((0o644, 0o600, 0o4755)),
     )
     def open(self, name: Target, flags: int, direct: bool, mode: int) -> None:
-        """Open, with every flag; O_DIRECT (on the mount only) reaches the daemon each time."""
+        """Open with any flags; O_DIRECT (only on the mount) makes each call reach the daemon."""
         name = self._name(name)
         if self._is_special(name):
             return
         self._settle(names=True)
-        # No local file system has O_DIRECT for a directory.
+        # No local file system supports O_DIRECT for a directory.
         extra = os.O_DIRECT if direct and not os.path.isdir(self.twin + b"/" + name) else 0
         mount = outcome(lambda: os.open(self.mount + b"/" + name, flags | extra, mode))
         twin = outcome(lambda: os.open(self.twin + b"/" + name, flags, mode))
@@ -248,7 +248,7 @@ class TwinMachine(RuleBasedStateMachine):
             for fd in (mount, twin):
                 if not isinstance(fd, Error):
                     os.close(fd)
-            assert mount == twin, f"open gave {mount}, not {twin}"
+            assert mount == twin, f"open returned {mount}, not {twin}"
             return
         opened = os.fstat(twin)
         if stat_module.S_ISDIR(opened.st_mode) or len(self.handles) == MAX_HANDLES:
@@ -262,7 +262,7 @@ class TwinMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.handles)
     @rule(index=indexes)
     def open_again(self, index: int) -> None:
-        """Open what a handle stands for anew, though its name may be gone."""
+        """Open the file of a handle again, though its name may have been removed."""
         handle = self._handle(index)
         if len(self.handles) == MAX_HANDLES:
             return
@@ -276,7 +276,7 @@ class TwinMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.handles)
     @rule(index=indexes)
     def close(self, index: int) -> None:
-        """Close one handle; its file may go with it."""
+        """Close one handle; this may delete its file."""
         handle = self.handles.pop(index % len(self.handles))
         os.close(handle.mount)
         os.close(handle.twin)
@@ -284,7 +284,7 @@ class TwinMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.handles)
     @rule(index=indexes, position=positions, length=lengths)
     def pread(self, index: int, position: int, length: int) -> None:
-        """Read somewhere."""
+        """Read at any position."""
         handle = self._handle(index)
         mount = outcome(lambda: os.pread(handle.mount, length, position))
         if handle.ino not in self.suspects:
@@ -293,7 +293,7 @@ class TwinMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.handles)
     @rule(index=indexes, position=positions, length=lengths, kind=kinds)
     def pwrite(self, index: int, position: int, length: int, kind: str) -> None:
-        """Write somewhere, or at the end if the handle appends; holes come by themselves."""
+        """Write at any position, or at the end if the handle appends. This may leave holes."""
         handle = self._handle(index)
         if handle.flags & os.O_APPEND and os.fstat(handle.twin).st_size + length > 2 * MAX_SIZE:
             return
@@ -303,10 +303,10 @@ class TwinMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.handles)
     @rule(index=indexes, position=positions, length=lengths, cut=st.booleans(), evict=st.booleans())
-    def change_what_is_cached(
+    def change_cached_pages(
         self, index: int, position: int, length: int, cut: bool, evict: bool
     ) -> None:
-        """Write or cut where pages are in our caches, and read without the kernel's."""
+        """Write or truncate where cleanfs has cached pages, and read without the kernel's pages."""
         handle = self._handle(index)
         os.posix_fadvise(handle.mount, 0, 0, os.POSIX_FADV_DONTNEED)
         self.pread(index, max(0, position - PAGE), 3 * PAGE)
@@ -323,25 +323,25 @@ class TwinMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.handles)
     @rule(index=indexes, size=sizes)
     def ftruncate(self, index: int, size: int) -> None:
-        """Cut or grow by handle."""
+        """Truncate or extend by handle."""
         self._by_handle(index, lambda fd: os.ftruncate(fd, size))
 
     @precondition(lambda self: self.handles)
     @rule(index=indexes, data_only=st.booleans())
     def fsync(self, index: int, data_only: bool) -> None:
-        """Make it durable."""
+        """Make data durable."""
         self._by_handle(index, os.fdatasync if data_only else os.fsync)
 
     @precondition(lambda self: self.handles)
     @rule(index=indexes, mode=st.integers(0, 0o7777))
     def fchmod(self, index: int, mode: int) -> None:
-        """Change the mode by handle; handles that are open stay as good as they were."""
+        """Change the mode by handle. Open handles keep their access."""
         self._by_handle(index, lambda fd: os.fchmod(fd, mode))
 
     @precondition(lambda self: self.handles)
     @rule(index=indexes, mtime=stamps)
     def futimens(self, index: int, mtime: int | None) -> None:
-        """Set times by handle, to now or to long ago."""
+        """Set times by handle, to now or to a time long ago."""
         self._by_handle(index, lambda fd: _set_times(fd, mtime))
 
     @precondition(lambda self: self.handles)
@@ -362,14 +362,14 @@ class TwinMachine(RuleBasedStateMachine):
             return
         mount = outcome(lambda: _copy_range(source.mount, target.mount, length, start, position))
         twin = outcome(lambda: _copy_range(source.twin, target.twin, length, start, position))
-        assert mount == twin, f"copy_file_range gave {mount}, not {twin}"
+        assert mount == twin, f"copy_file_range returned {mount}, not {twin}"
 
     # -- mappings -------------------------------------------------------------------------------
 
     @precondition(lambda self: self.handles and len(self.mappings) < MAX_MAPPINGS)
     @rule(index=indexes, shared=st.booleans())
     def map_to_read(self, index: int, shared: bool) -> None:
-        """Map a file and keep the mapping, also beyond the life of the handle and the name."""
+        """Map a file and keep the mapping, even after the handle is closed and the name removed."""
         handle = self._handle(index)
         size = os.fstat(handle.twin).st_size
         if not handle.reads or not size or handle.ino in self.suspects:
@@ -387,13 +387,13 @@ class TwinMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.mappings)
     @rule(index=indexes)
     def read_mapping(self, index: int) -> None:
-        """What is mapped is what the file is now."""
+        """Compare a mapping with the present content of the file."""
         self._compare_mapping(self.mappings[index % len(self.mappings)])
 
     @precondition(lambda self: self.mappings)
     @rule(index=indexes)
     def unmap(self, index: int) -> None:
-        """Drop a mapping."""
+        """Unmap a mapping."""
         self._unmap(self.mappings.pop(index % len(self.mappings)))
 
     @precondition(lambda self: self.handles)
@@ -428,7 +428,7 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(old=targets, new=targets, flags=st.sampled_from((0, 0, 1, 2)), direct=in_source)
     def rename(self, old: Target, new: Target, flags: int, direct: bool) -> None:
-        """Rename, over something, not over anything, or in exchange."""
+        """Rename, with replacement, without it, or in exchange."""
         new = self._name(new)
         old = self._name(old)
         self._both(
@@ -440,7 +440,7 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(old=targets, new=names, direct=in_source)
     def link(self, old: Target, new: bytes, direct: bool) -> None:
-        """One more name."""
+        """Add a hard link."""
         old = self._name(old)
         self._both(
             direct,
@@ -449,12 +449,12 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(to=names, name=names, direct=in_source)
     def symlink(self, to: bytes, name: bytes, direct: bool) -> None:
-        """A symbolic link, perhaps to nothing."""
+        """Make a symbolic link, perhaps a dangling one."""
         self._both(direct, lambda root: os.symlink(to, root + b"/" + name))
 
     @rule(name=names, mode=st.sampled_from((0o755, 0o700, 0o2775, 0o1777)), direct=in_source)
     def mkdir(self, name: bytes, mode: int, direct: bool) -> None:
-        """A directory."""
+        """Make a directory."""
         self._both(direct, lambda root: os.mkdir(root + b"/" + name, mode))
 
     @rule(name=names, direct=in_source)
@@ -464,12 +464,12 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(name=names, direct=in_source)
     def mkfifo(self, name: bytes, direct: bool) -> None:
-        """A special file."""
+        """Make a fifo."""
         self._both(direct, lambda root: os.mkfifo(root + b"/" + name))
 
     @rule(name=targets, size=sizes, kind=kinds, direct=in_source)
     def replace(self, name: Target, size: int, kind: str, direct: bool) -> None:
-        """What editors do: write a new file and rename it over the old one."""
+        """Replace a file as editors do: write a new one and rename it over the old one."""
         name = self._name(name)
         data = self._data(kind, size)
 
@@ -490,7 +490,7 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(name=names)
     def open_directory(self, name: bytes) -> None:
-        """Hold on to a directory."""
+        """Open a directory and keep it open."""
         if len(self.directories) == 2:
             for fd in self.directories.pop(0):
                 os.close(fd)
@@ -510,7 +510,7 @@ class TwinMachine(RuleBasedStateMachine):
         action=st.sampled_from(("list", "create", "mkdir", "unlink")),
     )
     def in_directory(self, index: int, name: bytes, action: str) -> None:
-        """Work in a directory that is held, wherever it is now, if it still is."""
+        """Work in an open directory, even if it was moved or removed."""
         fds = self.directories[index % len(self.directories)]
         self._settle(names=True)
 
@@ -526,7 +526,7 @@ class TwinMachine(RuleBasedStateMachine):
             return None
 
         mount, twin = outcome(lambda: run(fds[0])), outcome(lambda: run(fds[1]))
-        assert mount == twin, f"{action} gave {mount}, not {twin}"
+        assert mount == twin, f"{action} returned {mount}, not {twin}"
 
     # -- attributes, through the mount or in the source -------------------------------------------
 
@@ -543,13 +543,13 @@ class TwinMachine(RuleBasedStateMachine):
         direct=in_source,
     )
     def chown(self, name: Target, uid: int, gid: int, direct: bool) -> None:
-        """Change the owner by name; also of a symbolic link."""
+        """Change the owner by name, also of a symbolic link."""
         name = self._name(name)
         self._both(direct, lambda root: os.chown(root + b"/" + name, uid, gid, follow_symlinks=False))
 
     @rule(name=targets, mtime=stamps, follow=st.booleans(), direct=in_source)
     def utimes(self, name: Target, mtime: int | None, follow: bool, direct: bool) -> None:
-        """Set times by name, to now or to long ago."""
+        """Set times by name, to now or to a time long ago."""
         name = self._name(name)
         self._both(direct, lambda root: _set_times(root + b"/" + name, mtime, follow))
 
@@ -571,7 +571,7 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(name=targets, size=sizes, direct=in_source)
     def truncate(self, name: Target, size: int, direct: bool) -> None:
-        """Cut or grow by name."""
+        """Truncate or extend by name."""
         name = self._name(name)
         if not self._is_special(name):
             self._both(direct, lambda root: os.truncate(root + b"/" + name, size), in_place=name)
@@ -583,7 +583,7 @@ class TwinMachine(RuleBasedStateMachine):
     def write_in_source(
         self, name: Target, position: int, length: int, kind: str, keep_mtime: bool
     ) -> None:
-        """Write in place behind the mount's back; perhaps put the mtime back, as rsync would."""
+        """Write in place behind the mount's back, and perhaps restore the mtime, as rsync does."""
         name = self._name(name)
         if self._is_special(name):
             return
@@ -604,7 +604,7 @@ class TwinMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.site.changes_source)
     @rule(name=targets, length=lengths, kind=kinds, reset=st.booleans())
     def append_in_source(self, name: Target, length: int, kind: str, reset: bool) -> None:
-        """Append (or begin anew) behind the mount's back."""
+        """Append to a file, or write it anew, behind the mount's back."""
         name = self._name(name)
         if self._is_special(name) or self._twin_size(name) + length > 2 * MAX_SIZE:
             return
@@ -623,7 +623,7 @@ class TwinMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.site.changes_source)
     @rule(name=targets, position=positions, length=lengths)
     def write_in_source_twice(self, name: Target, position: int, length: int) -> None:
-        """The mount sees the first change of two that the clock may not tell apart."""
+        """Write twice. The mount sees the first write, and both may have the same stamps."""
         name = self._name(name)
         self._settle(names=True)
         for kind in ("text", "random"):
@@ -632,10 +632,10 @@ class TwinMachine(RuleBasedStateMachine):
 
     # -- caches -------------------------------------------------------------------------------
 
-    @rule(what=st.sampled_from("123"))
-    def drop(self, what: str) -> None:
-        """Drop our caches."""
-        self._control("drop", what)
+    @rule(caches=st.sampled_from("123"))
+    def drop(self, caches: str) -> None:
+        """Drop the caches of cleanfs."""
+        self._control("drop", caches)
 
     @precondition(lambda self: self.handles)
     @rule(index=indexes)
@@ -646,49 +646,49 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(pages=st.sampled_from((0, 1, 2, 3, 5, 50)))
     def resize_page_cache(self, pages: int) -> None:
-        """More or fewer pages."""
+        """Change the limit of the page cache."""
         self._control("page_cache", f"{cache_size(pages, self.site.page_size)}")
 
     @rule(times=st.sampled_from((1, 2)))
     def resize_pool(self, times: int) -> None:
-        """More or less room for zcache."""
+        """Change the pool limit."""
         self._control("pool_limit", f"{least_pool(self.site.page_size) * times}")
 
     @rule()
     def replace_backend(self) -> None:
-        """Out of service, and a new one in."""
+        """Unregister the backend and register a new one."""
         self._control("backend", "none")
         self._control("backend", "zcache")
 
     @rule()
     def let_time_pass(self) -> None:
-        """Long enough for a fingerprint to be no longer racy."""
+        """Wait until a fingerprint is no longer racy."""
         time.sleep(0.11)
 
     # -- comparing ----------------------------------------------------------------------------
 
     @rule(name=targets)
     def read_whole(self, name: Target) -> None:
-        """Open, read to the end, close: exact at once, whatever was done in the source."""
+        """Open, read to the end and close. The data is exact at once after any change in the source."""
         name = self._name(name)
         self._compare_by_open(name)
 
     @rule()
-    def look_at_all(self) -> None:
-        """Everything, now."""
-        self._look(3)
+    def compare_all(self) -> None:
+        """Compare everything now."""
+        self._compare(3)
 
     @invariant()
     def nothing_differs(self) -> None:
-        """The source has what the twin has; and what the mount shows, as closely as we look."""
-        self._look(self.looks)
+        """Compare source, twin and mount as closely as the check level asks."""
+        self._compare(self.check_level)
 
-    def _look(self, how_closely: int) -> None:
+    def _compare(self, level: int) -> None:
         listing = _listing(self.twin)
         assert _listing(self.source) == listing
         if self.site.writeback:
-            if how_closely < 3:
-                self._look_without_writing_back(listing, how_closely)
+            if level < 3:
+                self._compare_without_writing_back(listing, level)
                 return
             self._write_back(listing)
         for name in listing:
@@ -697,31 +697,33 @@ class TwinMachine(RuleBasedStateMachine):
             _same_mtime(source["mtime"], twin["mtime"])
             if stat_module.S_ISREG(twin["mode"]):
                 _same(_contents(self.source, name), _contents(self.twin, name), 0)
-        if how_closely > 1:
+        if level > 1:
             for handle in self.handles:
                 self._compare_handle(handle)
             for mapping in self.mappings:
                 self._compare_mapping(mapping)
-        if how_closely > 0:
+        if level > 0:
             self._settle(names=True, attributes=True)
             assert _listing(self.mount) == listing
             for name in listing:
                 mount, source = self._attributes(self.mount, name), self._attributes(self.source, name)
-                if self.site.writeback:  # the kernel has its own clock, and its own rules when to look
+                if (
+                    self.site.writeback
+                ):  # the kernel uses its own clock, and its own rules for refreshes
                     del mount["ctime"], source["ctime"]
                     _same_mtime(mount.pop("mtime"), source.pop("mtime"))
                 assert mount == source, name
-        if how_closely > 2:
+        if level > 2:
             for name in listing:
                 self._compare_by_open(name)
 
-    def _look_without_writing_back(self, listing: list[bytes], how_closely: int) -> None:
-        """What stays dirty: to open and close a file would write it back."""
+    def _compare_without_writing_back(self, listing: list[bytes], level: int) -> None:
+        """Compare without an open and close, which would write the file back."""
         assert _listing(self.mount) == listing
         for name in listing:
             mount, twin = self._attributes(self.mount, name), self._attributes(self.twin, name)
             assert _logical(mount) == _logical(twin), name
-        if how_closely > 1:
+        if level > 1:
             for handle in self.handles:
                 self._compare_handle(handle)
 
@@ -759,7 +761,7 @@ class TwinMachine(RuleBasedStateMachine):
     def _compare_mapping(self, mapping: Mapping) -> None:
         if mapping.ino in self.suspects:
             return
-        size = min(os.fstat(mapping.twin_fd).st_size, len(mapping.twin))  # beyond there is SIGBUS
+        size = min(os.fstat(mapping.twin_fd).st_size, len(mapping.twin))  # access beyond raises SIGBUS
         _same(mapping.mount[:size], mapping.twin[:size], 0)
 
     def _attributes(self, root: bytes, name: bytes) -> dict[str, Any]:
@@ -772,7 +774,9 @@ class TwinMachine(RuleBasedStateMachine):
             "nlink": status.st_nlink,
             "uid": status.st_uid,
             "gid": status.st_gid,
-            "size": None if is_dir else status.st_size,  # a directory's depends on its past
+            "size": None
+            if is_dir
+            else status.st_size,  # the size of a directory depends on its history
             "mtime": status.st_mtime_ns,
             "ctime": status.st_ctime_ns,
             "target": os.readlink(path) if stat_module.S_ISLNK(status.st_mode) else None,
@@ -781,12 +785,15 @@ class TwinMachine(RuleBasedStateMachine):
             else {xattr: os.getxattr(path, xattr, follow_symlinks=False) for xattr in xattrs},
         }
 
-    # -- doing the same twice -----------------------------------------------------------------
+    # -- the same on both sides ----------------------------------------------------------------
 
     def _both(
         self, direct: bool, call: Callable[[bytes], object], in_place: bytes | None = None
     ) -> None:
-        """Do it in the twin, and below the mount or (``direct``) in the source, to ``in_place``."""
+        """Make a call in the twin and below the mount, or in the source if ``direct``, and compare.
+
+        ``in_place`` is the name of a file that the call changes in place.
+        """
         direct = direct and self.site.changes_source
         if not direct:
             self._settle(names=True)
@@ -800,31 +807,31 @@ class TwinMachine(RuleBasedStateMachine):
         if direct:
             if changed is not None:
                 self.suspects.add(changed)
-                self.attributes_settle = ticking() + self.site.attr_timeout
+                self.attributes_settle = coarse_clock() + self.site.attr_timeout
             else:
                 self._source_names_changed()
-        assert mount == twin, f"the mount gave {mount}, not {twin}"
+        assert mount == twin, f"the mount returned {mount}, not {twin}"
 
     def _by_handle(self, index: int, call: Callable[[int], object]) -> None:
         handle = self._handle(index)
         mount, twin = outcome(lambda: call(handle.mount)), outcome(lambda: call(handle.twin))
-        assert mount == twin, f"the mount gave {mount}, not {twin}"
+        assert mount == twin, f"the mount returned {mount}, not {twin}"
 
     def _source_names_changed(self) -> None:
-        self.names_settle = self.attributes_settle = ticking() + self.site.attr_timeout
+        self.names_settle = self.attributes_settle = coarse_clock() + self.site.attr_timeout
 
     def _settle(self, *, names: bool = False, attributes: bool = False) -> None:
-        """Wait until what was changed in the source has to be seen."""
+        """Wait until the mount must show the changes in the source."""
         until = max(self.names_settle if names else 0.0, self.attributes_settle if attributes else 0.0)
-        # The kernel counts in ticks of up to 10 ms, and rounds up.
-        while self.site.attr_timeout and (wait := until + 0.012 - ticking()) > 0:
+        # The kernel counts in ticks of up to 10 ms and rounds up.
+        while self.site.attr_timeout and (wait := until + 0.012 - coarse_clock()) > 0:
             time.sleep(wait)
 
     def _handle(self, index: int) -> Handle:
         return self.handles[index % len(self.handles)]
 
     def _name(self, target: Target) -> bytes:
-        """The name that is meant."""
+        """Return the name of a target."""
         if isinstance(target, bytes):
             return target
         files = [name for name in _listing(self.twin) if os.path.isfile(self.twin + b"/" + name)]
@@ -845,11 +852,11 @@ class TwinMachine(RuleBasedStateMachine):
         return os.stat(self.twin + b"/" + name).st_size if self._twin_has(name) else 0
 
     def _is_special(self, name: bytes) -> bool:
-        """Whether an open would wait for the other end of a pipe."""
+        """Return whether an open would wait for the other end of a fifo."""
         return self._twin_has(name) and stat_module.S_ISFIFO(os.stat(self.twin + b"/" + name).st_mode)
 
     def _data(self, kind: str, length: int) -> bytes:
-        """Bytes unlike any before; short periods and same-filled pages among them."""
+        """Make bytes unlike any before, some with short periods or same-filled pages."""
         self.salt += 1
         if kind == "zero":
             return bytes(length)
@@ -861,7 +868,7 @@ class TwinMachine(RuleBasedStateMachine):
         return (word * (length // len(word) + 1))[:length]
 
     def _make_noise(self) -> None:
-        """Read the mount in disorder: other people's requests, of which nothing is expected."""
+        """Read the mount at random, as other processes do. The results are not compared."""
         choose = random.Random(self.name)
         while not self.quiet.is_set():
             path = self.mount + b"/" + choose.choice(NAMES)
@@ -898,7 +905,7 @@ def _copy_range(source: int, target: int, length: int, start: int, position: int
 
 
 def _listing(root: bytes) -> list[bytes]:
-    """All names below a directory, and its own."""
+    """Return all names below a directory, with ``.``."""
     found = [b"."]
     with os.scandir(root) as entries:
         for entry in entries:
@@ -913,7 +920,7 @@ def _contents(root: bytes, name: bytes) -> bytes:
     fd = os.open(root + b"/" + name, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         data = b"".join(iter(lambda: os.read(fd, 64 * PAGE), b""))
-        assert os.fstat(fd).st_size == len(data), "the size is not what can be read"
+        assert os.fstat(fd).st_size == len(data), "the size differs from the bytes read"
         return data
     finally:
         os.close(fd)
@@ -924,17 +931,17 @@ def _logical(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same_mtime(one_ns: int, other_ns: int) -> None:
-    """Stamps that were set are equal; others are the clock's, on both sides."""
+    """Compare stamps that were set; others come from the clock on either side."""
     if one_ns < LONG_AGO_NS or other_ns < LONG_AGO_NS:
         assert one_ns == other_ns, "mtime"
 
 
 def _same(mount: object, twin: object, offset: int) -> None:
-    """Compare what was read from ``offset`` on; says where it differs, and no more."""
+    """Compare data read from ``offset`` on. The error names the first difference only."""
     if mount == twin:
         return
-    assert isinstance(mount, bytes), f"the mount gave {mount!r:.80}, not {twin!r:.80}"
-    assert isinstance(twin, bytes), f"the mount gave {mount!r:.80}, not {twin!r:.80}"
+    assert isinstance(mount, bytes), f"the mount returned {mount!r:.80}, not {twin!r:.80}"
+    assert isinstance(twin, bytes), f"the mount returned {mount!r:.80}, not {twin!r:.80}"
     assert len(mount) == len(twin), f"{len(mount)} bytes, not {len(twin)}"
     first = next(i for i, (a, b) in enumerate(zip(mount, twin, strict=True)) if a != b)
     different = sum(a != b for a, b in zip(mount, twin, strict=True))

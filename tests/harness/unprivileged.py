@@ -1,8 +1,8 @@
-"""Run the command line as a user without privileges, also from a checkout that others cannot reach.
+"""Run the command line as an unprivileged user, even from a checkout that others cannot reach.
 
-A checkout in a home of mode 0700 is of no use to another user. There the command runs in a mount
-namespace of its own, in which an empty directory that everybody may pass stands in place of that home,
-and the checkout is bound into it at the path that it has.
+Another user cannot enter a checkout in a home of mode 0700. So the command runs in a mount namespace of
+its own. There, an empty accessible directory replaces that home, and the checkout is bind-mounted below
+it at its own path.
 """
 
 import os
@@ -34,9 +34,9 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
 
 
 def as_nobody(*args: str | Path, device: Path | None = None) -> list[str | Path]:
-    """A command that calls cleanfs as NOBODY, with another device in place of ``/dev/fuse`` if given.
+    """Return a command that runs cleanfs as NOBODY, with ``device`` in place of ``/dev/fuse`` if set.
 
-    What it mounts is seen below /proc/PID/root.
+    Its mounts are visible below /proc/PID/root.
     """
     closed = _closed_parent()
     namespace = mount_namespace() if closed or device else []
@@ -45,14 +45,14 @@ def as_nobody(*args: str | Path, device: Path | None = None) -> list[str | Path]
 
 
 def make_fuse_device(path: Path, mode: int) -> Path:
-    """A device node for FUSE."""
+    """Make a device node for FUSE."""
     os.mknod(path, stat.S_IFCHR | mode, os.makedev(10, 229))
     path.chmod(mode)
     return path
 
 
 def open_to_all(path: Path) -> Path:
-    """Let everybody pass through the directories above a path (pytest's own are root's alone)."""
+    """Let every user traverse the directories above a path (pytest's own are closed to others)."""
     for parent in (path, *path.parents):
         if not parent.stat().st_mode & 0o005:
             parent.chmod(parent.stat().st_mode | 0o011)
@@ -60,7 +60,7 @@ def open_to_all(path: Path) -> Path:
 
 
 def _closed_parent() -> Path | None:
-    """The topmost directory above the checkout that others may not pass, or the checkout itself."""
+    """Return the topmost directory, down to the checkout, that others cannot traverse, if any."""
     for directory in (*reversed(CHECKOUT.parents), CHECKOUT):
         if not directory.stat().st_mode & stat.S_IXOTH:
             return directory

@@ -1,4 +1,4 @@
-"""A FUSE mount that nobody serves: who asks it waits until it is unmounted."""
+"""Make a FUSE mount that no process serves: its callers wait until it is unmounted."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def fuse_mount(path: Path) -> Iterator[int]:
-    """Mount one, as root: its device."""
+    """Mount one as root, and yield the fd of its device."""
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
         options = f"fd={device},rootmode=40000,user_id=0,group_id=0"

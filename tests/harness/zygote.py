@@ -1,13 +1,13 @@
-"""Start cleanfs without loading it anew: a process that has loaded it forks for each call.
+"""Start cleanfs, and sources for it, without loading Python each time: one loaded process forks.
 
-Loading is 0.2 to 0.3 s of processor time, and nearly all that a short command or an idle daemon takes;
-a run of the tests starts a thousand of them. What a fork can not stand for (a command in front, code
-that runs first, another locale) is started as a user would, and so is all of ``test_smoke.py``.
+Loading takes 0.2 to 0.3 s of CPU time, nearly all the time of a short command or an idle daemon. A run
+of the tests starts a thousand of them. A fork cannot replace a call with a command in front or with
+another locale: these, and all of ``test_smoke.py``, start as a user would.
 """
 
-import array
 import atexit
 import contextlib
+import gc
 import json
 import os
 import select
@@ -16,23 +16,41 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cleanfs.cli import commands
 from cleanfs.linux.mounts import mount_points
+from cleanfs.mount.config import MountError
+from tests.harness import faulty_server, renumbering_server
 from tests.harness.machine import Deadline
 
 MAX_MESSAGE = 1 << 16
 
+MAINS = {
+    "cleanfs": commands.main,
+    "helper": commands.mount_helper,
+    "tests.harness.faulty_server": faulty_server.main,
+    "tests.harness.renumbering_server": renumbering_server.main,
+}
+"""The main function of each module, and the helper of mount(8)."""
+
+PATCH_IMPORTS = """
+import os, signal, sys, trio
+from cleanfs.cli import commands as cli
+from cleanfs.mount import mount
+"""
+"""Imports that run before each patch."""
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ)
-"""Not that of the test that happens to come first."""
+"""The environment at import, not that of the first test."""
 
 
 class Started:
-    """A process that the zygote started: of ``subprocess.Popen`` what tests use."""
+    """Is a process that the zygote started, with the parts of ``subprocess.Popen`` that tests use."""
 
     def __init__(self, zygote: "Zygote", pid: int) -> None:
         self.pid = pid
@@ -40,11 +58,11 @@ class Started:
         self._zygote = zygote
         try:
             self._pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:  # it has ended, and was waited for
+        except ProcessLookupError:  # it has ended and been waited for
             self._pidfd = -1
 
     def poll(self) -> int | None:
-        """Its status, if it has ended."""
+        """Return its status, if it has ended."""
         if self.returncode is None and self._ended(0):
             self.returncode = self._zygote.status(self.pid)
             if self._pidfd >= 0:
@@ -53,7 +71,7 @@ class Started:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its status. Raises TimeoutExpired."""
+        """Wait for its end and return its status. Raises TimeoutExpired."""
         if self.returncode is None and not self._ended(timeout):
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
         status = self.poll()
@@ -61,17 +79,17 @@ class Started:
         return status
 
     def send_signal(self, number: int) -> None:
-        """If it has not ended."""
+        """Send a signal, unless the process has ended."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def _ended(self, timeout: float | None) -> bool:
@@ -79,81 +97,100 @@ class Started:
 
 
 class Zygote:
-    """The process, as its owner sees it."""
+    """Is the zygote process, as seen by its owner."""
 
-    def __init__(self) -> None:
-        """Start it; it ends with this process."""
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, *prefix: str) -> None:
+        """Start it, by a command that executes its arguments. It ends with this process."""
+        self._socket, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._address = f"cleanfs-zygote-{os.getpid()}-{time.monotonic_ns()}"
         self._lock = threading.Lock()
         self._statuses: dict[int, int] = {}
-        os.set_inheritable(theirs.fileno(), True)
+        os.set_inheritable(child_end.fileno(), True)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.harness.zygote", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [
+                *(*prefix, sys.executable, "-m", "tests.harness.zygote"),
+                *(self._address, str(child_end.fileno())),
+            ],
+            pass_fds=[child_end.fileno()],
             stdin=subprocess.DEVNULL,
-            cwd=CHECKOUT,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | {"PYTHONPATH": str(CHECKOUT)},
         )
-        theirs.close()
-        atexit.register(self._end)
+        child_end.close()
+        self._receive()  # until it listens
+        atexit.register(self.end)
 
-    def start(self, arguments: list[str], output: int, error: int) -> Started:
-        """Run ``cleanfs`` with these arguments, in this directory, with these as stdout and stderr."""
-        what = {
+    def command(self, *arguments: str | Path, module: str = "cleanfs") -> list[str]:
+        """Return a command that runs a module of ``MAINS`` as a fork with the command's streams."""
+        program = [sys.executable, "-I", "-S", str(CHECKOUT / "tests/harness/zygote_call.py")]
+        return [*program, self._address, below, module, *map(str, arguments)]
+
+    def start(
+        self, module: str, arguments: list[str], output: int, error: int, patch: str = ""
+    ) -> Started:
+        """Run ``patch`` and a module of ``MAINS`` in this directory, with fds for stdout and stderr."""
+        call = {
+            "module": module,
+            "patch": patch,
             "arguments": arguments,
-            "directory": os.getcwd(),
             "environment": dict(os.environ),
             "below": below,
+            "streams": [1, 2],
+            "closed": [],
         }
-        message = json.dumps(what).encode()
+        message = json.dumps(call).encode()
         assert len(message) < MAX_MESSAGE
-        with self._lock:
-            ancillary = array.array("i", [output, error])
-            self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, ancillary)])
-            while True:
-                answer = self._receive()
-                if "started" in answer:
-                    return Started(self, answer["started"])
+        directory = os.open(".", os.O_PATH)
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [message], [output, error, directory])
+                while True:
+                    reply = self._receive()
+                    if "started" in reply:
+                        return Started(self, reply["started"])
+        finally:
+            os.close(directory)
 
     def status(self, pid: int) -> int:
-        """Of a process that has ended."""
+        """Return the status of a process that has ended."""
         with self._lock:
             while pid not in self._statuses:
                 self._receive()
             return self._statuses.pop(pid)
 
     def _receive(self) -> dict[str, int]:
-        answer: dict[str, int] = json.loads(self._socket.recv(MAX_MESSAGE))
-        if "ended" in answer:
-            self._statuses[answer["ended"]] = answer["status"]
-        return answer
+        reply: dict[str, int] = json.loads(self._socket.recv(MAX_MESSAGE))
+        if "ended" in reply:
+            self._statuses[reply["ended"]] = reply["status"]
+        return reply
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End the zygote."""
+        atexit.unregister(self.end)
         self._socket.close()
         self._process.wait(10)
 
 
 below = "/"
-"""Mounts elsewhere are not listed: other tests' are kept busy by who asks them, and hang for some."""
+"""Only mounts below are listed: calls on other tests' mounts would disturb them, or hang."""
 
 in_use = False
-"""Set for the tests; what scripts measure is started as a user would."""
+"""Set for the tests. Scripts measure processes started as a user would."""
 
 _zygotes: dict[int, Zygote] = {}
 
 
 def zygote() -> Zygote:
-    """This process' own."""
+    """Return the zygote of this process."""
     if os.getpid() not in _zygotes:
         _zygotes[os.getpid()] = Zygote()
     return _zygotes[os.getpid()]
 
 
 def run(arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """What ``subprocess.run`` would give, with its output. Raises TimeoutExpired."""
+    """Run ``cleanfs`` as ``subprocess.run`` does, with its output. Raises TimeoutExpired."""
     ends = [os.pipe(), os.pipe()]
     try:
-        process = zygote().start(arguments, ends[0][1], ends[1][1])
+        process = zygote().start("cleanfs", arguments, ends[0][1], ends[1][1])
     finally:
         for _, writer in ends:
             os.close(writer)
@@ -181,62 +218,100 @@ def run(arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str
 # -- in the zygote ------------------------------------------------------------------------------------
 
 
-def serve(owner: socket.socket) -> None:
-    """Fork for each message, tell of each end, until the owner has gone."""
-    news, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+def serve(address: str, owner: socket.socket) -> None:
+    """Fork for each message and report the end of each child, until the owner ends."""
+    _warm_up()
+    child_ended, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    sources: list[socket.socket | int] = [owner, news]
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind("\0" + address)
+    listener.listen()
+    owner.send(json.dumps({"listens": 1}).encode())
+    callers: dict[int, socket.socket] = {}
     while True:
-        ready = select.select(sources, [], [])[0]
-        if news in ready:
-            os.read(news, MAX_MESSAGE)
-            _tell_of_ends(owner)
-        if owner in ready:
-            message, ancillary, _, _ = owner.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(8))
-            if not message:
-                return
-            fds = array.array("i", ancillary[0][2]).tolist()
-            pid = os.fork()
-            if pid == 0:
-                _become(json.loads(message), fds)
-            for fd in fds:
-                os.close(fd)
-            owner.send(json.dumps({"started": pid}).encode())
+        sources: list[socket.socket | int] = [owner, child_ended, listener, *callers.values()]
+        for ready in select.select(sources, [], [])[0]:
+            if ready is child_ended:
+                os.read(child_ended, MAX_MESSAGE)
+                _report_ends(owner, callers)
+            elif ready is owner:
+                pid = _fork(owner)
+                if not pid:
+                    return
+                owner.send(json.dumps({"started": pid}).encode())
+            elif ready is listener:
+                caller, _ = listener.accept()
+                callers[_fork(caller)] = caller
+            else:  # this caller has ended
+                for pid, caller in list(callers.items()):
+                    if caller is ready:
+                        os.kill(pid, signal.SIGKILL)
 
 
-def _tell_of_ends(owner: socket.socket) -> None:
+def _fork(caller: socket.socket) -> int:
+    """Fork a process for a request of a caller. Return its pid; 0 if the caller has ended."""
+    message, fds, _, _ = socket.recv_fds(caller, MAX_MESSAGE, 4)
+    if not message:
+        return 0
+    pid = os.fork()
+    if pid == 0:
+        _run_child(json.loads(message), fds)
+    for fd in fds:
+        os.close(fd)
+    return pid
+
+
+def _warm_up() -> None:
+    """Load once the modules and backends that a mount needs, and exempt them from collection."""
+    with contextlib.suppress(MountError):
+        commands.cli.main(["mount", "/nowhere", "/nowhere"], standalone_mode=False)
+    gc.collect()
+    gc.freeze()
+
+
+def _report_ends(owner: socket.socket, callers: dict[int, socket.socket]) -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            ended = {"ended": pid, "status": os.waitstatus_to_exitcode(status)}
-            owner.send(json.dumps(ended).encode())
+            code = os.waitstatus_to_exitcode(status)
+            if pid not in callers:
+                owner.send(json.dumps({"ended": pid, "status": code}).encode())
+                continue
+            with callers.pop(pid) as caller, contextlib.suppress(BrokenPipeError):
+                caller.send(b"%d" % (code if code >= 0 else 128 - code))
 
 
-def _become(what: dict[str, Any], fds: list[int]) -> NoReturn:
-    """The child: cleanfs."""
+def _run_child(call: dict[str, Any], fds: list[int]) -> NoReturn:
+    """Run the module in the child."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for to, fd in enumerate(fds, 1):
+        for fd, to in zip(fds, call["streams"], strict=False):
             os.dup2(fd, to)
+        os.fchdir(fds[-1])
+        for fd in call["closed"]:
+            os.close(fd)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         sys.stdin, sys.stdout, sys.stderr = (
-            open(fd, mode, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115  # to stay
+            None  # as Python does
+            if fd in call["closed"]
+            else open(fd, mode, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115  # they stay open
             for fd, mode, old in zip(range(3), "rww", (sys.stdin, sys.stdout, sys.stderr), strict=True)
         )
         os.environ.clear()
-        os.environ.update(what["environment"])
-        os.chdir(what["directory"])
-        commands.mount_points = lambda: [  # type: ignore[attr-defined]  # what it imported
-            point for point in mount_points() if point.path.startswith(what["below"])
+        os.environ.update(call["environment"])
+        commands.mount_points = lambda: [  # type: ignore[attr-defined]  # imported there, not exported
+            point for point in mount_points() if point.path.startswith(call["below"])
         ]
-        sys.argv = ["cleanfs", *what["arguments"]]
-        commands.main()
+        sys.argv = [call["module"], *call["arguments"]]
+        if call["patch"]:
+            exec(PATCH_IMPORTS + call["patch"], {"__name__": "__main__"})  # code of a test
+        MAINS[call["module"]]()
         status = 0
     except SystemExit as exc:
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
@@ -244,10 +319,10 @@ def _become(what: dict[str, Any], fds: list[int]) -> NoReturn:
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         os._exit(status)
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))

@@ -1,4 +1,4 @@
-// The decisions of a test, from a random generator or a fuzzer, and an engine's options chosen by them.
+// Make the decisions of a test from a random generator or a fuzzer, and choose an engine's options by them.
 #pragma once
 
 #include <stdexcept>
@@ -24,7 +24,7 @@ private:
     Random random_;
 };
 
-// The least limit that the engine accepts for these options.
+// Return the least limit that the engine accepts for these options.
 inline std::size_t least_limit(zcache::Options options) {
     for (options.pool_limit = std::size_t{1} << 20;; options.pool_limit *= 2) {
         try {

@@ -1,5 +1,5 @@
-// Random operations while memory is scarce: mmap, malloc and new fail now and then while the engine works,
-// in its worker too. Pages may then be missing, but none may be wrong.
+// Run random operations while memory is scarce: mmap, malloc and new fail now and then within the engine,
+// also in its worker. Pages may then be missing, but none may be wrong.
 #include <errno.h>
 #include <sys/mman.h>
 
@@ -10,7 +10,7 @@
 
 namespace {
 
-// One request in so many fails; none while this is 0.
+// One request in this many fails; none while it is 0.
 std::atomic<std::uint64_t> scarce{0};
 std::atomic<std::uint64_t> failed{0};
 

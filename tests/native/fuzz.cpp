@@ -1,5 +1,5 @@
-// Turn input into operations on a small engine, or into a page to decompress. The input is libFuzzer's, or
-// random.
+// Turn input into operations on a small engine, or into a page to decompress. The input comes from libFuzzer
+// or a random generator.
 #include <chrono>
 #include <memory>
 
@@ -8,7 +8,7 @@
 
 namespace {
 
-// Choices taken from the input; zeros once it is used up.
+// Takes choices from the input, and zeros once it is used up.
 class Input final : public Choices {
 public:
     Input(const std::uint8_t* data, std::size_t size) : data_(data), size_(size) {}
@@ -39,7 +39,7 @@ void decompress(zcache::Method method, zcache::Bytes in) {
     static const Guarded out(4096);
     static const Guarded room(1 << 16);
     if (in.size() > room.bytes().size()) return;
-    // At the very end of its memory, so that reading beyond it fails like writing beyond `out`.
+    // At the very end of its memory: reading beyond it fails like writing beyond `out`.
     zcache::MutableBytes input = room.bytes().last(in.size());
     std::copy(in.begin(), in.end(), input.begin());
     Decoder& decoder = decoders[static_cast<std::size_t>(method)];

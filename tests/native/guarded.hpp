@@ -1,4 +1,4 @@
-// Memory between two inaccessible pages, because sanitizers do not instrument the compressors.
+// Put memory between two inaccessible pages, because sanitizers do not instrument the compressors.
 #pragma once
 
 #include <sys/mman.h>

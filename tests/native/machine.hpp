@@ -1,7 +1,7 @@
-// A state machine that performs operations on an engine and checks every result against a model.
+// Perform operations on an engine and check every result against a model.
 //
 // The model is a std::map of the pages put. A get may miss, but a page that it finds is the last one put
-// there. Pages are lost only as the counters say: there are no more misses than evicted and refused pages.
+// there. There are no more misses than the pages that the counters report as evicted or refused.
 // A random generator or a fuzzer chooses the operations (choices.hpp).
 #pragma once
 
@@ -33,20 +33,20 @@ public:
     }
 
     void step() {
-        std::uint64_t what = choices_.below(200);
-        if (pools_.empty() || what == 0) open_pool();
-        else if (what < 60) put();
-        else if (what < 90) put_back();
-        else if (what < 150) get();
-        else if (what < 160) borrow();
-        else if (what < 175) flush_range();
-        else if (what < 178) flush_inode();
-        else if (what == 178) close_pool();
-        else if (what < 181) resize();
-        else if (what < 184) sync();
-        else if (what == 184) end_loans();
-        else if (what < 193) collect();
-        else if (what < 196) wrong_calls();
+        std::uint64_t choice = choices_.below(200);
+        if (pools_.empty() || choice == 0) open_pool();
+        else if (choice < 60) put();
+        else if (choice < 90) put_back();
+        else if (choice < 150) get();
+        else if (choice < 160) borrow();
+        else if (choice < 175) flush_range();
+        else if (choice < 178) flush_inode();
+        else if (choice == 178) close_pool();
+        else if (choice < 181) resize();
+        else if (choice < 184) sync();
+        else if (choice == 184) end_loans();
+        else if (choice < 193) collect();
+        else if (choice < 196) wrong_calls();
         else check();
     }
 
@@ -66,7 +66,7 @@ public:
         EXPECT(counts["pool_limit"] == options_.pool_limit);
     }
 
-    // Close all pools: nothing may be left.
+    // Close all pools. No page may be left.
     void finish() {
         check();
         counts_ = engine_.counters();
@@ -135,7 +135,7 @@ private:
         std::vector<zcache::Token> tokens;
     };
 
-    // Run a call of the engine. False if it was out of memory.
+    // Run a call of the engine. Return false if it was out of memory.
     template <class Call>
     bool run(Call&& call) {
         scarcity_.begin();
@@ -189,7 +189,7 @@ private:
         return {1 + number / 8, 100 + number % 2, generation};
     }
 
-    // Mostly dense; else anywhere, at few enough places for hits.
+    // Choose a mostly dense index; otherwise any, but from few enough for hits.
     zcache::PageIndex choose_index(std::uint32_t page_size) {
         zcache::PageIndex end = (zcache::PageIndex{1} << 63) / page_size;
         if (!choices_.one_in(4)) return choices_.below(150);
@@ -228,7 +228,7 @@ private:
         add_pool(id, page_size, uuid);
     }
 
-    // Large pages are refused where the limit has no room for their compressor contexts.
+    // Large pages are refused if their compressor contexts do not fit into the limit.
     void add_pool(int id, std::uint32_t page_size, int uuid) {
         EXPECT(!pools_.contains(id));
         EXPECT(id >= 0 || page_size > 4096);
@@ -260,18 +260,18 @@ private:
             zcache::MutableBytes page{data.data() + at * pool.page_size, pool.page_size};
             fill_page(content, page);
             puts.push_back({index, page.data(), choices_.one_in(8) ? Random(contents_).below(1300) : 0});
-            // Only the page of a loan may be put with its token.
+            // A token may be put only with the page of its loan.
             if (out_.contains(puts.back().token)) puts.back().token = zcache::no_token;
             meant.push_back({{file, index}, content});
             if (scattered) index = choose_index(pool.page_size);
             else if (index + 1 < (zcache::PageIndex{1} << 63) / pool.page_size) ++index;
         }
-        // Without memory, some of them may be missing, but no older page may be found.
+        // Without memory, some pages may be missing, but no older page may be found.
         run([&] { engine_.put(id, key(file), puts); });
         for (auto& [handle, content] : meant) pool.pages.insert_or_assign(handle, content);
     }
 
-    // Put a page that a get handed out back, with its token, mostly where it was.
+    // Put back a page that a get returned, with its token, mostly at its own handle.
     void put_back() {
         if (lent_.empty()) return;
         auto lent = std::next(lent_.begin(), static_cast<std::ptrdiff_t>(choices_.below(lent_.size())));
@@ -403,7 +403,7 @@ private:
         }
     }
 
-    // Wrong calls throw and change nothing.
+    // Make wrong calls: they throw and change nothing.
     void wrong_calls() {
         auto throws = [](auto&& call, auto expected) {
             try {

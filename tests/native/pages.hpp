@@ -1,4 +1,4 @@
-// Pages generated from a few numbers, from which a page can be verified later.
+// Generate pages from a few numbers that suffice to verify them later.
 #pragma once
 
 #include <cstddef>
@@ -12,14 +12,14 @@
 #include "types.hpp"
 
 // Report a failed expectation and abort. Unlike assert(), it is active in every build.
-[[noreturn]] inline void fail(const char* file, int line, const char* what) {
+[[noreturn]] inline void fail(const char* file, int line, const char* condition) {
     std::fflush(stdout);
-    std::fprintf(stderr, "%s:%d: does not hold: %s\n", file, line, what);
+    std::fprintf(stderr, "%s:%d: expectation failed: %s\n", file, line, condition);
     std::abort();
 }
 #define EXPECT(condition) ((condition) ? void() : fail(__FILE__, __LINE__, #condition))
 
-// splitmix64: small, and good enough where numbers only have to differ.
+// splitmix64: small, and good enough for numbers that only have to differ.
 class Random {
 public:
     explicit Random(std::uint64_t seed) : state_(seed) {}
@@ -40,7 +40,7 @@ struct Content {
     enum Look : std::uint8_t { zero, word, text, noise, mixed, looks };
 
     Look look = zero;
-    std::uint8_t noisy_part = 0;  // mixed: so many 32nds of the page do not compress
+    std::uint8_t noisy_part = 0;  // mixed: this many 32nds of the page do not compress
     std::uint64_t seed = 0;
 
     bool operator==(const Content&) const = default;

@@ -1,5 +1,6 @@
-// Random operations on the resident pages, compared with a map: which pages are there, whose they are, and
-// that every page is released exactly once. The order of eviction is compared in tests/cache/test_resident.py.
+// Run random operations on the resident pages and compare them with a map: which pages are resident, which
+// file owns them, and that each page is released exactly once. tests/cache/test_resident.py compares the
+// order of eviction.
 #include <algorithm>
 #include <chrono>
 #include <map>
@@ -13,7 +14,7 @@ namespace {
 using cleanfs::PageIndex;
 using cleanfs::Resident;
 
-std::set<Resident::Page> alive;  // pages that the table has
+std::set<Resident::Page> alive;  // pages held by the table
 
 Resident::Page new_page() {
     return new std::uint64_t{0};

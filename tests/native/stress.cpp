@@ -1,5 +1,6 @@
-// Random operations of one caller, for hours if need be: one engine after another, each with options and
-// operations that follow from its seed. The worker's timing does not, so a failure may need a few runs to recur.
+// Run random operations of one caller, for hours if wanted: one engine after another, each with options and
+// operations that follow from its seed. The worker's timing does not follow from it, so a failure may need a
+// few runs to recur.
 #include <chrono>
 
 #include "machine.hpp"

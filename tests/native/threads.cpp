@@ -1,5 +1,5 @@
-// Several callers on one engine at once. A file that only one caller uses is exactly as it left it. For
-// shared files, a clock that ticks with every call tells which values a get may still find.
+// Run several callers on one engine at once. A file used by one caller has exactly the pages that the caller
+// left. For shared files, a clock that ticks with every call bounds the values that a get may still find.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -39,10 +39,10 @@ struct Round {
     int pools[3];
     std::atomic<Clock> clock{1};
     std::vector<Value> values;
-    // When the last finished change of a page began: values whose put ended before that are gone.
+    // When the last finished change of a page began: values whose put ended before it are discarded.
     std::atomic<Clock> floors[2][shared_files][shared_pages]{};
-    std::vector<std::atomic<std::uint8_t>> tokens;  // 0, 1: out, 2: given back
-    std::atomic<std::uint64_t> next_token{1}, given_back{0};
+    std::vector<std::atomic<std::uint8_t>> tokens;  // 0: unused, 1: on loan, 2: returned
+    std::atomic<std::uint64_t> next_token{1}, returned_tokens{0};
     std::atomic<bool> over{false};
 };
 
@@ -53,19 +53,19 @@ public:
 
     void run() {
         while (!round_.over) {
-            std::uint64_t what = random_.below(1000);
-            if (what < 250) put_own();
-            else if (what < 450) get_own();
-            else if (what < 480) flush_own();
-            else if (what < 650) put_shared();
-            else if (what < 880) get_shared();
-            else if (what < 900) flush_shared();
-            else if (what < 905) own_pool();
-            else if (what < 908) engine_.sync();
-            else if (what < 911) engine_.check();
-            else if (what < 914) engine_.resize(round_.least + random_.below(3 * round_.least));
-            else if (what < 940) engine_.counters();
-            else if (what < 942) engine_.end_loans();
+            std::uint64_t choice = random_.below(1000);
+            if (choice < 250) put_own();
+            else if (choice < 450) get_own();
+            else if (choice < 480) flush_own();
+            else if (choice < 650) put_shared();
+            else if (choice < 880) get_shared();
+            else if (choice < 900) flush_shared();
+            else if (choice < 905) own_pool();
+            else if (choice < 908) engine_.sync();
+            else if (choice < 911) engine_.check();
+            else if (choice < 914) engine_.resize(round_.least + random_.below(3 * round_.least));
+            else if (choice < 940) engine_.counters();
+            else if (choice < 942) engine_.end_loans();
             else collect();
         }
     }
@@ -75,7 +75,7 @@ public:
         engine_.take_returned(returned);
         for (zcache::Token token : returned) {
             EXPECT(round_.tokens[token].exchange(2) == 1);
-            ++round_.given_back;
+            ++round_.returned_tokens;
         }
     }
 
@@ -107,7 +107,7 @@ private:
         std::vector<zcache::Token> tokens;
     };
 
-    // A page that begins with the id of its value.
+    // Make a page that begins with the id of its value.
     static void make_page(std::uint64_t id, zcache::MutableBytes page) {
         auto look = static_cast<Content::Look>(id * 7 / 3 % Content::looks);
         fill_page({look, static_cast<std::uint8_t>(id % 33), look == Content::zero ? 0 : id}, page);
@@ -300,13 +300,13 @@ int main(int argc, char** argv) {
         all[0]->collect();
         round.engine.sync();
         round.engine.check();
-        std::uint64_t given = 0;
+        std::uint64_t issued = 0;
         for (const auto& token : round.tokens) {
             EXPECT(token != 1);
-            given += token == 2;
+            issued += token == 2;
         }
-        EXPECT(given == round.given_back);
-        tokens += given;
+        EXPECT(issued == round.returned_tokens);
+        tokens += issued;
         for (const auto& caller : all) hits += caller->hits;
     } while (std::chrono::steady_clock::now() - start < Seconds(arguments.seconds));
     std::printf("threads: %llu engines, %llu hits, %llu loans\n",

@@ -1,4 +1,4 @@
-// Test the parts of the engine on their own, each against the simplest model of it.
+// Test the parts of the engine one by one, each against its simplest model.
 #include <algorithm>
 #include <deque>
 #include <functional>
@@ -44,12 +44,12 @@ void test_page_table(Random& random) {
             std::uint64_t inserts = round % 3 == 0 ? 3 : 5;
             for (int step = 0; step < 30000; ++step) {
                 PageIndex at = index();
-                std::uint64_t what = random.below(10);
-                if (what < inserts) {
+                std::uint64_t choice = random.below(10);
+                if (choice < inserts) {
                     PageTable::Item& item = table.insert(slabs, at);
                     EXPECT(item == (model.contains(at) ? model[at] : 0));
                     item = model[at] = random.next() | 1;
-                } else if (what < 9) {
+                } else if (choice < 9) {
                     EXPECT(table.erase(slabs, at) == (model.erase(at) == 1));
                 } else if (random.below(10) == 0) {
                     PageIndex stop = random.below(4) == 0 ? ~PageIndex{0} : at + random.below(5000);
@@ -87,7 +87,7 @@ void test_slab(Random& random) {
     {
         std::vector<std::uint32_t> sizes{16, 24, 40, 520};
         zcache::SlabCache slabs(budget, sizes);
-        std::vector<std::pair<std::uint64_t*, std::uint64_t>> held;  // and the value of its first word
+        std::vector<std::pair<std::uint64_t*, std::uint64_t>> held;  // with the value of its first word
         auto size_of = [&](void* object) { return sizes[zcache::SlabCache::size_class(object)]; };
         auto check_and_free = [&](std::size_t at) {
             auto [object, tag] = held[at];
@@ -222,7 +222,7 @@ void test_loans(Random& random) {
     }
 }
 
-// A minimal index above an allocator.
+// A minimal index on top of an allocator.
 class FakeIndex final : public zcache::IndexLink {
 public:
     struct Known {
@@ -280,8 +280,8 @@ void test_allocator(Random& random, Kind kind, std::uint32_t page_size, std::siz
                 auto found = index.known.lower_bound({owner.file, owner.index});
                 return found == index.known.end() ? index.known.begin() : found;
             };
-            std::uint64_t what = random.below(100);
-            if (what < 55 || index.known.empty()) {
+            std::uint64_t choice = random.below(100);
+            if (choice < 55 || index.known.empty()) {
                 Owner owner{static_cast<zcache::FileId>(1 + random.below(3)), random.below(800)};
                 if (random.below(8) == 0) owner.index = last_index - owner.index;
                 if (index.known.contains({owner.file, owner.index})) continue;
@@ -291,21 +291,21 @@ void test_allocator(Random& random, Kind kind, std::uint32_t page_size, std::siz
                 std::vector<std::byte> bytes(size);
                 for (std::byte& byte : bytes) byte = static_cast<std::byte>(step + (&byte - bytes.data()) / 7);
                 auto checksum = kind == Kind::log ? 0 : static_cast<std::uint32_t>(random.next());
-                // The owner is known while the entry is stored, its location is not: like a staged page.
+                // While the entry is stored, the index knows its owner but no location, like that of a staged page.
                 auto at = allocator->store({owner, checksum, bytes, poor});
                 if (!at) continue;
                 ++stored;
                 index.known[{owner.file, owner.index}] = {*at, checksum, std::move(bytes), poor};
-            } else if (what < 75) {
+            } else if (choice < 75) {
                 auto which = some();
                 check_stored(*allocator, {which->first.first, which->first.second}, which->second);
                 allocator->release(which->second.at);
                 index.known.erase(which);
-            } else if (what < 95) {
+            } else if (choice < 95) {
                 auto which = some();
                 check_stored(*allocator, {which->first.first, which->first.second}, which->second);
                 which->second.referenced = true;
-            } else if (what < 96) {
+            } else if (choice < 96) {
                 std::size_t before = index.known.size();
                 bool something = allocator->reclaim();
                 EXPECT(something || (before == 0 && allocator->bytes() == 0));
@@ -333,7 +333,7 @@ void test_allocator(Random& random, Kind kind, std::uint32_t page_size, std::siz
     EXPECT(budget.used == 0);
 }
 
-// Whatever the input, decompressing neither writes beyond `out` nor reads beyond `in`.
+// For any input, decompression neither writes beyond `out` nor reads beyond `in`.
 void test_corruption(Random& random) {
     constexpr std::size_t page_size = 4096;
     Guarded room(1 << 16), out(page_size);
@@ -345,7 +345,7 @@ void test_corruption(Random& random) {
         zcache::Scratch compress(codec, zcache::Scratch::Use::compress);
         zcache::Scratch decompress(codec, zcache::Scratch::Use::decompress);
         std::vector<std::byte> page(page_size);
-        // Pages with much in common with others but no repetition within: a dictionary pays.
+        // Pages that share much with others but repeat nothing themselves: a dictionary helps.
         constexpr std::size_t piece = 512, pieces = 48;
         std::vector<std::byte> common(piece * pieces);
         for (std::byte& byte : common) byte = static_cast<std::byte>(random.next());
@@ -394,7 +394,7 @@ void test_corruption(Random& random) {
                         bytes[at] = static_cast<std::byte>(random.next());
                     }
                     break;
-                default:  // random, except zstd's magic number, so that it goes on
+                default:  // random, except zstd's magic number, so that decompression continues
                     bytes.resize(1 + random.below(6000));
                     std::size_t magic = options.method == zcache::Method::zstd ? 4 : 0;
                     for (std::size_t at = magic; at < bytes.size(); ++at) {
@@ -409,7 +409,7 @@ void test_corruption(Random& random) {
     }
 }
 
-// The last page that a file can have is moved and evicted like any other; an index beyond is refused.
+// The last page that a file can have is moved and evicted like any other; a larger index is refused.
 void test_last_index(Random& random) {
     for (std::uint32_t page_size : {4096U, 65536U, 1U << 20}) {
         for (zcache::AllocatorKind allocator : {zcache::AllocatorKind::log, zcache::AllocatorKind::zbud}) {
@@ -447,8 +447,8 @@ int main(int argc, char** argv) {
     Arguments arguments(argc, argv);
     std::printf("units: --seed %llu\n", static_cast<unsigned long long>(arguments.seed));
     Random random(arguments.seed);
-    auto say = [](const char* what) {
-        std::printf("  %s\n", what);
+    auto say = [](const char* part) {
+        std::printf("  %s\n", part);
         std::fflush(stdout);
     };
     say("page table");
@@ -472,5 +472,5 @@ int main(int argc, char** argv) {
     test_corruption(random);
     say("last index");
     test_last_index(random);
-    std::printf("units: all hold\n");
+    std::printf("units: all passed\n");
 }

@@ -1,8 +1,8 @@
 """Test open files and directories: flushes, waits of reads for writes, lists and names."""
 
-import contextlib
 import errno
 import os
+import stat as stat_module
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ from cleanfs.cache.resident import make_resident
 from cleanfs.fs.control import Control, Operator
 from cleanfs.fs.operations import CleanFS
 from cleanfs.fuse.notify import Notifier
-from cleanfs.fuse.refused_replies import RefusedReplies
+from cleanfs.fuse.protocol import FUSE_OPEN_KILL_SUIDGID, FUSE_WRITE_CACHE, FUSE_WRITE_KILL_SUIDGID
 from cleanfs.latency import Latencies
 from cleanfs.linux import mounts
 from cleanfs.linux.mounts import FileSystemTypes, all_local
@@ -47,6 +47,7 @@ from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.handles import DirHandle, Services
 from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.kernel_view import NOT_TOLD
+from tests.harness.kernel import handling
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ async def opened(
 ) -> tuple[CleanFS, FileHandleT]:
     """Make a file system and open a file in it, for writing by default."""
     control = Control(cast(Operator, NoOperator()))
-    fs = CleanFS(services, inodes, control, RefusedReplies(), attr_timeout=1)
+    fs = CleanFS(services, inodes, control, attr_timeout=1)
     ctx = cast(RequestContext, SimpleNamespace(uid=0, pid=1))
     entry = await fs.lookup(inodes.root.node, b"f", ctx)
     info = await fs.open(entry.st_ino, FlagT(flags), ctx)
@@ -130,8 +131,6 @@ async def test_a_read_waits_for_an_earlier_write(
     """The kernel may have dropped the page that it writes, and would cache the old one."""
     fs, fh = await opened(services, inodes, flags)
     [file] = services.pagecache.files()
-    inode = inodes.all()[-1]
-    inode.kernel.size_sent(4)
     got: dict[tuple[int, int], bytes] = {}
 
     one_is_read = trio.Event()
@@ -246,23 +245,6 @@ async def test_only_root_and_the_owner_change_access_control_lists_of_other_kind
     await fs.release(fh)
 
 
-async def test_a_getxattr_does_not_roll_back_for_another_handler(
-    services: Services, inodes: InodeTable
-) -> None:
-    """Pyfuse3 calls getxattr within setxattr. A refusal of that reply must not roll anything back."""
-    fs, fh = await opened(services, inodes)
-    ctx = cast(RequestContext, SimpleNamespace(uid=0, gid=0, pid=1))
-    node = InodeT(fs._handles[fh].inode.node)  # type: ignore[attr-defined]  # noqa: SLF001  # a file's handle
-    os.setxattr(inodes[node].path(), "user.x", b"value")
-    rolled_back = list[str]()
-    for name in (b"security.capability", b"user.x", b"user.none"):
-        fs.refused_replies.hold(lambda name=name: rolled_back.append(name))  # type: ignore[misc]  # mypy does not infer it
-        with contextlib.suppress(FUSEError):
-            await fs.getxattr(node, XAttrNameT(name), ctx)
-        fs.refused_replies.refused()
-    assert not rolled_back
-
-
 async def test_a_half_done_creation_is_invalidated(
     services: Services, inodes: InodeTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,3 +351,106 @@ async def test_a_closed_file_is_not_checked_any_more(
     assert fs._open_files.count == 1  # noqa: SLF001  # no public access
     await fs.release(FileHandleT(again.fh))
     assert fs._open_files.count == 0  # noqa: SLF001  # no public access
+
+
+# -- what a WRITE says ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(services: Services) -> Services:
+    """Another process may append in the source."""
+    return replace(services, coherency=CoherencyChecker(services.pagecache, Coherency.OPEN))
+
+
+@pytest.mark.parametrize("opened_with", [os.O_RDWR, os.O_RDWR | os.O_APPEND])
+@pytest.mark.parametrize(
+    ("file_flags", "flags", "result"),
+    [
+        (os.O_RDWR | os.O_APPEND, 0, b"texttheirsnew"),
+        (os.O_RDWR, 0, b"textnewirs"),  # F_SETFL has cleared it
+        (os.O_RDWR | os.O_APPEND, FUSE_WRITE_CACHE, b"textnewirs"),  # pages of a mapping
+    ],
+)
+async def test_a_write_appends_if_its_message_says_so(
+    shared: Services,
+    inodes: InodeTable,
+    tmp_path: Path,
+    opened_with: int,
+    file_flags: int,
+    flags: int,
+    result: bytes,
+) -> None:
+    """The kernel believes that the file ends at 4. How it was opened makes no difference (F_SETFL)."""
+    fs, fh = await opened(shared, inodes, opened_with)
+    with (tmp_path / "f").open("ab") as theirs:
+        theirs.write(b"theirs")
+    with handling(flags=flags, file_flags=file_flags):
+        assert await fs.write(fh, 4, b"new") == 3
+    assert (tmp_path / "f").read_bytes() == result
+    await fs.release(fh)
+
+
+async def test_without_a_known_request_a_write_goes_to_its_offset(
+    shared: Services, inodes: InodeTable, tmp_path: Path
+) -> None:
+    fs, fh = await opened(shared, inodes, os.O_RDWR | os.O_APPEND)
+    assert await fs.write(fh, 2, b"new") == 3
+    assert (tmp_path / "f").read_bytes() == b"tenew"
+    await fs.release(fh)
+
+
+@pytest.mark.parametrize("uid", [0, 12345])
+@pytest.mark.parametrize(("flags", "mode"), [(FUSE_WRITE_KILL_SUIDGID, 0o755), (0, 0o6755)])
+async def test_a_write_clears_set_id_bits_if_its_message_says_so(
+    services: Services, inodes: InodeTable, tmp_path: Path, uid: int, flags: int, mode: int
+) -> None:
+    """Whose request it is does not say it: root may lack CAP_FSETID, and a user may have it."""
+    (tmp_path / "f").chmod(0o6755)
+    fs, fh = await opened(services, inodes)
+    with handling(flags=flags, uid=uid, gid=uid):
+        await fs.write(fh, 0, b"new")
+    assert stat_module.S_IMODE((tmp_path / "f").stat().st_mode) == mode
+    await fs.release(fh)
+
+
+@pytest.mark.parametrize("uid", [0, 12345])
+@pytest.mark.parametrize("flags", [FUSE_OPEN_KILL_SUIDGID, 0])
+async def test_an_open_that_truncates_clears_set_id_bits(
+    services: Services, inodes: InodeTable, tmp_path: Path, uid: int, flags: int
+) -> None:
+    (tmp_path / "f").chmod(0o6755)
+    control = Control(cast(Operator, NoOperator()))
+    fs = CleanFS(services, inodes, control, attr_timeout=1)
+    ctx = cast(RequestContext, SimpleNamespace(uid=uid, gid=uid, pid=1))
+    entry = await fs.lookup(inodes.root.node, b"f", ctx)
+    with handling(flags=flags, uid=uid, gid=uid):
+        info = await fs.open(entry.st_ino, FlagT(os.O_WRONLY | os.O_TRUNC), ctx)
+    cleared = bool(flags) or uid != 0
+    assert stat_module.S_IMODE((tmp_path / "f").stat().st_mode) == (0o755 if cleared else 0o6755)
+    await fs.release(FileHandleT(info.fh))
+
+
+@pytest.mark.parametrize(("flags", "dropped"), [(0, True), (FUSE_WRITE_CACHE, False)])
+async def test_a_write_back_waits_for_no_invalidation(
+    services: Services,
+    inodes: InodeTable,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: int,
+    dropped: bool,
+) -> None:
+    """It would wait for the reply. A program's write of these pages drops them later all the same."""
+    fs, fh = await opened(services, inodes)
+    pages = list[int]()
+
+    async def written(node: int, start: int, *_: object) -> None:
+        pages.append(start)
+
+    monkeypatch.setattr(services.notifier, "written", written)
+    await fs.read(fh, 0, 4)
+    with handling(flags=flags):
+        await fs.write(fh, 0, b"new")
+    assert bool(pages) is dropped
+    with handling():
+        await fs.write(fh, 0, b"newer")
+    assert pages == [0]
+    await fs.release(fh)

@@ -1,10 +1,14 @@
 #include "channel.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstddef>
 #include <system_error>
 
 #include "fast_path.hpp"
@@ -13,19 +17,118 @@ namespace cleanfs {
 
 namespace {
 
-std::int64_t now_ns() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec;
+// The largest message before FUSE_INIT has told a size.
+constexpr std::size_t first_max_write = std::size_t{1} << 20;
+
+// What else may be in the largest message: a header, a struct, and a page for names.
+constexpr std::size_t overhead = 8192;
+
+// The least body of a request: a struct, then names that each end with a zero byte.
+struct Form {
+    std::size_t size = 0;
+    int names = 0;
+};
+
+constexpr auto forms = [] {
+    std::array<Form, FUSE_SYNCFS + 1> of{};
+    of[FUSE_LOOKUP] = {0, 1};
+    of[FUSE_FORGET] = {sizeof(fuse_forget_in)};
+    of[FUSE_GETATTR] = {sizeof(fuse_getattr_in)};
+    of[FUSE_SETATTR] = {sizeof(fuse_setattr_in)};
+    of[FUSE_SYMLINK] = {0, 2};
+    of[FUSE_MKNOD] = {sizeof(fuse_mknod_in), 1};
+    of[FUSE_MKDIR] = {sizeof(fuse_mkdir_in), 1};
+    of[FUSE_UNLINK] = {0, 1};
+    of[FUSE_RMDIR] = {0, 1};
+    of[FUSE_RENAME] = {sizeof(fuse_rename_in), 2};
+    of[FUSE_LINK] = {sizeof(fuse_link_in), 1};
+    of[FUSE_OPEN] = {sizeof(fuse_open_in)};
+    of[FUSE_READ] = {sizeof(fuse_read_in)};
+    of[FUSE_WRITE] = {sizeof(fuse_write_in)};
+    of[FUSE_RELEASE] = {sizeof(fuse_release_in)};
+    of[FUSE_FSYNC] = {sizeof(fuse_fsync_in)};
+    of[FUSE_SETXATTR] = {FUSE_COMPAT_SETXATTR_IN_SIZE, 1};
+    of[FUSE_GETXATTR] = {sizeof(fuse_getxattr_in), 1};
+    of[FUSE_LISTXATTR] = {sizeof(fuse_getxattr_in)};
+    of[FUSE_REMOVEXATTR] = {0, 1};
+    of[FUSE_FLUSH] = {sizeof(fuse_flush_in)};
+    of[FUSE_INIT] = {offsetof(fuse_init_in, flags2)};  // before Linux 5.17 that was all
+    of[FUSE_OPENDIR] = {sizeof(fuse_open_in)};
+    of[FUSE_READDIR] = {sizeof(fuse_read_in)};
+    of[FUSE_RELEASEDIR] = {sizeof(fuse_release_in)};
+    of[FUSE_FSYNCDIR] = {sizeof(fuse_fsync_in)};
+    of[FUSE_GETLK] = of[FUSE_SETLK] = of[FUSE_SETLKW] = {sizeof(fuse_lk_in)};
+    of[FUSE_ACCESS] = {sizeof(fuse_access_in)};
+    of[FUSE_CREATE] = {sizeof(fuse_create_in), 1};
+    of[FUSE_INTERRUPT] = {sizeof(fuse_interrupt_in)};
+    of[FUSE_BMAP] = {sizeof(fuse_bmap_in)};
+    of[FUSE_IOCTL] = {sizeof(fuse_ioctl_in)};
+    of[FUSE_POLL] = {sizeof(fuse_poll_in)};
+    of[FUSE_NOTIFY_REPLY] = {sizeof(fuse_notify_retrieve_in)};
+    of[FUSE_BATCH_FORGET] = {sizeof(fuse_batch_forget_in)};
+    of[FUSE_FALLOCATE] = {sizeof(fuse_fallocate_in)};
+    of[FUSE_READDIRPLUS] = {sizeof(fuse_read_in)};
+    of[FUSE_RENAME2] = {sizeof(fuse_rename2_in), 2};
+    of[FUSE_LSEEK] = {sizeof(fuse_lseek_in)};
+    of[FUSE_COPY_FILE_RANGE] = {sizeof(fuse_copy_file_range_in)};
+    of[FUSE_SETUPMAPPING] = {sizeof(fuse_setupmapping_in)};
+    of[FUSE_REMOVEMAPPING] = {sizeof(fuse_removemapping_in)};
+    of[FUSE_SYNCFS] = {sizeof(fuse_syncfs_in)};
+    return of;
+}();
+
+// How many bytes a message says follow its struct and its names.
+std::uint64_t announced(const Message& message) {
+    switch (message.header().opcode) {
+        case FUSE_INIT:
+            return message.body_as<std::array<std::uint32_t, 4>>()->at(3) & FUSE_INIT_EXT
+                       ? sizeof(fuse_init_in) - offsetof(fuse_init_in, flags2)
+                       : 0;
+        case FUSE_WRITE:
+            return message.body_as<fuse_write_in>()->size;
+        case FUSE_SETXATTR:
+            return message.body_as<std::array<std::uint32_t, 2>>()->at(0);
+        case FUSE_IOCTL:
+            return message.body_as<fuse_ioctl_in>()->in_size;
+        case FUSE_BATCH_FORGET:
+            return message.body_as<fuse_batch_forget_in>()->count * std::uint64_t{sizeof(fuse_forget_one)};
+        default:
+            return 0;
+    }
 }
 
 }  // namespace
 
 std::optional<Message> Message::parse(Bytes bytes) {
     if (bytes.size() < sizeof(fuse_in_header)) return std::nullopt;
-    const Message message(bytes);
-    if (message.header_.len != bytes.size()) return std::nullopt;
-    return message;
+    return Message(bytes);
+}
+
+bool Message::is_complete() const {
+    if (header_.len != bytes_.size()) return false;
+    if (header_.opcode >= forms.size()) return true;  // libfuse knows no such opcode, and does not look
+    const Form& form = forms[header_.opcode];
+    Bytes rest = body();
+    if (rest.size() < form.size) return false;
+    rest = rest.subspan(form.size);
+    for (int name = 0; name < form.names; ++name) {
+        const auto end = std::ranges::find(rest, std::byte{0});
+        if (end == rest.end()) return false;
+        rest = rest.subspan(static_cast<std::size_t>(end - rest.begin()) + 1);
+    }
+    return rest.size() >= announced(*this);
+}
+
+bool Message::has_reply() const {
+    switch (header_.opcode) {
+        case FUSE_FORGET:
+        case FUSE_BATCH_FORGET:
+        case FUSE_INTERRUPT:
+        case FUSE_NOTIFY_REPLY:
+            return false;
+        default:
+            return true;
+    }
 }
 
 std::uint32_t Message::flags() const {
@@ -60,44 +163,95 @@ std::uint32_t Message::file_flags() const {
     return 0;
 }
 
-Channel::Channel(int device) : device_(device), buffer_(std::make_unique_for_overwrite<std::byte[]>(capacity)) {
+Channel::Channel(int device, int scheduler_fd, std::int64_t busy_poll_ns)
+    : device_(device), scheduler_fd_(scheduler_fd), window_(busy_poll_ns), idle_since_(now_ns()) {
+    set_max_write(first_max_write);
     const int flags = fcntl(device, F_GETFL);
     if (flags == -1 || fcntl(device, F_SETFL, flags | O_NONBLOCK) == -1) {
         throw std::system_error(errno, std::generic_category(), "the FUSE device");
     }
 }
 
-std::optional<Message> Channel::receive(std::int64_t poll_ns, std::int64_t budget_ns, FastPath* fast_path) {
-    const std::int64_t began = now_ns();
-    std::int64_t idle_since = began;
+void Channel::set_max_write(std::size_t bytes) {
+    const std::size_t needed = bytes + overhead;
+    if (needed <= capacity_) return;
+    buffer_ = std::make_unique_for_overwrite<std::byte[]>(needed);
+    capacity_ = needed;
     left_ = false;
+}
+
+std::optional<Message> Channel::receive_now(FastPath* fast_path) {
+    left_ = false;
+    if (handed_over_) idle_since_ = now_ns();
+    handed_over_ = false;
+    return read_message(fast_path) == Read::message ? hand_over() : std::nullopt;
+}
+
+std::optional<Message> Channel::receive(std::int64_t until, FastPath* fast_path) {
+    std::int64_t looked_at = now_ns();
     for (;;) {
-        const ssize_t got = read(device_, buffer_.get(), capacity);
+        const Read found = read_message(fast_path);
+        if (found == Read::message) return hand_over();
+        const std::int64_t now = now_ns();
+        if (found == Read::served) idle_since_ = now;
+        if (now - looked_at >= look_ns) {
+            if (now >= until || scheduler_must_run()) return std::nullopt;
+            looked_at = now;
+        }
+        if (found == Read::served || now - idle_since_ < window_.ns()) continue;
+        if (now >= until || scheduler_fd_ < 0 || !sleep(until - now)) return std::nullopt;
+        looked_at = now_ns();
+        window_.waited(looked_at - idle_since_);
+    }
+}
+
+// Sleep until there is a message. False if the scheduler must run first.
+bool Channel::sleep(std::int64_t ns) {
+    ++slept_;
+    awake_ = false;
+    pollfd fds[] = {{device_, POLLIN, 0}, {scheduler_fd_, POLLIN, 0}};
+    const timespec timeout{ns / 1'000'000'000, ns % 1'000'000'000};
+    const int ready = ppoll(fds, 2, &timeout, nullptr);
+    return ready > 0 && fds[1].revents == 0;
+}
+
+bool Channel::scheduler_must_run() const {
+    pollfd fd{scheduler_fd_, POLLIN, 0};
+    return scheduler_fd_ >= 0 && poll(&fd, 1, 0) > 0;
+}
+
+Channel::Read Channel::read_message(FastPath* fast_path) {
+    for (;;) {
+        const ssize_t got = read(device_, buffer_.get(), capacity_);
         if (got > 0) {
             received_ = static_cast<std::size_t>(got);
             const auto message = Message::parse({buffer_.get(), received_});
-            if (!message) continue;  // no kernel sends such a message
-            if (fast_path == nullptr || !fast_path->serve(*message, *this)) return message;
-            idle_since = now_ns();
-            if (idle_since - began >= budget_ns) return std::nullopt;
-            continue;
+            if (!message || !message->is_complete()) {  // no kernel sends such a message
+                if (message && message->has_reply()) reply(message->header().unique, -EIO, {});
+                continue;
+            }
+            if (awake_ && window_.ns() > 0) ++polled_;
+            awake_ = true;
+            return fast_path != nullptr && fast_path->serve(*message, *this) ? Read::served : Read::message;
         }
         switch (got == 0 ? ENODEV : errno) {
             case EINTR:
             case ENOENT:  // the requester went away while the message was being read
                 continue;
-            case EAGAIN: {
-                const std::int64_t now = now_ns();
-                if (now - idle_since >= poll_ns || now - began >= budget_ns) return std::nullopt;
-                continue;
-            }
+            case EAGAIN:
+                return Read::nothing;
             default:
                 throw std::system_error(got == 0 ? ENODEV : errno, std::generic_category(), "the FUSE device");
         }
     }
 }
 
-Sent Channel::reply(std::uint64_t unique, int error, Bytes body) {
+std::optional<Message> Channel::hand_over() {
+    handed_over_ = true;
+    return Message::parse({buffer_.get(), received_});
+}
+
+Sent Channel::reply(std::uint64_t unique, int error, Bytes body) const {
     fuse_out_header header{};
     header.len = static_cast<std::uint32_t>(sizeof header + body.size());
     header.error = error;

@@ -1,14 +1,15 @@
 // The FUSE channel: reads every message of the kernel, and writes every reply.
 //
 // `receive` reads one message from the device. The caller, on trio's thread, looks at its header and either handles it
-// or leaves it for libfuse. libfuse reads and writes through `libfuse_read` and `libfuse_writev`, the callbacks of
-// fuse_session_custom_io(3). So the channel knows the id of each request, whose it is, and whether the kernel took the
-// reply: ENOENT says that the requester is gone.
+// or leaves it for libfuse. libfuse reads through `read_for_libfuse`, and its replies go through `send`
+// (fuse_session_custom_io(3); module.cpp). So the channel knows the id of each request, whose it is, and whether the
+// kernel took the reply: ENOENT says that the requester is gone.
 //
 // The bytes come from the kernel, but what they say comes from any user of the mount. Nothing is read beyond the
-// message's length; `Message` is the only place that looks into it.
+// message's length; `Message` is the only place that looks into it. libfuse trusts the lengths in a message, so it is
+// left only what is complete.
 //
-// Not thread-safe: one thread only, except `notify` (a single write(2)).
+// Not thread-safe, except `send` (a single writev(2)).
 #pragma once
 
 #include <linux/fuse.h>
@@ -21,17 +22,25 @@
 #include <optional>
 #include <span>
 
+#include "busy_poll.hpp"
+
 namespace cleanfs {
 
 class FastPath;
 
 using Bytes = std::span<const std::byte>;
 
-// One message of the kernel, checked: its length is that of the header, and the header is there.
+// One message of the kernel.
 class Message {
 public:
-    // None if the bytes are no message.
+    // None if the bytes are too few for a header.
     static std::optional<Message> parse(Bytes bytes);
+
+    // Whether the length is that of the header, and the body has at least what libfuse and the kernel's own header
+    // expect of this opcode: its struct, the names after it with their zero bytes, and the data that it announces.
+    bool is_complete() const;
+    // Whether the kernel waits for a reply.
+    bool has_reply() const;
 
     const fuse_in_header& header() const { return header_; }
     Bytes bytes() const { return bytes_; }
@@ -65,20 +74,31 @@ enum class Sent : std::uint8_t {
 
 class Channel {
 public:
-    // The device's fd stays the caller's. It is set to O_NONBLOCK. Throws std::system_error.
-    explicit Channel(int device);
+    // The device's fd stays the caller's. It is set to O_NONBLOCK. `scheduler_fd` is readable when the scheduler must
+    // run; -1 if that is not known, and then nothing sleeps here. Throws std::system_error.
+    Channel(int device, int scheduler_fd, std::int64_t busy_poll_ns);
 
-    // Read the next message that `fast_path` (which may be null) does not serve. None if none comes within `poll_ns`
-    // of the call or of the last message served, or before `budget_ns` after the call.
-    // Throws std::system_error if the connection has ended (ENODEV). The message is valid until the next call.
-    std::optional<Message> receive(std::int64_t poll_ns, std::int64_t budget_ns, FastPath* fast_path);
+    // Read the next message that `fast_path` (which may be null) does not serve. One that is not complete gets EIO here.
+    // None if the scheduler must run: at `until` (now_ns), when its fd is readable, or, if that is not known, when none
+    // came while polling. Throws std::system_error if the connection has ended (ENODEV). The message is valid until the
+    // next call.
+    std::optional<Message> receive(std::int64_t until, FastPath* fast_path);
+    // The same, if a message is there.
+    std::optional<Message> receive_now(FastPath* fast_path);
 
     // Send a reply: `error` is 0 or a negative errno.
-    Sent reply(std::uint64_t unique, int error, Bytes body);
+    Sent reply(std::uint64_t unique, int error, Bytes body) const;
     // Send a reply that begins with a fuse_out_header.
     Sent send(const iovec* parts, int count) const;
 
     int device() const { return device_; }
+    // Messages that were found by polling, and waits that went to sleep.
+    std::uint64_t polled() const { return polled_; }
+    std::uint64_t slept() const { return slept_; }
+
+    // Make room for WRITEs of this many bytes, as the kernel demands it for every read(2). A message that was received
+    // is lost.
+    void set_max_write(std::size_t bytes);
 
     // For libfuse: read the message that `receive` left for it. -1 and errno EINTR if there is none,
     // or the device's error.
@@ -87,9 +107,23 @@ public:
     void leave_to_libfuse() { left_ = true; }
 
 private:
-    const int device_;
-    // One page more than the largest message, as the kernel demands room for the largest write.
-    static constexpr std::size_t capacity = (std::size_t{1} << 20) + (std::size_t{1} << 16);
+    // How often to look whether the scheduler must run.
+    static constexpr std::int64_t look_ns = 20'000;
+
+    enum class Read : std::uint8_t { nothing, served, message };
+
+    Read read_message(FastPath* fast_path);
+    std::optional<Message> hand_over();
+    bool sleep(std::int64_t ns);
+    bool scheduler_must_run() const;
+
+    const int device_, scheduler_fd_;
+    Window window_;
+    std::int64_t idle_since_ = 0;  // the last message was read, or its handler began to wait
+    bool handed_over_ = false;     // a message, whose handler runs
+    bool awake_ = true;            // since the last message
+    std::uint64_t polled_ = 0, slept_ = 0;
+    std::size_t capacity_ = 0;
     std::unique_ptr<std::byte[]> buffer_;
     std::size_t received_ = 0;  // the length of the message in the buffer
     bool left_ = false;         // to libfuse, which has not read it yet

@@ -19,7 +19,7 @@ constexpr std::uint64_t max_pages = IOV_MAX - 1;
 
 // InlinePolicy's RECENT_SECONDS and SLOW_SECONDS.
 constexpr double recent_seconds = 0.1;
-constexpr std::uint64_t slow_ns = 1'000'000;
+constexpr std::int64_t slow_ns = 1'000'000;
 
 constexpr std::uint64_t max_offset = std::uint64_t{1} << 62;
 
@@ -29,17 +29,12 @@ long sleeps_of_thread() {
     return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nvcsw : 0;
 }
 
-double seconds(std::uint64_t ns) { return static_cast<double>(ns) * 1e-9; }
-
-std::uint64_t now_ns() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
-}
+double seconds(std::int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 
 }  // namespace
 
-void Histogram::record(std::uint64_t ns) {
+void Histogram::record(std::int64_t duration) {
+    const auto ns = static_cast<std::uint64_t>(duration);
     const auto shift = static_cast<unsigned>(std::bit_width(ns >> 3));
     ++counts[std::min<std::size_t>((shift << 2) + (ns >> shift), buckets - 1)];
     sum_ns += ns;
@@ -71,7 +66,7 @@ bool FastPath::read(const Message& message, Channel& channel) {
     if (file.pending_writes > 0 || file.remembers_reads) return false;
     if (in->offset >= file.size || in->size == 0) return false;
 
-    const std::uint64_t began = now_ns();
+    const std::int64_t began = now_ns();
     const std::uint64_t stop = std::min(file.size, in->offset + in->size);
     const std::uint64_t page_size = caches_.page_size;
     const std::uint64_t first = in->offset / page_size;
@@ -125,7 +120,7 @@ bool FastPath::write(const Message& message, Channel& channel) {
     FileState& file = *handle->file;
     if (file.mutations > 0 || file.pending_writes > 0 || file.remembers_reads || !file.stamps) return false;
     if ((in->flags & (O_SYNC | O_DSYNC)) != 0 || ((in->flags & O_APPEND) != 0 && caches_.shared)) return false;
-    const std::uint64_t began = now_ns();
+    const std::int64_t began = now_ns();
     InlineState& policy = *handle->writes;
     if (!policy.inline_calls || seconds(began) - policy.returned_at >= recent_seconds) return false;
     if (in->offset > max_offset - in->size) return false;
@@ -142,7 +137,7 @@ bool FastPath::write(const Message& message, Channel& channel) {
     if (!flush(file, in->offset, stop)) return false;
     const long sleeps = sleeps_of_thread();
     const ssize_t written = pwrite(handle->fd, message.body().data() + sizeof *in, in->size, static_cast<off_t>(in->offset));
-    const std::uint64_t returned = now_ns();
+    const std::int64_t returned = now_ns();
     policy.returned_at = seconds(returned);
     if (returned - began > slow_ns && sleeps_of_thread() > sleeps) policy.waited_seconds = seconds(returned - began);
     if (policy.waited_seconds > 0) policy.inline_calls = false;

@@ -22,7 +22,7 @@ struct Histogram {
     std::array<std::uint64_t, buckets> counts{};
     std::uint64_t sum_ns = 0;
 
-    void record(std::uint64_t ns);
+    void record(std::int64_t duration);
 };
 
 class FastPath {

@@ -2,6 +2,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cerrno>
 #include <string>
 #include <system_error>
@@ -44,8 +47,8 @@ nb::bytes to_bytes(Bytes bytes) { return nb::bytes(reinterpret_cast<const char*>
 
 class PyChannel {
 public:
-    PyChannel(int device, nb::callable init_reply, nb::callable refused)
-        : channel_(device), init_reply_(std::move(init_reply)), refused_(std::move(refused)) {}
+    PyChannel(int device, int scheduler_fd, std::int64_t busy_poll_ns, nb::callable init_reply, nb::callable refused)
+        : channel_(device, scheduler_fd, busy_poll_ns), init_reply_(std::move(init_reply)), refused_(std::move(refused)) {}
 
     ~PyChannel() { close(); }
     PyChannel(const PyChannel&) = delete;
@@ -57,9 +60,8 @@ public:
         if (session == nullptr) raise_errno(ENOTCONN);
         static const fuse_custom_io io = [] {
             fuse_custom_io calls{};
-            calls.read = [](int, void* to, std::size_t size, void*) -> ssize_t {
-                if (attached == nullptr) return errno = EINTR, -1;
-                return attached->channel_.read_for_libfuse(to, size);
+            calls.read = [](int fd, void* to, std::size_t size, void*) -> ssize_t {
+                return attached == nullptr ? read(fd, to, size) : attached->channel_.read_for_libfuse(to, size);
             };
             calls.writev = [](int fd, iovec* parts, int count, void*) -> ssize_t {
                 return attached == nullptr ? writev(fd, parts, count) : attached->write_for_libfuse(parts, count);
@@ -77,22 +79,22 @@ public:
         if (attached == this) attached = nullptr;
     }
 
-    std::optional<nb::object> receive(std::int64_t poll_ns, std::int64_t budget_ns) {
-        std::optional<Message> message;
-        int ended = 0;
-        {
-            nb::gil_scoped_release unlocked;  // while it polls, worker threads run
-            try {
-                message = channel_.receive(poll_ns, budget_ns, fast_path_.get());
-            } catch (const std::system_error& error) {
-                ended = error.code().value();
+    // `until_seconds` from now on, the scheduler must run. None if it must run before a message is there.
+    std::optional<nb::object> receive(double until_seconds) {
+        message_.reset();
+        try {
+            message_ = channel_.receive_now(fast_path_.get());
+            if (!message_) {
+                nb::gil_scoped_release unlocked;  // while it polls, serves or sleeps, worker threads run
+                const double ns = std::clamp(until_seconds, 0.0, 1e6) * 1e9;
+                message_ = channel_.receive(cleanfs::now_ns() + static_cast<std::int64_t>(ns), fast_path_.get());
             }
+        } catch (const std::system_error& error) {
+            raise_errno(error.code().value());
         }
-        if (ended != 0) raise_errno(ended);
-        if (!message) return std::nullopt;
-        message_ = message;
-        nb::object request = nb::cast(Request(*message));
-        if (has_reply(message->header().opcode)) in_flight_[message->header().unique] = request;
+        if (!message_) return std::nullopt;
+        nb::object request = nb::cast(Request(*message_));
+        if (message_->has_reply()) in_flight_[message_->header().unique] = request;
         return request;
     }
 
@@ -139,6 +141,8 @@ public:
         handles_.erase(fh);
     }
 
+    std::uint64_t polled() const { return channel_.polled(); }
+    std::uint64_t slept() const { return channel_.slept(); }
     std::uint64_t served() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().served; }
     std::uint64_t writes_served() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().writes; }
     std::uint64_t write_bytes() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().write_bytes; }
@@ -156,10 +160,6 @@ private:
         nb::list counts;
         for (const std::uint64_t count : histogram.counts) counts.append(count);
         return nb::make_tuple(nb::tuple(counts), histogram.sum_ns);
-    }
-
-    static bool has_reply(std::uint32_t opcode) {
-        return opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET && opcode != FUSE_INTERRUPT;
     }
 
     ssize_t write_for_libfuse(iovec* parts, int count) {
@@ -190,12 +190,21 @@ private:
             for (int at = 0; at < count; ++at) whole.append(static_cast<const char*>(parts[at].iov_base), parts[at].iov_len);
             nb::object changed = init_reply_(init_request_, nb::bytes(whole.data(), whole.size()));
             nb::bytes reply = nb::cast<nb::bytes>(changed);
+            make_room(reply);
             const iovec one{const_cast<void*>(reply.data()), reply.size()};
             return channel_.send(&one, 1);
         } catch (nb::python_error& error) {
             error.discard_as_unraisable("the reply to FUSE_INIT");
             return channel_.send(parts, count);
         }
+    }
+
+    void make_room(const nb::bytes& init_reply) {
+        fuse_init_out init;
+        if (init_reply.size() < sizeof(fuse_out_header) + sizeof init) return;
+        std::memcpy(&init, static_cast<const std::byte*>(init_reply.data()) + sizeof(fuse_out_header), sizeof init);
+        message_.reset();
+        channel_.set_max_write(init.max_write);
     }
 
     void call_refused(nb::handle request) {
@@ -244,11 +253,11 @@ NB_MODULE(_channel, module) {
         .def_ro("file_flags", &Request::file_flags)
         .def_rw("rollback", &Request::rollback, nb::arg().none());
     nb::class_<PyChannel>(module, "Channel")
-        .def(nb::init<int, nb::callable, nb::callable>(), "device"_a, "init_reply"_a, "refused"_a)
+        .def(nb::init<int, int, std::int64_t, nb::callable, nb::callable>(), "device"_a, "scheduler_fd"_a, "busy_poll_ns"_a, "init_reply"_a, "refused"_a)
         .def_prop_ro("device", &PyChannel::device)
         .def("attach", &PyChannel::attach)
         .def("close", &PyChannel::close)
-        .def("receive", &PyChannel::receive, "poll_ns"_a, "budget_ns"_a)
+        .def("receive", &PyChannel::receive, "until_seconds"_a)
         .def("body", &PyChannel::body)
         .def("leave_to_libfuse", &PyChannel::leave_to_libfuse)
         .def("reply", &PyChannel::reply, "unique"_a, "error"_a, "body"_a = nb::bytes("", 0))
@@ -258,6 +267,8 @@ NB_MODULE(_channel, module) {
         .def("serve_from", &PyChannel::serve_from, "caches"_a)
         .def("add_handle", &PyChannel::add_handle, "fh"_a, "handle"_a)
         .def("remove_handle", &PyChannel::remove_handle, "fh"_a)
+        .def_prop_ro("polled", &PyChannel::polled)
+        .def_prop_ro("slept", &PyChannel::slept)
         .def_prop_ro("served", &PyChannel::served)
         .def_prop_ro("writes_served", &PyChannel::writes_served)
         .def_prop_ro("read_bytes", &PyChannel::read_bytes)

@@ -19,36 +19,69 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scripts.lib.packages import install_debian_packages, install_extra
 
-from . import equal_ram, metadata, overhead, plots, report, round_trip, tree
+from . import daemon, equal_ram, names, overhead, plots, reads, report, tree, writes
 from .lab import FULL, QUICK, Clock, Lab
 from .machine import SkippedError, facts, mounts
+from .rows import CONTESTANTS, Bench, Row
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 140)
 
 PARTS: dict[str, list[tuple[Callable[[Lab, Clock], None], float]]] = {
     "equal-ram": [(equal_ram.bench, 9), (equal_ram.sweep, 5), (tree.bench, 6)],
-    "round-trip": [(round_trip.bench, 4)],
     "overhead": [(overhead.bench, 4)],
-    "metadata": [(metadata.bench, 4)],
 }
-"""With the minutes after which each begins no further round."""
+"""Rows on disks of their own, with contestants of their own, and the minutes after which each begins no
+further round."""
 
-PACKAGES = (
-    "mergerfs", "bindfs", "rclone", "btrfs-progs", "e2fsprogs", "fio", "git",
+ROWS: dict[str, Row] = {**reads.ROWS, **writes.ROWS, **names.ROWS, **daemon.ROWS}
+
+GROUPS = {
+    "roundtrip": tuple(reads.ROWS),
+    "writes": tuple(writes.ROWS),
+    "metadata": ("create", *names.ROWS),
+}
+"""Several rows by one name."""
+
+PEERS = ("mergerfs", "bindfs")
+PARTS_PACKAGES = (
+    *PEERS, "rclone", "btrfs-progs", "e2fsprogs", "fio", "git",
     "linux-source", "xz-utils", "flex", "bison", "bc", "make", "gcc",
 )  # fmt: skip
-"""Contestants, disks and workloads; the last seven unpack and compile the kernel."""
+"""Contestants, disks, and what unpacks and compiles the kernel."""
 
 
-@click.command()
-@click.option(
-    "--only", multiple=True, type=click.Choice(list(PARTS)), help="Only these (default: all)."
+def _names(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Split names with commas between them, and check each."""
+    known = (*PARTS, *GROUPS, *ROWS) if parameter.name == "rows" else CONTESTANTS
+    found = tuple(value.split(",")) if value else ()
+    for name in found:
+        if name not in known:
+            raise click.BadParameter(f"there is no {name!r}; there are {', '.join(known)}")
+    return found
+
+
+@click.command(
+    epilog=f"""
+Rows: {", ".join((*PARTS, *ROWS))}. Groups of rows: {", ".join(GROUPS)}.
+
+Contestants: {", ".join(CONTESTANTS)}.
+"""
 )
+@click.option("--rows", callback=_names, metavar="NAME,...", help="Only these (default: all).")
 @click.option(
-    "--quick", is_flag=True, help="Small sizes, one round: shows that all works, in 3 minutes."
-)
+    "--contestants", callback=_names, metavar="NAME,...",
+    help=f"Only these (default: each row's own). {' and '.join(PARTS)} always have their own.",
+)  # fmt: skip
+@click.option(
+    "--baseline", type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="Another checkout of cleanfs, with its .venv: one more contestant.",
+)  # fmt: skip
+@click.option("--quick", is_flag=True, help="Small sizes, one round, short jobs.")
 @click.option(
     "--rounds", type=click.IntRange(1), help="Default: 3; one less where a round takes minutes."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), help="Of a job of fio (default: 3)."
 )
 @click.option(
     "--whole-tree", is_flag=True, help="grep and compile at equal RAM in all of the kernel's tree."
@@ -57,27 +90,36 @@ PACKAGES = (
 @click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--plots", "plots_directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
-    "--directory", default="/var/tmp", show_default=True, help="For images of disks: 16 GiB.",
+    "--directory", default="/var/tmp", show_default=True,
+    help="For sources and images of disks: up to 16 GiB.",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
 )  # fmt: skip
 def main(
-    only: tuple[str, ...],
+    rows: tuple[str, ...],
+    contestants: tuple[str, ...],
+    baseline: Path | None,
     quick: bool,
     rounds: int | None,
+    seconds: float | None,
     whole_tree: bool,
     json_file: Path | None,
     markdown_file: Path | None,
     plots_directory: Path | None,
     directory: Path,
 ) -> None:
-    """Measure cleanfs beside the page cache, compressing file systems and other FUSE mounts."""
+    """Measure cleanfs beside the page cache, compressing file systems, other mounts, and itself."""
     if os.geteuid() != 0:
         raise click.UsageError("needs root, for loop devices and control groups")
-    install_debian_packages(PACKAGES, console.print)
-    install_extra("bench", "matplotlib", console.print)
+    if "baseline" in contestants and baseline is None:
+        raise click.UsageError("the contestant baseline needs --baseline CHECKOUT")
+    chosen = [each for name in rows or (*PARTS, *ROWS) for each in GROUPS.get(name, (name,))]
+    parts = [name for name in PARTS if name in chosen]
+    peers = [name for name in PEERS if name in (contestants or PEERS)]
+    install_debian_packages(PARTS_PACKAGES if parts else ("fio", "git", *peers), console.print)
+    if plots_directory:
+        install_extra("bench", "matplotlib", console.print)
     plan = QUICK if quick else FULL
-    if rounds:
-        plan = replace(plan, rounds=rounds)
+    plan = replace(plan, rounds=rounds or plan.rounds, seconds=seconds or plan.seconds)
     if whole_tree:
         plan = replace(plan, tree="whole", tree_ram=1000)
     signal.signal(signal.SIGINT, _interrupted)
@@ -92,7 +134,7 @@ def main(
         with ExitStack() as stack:
             progress = stack.enter_context(Progress(*columns, console=console, transient=True))
             lab = Lab(scratch, stack, plan, console, progress)
-            for part in only or PARTS:
+            for part in parts:
                 for bench, minutes in PARTS[part]:
                     begun = time.monotonic()
                     try:
@@ -101,6 +143,12 @@ def main(
                         lab.skip(part, exc)
                     name = bench.__module__.rpartition(".")[2]
                     lab.say(f"{name}, {bench.__name__}: {time.monotonic() - begun:.0f} s")
+            bench_rows = Bench(lab, baseline)
+            for name in ROWS:
+                if name in chosen:
+                    begun = time.monotonic()
+                    bench_rows.run(name, ROWS[name], contestants)
+                    lab.say(f"{name}: {time.monotonic() - begun:.0f} s")
     finally:
         minutes = (time.monotonic() - start) / 60
         try:

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from .cgroups import Group
 from .disks import unmount
-from .machine import MIB, call, need
+from .machine import MIB, SkippedError, call, need
 
 Mount = Callable[[Group, Path, Path], AbstractContextManager[Path]]
-CLEANFS = (sys.executable, "-m", "cleanfs")
-
+CLEANFS = (sys.executable, "-P", "-m", "cleanfs")
 
 SPARE = 116
 """MiB of equal RAM that are not for cleanfs's pool: daemon, page caches, workload."""
@@ -28,14 +27,23 @@ def nothing(_: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
     yield source
 
 
-def cleanfs(*options: str) -> Mount:
+def cleanfs_of(checkout: Path) -> tuple[str, ...]:
+    """The command of another checkout of cleanfs. Raises SkippedError if it would run other code."""
+    python = ("env", f"PYTHONPATH={checkout}", str(checkout / ".venv/bin/python"), "-P")
+    found = call(*python, "-c", "import cleanfs; print(cleanfs.__file__)").strip()
+    if not Path(found).is_relative_to(checkout):
+        raise SkippedError(f"{checkout}: its Python imports {found}")
+    return (*python, "-m", "cleanfs")
+
+
+def cleanfs(*options: str, command: tuple[str, ...] = CLEANFS) -> Mount:
     """A cleanfs mount with these options."""
 
     @contextmanager
     def mount(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
         mountpoint.mkdir(parents=True, exist_ok=True)
         try:
-            call(*group.inside(*CLEANFS, "mount", *options, source, mountpoint))
+            call(*group.inside(*command, "mount", *options, source, mountpoint))
             yield mountpoint
         finally:
             unmount(mountpoint)

@@ -52,8 +52,11 @@ class Plan:
     hot_file: int = 256
     """MiB for round trips."""
     small_files: int = 4000
-    unpacked: str = "include"
-    """Directory of the kernel that is unpacked through the mounts."""
+    files: int = 60_000
+    """In the tree of small files."""
+    transactions: int = 100
+    job_file: int = 64
+    """MiB of each small job's file."""
     write: int = 256
     """MiB written in one go."""
 
@@ -79,7 +82,9 @@ QUICK = replace(
     stream=256,
     hot_file=64,
     small_files=500,
-    unpacked="kernel",
+    files=3000,
+    transactions=30,
+    job_file=8,
     write=64,
 )
 
@@ -129,7 +134,7 @@ class Lab:
         task = self.progress.add_task(what, total=count * len(items))
         for turn in range(count):
             for place in range(len(items)):
-                if turn and clock.up:
+                if turn and not place and clock.up:
                     self.say(f"{what}: the time is used after {turn} of {count} rounds")
                     self.progress.remove_task(task)
                     return
@@ -207,7 +212,7 @@ class Lab:
         mountpoint = self.scratch / f"mount-{self._mounts}"
         try:
             with group(memory) as made, contestant.mount(made, source, mountpoint) as path:
-                yield Mounted(made, path)
+                yield Mounted(made, source, path)
         finally:
             if mountpoint.exists():
                 unmount(mountpoint)
@@ -219,6 +224,7 @@ class Mounted:
     """A contestant in its group."""
 
     group: Group
+    source: Path
     path: Path
 
 

@@ -1,8 +1,6 @@
 """What cleanfs costs where it cannot help: streams, once through."""
 
-import os
 from contextlib import ExitStack
-from pathlib import Path
 
 from scripts.lib.content import write_compressible, write_random
 
@@ -12,7 +10,7 @@ from .disks import CLOUD_DISK, UNTHROTTLED, DiskClass
 from .lab import Clock, Lab
 from .machine import MIB, SkippedError
 from .results import Sample
-from .workloads import fio
+from .workloads import fio, read_through
 
 RANDOM_DISK = "random bytes, unthrottled disk"
 RANDOM_HOT = "random bytes, source in RAM"
@@ -54,7 +52,7 @@ def bench(lab: Lab, clock: Clock) -> None:
                 source = stack.enter_context(disk.mounted(mount))
                 mounted = stack.enter_context(lab.mounted(entrant, source))
                 if hot:
-                    _into_ram(source / name)
+                    read_through(source / name, keep=True)
                 mounted.group.throttle(disk.number, disk_class.iops, disk_class.bytes_per_second)
                 before, cpu = disk.read_mib, mounted.group.cpu_seconds()
                 size = plan.stream * MIB // 2 if disk_class is CLOUD_DISK else 0
@@ -68,10 +66,3 @@ def bench(lab: Lab, clock: Clock) -> None:
             continue
         section.add(workload, entrant.name, "MB/s", Sample(io.mb_per_second, read))
         section.add(workload + CPU, entrant.name, "s/GB", Sample(cpu / (io.bytes / 1e9)))
-
-
-def _into_ram(path: Path) -> None:
-    with path.open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while file.read(1 << 20):
-            pass

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-from . import equal_ram, metadata
+from . import equal_ram
 from .results import Results, Section
 
 COLOURS = {
     "cleanfs": "#d62728",
-    "cleanfs, hits in zcache": "#d62728",
     "cleanfs, no backend": "#f4a6a6",
     "cleanfs, passthrough": "#f4a6a6",
     "page cache alone (ext4)": "#1f77b4",
@@ -19,7 +18,6 @@ COLOURS = {
     "btrfs, zstd": "#2ca02c",
     "btrfs, lzo": "#98df8a",
     "mergerfs": "#ff7f0e",
-    "mergerfs cache.files=off": "#ff7f0e",
     "bindfs": "#bcbd22",
     "rclone, VFS cache": "#9467bd",
     "ext4 on zram (ceiling)": "#7f7f7f",
@@ -61,12 +59,7 @@ def _panels(name: str, section: Section) -> list[tuple[str, list[str]]]:
     panels: dict[str, list[str]] = {}
     for workload, row in section.cells.items():
         unit = next(iter(row.values())).unit
-        if name in {"equal RAM", "sweep"}:
-            kind = workload.split(",")[0]
-        elif name == "metadata":
-            kind = "writes" if workload in {metadata.WRITE, metadata.REWRITE} else "names"
-        else:
-            kind = ""
+        kind = workload.split(",")[0] if name in {"equal RAM", "sweep"} else ""
         title = f"{kind}, {unit}" if kind else unit
         panels.setdefault(title, []).append(workload)
     return list(panels.items())

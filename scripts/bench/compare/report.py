@@ -19,11 +19,18 @@ def show(results: Results, console: Console) -> None:
         if not section.cells:
             continue
         table = Table(
-            "workload", "contestant", "median (spread); MiB from disk", title=escape(section.title)
-        )
+            "workload", "contestant", "median (spread); MiB from disk", "cleanfs over it",
+            title=escape(section.title),
+        )  # fmt: skip
         for workload, row in section.cells.items():
             for who, cell in row.items():
-                table.add_row(escape(workload), escape(who), f"{cell.text()} {cell.unit}")
+                ratio = section.ratio(workload, who)
+                table.add_row(
+                    escape(workload),
+                    escape(who),
+                    f"{cell.text()} {cell.unit}",
+                    ratio.text() if ratio else "",
+                )
             table.add_section()
         console.print(table)
     rows = judge(results)
@@ -91,13 +98,20 @@ def _table(section: Section) -> list[str]:
     return lines
 
 
+def _ratio(section: Section, workload: str, who: str) -> dict[str, Any]:
+    ratio = section.ratio(workload, who)
+    return {"cleanfs_over_it": [sample.value for sample in ratio.samples]} if ratio else {}
+
+
 def as_json(results: Results, facts: dict[str, str], command: str, minutes: float) -> str:
     """All values."""
     sections: dict[str, Any] = {
         name: {
             "title": section.title,
             "workloads": {
-                workload: {who: cell.as_dict() for who, cell in row.items()}
+                workload: {
+                    who: cell.as_dict() | _ratio(section, workload, who) for who, cell in row.items()
+                }
                 for workload, row in section.cells.items()
             },
         }

@@ -82,6 +82,16 @@ class Section:
         """What was measured, if it was."""
         return self.cells.get(workload, {}).get(who)
 
+    def ratio(self, workload: str, who: str) -> Cell | None:
+        """Divide cleanfs's values by another contestant's, round by round."""
+        ours, theirs = self.get(workload, "cleanfs"), self.get(workload, who)
+        if ours is None or theirs is None or ours is theirs:
+            return None
+        if len(ours.samples) != len(theirs.samples) or not all(each.value for each in theirs.samples):
+            return None
+        pairs = zip(ours.samples, theirs.samples, strict=True)
+        return Cell("", [Sample(our.value / their.value) for our, their in pairs])
+
     @property
     def contestants(self) -> list[str]:
         """All of them, in order of appearance."""

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from . import contestants as who
-from . import equal_ram, metadata, overhead, round_trip, tree
+from . import daemon, equal_ram, overhead, tree
 from .disks import CLOUD_DISK, HARD_DISK
+from .reads import readers_text
 from .results import Results, number
+from .rows import CONTESTANTS
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,9 @@ class Target:
 
 TARGETS = [
     Target("4 KiB random zcache hits, IOPS vs mergerfs uncached on a hot source, one reader", 1.0,
-           "round trip", f"{round_trip.RANDOM}, 1 reader", round_trip.HITS, round_trip.MERGERFS),
+           "hits-4k", readers_text(1), "cleanfs", "mergerfs"),
     Target("128 KiB sequential zcache hits vs mergerfs, one reader", 2.0,
-           "round trip", f"{round_trip.SEQUENTIAL}, 1 reader", round_trip.HITS, round_trip.MERGERFS),
+           "hits-128k", readers_text(1), "cleanfs", "mergerfs"),
     Target("re-read of 1 GiB in 680 MiB of RAM, 125 MB/s disk, vs the page cache alone", 8.0,
            "equal RAM", f"{equal_ram.REREAD}, {CLOUD_DISK.name}", "cleanfs", who.NATIVE),
     Target("4 KiB random, the same, 150 IOPS disk, vs the page cache alone", 50.0,
@@ -40,13 +42,13 @@ TARGETS = [
     Target("incompressible stream, unthrottled, vs mergerfs", 0.8,
            "overhead", overhead.RANDOM_DISK, "cleanfs", "mergerfs"),
     Target("128 KiB sequential writes vs plain passthrough", 0.9,
-           "metadata", metadata.WRITE, "cleanfs", metadata.PLAIN),
+           "write-128k", "buffered", "cleanfs", CONTESTANTS["passthrough"]),
     Target("4 KiB random writes vs plain passthrough", 0.9,
-           "metadata", metadata.REWRITE, "cleanfs", metadata.PLAIN),
+           "write-4k", "buffered", "cleanfs", CONTESTANTS["passthrough"]),
     Target("128 KiB sequential writes vs mergerfs", 0.9,
-           "metadata", metadata.WRITE, "cleanfs", "mergerfs"),
+           "write-128k", "buffered", "cleanfs", "mergerfs"),
     Target("4 KiB random writes vs mergerfs", 0.9,
-           "metadata", metadata.REWRITE, "cleanfs", "mergerfs"),
+           "write-4k", "buffered", "cleanfs", "mergerfs"),
 ]  # fmt: skip
 WAKE_UPS = 10
 """What an idle daemon may have in 5 seconds."""
@@ -71,12 +73,12 @@ def judge(results: Results) -> list[tuple[str, str, str, str]]:
         else:
             verdict = f"missed by {(1 - ratio / target.goal) * 100:.0f} %"
         rows.append((target.text, f"≥ {target.goal:g}x", f"{bound}{number(ratio)}x", verdict))
-    switches = results.get("idle", "voluntary context switches", "cleanfs")
-    ticks = results.get("idle", "CPU ticks of 10 ms", "cleanfs")
+    switches = results.get("idle", daemon.SWITCHES, "cleanfs")
+    ticks = results.get("idle", daemon.TICKS, "cleanfs")
     if switches and ticks:
         met = switches.median <= WAKE_UPS and ticks.median <= 1
         rows.append((
-            f"idle daemon, {round_trip.IDLE_SECONDS} s", f"≤ {WAKE_UPS} wake-ups, ≤ 1 tick",
+            f"idle daemon, {daemon.IDLE_SECONDS} s", f"≤ {WAKE_UPS} wake-ups, ≤ 1 tick",
             f"{switches.median:.0f} wake-ups, {ticks.median:.0f} ticks", "met" if met else "missed",
         ))  # fmt: skip
     return rows

@@ -22,8 +22,11 @@ console = Console(width=None if sys.stdout.isatty() else 160)
 PAGES = (3, 5, 20, 60)
 """Room in the page cache, in turn."""
 
-ATTR_TIMEOUTS = (0.0, 0.05, 0.2, 1.0)
-"""One is chosen by the seed where the source changes."""
+ATTR_TIMEOUTS = {"open": (0.0, 0.05, 0.2, 1.0), "watch": (0.2, 10.0, 10.0), "none": (3600.0,)}
+"""One is chosen by the seed. Those of ``watch`` are also longer than a change may take to be seen."""
+
+UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search")
+"""A daemon that may not watch whole file systems."""
 
 
 @click.command()
@@ -81,7 +84,10 @@ def main(
     (top / "source").mkdir()
     (top / "mnt").mkdir()
     (top / "evidence").mkdir()
-    attr_timeout = 3600.0 if coherency == "none" else random.Random(seed).choice(ATTR_TIMEOUTS)
+    choose = random.Random(seed)
+    attr_timeout = choose.choice(ATTR_TIMEOUTS[coherency])
+    watches_as_root = coherency == "watch" and os.geteuid() == 0
+    prefix = choose.choice(((), UNPRIVILEGED)) if watches_as_root else ()
     plan = Plan(
         seed=seed,
         seconds=seconds,
@@ -107,10 +113,13 @@ def main(
     options += ["--writeback"] if writeback else []
     options += ["--shared-pool", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"] if shared_pool else []
     console.print(
-        f"--seed {seed}", "plain" if plain else shlex.join(options), soft_wrap=True, highlight=False
+        f"--seed {seed}",
+        "plain" if plain else shlex.join([*prefix, *options]),
+        soft_wrap=True,
+        highlight=False,
     )
     try:
-        outcome = soak.run(plan, options)
+        outcome = soak.run(plan, options, prefix)
         outcome.found += report.missing(plan, outcome)
         if json_file:
             json_file.write_text(

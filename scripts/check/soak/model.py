@@ -101,6 +101,11 @@ class Series:
         return values if self._view[2] - floor < RING - 2 else []
 
 
+def clock() -> int:
+    """Milliseconds, modulo 2**32."""
+    return time.monotonic_ns() // 1_000_000 % (1 << 32)
+
+
 @dataclass(frozen=True)
 class Seen:
     """What was binding before a read began."""
@@ -118,6 +123,8 @@ class Shape:
     names: int
     processes: int
     cells: int
+    quiet: int = 0
+    """Slots of files that have no name in the model (``quiet``)."""
 
 
 class Slot:
@@ -136,12 +143,14 @@ class Slot:
         self.floor = Words(view[at : at + cells])
         self.latest = Words(view[at + cells : at + 2 * cells])
         self.begun = Words(view[at + 2 * cells : at + 3 * cells])
+        self.since = Words(view[at + 3 * cells : at + 4 * cells])
+        """When (``clock``) the latest version was complete."""
         self.cells = cells
 
     @staticmethod
     def words(shape: Shape) -> int:
         """Memory that one takes."""
-        return 4 + SERIES_WORDS + shape.processes + 3 * shape.cells
+        return 4 + SERIES_WORDS + shape.processes + 4 * shape.cells
 
     @property
     def serial(self) -> int:
@@ -184,6 +193,7 @@ class Slot:
 
     def done(self, first: int, stop: int, version: int) -> None:
         """Written, somewhere; ``lift`` makes it binding."""
+        self.since.put(first, stop, clock())  # first: readers take the latest version, then the time
         self.latest.put(first, stop, version)
 
     def lift(self, first: int, versions: Sequence[int], size: int | None) -> None:
@@ -213,7 +223,8 @@ class Model:
         """Map it, empty."""
         self.shape = shape
         words = Slot.words(shape)
-        total = 10 + shape.names * SERIES_WORDS + shape.processes * 3 + shape.slots * words
+        total = 10 + shape.names * SERIES_WORDS + shape.processes * 4
+        total += (shape.slots + shape.quiet) * words
         self._map = mmap.mmap(-1, (total * 4 + 4095) // 4096 * 4096)
         view = memoryview(self._map)
         words32 = view[: total * 4].cast("I")
@@ -227,10 +238,13 @@ class Model:
         at += shape.processes + (at + shape.processes) % 2
         self._beats = words32[at : at + 2 * shape.processes].cast("B").cast("Q")
         at += 2 * shape.processes
-        self.slots = []
-        for number in range(shape.slots):
-            self.slots.append(Slot(number, words32[at : at + words], shape))
+        self._staleness = words32[at : at + shape.processes]
+        at += shape.processes
+        slots = []
+        for number in range(shape.slots + shape.quiet):
+            slots.append(Slot(number, words32[at : at + words], shape))
             at += words
+        self.slots, self.quiet = slots[: shape.slots], slots[shape.slots :]
 
     # -- one word each ------------------------------------------------------------------------
 
@@ -257,11 +271,20 @@ class Model:
         """When (monotonic ns) a process began its present step, and the step's number."""
         return self._beats[process], self._steps[process]
 
+    def note_staleness(self, process: int, milliseconds: int) -> None:
+        """A process has read bytes that were stale for so long."""
+        self._staleness[process] = max(self._staleness[process], milliseconds)
+
+    @property
+    def staleness(self) -> int:
+        """The most of all processes, in milliseconds."""
+        return max(self._staleness)
+
     # -- files --------------------------------------------------------------------------------
 
     def find(self, serial: int) -> Slot | None:
         """The slot of a file, unless it serves for another by now."""
-        for slot in self.slots:
+        for slot in (*self.slots, *self.quiet):
             if serial and slot.serial == serial:
                 return slot
         return None

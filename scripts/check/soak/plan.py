@@ -21,6 +21,10 @@ WATCH_DELAY = 1.0
 """Seconds in which ``--coherency watch`` promises to notice."""
 
 
+QUIET = 2
+"""Files that the mount does not open again (``quiet``)."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that the processes need to know."""
@@ -53,3 +57,8 @@ class Plan:
     def source_changes(self) -> bool:
         """Whether somebody changes the source behind the mount's back."""
         return self.coherency != "none"
+
+    @property
+    def quiet_files(self) -> int:
+        """How many files are not opened again: they take a mount that watches the source."""
+        return QUIET if self.coherency == "watch" else 0

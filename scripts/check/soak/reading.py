@@ -51,7 +51,7 @@ def pread(p: Process) -> None:
         return
     offset, size = span(p, handle)
     if handle.flags & os.O_DIRECT:
-        p.read(handle, offset, size, "O_DIRECT", lambda: _direct(handle.fd, offset, size))
+        p.read(handle, offset, size, "O_DIRECT", lambda: direct_read(handle.fd, offset, size))
         return
     if p.choose.random() < 0.3:
         os.posix_fadvise(handle.fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -59,7 +59,8 @@ def pread(p: Process) -> None:
     p.read(handle, offset, size, "pread", lambda: os.pread(handle.fd, size, offset))
 
 
-def _direct(fd: int, offset: int, size: int) -> bytes:
+def direct_read(fd: int, offset: int, size: int) -> bytes:
+    """Read past the kernel's page cache."""
     with mmap.mmap(-1, size) as buffer:
         return buffer[: os.preadv(fd, [buffer], offset)]
 

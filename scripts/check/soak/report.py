@@ -21,11 +21,16 @@ ALWAYS = ("reads checked", "read: pread", "read: O_DIRECT", "read: mapping", "re
           "replace", "rename over", "exchange", "unlink", "link", "sizes checked")  # fmt: skip
 
 
+WATCHED = ("quiet: write", "source: store", "read: quiet, mapping", "read: quiet, pread",
+           "read: quiet, O_DIRECT")  # fmt: skip
+
+
 def missing(plan: Plan, outcome: Outcome) -> list[str]:
     """What a long soak should have done and did not."""
     if plan.seconds < LONG:
         return []
-    lacking = [name for name in ALWAYS if not outcome.counts[name]]
+    always = ALWAYS + (WATCHED if plan.quiet_files else ())
+    lacking = [name for name in always if not outcome.counts[name]]
     if not plan.plain:
         wanted = ["pagecache_hits", "succ_gets", "puts", "flushes", "pagecache_evictions"]
         wanted += ["changes_found"] if plan.source_changes else []
@@ -40,6 +45,8 @@ def table(plan: Plan, outcome: Outcome, title: str) -> Table:
     shown.add_column(justify="right")
     for name, count in sorted(outcome.counts.items()):
         shown.add_row(name, f"{count:,}")
+    if plan.quiet_files:
+        shown.add_row("stalest bytes of a quiet file", f"{outcome.staleness / 1000:.3f} s")
     shown.add_section()
     for name in FROM_STATS:
         if name in outcome.stats:
@@ -58,5 +65,6 @@ def as_json(plan: Plan, outcome: Outcome, command: list[str]) -> dict[str, Any]:
         "found": outcome.found,
         "evidence": str(plan.evidence) if outcome.found else None,
         "counts": dict(sorted(outcome.counts.items())),
+        "staleness_ms": outcome.staleness if plan.quiet_files else None,
         "stats": {name: outcome.stats[name] for name in FROM_STATS if name in outcome.stats},
     }

@@ -81,6 +81,20 @@ def check_data(
     return None
 
 
+def staleness(cells: Sequence[bytes], latest: Sequence[int], since: Sequence[int], began: int) -> int:
+    """For how many milliseconds a newer version of the stalest cell was complete when its read began.
+
+    ``latest``: the versions that were complete then; ``since``: when they got so. That is a lower bound
+    where a cell shows a version older than the last but one.
+    """
+    worst = 0
+    for cell, version, when in zip(cells, latest, since, strict=True):
+        said = claim(cell)
+        if said is not None and said[2] < version:
+            worst = max(worst, (began - when) % (1 << 32))
+    return worst
+
+
 def legal_versions(low: int, high: int) -> list[int]:
     """The versions from the floor to what was begun. Of those in between the kind is not known."""
     numbers = range((low >> 1) + 1, high >> 1)

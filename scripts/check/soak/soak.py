@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.harness import mounting
 
-from . import journal, worker
+from . import journal, quiet, worker
 from .content import cell_at, cells_bytes
 from .model import Model, Shape
 from .naming import Naming
@@ -40,14 +40,16 @@ class Outcome:
     counts: Counter[str] = field(default_factory=Counter)
     stats: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    staleness: int = 0
+    """Milliseconds for which the stalest bytes that a read may show had been stale."""
 
 
-def run(plan: Plan, options: list[str]) -> Outcome:
+def run(plan: Plan, options: list[str], prefix: tuple[str, ...]) -> Outcome:
     """Mount, soak, look, unmount, look again. Whatever happens, nothing is left but the evidence."""
     outcome = Outcome()
     for directory in ("a", "b"):
         (plan.source / directory).mkdir()
-    model = Model(Shape(SLOTS, NAMES, len(worker.roles(plan)), plan.cells))
+    model = Model(Shape(SLOTS, NAMES, len(worker.roles(plan)), plan.cells, plan.quiet_files))
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         fs = None
@@ -56,7 +58,7 @@ def run(plan: Plan, options: list[str]) -> Outcome:
             mounting.START_TIMEOUT = STEP_LIMIT
             mounting.LIFETIME = plan.seconds + STEP_LIMIT + END_LIMIT + 120
             stack.enter_context(_noting(outcome))
-            fs = stack.enter_context(mounting.mounted(plan.source, plan.mount, *options))
+            fs = stack.enter_context(mounting.mounted(plan.source, plan.mount, *options, prefix=prefix))
         plan = replace(plan, holes=_can_punch(plan.mount))
         _soak(plan, model, outcome, fs)
         outcome.seconds = time.monotonic() - began
@@ -105,6 +107,7 @@ def _can_punch(directory: Path) -> bool:
 
 def _soak(plan: Plan, model: Model, outcome: Outcome, fs: mounting.MountedFs | None) -> None:
     _first_files(plan, model)
+    quiet.make(plan, model)
     children = {}
     for index in range(len(worker.roles(plan))):
         pid = os.fork()
@@ -121,6 +124,7 @@ def _soak(plan: Plan, model: Model, outcome: Outcome, fs: mounting.MountedFs | N
     finally:
         model.stop()
         _end(model, plan, children, outcome, fs)
+    outcome.staleness = model.staleness
     outcome.found += worker.evidence_of(plan.evidence)
     for path in plan.evidence.glob("counts-*.json"):
         outcome.counts.update(json.loads(path.read_text()))
@@ -226,9 +230,10 @@ def _collect(children: dict[int, int], outcome: Outcome) -> None:
 def _look(model: Model, top: Path, when: str) -> list[str]:
     """Everything must be exactly what was written."""
     found = []
-    for name, series in enumerate(model.names):
-        path = top / place(name)
-        serial = series.latest
+    files = [(top / place(name), series.latest) for name, series in enumerate(model.names)]
+    files += [(quiet.path_below(top, number), slot.serial) for number, slot in enumerate(model.quiet)]
+    for path, serial in files:
+        name = path.name
         if serial == 0:
             if path.exists():
                 found.append(f"{when}: name {name} is there and must not be")

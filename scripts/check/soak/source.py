@@ -5,10 +5,12 @@ through the mount after the change (``Process.binding``), or with ``watch`` a se
 when the mount's attribute timeout is over.
 """
 
+import mmap
 import os
 import time
 from collections.abc import Callable
 
+from . import quiet
 from .model import Slot
 from .naming import Naming
 from .plan import MAPPED, PLAIN, SLACK, WATCH_DELAY
@@ -26,6 +28,8 @@ class Intruder:
         self._p = p
         self._names: Later = []
         self._contents: Later = []
+        self._quiet: dict[int, int] = {}
+        """Open files of that kind: a close would be an event, too."""
 
     def step(self) -> None:
         """One change."""
@@ -33,7 +37,9 @@ class Intruder:
         self._promote()
         kinds = ("cells", "cells", "cells", "append", "cut", "punch", "name")
         what = p.choose.choice(kinds)
-        if what == "name":
+        if p.model.quiet and p.choose.random() < 0.5:
+            self._change_a_quiet_file()
+        elif what == "name":
             if p.choose.random() < 0.2:
                 self._change_a_name()
         else:
@@ -81,10 +87,18 @@ class Intruder:
             os.close(fd)
             p.let_go(slot)
 
+    def _change_a_quiet_file(self) -> None:
+        p = self._p
+        number = quiet.turn(p.model)
+        if number not in self._quiet:
+            self._quiet[number] = os.open(quiet.path_below(p.plan.source, number), os.O_RDWR)
+        self._cells(p.model.quiet[number], self._quiet[number])
+
     def _cells(self, slot: Slot, fd: int) -> None:
         p = self._p
         at, many = p.choose.random(), p.choose.choice((1, 1, 4, 30))
         set_back = p.choose.random() < 0.3
+        mapped = p.plan.coherency == "watch" and p.choose.random() < 0.3
         size = slot.size_in_cells()
         if size == 0:
             return
@@ -97,15 +111,19 @@ class Intruder:
 
             def call(data: bytes) -> None:
                 st = os.fstat(fd)
-                if os.pwrite(fd, data, offset) != len(data):
+                if mapped:
+                    _store(fd, offset, data)
+                elif os.pwrite(fd, data, offset) != len(data):
                     raise IllegalError("short write to the source")
                 if set_back:
                     os.utime(fd, ns=(st.st_atime_ns, st.st_mtime_ns))
 
-            self._note(f"cells {first}-{stop} at {offset}, set back: {set_back}", slot)
+            self._note(
+                f"cells {first}-{stop} at {offset}, set back: {set_back}, mapped: {mapped}", slot
+            )
             p.change(slot, first, stop, call, source=self._source(slot, first))
             self._note("done", slot)
-        p.counts["source: write"] += 1
+        p.counts[f"source: {'store' if mapped else 'write'}"] += 1
 
     def _append(self, slot: Slot, fd: int) -> None:
         p = self._p
@@ -184,3 +202,12 @@ class Intruder:
 
     def _note(self, text: str, slot: Slot) -> None:
         self._p.journal.note(f"source of file {slot.serial}. {text}")
+
+
+def _store(fd: int, offset: int, data: bytes) -> None:
+    """Store through a mapping by another fd: the change is complete, with an event, at its close."""
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+    start = offset - offset % mmap.ALLOCATIONGRANULARITY
+    with mmap.mmap(again, offset - start + len(data), offset=start) as area:
+        area[offset - start :] = data
+    os.close(again)

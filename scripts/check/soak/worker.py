@@ -13,6 +13,7 @@ from .disturb import Disturber
 from .model import Model
 from .plan import Plan
 from .process import IllegalError, Process
+from .quiet import QuietFiles
 from .source import Intruder
 
 FOUND = 3
@@ -64,6 +65,8 @@ def _steps(p: Process, role: str) -> Callable[[], None]:
     if role == "source":
         return Intruder(p).step
     operations = {**reading.OPERATIONS, **writing.OPERATIONS, **naming.OPERATIONS}
+    if p.model.quiet:
+        operations[QuietFiles(p).look] = 30
     names = list(operations)
 
     def step() -> None:

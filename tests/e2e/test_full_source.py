@@ -1,7 +1,7 @@
-"""A source that is full: who removes a file can use its space at once, as without the mount.
+"""Test a full source: the space of a removed file can be used at once, as without the mount.
 
-The daemon holds what it was asked for until the kernel forgets it, and a descriptor of a program's
-(O_PATH, so that nothing is told of its close) makes that as late as a test wants.
+The daemon holds an inode until the kernel forgets it. A program's fd delays this as long as a test
+wants. It is opened with O_PATH, so the kernel sends no request at its close.
 """
 
 import errno
@@ -21,8 +21,8 @@ from tests.harness.machine import Deadline
 from tests.harness.mounting import MountedFs
 
 LATE = 0.2
-PATIENT = "from cleanfs.source import space_retry as room; room.LATELY_SECONDS = 15"
-"""However busy this machine is."""
+LONG_RETRY = "from cleanfs.source import space_retry as retry; retry.LATELY_SECONDS = 15"
+"""Gives the retry enough time on a busy machine."""
 
 SIZE = 1 << 20
 INODES = 8
@@ -32,7 +32,7 @@ INODES = 8
 def small(
     request: pytest.FixtureRequest, source: Path, mount: Mounter
 ) -> Iterator[Callable[[str], MountedFs]]:
-    """Mounts a small source."""
+    """Return a function that mounts a small source."""
     options = f"size={SIZE},nr_inodes={INODES}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", source], check=True, timeout=10)
     try:
@@ -43,12 +43,12 @@ def small(
 
 @pytest.fixture
 def fs(small: Callable[[str], MountedFs]) -> MountedFs:
-    return small(PATIENT)
+    return small(LONG_RETRY)
 
 
 @contextmanager
-def let_go_late(path: Path) -> Iterator[None]:
-    """Around a removal: hold what is removed for a moment longer."""
+def released_late(path: Path) -> Iterator[None]:
+    """Hold a file for a moment after the block, which removes it."""
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     timer = threading.Timer(LATE, os.close, [fd])
     try:
@@ -75,27 +75,27 @@ def write_through(file: io.FileIO, data: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def test_a_write_has_the_space_of_a_file_that_was_removed(fs: MountedFs) -> None:
+def test_a_write_can_use_the_space_of_a_removed_file(fs: MountedFs) -> None:
     big = fill(fs)
-    with let_go_late(big):
+    with released_late(big):
         big.unlink()
     (fs.path / "new").write_bytes(b"fits")
     assert (fs.source / "new").read_bytes() == b"fits"
 
 
-def test_a_write_has_the_space_of_a_file_that_was_replaced(fs: MountedFs) -> None:
+def test_a_write_can_use_the_space_of_a_replaced_file(fs: MountedFs) -> None:
     (fs.path / "other").touch()
     big = fill(fs)
-    with let_go_late(big):
+    with released_late(big):
         (fs.path / "other").rename(big)
     big.write_bytes(b"fits")
     assert (fs.source / "big").read_bytes() == b"fits"
 
 
-def test_a_write_has_the_space_of_a_removed_file_that_is_closed(fs: MountedFs) -> None:
-    """Long after it was removed."""
+def test_a_write_can_use_the_space_of_a_removed_file_after_its_close(fs: MountedFs) -> None:
+    """The close comes long after the removal."""
     big = fill(fs)
-    with open(big, "rb"), let_go_late(big):
+    with open(big, "rb"), released_late(big):
         big.unlink()
         time.sleep(1.2)
     (fs.path / "new").write_bytes(b"fits")
@@ -112,22 +112,22 @@ MAKERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @pytest.mark.parametrize("remove", [Path.rmdir, Path.unlink], ids=["rmdir", "unlink"])
-def test_what_is_made_has_the_inode_of_what_was_removed(
+def test_a_creation_can_use_the_inode_of_a_removed_file(
     fs: MountedFs, make: Callable[[Path], object], remove: Callable[[Path], None]
 ) -> None:
     first = fs.path / "0"
     make_first = Path.mkdir if remove is Path.rmdir else Path.touch
-    for i in range(INODES - 1):  # and the root
+    for i in range(INODES - 1):  # the root has one
         make_first(fs.path / str(i))
     with pytest.raises(OSError, match="No space"):
         make_first(fs.path / "more")
-    with let_go_late(first):
+    with released_late(first):
         remove(first)
     make(fs.path / "new")
     assert os.path.lexists(fs.source / "new")
 
 
-def test_a_file_that_stays_open_is_not_waited_for_long(small: Callable[[str], MountedFs]) -> None:
+def test_the_wait_for_a_file_that_stays_open_is_short(small: Callable[[str], MountedFs]) -> None:
     fs = small("")
     big = fill(fs)
     with open(big, "rb"):
