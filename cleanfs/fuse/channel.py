@@ -30,7 +30,7 @@ from cleanfs.cache.state import CacheState, HandleState
 from cleanfs.fuse import init_flags
 from cleanfs.fuse.reader_lock import ReaderLock
 from cleanfs.fuse.request import Request, set_current
-from cleanfs.fuse.scheduler_fd import scheduler_fd
+from cleanfs.fuse.scheduler import Scheduler
 from cleanfs.fuse.session import native
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 
@@ -77,7 +77,7 @@ class Channel:
         self._wanted_init_flags = wanted_init_flags
         self._init_flags_granted = init_flags_granted
         self._busy_poll_us = busy_poll_us
-        self._scheduler_fd = -1
+        self._scheduler: Scheduler
         self._native: Any = None
         self._serves = False
         self._lock = ReaderLock()
@@ -101,12 +101,12 @@ class Channel:
     def receive_from(self, device: int) -> None:
         """Receive messages from an open FUSE device, which becomes non-blocking."""
         assert native is not None
-        self._scheduler_fd = scheduler_fd()
-        if self._scheduler_fd < 0:
+        self._scheduler = Scheduler()
+        if self._scheduler.fd < 0:
             log.warning("this trio hides its epoll: a request costs a run of the scheduler")
         self._native = native.Channel(
             device,
-            self._scheduler_fd,
+            self._scheduler.fd,
             int(self._busy_poll_us * 1000),
             self._init_reply,
             self._refused,
@@ -114,7 +114,7 @@ class Channel:
 
     def confirm(self) -> None:
         """Warn if this pyfuse3 waits elsewhere. Call this once the mount has replied to a request."""
-        if self._native is not None and not self._native.slept:
+        if self._native is not None and not self._lock_made:
             log.warning("this pyfuse3 does not use the wait that was replaced: %s", LOST)
 
     def close(self) -> None:
@@ -122,6 +122,7 @@ class Channel:
         if self._native is not None:
             pyfuse3.trio = trio  # type: ignore[attr-defined]  # see begin
             self._native.close()
+            self._scheduler.close()
 
     @property
     def device(self) -> int:
@@ -201,17 +202,16 @@ class Channel:
 
         Raises trio.ClosedResourceError once the device is being closed.
         """
+        scheduler = self._scheduler
         while not self._closing:
-            scheduler = trio.lowlevel.current_statistics()
             if (
-                scheduler.tasks_runnable > self._lock.woken
-                or scheduler.run_sync_soon_queue_size > 0
+                scheduler.runnable > self._lock.woken
                 or time.perf_counter_ns() > self._yielded_ns + MAX_UNYIELDING_NS
             ):
                 await self._yield()
-            elif self._receive(scheduler.seconds_to_next_deadline):
+            elif self._receive():
                 return
-            elif self._scheduler_fd < 0:
+            elif scheduler.fd < 0:
                 await trio.lowlevel.wait_readable(fd)
             else:
                 await self._yield()
@@ -222,13 +222,15 @@ class Channel:
         await trio.lowlevel.checkpoint()
         self._yielded_ns = time.perf_counter_ns()
 
-    def _receive(self, seconds: float) -> bool:
+    def _receive(self) -> bool:
         """Receive a message that the native half does not serve, unless the scheduler must run before.
 
-        It must in so many ``seconds``. Returns whether libfuse has something to read.
+        Returns whether libfuse has something to read.
         """
         try:
-            request = self._native.receive(seconds)
+            request = self._native.receive_now()
+            if request is None:
+                request = self._native.receive(self._scheduler.seconds_to_next_deadline)
         except OSError:  # the end of the connection, which libfuse must see itself
             set_current(None)
             return True

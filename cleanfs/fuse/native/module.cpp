@@ -79,23 +79,18 @@ public:
         if (attached == this) attached = nullptr;
     }
 
+    // None if there is no message now.
+    std::optional<nb::object> receive_now() {
+        return request_of([&] { return channel_.receive_now(fast_path_.get()); });
+    }
+
     // `until_seconds` from now on, the scheduler must run. None if it must run before a message is there.
     std::optional<nb::object> receive(double until_seconds) {
-        message_.reset();
-        try {
-            message_ = channel_.receive_now(fast_path_.get());
-            if (!message_) {
-                nb::gil_scoped_release unlocked;  // while it polls, serves or sleeps, worker threads run
-                const double ns = std::clamp(until_seconds, 0.0, 1e6) * 1e9;
-                message_ = channel_.receive(cleanfs::now_ns() + static_cast<std::int64_t>(ns), fast_path_.get());
-            }
-        } catch (const std::system_error& error) {
-            raise_errno(error.code().value());
-        }
-        if (!message_) return std::nullopt;
-        nb::object request = nb::cast(Request(*message_));
-        if (message_->has_reply()) in_flight_[message_->header().unique] = request;
-        return request;
+        const auto ns = static_cast<std::int64_t>(std::clamp(until_seconds, 0.0, 1e6) * 1e9);
+        return request_of([&] {
+            nb::gil_scoped_release unlocked;  // while it polls, serves or sleeps, worker threads run
+            return channel_.receive(cleanfs::now_ns() + ns, fast_path_.get());
+        });
     }
 
     nb::bytes body() const {
@@ -156,6 +151,20 @@ public:
     }
 
 private:
+    template <class Receive>
+    std::optional<nb::object> request_of(Receive&& receive) {
+        message_.reset();
+        try {
+            message_ = receive();
+        } catch (const std::system_error& error) {
+            raise_errno(error.code().value());
+        }
+        if (!message_) return std::nullopt;
+        nb::object request = nb::cast(Request(*message_));
+        if (message_->has_reply()) in_flight_[message_->header().unique] = request;
+        return request;
+    }
+
     static nb::tuple to_python(const Histogram& histogram) {
         nb::list counts;
         for (const std::uint64_t count : histogram.counts) counts.append(count);
@@ -257,6 +266,7 @@ NB_MODULE(_channel, module) {
         .def_prop_ro("device", &PyChannel::device)
         .def("attach", &PyChannel::attach)
         .def("close", &PyChannel::close)
+        .def("receive_now", &PyChannel::receive_now)
         .def("receive", &PyChannel::receive, "until_seconds"_a)
         .def("body", &PyChannel::body)
         .def("leave_to_libfuse", &PyChannel::leave_to_libfuse)
