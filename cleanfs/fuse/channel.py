@@ -19,8 +19,8 @@ handle is received in the wait, and copied once when libfuse reads.
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import pyfuse3
@@ -28,6 +28,7 @@ import trio
 
 from cleanfs.cache.state import CacheState, HandleState
 from cleanfs.fuse import init_flags
+from cleanfs.fuse.protocol import OPCODES
 from cleanfs.fuse.reader_lock import ReaderLock
 from cleanfs.fuse.request import Request, set_current
 from cleanfs.fuse.scheduler import Scheduler
@@ -55,6 +56,8 @@ class ChannelStats:
     """Waits that went to sleep."""
     served_natively: int = 0
     """Requests that were served without Python."""
+    requests: Mapping[str, int] = field(default_factory=dict)
+    """All requests, by the name of their opcode."""
 
 
 class Channel:
@@ -134,7 +137,8 @@ class Channel:
         if self._native is None:
             return ChannelStats()
         native = self._native
-        return ChannelStats(self._busy_poll_us, native.polled, native.slept, native.served)
+        requests = {OPCODES.get(code, "other"): count for code, count in native.opcodes().items()}
+        return ChannelStats(self._busy_poll_us, native.polled, native.slept, native.served, requests)
 
     def request(self, unique: int) -> Request | None:
         """Return the request with that id, if it has no reply of its handler yet."""

@@ -230,6 +230,7 @@ Channel::Read Channel::read_message(FastPath* fast_path) {
                 if (message && message->has_reply()) reply(message->header().unique, -EIO, {});
                 continue;
             }
+            ++opcodes_[std::min<std::size_t>(message->header().opcode, opcodes_.size() - 1)];
             if (awake_ && window_.ns() > 0) ++polled_;
             awake_ = true;
             return fast_path != nullptr && fast_path->serve(*message, *this) ? Read::served : Read::message;

@@ -15,6 +15,7 @@
 #include <linux/fuse.h>
 #include <sys/uio.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -100,6 +101,9 @@ public:
     // is lost.
     void set_max_write(std::size_t bytes);
 
+    // How many messages came, by opcode. The last one counts all that are higher.
+    const std::array<std::uint64_t, 64>& opcodes() const { return opcodes_; }
+
     // For libfuse: read the message that `receive` left for it. -1 and errno EINTR if there is none,
     // or the device's error.
     ssize_t read_for_libfuse(void* to, std::size_t size);
@@ -121,6 +125,7 @@ private:
     Window window_;
     std::int64_t idle_since_ = 0;  // the last message was read, or its handler began to wait
     bool handed_over_ = false;     // a message, whose handler runs
+    std::array<std::uint64_t, 64> opcodes_{};
     bool awake_ = true;            // since the last message
     std::uint64_t polled_ = 0, slept_ = 0;
     std::size_t capacity_ = 0;

@@ -136,6 +136,15 @@ public:
         handles_.erase(fh);
     }
 
+    // How many messages came, by opcode, without those of which none came.
+    nb::dict opcodes() const {
+        nb::dict counts;
+        for (std::size_t opcode = 0; opcode < channel_.opcodes().size(); ++opcode) {
+            if (channel_.opcodes()[opcode] > 0) counts[nb::int_(opcode)] = channel_.opcodes()[opcode];
+        }
+        return counts;
+    }
+
     std::uint64_t polled() const { return channel_.polled(); }
     std::uint64_t slept() const { return channel_.slept(); }
     std::uint64_t served() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().served; }
@@ -277,6 +286,7 @@ NB_MODULE(_channel, module) {
         .def("serve_from", &PyChannel::serve_from, "caches"_a)
         .def("add_handle", &PyChannel::add_handle, "fh"_a, "handle"_a)
         .def("remove_handle", &PyChannel::remove_handle, "fh"_a)
+        .def("opcodes", &PyChannel::opcodes)
         .def_prop_ro("polled", &PyChannel::polled)
         .def_prop_ro("slept", &PyChannel::slept)
         .def_prop_ro("served", &PyChannel::served)
