@@ -15,6 +15,8 @@ struct FastOps {
     void* engine = nullptr;
     // Zcache::borrow. False also if the call failed; then nothing has changed.
     bool (*borrow)(void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count, std::byte* to) = nullptr;
+    // Zcache::missing. 0 if the call failed.
+    std::size_t (*missing)(void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count) = nullptr;
     // Zcache::flush_pages. False if the call failed.
     bool (*flush)(void* engine, int pool, const FileKey& key, PageIndex first, PageIndex stop) = nullptr;
 };

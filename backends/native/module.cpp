@@ -130,6 +130,14 @@ public:
         fast_ops_.borrow = [](void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count, std::byte* to) {
             return attempt([&] { return static_cast<zcache::Zcache*>(engine)->borrow(pool, key, first, count, to); });
         };
+        fast_ops_.missing = [](void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count) {
+            std::size_t missing = 0;
+            attempt([&] {
+                missing = static_cast<zcache::Zcache*>(engine)->missing(pool, key, first, count);
+                return true;
+            });
+            return missing;
+        };
         fast_ops_.flush = [](void* engine, int pool, const FileKey& key, PageIndex first, PageIndex stop) {
             return attempt([&] {
                 static_cast<zcache::Zcache*>(engine)->flush_pages(pool, key, first, stop);

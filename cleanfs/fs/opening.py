@@ -158,6 +158,7 @@ class Opener:
         try:
             new = NewAttributes(size=0, mode=cleared)
             inode.kernel.sent = stamps_of(await self._tree.set_attributes(inode, io_fd, new))
+            inode.kernel.size = 0  # upon this reply
         except BaseException:
             await self._handles.release(fh)
             raise

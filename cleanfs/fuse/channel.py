@@ -17,7 +17,10 @@ handle is received in the wait, and copied once when libfuse reads.
   cost. It releases the GIL, so worker threads make progress.
 """
 
+import contextlib
 import logging
+import os
+import stat as stat_module
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,6 +78,8 @@ class Channel:
         """
         self.handlers: dict[int, Handler] = {}
         """The messages that are handled here, by opcode."""
+        self.device = -1
+        """The fd of the FUSE device; -1 if it is not known."""
         self.refused: Callable[[Request], None] = roll_back
         """Called when the kernel refuses a reply of libfuse, as the requester is gone."""
         self._wanted_init_flags = wanted_init_flags
@@ -91,6 +96,7 @@ class Channel:
     def begin(self) -> None:
         """Take over the session that was just mounted, if this pyfuse3 lets us; else warn."""
         device = None if native is None else native.session_fd()
+        self.device = find_device() if device is None else device
         if native is None or device is None:
             log.warning("libfuse reads the FUSE device by itself: %s", LOST)
             return
@@ -104,6 +110,7 @@ class Channel:
     def receive_from(self, device: int) -> None:
         """Receive messages from an open FUSE device, which becomes non-blocking."""
         assert native is not None
+        self.device = device
         self._scheduler = Scheduler()
         if self._scheduler.fd < 0:
             log.warning("this trio hides its epoll: a request costs a run of the scheduler")
@@ -126,11 +133,6 @@ class Channel:
             pyfuse3.trio = trio  # type: ignore[attr-defined]  # see begin
             self._native.close()
             self._scheduler.close()
-
-    @property
-    def device(self) -> int:
-        """The fd of the FUSE device; -1 if it is not known."""
-        return -1 if self._native is None else cast(int, self._native.device)
 
     def stats(self) -> ChannelStats:
         """Return a snapshot."""
@@ -259,6 +261,21 @@ LOST: Final = (
     "overwrite what others appended in the source"
 )
 """What works less well without the channel."""
+
+
+FUSE_DEVICE: Final = os.makedev(10, 229)
+"""The number of /dev/fuse (Documentation/admin-guide/devices.txt)."""
+
+
+def find_device() -> int:
+    """Return the fd of this process that is open on /dev/fuse; -1 if there is not exactly one."""
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # that of the list is closed by now
+            st = os.fstat(fd)
+            if stat_module.S_ISCHR(st.st_mode) and st.st_rdev == FUSE_DEVICE:
+                found.append(fd)
+    return found[0] if len(found) == 1 else -1
 
 
 def roll_back(request: Request) -> None:

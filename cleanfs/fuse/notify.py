@@ -172,8 +172,8 @@ class Notifier:
     def use_device(self, fd: int) -> None:
         """Send notifications through a duplicate of the device's fd; -1 if that is not known.
 
-        libfuse's own fd may be another file for a moment (``interrupts``). Without the fd, pyfuse3
-        sends notifications, and an expiry becomes an invalidation.
+        A thread may still send when libfuse closes its own. Without the fd, pyfuse3 sends
+        notifications, and an expiry becomes an invalidation.
         """
         self._device = -1 if fd < 0 else os.dup(fd)
 

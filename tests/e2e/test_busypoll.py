@@ -176,6 +176,7 @@ def test_without_the_channel_libfuse_serves_all_the_same(
     stats = fs.stats()
     assert (stats["busy_poll_polled"], stats["busy_poll_slept"]) == (0, 0)
     assert fs.log.read_text().count(LOST) == 1
+    assert "the number of the connection is not known" not in fs.log.read_text()
 
 
 def test_a_mount_uses_the_channel(source: Path, mount: Mounter) -> None:

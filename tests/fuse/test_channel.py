@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from cleanfs.fuse import channel as channel_module
-from cleanfs.fuse.channel import LOST, Channel, roll_back
+from cleanfs.fuse.channel import LOST, Channel, find_device, roll_back
 from cleanfs.fuse.protocol import FUSE_FORGET, FUSE_FORGET_IN, FUSE_INTERRUPT, FUSE_INTERRUPT_IN
 from cleanfs.fuse.reader_lock import ReaderLock
 from cleanfs.fuse.request import Request, current, on_refusal, set_current
@@ -367,7 +367,6 @@ def test_a_channel_that_cannot_be_had_causes_a_warning(
     channel.confirm()
     assert caplog.text.count(LOST) == 1
     assert pyfuse3.trio is before  # type: ignore[attr-defined]  # imported there, not exported
-    assert channel.device == -1
     channel.close()
 
 
@@ -381,6 +380,14 @@ async def test_a_pyfuse3_that_does_not_use_the_wait_causes_a_warning(
     assert LOST not in caplog.text
     unused.confirm()
     assert LOST in caplog.text
+
+
+def test_the_device_is_found_without_the_channel() -> None:
+    assert find_device() == -1
+    with open("/dev/fuse", "rb", buffering=0) as one:
+        assert find_device() == one.fileno()
+        with open("/dev/fuse", "rb", buffering=0):
+            assert find_device() == -1, "it may be either"
 
 
 def test_the_device_becomes_non_blocking(device: Device) -> None:

@@ -425,6 +425,7 @@ async def test_an_open_that_truncates_clears_set_id_bits(
     entry = await fs.lookup(inodes.root.node, b"f", ctx)
     with handling(flags=flags, uid=uid, gid=uid):
         info = await fs.open(entry.st_ino, FlagT(os.O_WRONLY | os.O_TRUNC), ctx)
+    assert inodes[entry.st_ino].kernel.size == 0
     cleared = bool(flags) or uid != 0
     assert stat_module.S_IMODE((tmp_path / "f").stat().st_mode) == (0o755 if cleared else 0o6755)
     await fs.release(FileHandleT(info.fh))

@@ -6,8 +6,8 @@
 
 namespace cleanfs {
 
-// The last session that was mounted in this process and not destroyed; null if there is none, or if pyfuse3 was
-// loaded before this library.
+// The last session that was mounted in this process; null if there is none, or if pyfuse3 was loaded before this
+// library.
 fuse_session* mounted_session();
 
 }  // namespace cleanfs
