@@ -302,12 +302,13 @@ class Cleancache:
             self.succ_gets += fs.state.succ_gets
             self.puts += fs.state.puts
             self.flushes += fs.state.flushes
+            self.failed_gets += fs.state.failed_gets
 
     def stats(self) -> CleancacheStats:
         """Return a snapshot of the counters."""
         return CleancacheStats(
             self.succ_gets + sum(fs.state.succ_gets for fs in self._mounted),
-            self.failed_gets,
+            self.failed_gets + sum(fs.state.failed_gets for fs in self._mounted),
             self.puts + sum(fs.state.puts for fs in self._mounted),
             self.flushes + sum(fs.state.flushes for fs in self._mounted),
             self.backend_errors,

@@ -24,6 +24,9 @@ from cleanfs.cache.source_reads import SourceFile, SourceReads
 from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.source.identity import Dentry
 
+AHEAD = 32
+"""Pages evicted ahead of need for the channel: a call for each would cost more than the read."""
+
 
 @dataclass(frozen=True, slots=True)
 class PageCacheStats:
@@ -68,7 +71,9 @@ class PageCache:
         self._cost = self.page_size + resident.overhead
         self._records = FileRecords(max_files, self.invalidate)
         self._source_reads = SourceReads(self.page_size, self._insert)
-        cleancache.state.use_resident(None if isinstance(resident, PythonResident) else resident)
+        pages = None if isinstance(resident, PythonResident) else resident
+        cleancache.state.use_resident(pages, self._reclaim_ahead)
+        self._update_state()
         self._hits = self._misses = self._evictions = 0
         self._lost_files = self._lost_pages = 0
 
@@ -206,9 +211,20 @@ class PageCache:
         self._resident.insert_data(file.serial, read.first, data)
         self._reclaim()
 
-    def _reclaim(self) -> None:
-        """Evict down to the limit, offering every victim to cleancache, in runs of one file."""
-        over = len(self._resident) * self._cost - self._limit
+    def _update_state(self) -> None:
+        """Tell the channel the limit."""
+        self._cleancache.state.limit_pages = self._limit // self._cost
+
+    def _reclaim_ahead(self) -> None:
+        """Evict down to below the limit, since the channel inserts a page at a time."""
+        self._reclaim(min(AHEAD * self._cost, self._limit // 8))
+
+    def _reclaim(self, ahead: int = 0) -> None:
+        """Evict down to ``ahead`` bytes below the limit, and offer every victim to cleancache.
+
+        That is done in runs of one file.
+        """
+        over = len(self._resident) * self._cost - self._limit + ahead
         if over <= 0:
             return
         for serial, pages in self._resident.evict(-(-over // self._cost)):
@@ -263,6 +279,7 @@ class PageCache:
     def resize(self, limit: int) -> None:
         """Change the limit and evict down to it at once."""
         self._limit = limit
+        self._update_state()
         self._reclaim()
 
     def drop(self) -> None:

@@ -5,6 +5,7 @@ have the same fields, and the channel's C++ code reads these. All are written on
 """
 
 import math
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from cleanfs.backends.engines import native_module
@@ -18,7 +19,8 @@ class FileState:
     """The state of one file: the base of its record."""
 
     __slots__ = (
-        "mutations", "pending_writes", "racy", "remembers_reads", "serial", "size", "stamps", "version",
+        "mutations", "pending_writes", "racy", "reads_in_flight", "remembers_reads", "serial", "size",
+        "stamps", "version",
     )  # fmt: skip
 
     def __init__(self, serial: int, key: FileKey) -> None:
@@ -36,6 +38,8 @@ class FileState:
         """1 while a change is under way."""
         self.pending_writes = 0
         """How many writes the source does not have yet: reads of their ranges wait."""
+        self.reads_in_flight = 0
+        """How many reads of the source have not ended, for other reads to join."""
         self.remembers_reads = False
         """Whether each read must be remembered (``read_ranges``)."""
 
@@ -68,24 +72,44 @@ class InlineState:
         """How long an inline call of the channel waited, which the policy has not heard of yet."""
 
 
+class NowaitState:
+    """What reads of one file system of the source can do."""
+
+    __slots__ = ("dontcache", "nowait", "refused")
+
+    def __init__(self) -> None:
+        """Assume that it can do everything; each ability is tried until it is refused."""
+        self.nowait = True
+        """RWF_NOWAIT works."""
+        self.dontcache = True
+        """RWF_DONTCACHE works."""
+        self.refused = 0
+        """Tries of RWF_NOWAIT that would have had to wait, in a row (``inline_policy.NowaitProbe``)."""
+
+
 class HandleState:
     """The state of one open file."""
 
     __slots__ = ("drop_due",)
 
-    def __init__(
-        self, file: FileState, kernel: KernelState, writes: InlineState | None, fd: int
-    ) -> None:
-        """Read and write a file by ``fd``; ``writes`` is None if writes wait for the source."""
+    def __init__(self, file: FileState, kernel: KernelState, fd: int) -> None:
+        """Read and write a file by ``fd``."""
         self.drop_due = False
         """Whether the OPEN reply had the kernel drop the file's pages, and it may not have done so."""
+
+    def write_inline(self, writes: InlineState) -> None:
+        """Let the channel write where ``writes`` says that it does not wait."""
+
+    def read_inline(self, reads: InlineState, nowait: NowaitState, stream: object) -> None:
+        """Let the channel read the source where ``reads`` or ``nowait`` say that it does not wait."""
 
 
 class CacheState:
     """The state of one mount's caches. The counters are of requests that the channel served."""
 
     __slots__ = (
-        "clock", "flushes", "hits", "misses", "page_size", "pool_id", "puts", "shared", "succ_gets",
+        "clock", "drop_behind", "failed_gets", "flushes", "hits", "limit_pages", "misses", "page_size",
+        "pool_id", "puts", "shared", "succ_gets",
     )  # fmt: skip
 
     native = False
@@ -103,25 +127,32 @@ class CacheState:
         """Pages that were, or were not, in the page cache."""
         self.succ_gets = self.puts = 0
         """Pages that cleancache gave and kept."""
+        self.drop_behind = True
+        """Whether what reads leave in the source's page cache is to go."""
+        self.limit_pages = 0
+        """Pages that may be resident."""
+        self.failed_gets = 0
+        """Pages that cleancache did not have."""
         self.flushes = 0
         """Flush hooks called."""
 
-    def use_resident(self, pages: object) -> None:
-        """Read resident pages here; None for no more."""
+    def use_resident(self, pages: object, reclaim: object) -> None:
+        """Read resident pages here, None for no more; call ``reclaim`` when they are too many."""
 
     def use_backend(self, fast_ops: object) -> None:
         """Read compressed pages by this capsule (``ops.FastOps``); None for no more."""
 
 
-if not TYPE_CHECKING:
+def _load() -> ModuleType | None:
     try:
-        _native = native_module("cleanfs.cache._pagecache")
+        return native_module("cleanfs.cache._pagecache")
     except ValueError:  # ``resident.make_resident`` reports it
-        _native = None
-    if _native is not None:
-        FileState, KernelState, InlineState = (
-            _native.FileState,
-            _native.KernelState,
-            _native.InlineState,
-        )
-        HandleState, CacheState = _native.HandleState, _native.CacheState
+        return None
+
+
+native = _load()
+"""The native classes; None for the Python engine."""
+
+if native is not None and not TYPE_CHECKING:
+    FileState, KernelState, HandleState = native.FileState, native.KernelState, native.HandleState
+    InlineState, NowaitState, CacheState = native.InlineState, native.NowaitState, native.CacheState

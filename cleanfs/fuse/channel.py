@@ -181,10 +181,12 @@ class Channel:
         if not self._serves:
             return LatencyStats()
         native = self._native
-        hit, got, write = (HistogramSnapshot(*histogram) for histogram in native.histograms())
-        return LatencyStats(
-            hit, got, write=write, read_bytes=native.read_bytes, write_bytes=native.write_bytes
-        )
+        hit, got, source, write = (HistogramSnapshot(*found) for found in native.histograms())
+        return LatencyStats(hit, got, source, write, native.read_bytes, native.write_bytes)
+
+    def source_reads(self) -> tuple[int, int]:
+        """Return how many reads of the source were made, and their bytes."""
+        return self._native.source_reads() if self._serves else (0, 0)
 
     def _init_reply(self, request: bytes, reply: bytes) -> bytes:
         changed, granted = init_flags.negotiate(request, reply, self._wanted_init_flags)

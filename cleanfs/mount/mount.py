@@ -253,7 +253,9 @@ class Mount:
             open_files=self._filesystem.open_files,
             cleancache=self._cleancache.stats(),
             pagecache=self._pagecache.stats(),
-            backing=self._backing.stats(served.write.total, served.write_bytes),
+            backing=self._backing.stats(
+                self._channel.source_reads(), (served.write.total, served.write_bytes)
+            ),
             inodes=self._inodes.stats(),
             limits=self._cache_limits.stats(),
             channel=self._channel.stats(),
@@ -331,7 +333,8 @@ class Mount:
         """Drop behind only while we cache pages: else the source's page cache has the only copy."""
         keeps = self._pagecache.limit > 0 or self._fs.pool_id >= 0
         choice = self.config.source_cache
-        self._backing.drop_behind = keeps if choice is SourceCache.AUTO else choice is SourceCache.DROP
+        drops = keeps if choice is SourceCache.AUTO else choice is SourceCache.DROP
+        self._backing.drop_behind = self._fs.state.drop_behind = drops
 
     def _make_watch(self, services: Services) -> SourceWatch:
         try:

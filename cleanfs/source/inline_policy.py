@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from cleanfs.cache.state import InlineState
+from cleanfs.cache.state import InlineState, NowaitState
 
 FAST_SECONDS: Final = 50e-6
 """A call that takes no longer is not worth a hop."""
@@ -94,19 +94,19 @@ class NowaitProbe:
     MAX_REFUSALS: Final = 16
     STEP: Final = 8
 
-    __slots__ = ("_refused",)
+    __slots__ = ("_state",)
 
-    def __init__(self) -> None:
-        """Begin by trying."""
-        self._refused = 0
+    def __init__(self, state: NowaitState) -> None:
+        """Count refusals in ``state``."""
+        self._state = state
 
     def worthwhile(self) -> bool:
         """Tell whether this call should try. One that does not counts as refused."""
-        if self._refused < self.MAX_REFUSALS or self._refused % self.STEP == 0:
+        if self._state.refused < self.MAX_REFUSALS or self._state.refused % self.STEP == 0:
             return True
-        self._refused += 1
+        self._state.refused += 1
         return False
 
     def tried(self, succeeded: bool) -> None:
         """Note the outcome of a try."""
-        self._refused = 0 if succeeded else self._refused + 1
+        self._state.refused = 0 if succeeded else self._state.refused + 1

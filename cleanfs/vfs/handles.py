@@ -172,8 +172,8 @@ class FileHandle:
         self.use = Use()
         self._may_append = services.coherency.mode is not Coherency.NONE
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
-        writes = self._source.writes if self.writable else None
-        self.state = HandleState(file, inode.kernel, writes, fd)
+        self.state = HandleState(file, inode.kernel, fd)
+        self._source.serve(self.state, writable=self.writable)
         self._writes = False
         file.pins += 1
         file.handles += 1

@@ -22,8 +22,10 @@ using cleanfs::PageIndex;
 using cleanfs::InlineState;
 using cleanfs::KernelState;
 using cleanfs::Nanoseconds;
+using cleanfs::NowaitState;
 using cleanfs::Resident;
 using cleanfs::Stamps;
+using cleanfs::Stream;
 
 constexpr std::size_t max_count = std::size_t{1} << 24;
 // The bound of a page index (resident.INDEX_BITS): more than any file has pages, less than the trees hold.
@@ -78,11 +80,14 @@ public:
         Py_buffer view;
         if (PyObject_GetBuffer(data.ptr(), &view, PyBUF_CONTIG_RO) != 0) throw nb::python_error();
         auto size = static_cast<std::size_t>(view.len);
-        if (!is_range(first, size / page_size_ + (size % page_size_ != 0))) {
-            PyBuffer_Release(&view);
-            throw nb::value_error("not a range of pages");
-        }
-        const char* from = static_cast<const char*>(view.buf);
+        const bool fits = is_range(first, size / page_size_ + (size % page_size_ != 0));
+        if (fits) insert_bytes(file, first, static_cast<const char*>(view.buf), size);
+        PyBuffer_Release(&view);
+        if (!fits) throw nb::value_error("not a range of pages");
+    }
+
+    // With the GIL.
+    void insert_bytes(std::uint64_t file, PageIndex first, const char* from, std::size_t size) {
         for (std::size_t at = 0; at < size; at += page_size_, ++first) {
             PyObject* page = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(page_size_));
             if (page == nullptr) {
@@ -94,7 +99,6 @@ public:
             std::memset(data_of(page) + length, 0, page_size_ - length);
             if (!resident_.insert(file, first, page)) Py_DECREF(page);
         }
-        PyBuffer_Release(&view);
     }
 
     // [(file, [(index, page), ...]), ...]
@@ -198,17 +202,40 @@ std::optional<Stamps> to_stamps(nb::object stamps) {
     return Stamps{nb::cast<std::int64_t>(tuple[0]), to_nanoseconds(tuple[1]), to_nanoseconds(tuple[2])};
 }
 
-void use_resident(CacheState& caches, Pages* pages) {
+// CacheState with what it refers to in Python.
+struct PyCacheState : CacheState {
+    Pages* pages = nullptr;
+    nb::object reclaim = nb::none();
+};
+
+nb::object to_python(const std::optional<Stream::Span>& span) {
+    return span ? nb::object(nb::make_tuple(span->offset, span->length)) : nb::none();
+}
+
+void use_resident(PyCacheState& caches, Pages* pages, nb::object reclaim) {
+    caches.pages = pages;
+    caches.reclaim = std::move(reclaim);
     caches.resident = pages == nullptr ? nullptr : &pages->resident();
     caches.discard = [](Resident* resident, Resident::Serial file, PageIndex first, PageIndex stop) {
         if (resident == nullptr || !resident->knows(file)) return;
         nb::gil_scoped_acquire locked;
         resident->discard(file, first, stop);
     };
+    caches.insert = [](CacheState& state, const FileState& file, PageIndex first, const std::byte* data, std::size_t size) {
+        auto& all = static_cast<PyCacheState&>(state);
+        nb::gil_scoped_acquire locked;
+        all.pages->insert_bytes(file.serial, first, reinterpret_cast<const char*>(data), size);
+        if (all.resident->size() <= all.limit_pages) return;
+        try {
+            all.reclaim();
+        } catch (nb::python_error& error) {
+            error.discard_as_unraisable("the page cache's reclaim");
+        }
+    };
     caches.page_bytes = [](Resident::Page page) { return data_of(static_cast<PyObject*>(page)); };
 }
 
-void use_backend(CacheState& caches, nb::object fast_ops) {
+void use_backend(PyCacheState& caches, nb::object fast_ops) {
     caches.backend = nullptr;
     if (fast_ops.is_none()) return;
     const void* found = PyCapsule_GetPointer(fast_ops.ptr(), zcache::FastOps::capsule);
@@ -247,6 +274,7 @@ NB_MODULE(_pagecache, module) {
         .def_rw("version", &FileState::version)
         .def_rw("mutations", &FileState::mutations)
         .def_rw("pending_writes", &FileState::pending_writes)
+        .def_rw("reads_in_flight", &FileState::reads_in_flight)
         .def_rw("remembers_reads", &FileState::remembers_reads);
     nb::class_<KernelState>(module, "KernelState", "cleanfs.cache.state.KernelState.")
         .def(nb::init<>())
@@ -258,21 +286,49 @@ NB_MODULE(_pagecache, module) {
         .def_rw("inline", &InlineState::inline_calls)
         .def_rw("returned_at", &InlineState::returned_at)
         .def_rw("waited_seconds", &InlineState::waited_seconds);
+    nb::class_<NowaitState>(module, "NowaitState", "cleanfs.cache.state.NowaitState.")
+        .def(nb::init<>())
+        .def_rw("nowait", &NowaitState::nowait)
+        .def_rw("dontcache", &NowaitState::dontcache)
+        .def_rw("refused", &NowaitState::refused);
+    nb::class_<Stream>(module, "Stream", "cleanfs.source.drop_behind.Stream.")
+        .def(nb::init<>())
+        .def("lingers", &Stream::lingers, "offset"_a, "size"_a, "file_size"_a)
+        .def("passed", [](Stream& stream, std::int64_t offset, std::int64_t size) { return to_python(stream.passed(offset, size)); },
+             "offset"_a, "size"_a)
+        .def("rest", [](const Stream& stream) { return to_python(stream.rest()); });
     nb::class_<HandleState>(module, "HandleState", "cleanfs.cache.state.HandleState.")
-        .def("__init__", [](HandleState* self, FileState* file, KernelState* kernel, InlineState* writes, int fd) {
-                 new (self) HandleState{file, kernel, writes, fd};
+        .def("__init__", [](HandleState* self, FileState* file, KernelState* kernel, int fd) {
+                 new (self) HandleState;
+                 self->file = file;
+                 self->kernel = kernel;
+                 self->fd = fd;
              },
-             "file"_a, "kernel"_a, "writes"_a.none(), "fd"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>())
+             "file"_a, "kernel"_a, "fd"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
+        .def("write_inline", [](HandleState& handle, InlineState* writes) { handle.writes = writes; }, "writes"_a, nb::keep_alive<1, 2>())
+        .def("read_inline", [](HandleState& handle, InlineState* reads, NowaitState* nowait, Stream* stream) {
+                 handle.reads = reads;
+                 handle.nowait = nowait;
+                 handle.stream = stream;
+             },
+             "reads"_a, "nowait"_a, "stream"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>())
         .def_rw("drop_due", &HandleState::drop_due);
-    nb::class_<CacheState>(module, "CacheState", "cleanfs.cache.state.CacheState.")
-        .def("__init__", [](CacheState* self, std::size_t page_size) { new (self) CacheState{page_size}; }, "page_size"_a)
+    nb::class_<CacheState>(module, "NativeCaches");
+    nb::class_<PyCacheState, CacheState>(module, "CacheState", "cleanfs.cache.state.CacheState.")
+        .def("__init__", [](PyCacheState* self, std::size_t page_size) {
+                 new (self) PyCacheState;
+                 self->page_size = page_size;
+             }, "page_size"_a)
         .def_prop_ro_static("native", [](nb::handle) { return true; })
-        .def("use_resident", &use_resident, "pages"_a.none(), nb::keep_alive<1, 2>())
+        .def("use_resident", &use_resident, "pages"_a.none(), "reclaim"_a.none(), nb::keep_alive<1, 2>())
         .def("use_backend", &use_backend, "fast_ops"_a.none())
         .def_rw("pool_id", &CacheState::pool_id)
         .def_rw("clock", &CacheState::clock)
         .def_rw("shared", &CacheState::shared)
+        .def_rw("drop_behind", &CacheState::drop_behind)
+        .def_rw("limit_pages", &CacheState::limit_pages)
         .def_ro("flushes", &CacheState::flushes)
+        .def_ro("failed_gets", &CacheState::failed_gets)
         .def_ro("hits", &CacheState::hits)
         .def_ro("misses", &CacheState::misses)
         .def_ro("succ_gets", &CacheState::succ_gets)

@@ -13,6 +13,7 @@
 
 #include "fast_ops.hpp"
 #include "resident.hpp"
+#include "stream.hpp"
 
 namespace cleanfs {
 
@@ -41,7 +42,7 @@ struct FileState {
     std::optional<Stamps> stamps;  // the fingerprint
     bool racy = true;
     std::uint64_t version = 0;
-    std::uint32_t mutations = 0, pending_writes = 0;
+    std::uint32_t mutations = 0, pending_writes = 0, reads_in_flight = 0;
     bool remembers_reads = false;
 
     zcache::FileKey key() const { return {device, inode, generation}; }
@@ -61,11 +62,25 @@ struct InlineState {
     double waited_seconds = 0;  // an inline call waited, which the policy has not heard of yet
 };
 
+// What reads of one file system of the source can do: the native part of cleanfs.source.io.SourceFs.
+struct NowaitState {
+    static constexpr std::uint32_t max_refusals = 16, step = 8;  // inline_policy.NowaitProbe
+
+    bool nowait = true;     // RWF_NOWAIT works
+    bool dontcache = true;  // RWF_DONTCACHE works
+    std::uint32_t refused = 0;
+
+    bool worthwhile() const { return nowait && (refused < max_refusals || refused % step == 0); }
+};
+
 // One open file: the native part of cleanfs.vfs.handles.FileHandle.
 struct HandleState {
     FileState* file = nullptr;
     KernelState* kernel = nullptr;
     InlineState* writes = nullptr;  // null if writes through this handle wait for the source
+    InlineState* reads = nullptr;   // null if reads do
+    NowaitState* nowait = nullptr;
+    Stream* stream = nullptr;
     int fd = -1;
     bool drop_due = false;
 };
@@ -82,6 +97,12 @@ struct CacheState {
     std::uint64_t clock = 0;   // of versions
     bool shared = true;        // others may change the source, and where a file ends
 
+    bool drop_behind = true;   // what reads leave in the source's page cache goes
+    std::size_t limit_pages = 0;                // that may be resident
+    // Make the pages of a file, from an index on, resident. The last one may be short.
+    void (*insert)(CacheState& caches, const FileState& file, PageIndex first, const std::byte* data, std::size_t size) = nullptr;
+
+    std::uint64_t failed_gets = 0;
     std::uint64_t hits = 0, misses = 0, succ_gets = 0, puts = 0, flushes = 0;  // of requests served by the channel, in pages
 };
 

@@ -21,6 +21,9 @@ constexpr std::uint64_t max_pages = IOV_MAX - 1;
 constexpr double recent_seconds = 0.1;
 constexpr std::int64_t slow_ns = 1'000'000;
 
+// Of Linux 6.14, newer than some headers.
+constexpr int rwf_dontcache = 0x80;
+
 constexpr std::uint64_t max_offset = std::uint64_t{1} << 62;
 
 // How often this thread has slept. Preemption does not count: it is no wait.
@@ -30,6 +33,16 @@ long sleeps_of_thread() {
 }
 
 double seconds(std::int64_t ns) { return static_cast<double>(ns) * 1e-9; }
+
+// As cleanfs.source.io.watched: an inline call has returned, and may have waited.
+void note_return(InlineState& policy, std::int64_t began, long sleeps_before) {
+    const std::int64_t returned = now_ns();
+    policy.returned_at = seconds(returned);
+    if (returned - began > slow_ns && sleeps_of_thread() > sleeps_before) {
+        policy.waited_seconds = seconds(returned - began);
+        policy.inline_calls = false;
+    }
+}
 
 }  // namespace
 
@@ -60,7 +73,7 @@ HandleState* FastPath::find(std::uint64_t fh) const {
 bool FastPath::read(const Message& message, Channel& channel) {
     const auto in = message.body_as<fuse_read_in>();
     if (!in || caches_.resident == nullptr) return false;
-    const HandleState* handle = find(in->fh);
+    HandleState* handle = find(in->fh);
     if (handle == nullptr || handle->drop_due) return false;
     const FileState& file = *handle->file;
     if (file.pending_writes > 0 || file.remembers_reads) return false;
@@ -90,23 +103,92 @@ bool FastPath::read(const Message& message, Channel& channel) {
         caches_.hits += count;
         histogram = &counters_.pagecache_hit;
     } else {
-        if (missing != count || caches_.backend == nullptr || caches_.pool_id < 0) return false;
-        if (buffer_size_ < count * page_size) {
-            buffer_size_ = count * page_size;
-            buffer_ = std::make_unique_for_overwrite<std::byte[]>(buffer_size_);
+        if (missing != count || (caches_.pool_id >= 0 && caches_.backend == nullptr)) return false;
+        std::byte* const to = buffer(count * page_size);
+        std::size_t inserted = 0;
+        if (borrow(file, first, count, to)) {
+            caches_.succ_gets += count;
+            caches_.puts += count;
+            histogram = &counters_.cleancache_hit;
+        } else {
+            const auto got = read_source(*handle, file, first, count, to);
+            if (!got || start + *got < stop) return false;
+            inserted = *got;
+            histogram = &counters_.source_read;
         }
-        const zcache::FastOps& backend = *caches_.backend;
-        if (!backend.borrow(backend.engine, caches_.pool_id, file.key(), first, count, buffer_.get())) return false;
-        parts_.push_back({buffer_.get() + (in->offset - start), stop - in->offset});
         caches_.misses += count;
-        caches_.succ_gets += count;
-        caches_.puts += count;
-        histogram = &counters_.cleancache_hit;
+        parts_.push_back({to + (in->offset - start), stop - in->offset});
+        send(channel, *histogram, began);
+        counters_.read_bytes += stop - in->offset;
+        if (inserted > 0 && (caches_.limit_pages > 0 || caches_.pool_id >= 0)) caches_.insert(caches_, file, first, to, inserted);
+        return true;
     }
-    channel.send(parts_.data(), static_cast<int>(parts_.size()));  // if its requester is gone, nothing is to be undone
-    histogram->record(now_ns() - began);
+    send(channel, *histogram, began);
     counters_.read_bytes += stop - in->offset;
     return true;
+}
+
+// Send the reply that `parts_` makes. If its requester is gone, nothing is to be undone.
+void FastPath::send(Channel& channel, Histogram& histogram, std::int64_t began) {
+    channel.send(parts_.data(), static_cast<int>(parts_.size()));
+    histogram.record(now_ns() - began);
+}
+
+std::byte* FastPath::buffer(std::size_t size) {
+    if (buffer_size_ < size) {
+        buffer_size_ = size;
+        buffer_ = std::make_unique_for_overwrite<std::byte[]>(size);
+    }
+    return buffer_.get();
+}
+
+bool FastPath::borrow(const FileState& file, PageIndex first, std::size_t count, std::byte* to) const {
+    if (caches_.pool_id < 0) return false;
+    return caches_.backend->borrow(caches_.backend->engine, caches_.pool_id, file.key(), first, count, to);
+}
+
+// SourceReads.read_whole and SourceFile.read, where that does not wait: of pages that no cache has, while nothing else
+// reads the file's source. None if Python must read. Returns the bytes read, short at the end of the file.
+std::optional<std::size_t> FastPath::read_source(HandleState& handle, const FileState& file, PageIndex first, std::size_t count,
+                                                 std::byte* to) {
+    if (handle.reads == nullptr || file.reads_in_flight > 0) return std::nullopt;
+    if (caches_.pool_id >= 0) {
+        const zcache::FastOps& backend = *caches_.backend;
+        if (backend.missing(backend.engine, caches_.pool_id, file.key(), first, count) != count) return std::nullopt;
+    }
+    const auto offset = static_cast<std::int64_t>(first * caches_.page_size);
+    const auto size = static_cast<std::int64_t>(count * caches_.page_size);
+    if (offset > static_cast<std::int64_t>(max_offset) - size) return std::nullopt;
+    const bool lingers = caches_.drop_behind && handle.stream->lingers(offset, size, static_cast<std::int64_t>(file.size));
+    Stream stream = *handle.stream;
+    if (lingers && stream.passed(offset, size)) return std::nullopt;  // a span goes, in a thread
+
+    const bool drop = caches_.drop_behind && !lingers;
+    NowaitState& able = *handle.nowait;
+    int flags = drop && able.dontcache ? rwf_dontcache : 0;
+    if (!able.nowait && handle.reads->inline_calls && seconds(now_ns()) - handle.reads->returned_at < recent_seconds) {
+        // It may wait, but did not of late.
+    } else if (able.worthwhile()) {
+        flags |= RWF_NOWAIT;
+    } else {
+        return std::nullopt;
+    }
+    const iovec part{to, static_cast<std::size_t>(size)};
+    const long sleeps = sleeps_of_thread();
+    const std::int64_t began = now_ns();
+    const ssize_t got = preadv2(handle.fd, &part, 1, offset, flags);
+    if (got <= 0) return std::nullopt;
+    if ((flags & RWF_NOWAIT) != 0) {
+        able.refused = 0;
+    } else {
+        if (drop && flags == 0) posix_fadvise(handle.fd, offset, size, POSIX_FADV_DONTNEED);
+        note_return(*handle.reads, began, sleeps);
+    }
+    *handle.stream = stream;
+    ++counters_.source_reads;
+    counters_.source_read_bytes += static_cast<std::uint64_t>(got);
+    caches_.failed_gets += caches_.pool_id >= 0 ? count : 0;
+    return static_cast<std::size_t>(got);
 }
 
 // FileHandle.write, of a file that is in this machine's memory: nothing here waits. Nothing else runs between the stat
@@ -137,10 +219,7 @@ bool FastPath::write(const Message& message, Channel& channel) {
     if (!flush(file, in->offset, stop)) return false;
     const long sleeps = sleeps_of_thread();
     const ssize_t written = pwrite(handle->fd, message.body().data() + sizeof *in, in->size, static_cast<off_t>(in->offset));
-    const std::int64_t returned = now_ns();
-    policy.returned_at = seconds(returned);
-    if (returned - began > slow_ns && sleeps_of_thread() > sleeps) policy.waited_seconds = seconds(returned - began);
-    if (policy.waited_seconds > 0) policy.inline_calls = false;
+    note_return(policy, began, sleeps);
     file.version = ++caches_.clock;  // a read of the source that began before is stale
     if (!flush(file, in->offset, stop) || written != static_cast<ssize_t>(in->size) || fstat(handle->fd, &st) != 0) return false;
     const Stamps after = Stamps::of(st);

@@ -39,13 +39,18 @@ public:
     struct Counters {
         std::uint64_t served = 0, writes = 0;
         std::uint64_t read_bytes = 0, write_bytes = 0;
-        Histogram pagecache_hit, cleancache_hit, write;
+        std::uint64_t source_reads = 0, source_read_bytes = 0;
+        Histogram pagecache_hit, cleancache_hit, source_read, write;
     };
     const Counters& counters() const { return counters_; }
 
 private:
     HandleState* find(std::uint64_t fh) const;
     bool read(const Message& message, Channel& channel);
+    std::byte* buffer(std::size_t size);
+    bool borrow(const FileState& file, PageIndex first, std::size_t count, std::byte* to) const;
+    std::optional<std::size_t> read_source(HandleState& handle, const FileState& file, PageIndex first, std::size_t count, std::byte* to);
+    void send(Channel& channel, Histogram& histogram, std::int64_t began);
     bool write(const Message& message, Channel& channel);
     bool flush(const FileState& file, std::uint64_t start, std::uint64_t stop);
 

@@ -145,6 +145,12 @@ public:
         return counts;
     }
 
+    // Reads of the source, and their bytes.
+    nb::tuple source_reads() const {
+        if (fast_path_ == nullptr) return nb::make_tuple(0, 0);
+        return nb::make_tuple(fast_path_->counters().source_reads, fast_path_->counters().source_read_bytes);
+    }
+
     std::uint64_t polled() const { return channel_.polled(); }
     std::uint64_t slept() const { return channel_.slept(); }
     std::uint64_t served() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().served; }
@@ -152,11 +158,12 @@ public:
     std::uint64_t write_bytes() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().write_bytes; }
     std::uint64_t read_bytes() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().read_bytes; }
 
-    // The histograms of reads served from the page cache, from cleancache, and of writes: counts of all buckets, and sum in ns.
+    // The histograms of reads from the page cache, cleancache and the source, and of writes: counts of all buckets, and sum in ns.
     nb::tuple histograms() const {
         static const FastPath::Counters none;
         const FastPath::Counters& counters = fast_path_ == nullptr ? none : fast_path_->counters();
-        return nb::make_tuple(to_python(counters.pagecache_hit), to_python(counters.cleancache_hit), to_python(counters.write));
+        return nb::make_tuple(to_python(counters.pagecache_hit), to_python(counters.cleancache_hit),
+                              to_python(counters.source_read), to_python(counters.write));
     }
 
 private:
@@ -287,6 +294,7 @@ NB_MODULE(_channel, module) {
         .def("add_handle", &PyChannel::add_handle, "fh"_a, "handle"_a)
         .def("remove_handle", &PyChannel::remove_handle, "fh"_a)
         .def("opcodes", &PyChannel::opcodes)
+        .def("source_reads", &PyChannel::source_reads)
         .def_prop_ro("polled", &PyChannel::polled)
         .def_prop_ro("slept", &PyChannel::slept)
         .def_prop_ro("served", &PyChannel::served)
