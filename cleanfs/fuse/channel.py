@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 MAX_UNYIELDING_NS: Final = 100_000
 """The scheduler runs at least this often: it does not report tasks that it is about to run anyway."""
 
+SYNC_LOOK_SECONDS: Final = 0.01
+"""How often to look whether the last FSYNCs have ended, when the mount ends."""
+
 Handler = Callable[[Request, bytes], None]
 """Handles a message, given its body, without waiting."""
 
@@ -183,6 +186,11 @@ class Channel:
         native = self._native
         hit, got, source, write = (HistogramSnapshot(*found) for found in native.histograms())
         return LatencyStats(hit, got, source, write, native.read_bytes, native.write_bytes)
+
+    async def synced(self) -> None:
+        """Return when no FSYNC is under way in a thread of the native half."""
+        while self._serves and self._native.syncing:
+            await trio.sleep(SYNC_LOOK_SECONDS)
 
     def source_reads(self) -> tuple[int, int]:
         """Return how many reads of the source were made, and their bytes."""

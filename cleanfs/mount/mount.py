@@ -173,6 +173,7 @@ class Mount:
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
                     await serve_until_the_end()
+                    await self._channel.synced()
                     nursery.cancel_scope.cancel()
             finally:
                 self._fs.flush_fs()

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 namespace cleanfs {
 
@@ -58,6 +59,7 @@ bool FastPath::serve(const Message& message, Channel& channel) {
     switch (message.header().opcode) {
         case FUSE_READ: served = read(message, channel); break;
         case FUSE_WRITE: served = write(message, channel); break;
+        case FUSE_FSYNC: served = sync(message, channel); break;
         default: break;
     }
     if (served) ++counters_.served;
@@ -237,6 +239,49 @@ bool FastPath::write(const Message& message, Channel& channel) {
     counters_.write_bytes += in->size;
     ++counters_.writes;
     return true;
+}
+
+// FileHandle.sync. Its thread replies.
+bool FastPath::sync(const Message& message, Channel& channel) {
+    const auto in = message.body_as<fuse_fsync_in>();
+    const HandleState* handle = in ? find(in->fh) : nullptr;
+    if (handle == nullptr || handle->drop_due) return false;
+    if (!sync_threads_) sync_threads_ = std::make_unique<SyncThreads>(channel.device());
+    const bool data_only = (in->fsync_flags & FUSE_FSYNC_FDATASYNC) != 0;
+    const std::uint64_t unique = message.header().unique;
+    collect_synced();
+    syncing_[unique] = {message.header()};  // first, as the call may end at once
+    if (sync_threads_->start(unique, handle->fd, data_only)) return true;
+    syncing_.erase(unique);
+    return false;
+}
+
+const fuse_in_header* FastPath::syncing(std::uint64_t unique) {
+    collect_synced();
+    const auto found = syncing_.find(unique);
+    if (found == syncing_.end()) return nullptr;
+    found->second.asked_for = true;
+    return &found->second.header;
+}
+
+std::size_t FastPath::syncing() {
+    collect_synced();
+    return syncing_.size();
+}
+
+std::vector<SyncThreads::Done> FastPath::take_synced() {
+    if (!syncing_.empty()) collect_synced();
+    return std::exchange(synced_, {});
+}
+
+void FastPath::collect_synced() {
+    if (!sync_threads_) return;
+    sync_threads_->take_done(done_);
+    for (const SyncThreads::Done& call : done_) {
+        const auto found = syncing_.find(call.unique);
+        if (found->second.asked_for) synced_.push_back(call);
+        syncing_.erase(found);
+    }
 }
 
 // PageCache.invalidate. False if the backend failed, which Python must deal with.

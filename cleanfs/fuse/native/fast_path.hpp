@@ -13,6 +13,7 @@
 
 #include "channel.hpp"
 #include "state.hpp"
+#include "sync_threads.hpp"
 
 namespace cleanfs {
 
@@ -36,6 +37,13 @@ public:
     // Serve a request and send the reply. False if Python must.
     bool serve(const Message& message, Channel& channel);
 
+    // The FSYNC under way with that id, of which `take_synced` will tell; null if there is none.
+    const fuse_in_header* syncing(std::uint64_t unique);
+    // How many are under way.
+    std::size_t syncing();
+    // Those that were asked for by `syncing` and have had their reply.
+    std::vector<SyncThreads::Done> take_synced();
+
     struct Counters {
         std::uint64_t served = 0, writes = 0;
         std::uint64_t read_bytes = 0, write_bytes = 0;
@@ -47,6 +55,8 @@ public:
 private:
     HandleState* find(std::uint64_t fh) const;
     bool read(const Message& message, Channel& channel);
+    bool sync(const Message& message, Channel& channel);
+    void collect_synced();
     std::byte* buffer(std::size_t size);
     bool borrow(const FileState& file, PageIndex first, std::size_t count, std::byte* to) const;
     std::optional<std::size_t> read_source(HandleState& handle, const FileState& file, PageIndex first, std::size_t count, std::byte* to);
@@ -55,6 +65,13 @@ private:
     bool flush(const FileState& file, std::uint64_t start, std::uint64_t stop);
 
     CacheState& caches_;
+    std::unique_ptr<SyncThreads> sync_threads_;  // made for the first FSYNC
+    struct Sync {
+        fuse_in_header header;
+        bool asked_for = false;
+    };
+    std::unordered_map<std::uint64_t, Sync> syncing_;  // by unique
+    std::vector<SyncThreads::Done> done_, synced_;
     std::unordered_map<std::uint64_t, HandleState*> handles_;  // by fh
     std::vector<Resident::Page> pages_;                        // of the read under way
     std::vector<iovec> parts_;                                 // of its reply

@@ -30,10 +30,11 @@ using cleanfs::Sent;
 
 // A request of the kernel, from its header on to the reply.
 struct Request {
+    explicit Request(const fuse_in_header& of) : header(of) {}
     explicit Request(const Message& message) : header(message.header()), flags(message.flags()), file_flags(message.file_flags()) {}
 
     fuse_in_header header;
-    std::uint32_t flags, file_flags;
+    std::uint32_t flags = 0, file_flags = 0;
     nb::object rollback = nb::none();
 };
 
@@ -81,6 +82,7 @@ public:
 
     // None if there is no message now.
     std::optional<nb::object> receive_now() {
+        end_synced();
         return request_of([&] { return channel_.receive_now(fast_path_.get()); });
     }
 
@@ -112,12 +114,20 @@ public:
 
     void ended(std::uint64_t unique) { in_flight_.erase(unique); }
 
-    nb::object request(std::uint64_t unique) const {
+    nb::object request(std::uint64_t unique) {
         const auto found = in_flight_.find(unique);
-        return found == in_flight_.end() ? nb::none() : found->second;
+        if (found != in_flight_.end()) return found->second;
+        end_synced();
+        const fuse_in_header* header = fast_path_ == nullptr ? nullptr : fast_path_->syncing(unique);
+        return header == nullptr ? nb::none() : in_flight_[unique] = nb::cast(Request(*header));
     }
 
     std::size_t size() const { return in_flight_.size(); }
+    // FSYNCs under way in native threads.
+    std::size_t syncing() {
+        end_synced();
+        return fast_path_ == nullptr ? 0 : fast_path_->syncing();
+    }
 
     // Serve hits from these caches from now on.
     void serve_from(nb::object caches) {
@@ -179,6 +189,17 @@ private:
         nb::object request = nb::cast(Request(*message_));
         if (message_->has_reply()) in_flight_[message_->header().unique] = request;
         return request;
+    }
+
+    void end_synced() {
+        if (fast_path_ == nullptr) return;
+        for (const auto& [unique, refused] : fast_path_->take_synced()) {
+            const auto found = in_flight_.find(unique);
+            if (found == in_flight_.end()) continue;
+            nb::object request = std::move(found->second);
+            in_flight_.erase(found);
+            if (refused) call_refused(request);
+        }
     }
 
     static nb::tuple to_python(const Histogram& histogram) {
@@ -293,6 +314,7 @@ NB_MODULE(_channel, module) {
         .def("serve_from", &PyChannel::serve_from, "caches"_a)
         .def("add_handle", &PyChannel::add_handle, "fh"_a, "handle"_a)
         .def("remove_handle", &PyChannel::remove_handle, "fh"_a)
+        .def_prop_ro("syncing", &PyChannel::syncing)
         .def("opcodes", &PyChannel::opcodes)
         .def("source_reads", &PyChannel::source_reads)
         .def_prop_ro("polled", &PyChannel::polled)
