@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -118,18 +118,26 @@ def test_after_new_attributes_no_old_byte_is_read(
 ) -> None:
     """Nor are zeros read behind the old end: pages are dropped before the attributes are sent."""
     fs = mount(*QUICK, patch=NO_CHECKS)
-    for name, change in CHANGES.items():
-        known(fs, b"o" * (PAGE + 200), name)
-        with held(fs.path / name) as fd, held(fs.source / name, os.O_RDWR) as in_source:
+    with ExitStack() as stack:
+        files = {}
+        for name in CHANGES:
+            directory = fs.source / name
+            directory.mkdir()  # one each: a listing refreshes all that it contains
+            known(fs, b"o" * (PAGE + 200), f"{name}/f")
+            fd = stack.enter_context(held(fs.path / name / "f"))
+            in_source = stack.enter_context(held(directory / "f", os.O_RDWR))
             assert len(os.pread(fd, 1 << 20, 0)) == PAGE + 200
-            with mmap.mmap(fd, PAGE, prot=mmap.PROT_READ) as mapped:
-                assert mapped[0] == ord("o")
-                change(in_source)
-                expire()
-                refresh(fs.path / name, fd)
-                expected = os.pread(in_source, 1 << 20, 0)
-                assert mapped[: min(PAGE, len(expected))] == expected[:PAGE]
-                assert os.pread(fd, 1 << 20, 0) == expected
+            mapped = stack.enter_context(mmap.mmap(fd, PAGE, prot=mmap.PROT_READ))
+            assert mapped[0] == ord("o")
+            files[name] = fd, in_source, mapped
+        for name, (_, in_source, _) in files.items():
+            CHANGES[name](in_source)
+        expire()
+        for name, (fd, in_source, mapped) in files.items():
+            refresh(fs.path / name / "f", fd)
+            expected = os.pread(in_source, 1 << 20, 0)
+            assert mapped[: min(PAGE, len(expected))] == expected[:PAGE]
+            assert os.pread(fd, 1 << 20, 0) == expected
 
 
 def test_a_size_that_grows_is_never_read_as_zeros(mount: Mounter) -> None:

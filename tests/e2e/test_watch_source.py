@@ -217,7 +217,7 @@ def test_an_own_change_in_progress_is_not_taken_for_a_change_without_an_event(
     with held(path, os.O_RDWR | os.O_DSYNC) as fd:
         os.pread(fd, SIZE, 0)
         before = settled_stats(spot.fs)
-        end = time.monotonic() + 4 * LOOK_SECONDS
+        end = time.monotonic() + 2.5 * LOOK_SECONDS
         while time.monotonic() < end:
             if change == "write":
                 os.pwrite(fd, b"own!", 0)

@@ -67,7 +67,7 @@ def start(
     """
     words = [str(argument) for argument in arguments]
     if zygote.in_use and not prefix:
-        return zygote.zygote().start(module, words, output.fileno(), output.fileno(), patch)
+        return zygote.zygote().start(module, words, output.fileno(), output.fileno(), patch=patch)
     program = patched_program(patch) if patch else [sys.executable, "-m", module]
     return subprocess.Popen(
         [*prefix, *program, *words],
@@ -140,20 +140,12 @@ def as_user(
     """Return the output of Python code run in ``directory`` as another user, or its OSError's name."""
     body = "".join(f"    {line}\n" for line in code.splitlines())
     script = (
-        "import ctypes, errno, mmap, os, socket, stat\n"  # later, modules in /root are unreadable
-        f"os.umask({umask}); os.setgroups({list(groups)})\n"
+        f"{zygote.CODE_IMPORTS}os.umask({umask}); os.setgroups({list(groups)})\n"
         f"os.setresgid({gid}, {gid}, {gid}); os.setresuid({uid}, {uid}, {uid})\n"
         f"try:\n{body}"
         "except OSError as exc:\n    print(errno.errorcode[exc.errno])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", script],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = zygote.run([script], 30, "code", directory)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
