@@ -175,6 +175,83 @@ def test_an_open_file_grows_after_an_event_though_no_reply_takes_effect(mount: M
         wait_until(lambda: len(os.pread(fd, 1 << 20, 0)) == 5700, 10)
 
 
+FOUND_BY_REQUESTS_ALONE = (
+    OVERTAKEN
+    + """
+from cleanfs.vfs import open_files
+async def run(self): pass
+open_files.OpenFiles.run = run
+lookup_of = mount.CleanFS.lookup
+async def overtaken_lookup(self, parent, name, ctx):
+    reply = await lookup_of(self, parent, name, ctx)
+    await self._services.notifier.attributes_changed(reply.st_ino)
+    return reply
+mount.CleanFS.lookup = overtaken_lookup
+"""
+)
+"""Also drops replies to lookups. No check of open files finds a change."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a size refresh opens files by handle")
+@pytest.mark.parametrize("timeout", [0.2, 1.0], ids=["kernel drops pages", "daemon drops pages"])
+@pytest.mark.parametrize("looked_up", [False, True], ids=["", "looked up before"])
+def test_an_open_file_is_read_whole_though_no_reply_to_the_reader_takes_effect(
+    mount: Mounter, timeout: float, looked_up: bool
+) -> None:
+    fs = mount("--attr-timeout", str(timeout), patch=FOUND_BY_REQUESTS_ALONE)
+    (fs.source / "f").write_bytes(b"a" * 16384)
+    settle()
+    with held(fs.path / "f") as fd:
+        assert os.pread(fd, 1 << 20, 0) == b"a" * 16384
+        for letter, size in (b"b", 5000), (b"c", 16384), (b"d", 20000):
+            os.truncate(fs.source / "f", min(size, 5000))
+            with held(fs.source / "f", os.O_WRONLY) as other:
+                os.pwrite(other, letter * size, 0)
+            time.sleep(timeout + 0.05)
+            if looked_up:
+                os.stat(fs.path / "f")
+            assert os.pread(fd, 1 << 20, 0) == letter * size
+            assert os.lseek(fd, 0, os.SEEK_END) == size
+
+
+def came_short(fs: MountedFs, flags: int) -> int:
+    """Open a file that ends at 8192 for the kernel, by a reply to a READ, and at 5000 in the source."""
+    (fs.source / "f").write_bytes(b"a" * 65536)
+    settle()
+    fd = os.open(fs.path / "f", flags)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    assert os.pread(fd, 100, 0) == b"a" * 100
+    os.truncate(fs.source / "f", 5000)
+    assert os.pread(fd, 4096, 8192) == b""
+    return fd
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a size refresh opens files by handle")
+def test_a_file_is_read_whole_after_a_read_that_came_short(mount: Mounter) -> None:
+    """The size that the reader's GETATTR reply tells is the one that the kernel was told before."""
+    fs = mount("--attr-timeout", "1", patch=FOUND_BY_REQUESTS_ALONE)
+    fd = came_short(fs, os.O_RDONLY)
+    try:
+        with held(fs.source / "f", os.O_WRONLY) as other:
+            os.pwrite(other, b"b" * 65536, 0)
+        time.sleep(1.05)
+        assert os.pread(fd, 1 << 20, 0) == b"b" * 65536
+    finally:
+        os.close(fd)
+
+
+def test_what_is_appended_after_a_read_that_came_short_overwrites_nothing(mount: Mounter) -> None:
+    fs = mount("--attr-timeout", "60")
+    fd = came_short(fs, os.O_RDWR | os.O_APPEND)
+    try:
+        with held(fs.source / "f", os.O_WRONLY | os.O_APPEND) as other:
+            os.write(other, b"t" * 5000)
+        assert os.write(fd, b"ours") == 4  # the kernel sends it for offset 8192
+    finally:
+        os.close(fd)
+    assert (fs.source / "f").read_bytes() == b"a" * 5000 + b"t" * 5000 + b"ours"
+
+
 REPLACED = {
     "move over": "printf 'new text' > g; mv g f",
     "move a longer one over": "head -c 3000000 /dev/zero > g; mv g f",

@@ -1,6 +1,8 @@
 """Test what the kernel may know of the size of a file."""
 
+import os
 import stat as stat_module
+from pathlib import Path
 
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.kernel_view import MAX_SIZES
@@ -73,3 +75,41 @@ def test_only_some_sizes_are_remembered() -> None:
     for size in range(1, 1000):
         inode.kernel.size_sent(size)
     assert len(inode.kernel.sizes) == MAX_SIZES
+
+
+async def test_a_read_that_came_short_moves_the_end_and_makes_the_size_doubtful() -> None:
+    kernel, refreshes = regular().kernel, 0
+
+    async def refresh() -> None:
+        nonlocal refreshes
+        refreshes += 1
+
+    kernel.size_sent(16384)
+    kernel.read_ended(16384)
+    await kernel.settle(refresh, size=True)
+    assert (kernel.sizes, refreshes) == ((16384,), 0)
+    for _ in range(2):
+        kernel.read_ended(8192)
+        await kernel.settle(refresh, size=True)
+    assert (kernel.sizes, refreshes) == ((8192, 16384), 1)
+    assert kernel.may_append(8192, 8196)
+    kernel.read_ended(16384)
+    assert kernel.sizes == (8192, 16384)
+
+
+async def test_a_refresh_for_the_size_is_made_only_for_another_size(tmp_path: Path) -> None:
+    kernel, refreshes = regular().kernel, 0
+
+    async def refresh() -> None:
+        nonlocal refreshes
+        refreshes += 1
+
+    for size, expected in (5, 0), (5, 0), (7, 1), (7, 1):
+        (tmp_path / "f").write_bytes(b"x" * size)
+        kernel.reply_sent((tmp_path / "f").stat())
+        os.utime(tmp_path / "f", ns=(0, size))
+        kernel.reply_sent((tmp_path / "f").stat())
+        await kernel.settle(refresh, size=True)
+        assert refreshes == expected
+    await kernel.settle(refresh)
+    assert refreshes == 2, "the times are doubtful as well"
