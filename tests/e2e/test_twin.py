@@ -18,7 +18,7 @@ from tests.harness.mounting import mounted
 from tests.harness.twin import Site, TwinMachine, cache_size, least_pool
 
 QUICK = settings(
-    max_examples=10,
+    max_examples=6,  # check/stress_twin runs thousands
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
@@ -78,18 +78,18 @@ def test_nothing_differs_without_an_attribute_timeout(tmp_path: Path) -> None:
 
 def test_nothing_differs_after_the_attribute_timeout(tmp_path: Path) -> None:
     with site(tmp_path, 0.05, page_size=16384) as place:
-        run(place, settings(QUICK, max_examples=6))
+        run(place, settings(QUICK, max_examples=4))
 
 
 def test_nothing_differs_without_changes_in_the_source(tmp_path: Path) -> None:
     with site(tmp_path, 60, "--coherency", "none", changes_source=False) as place:
-        run(place, settings(QUICK, max_examples=6))
+        run(place, settings(QUICK, max_examples=4))
 
 
 def test_nothing_differs_with_write_back(tmp_path: Path) -> None:
     options = ("--coherency", "none", "--writeback")
     with site(tmp_path, 60, *options, changes_source=False, writeback=True) as place:
-        run(place, settings(QUICK, max_examples=6))
+        run(place, settings(QUICK, max_examples=4))
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def coarse_clock(tmp_path: Path) -> Iterator[Path]:
 def test_nothing_differs_when_many_changes_share_one_timestamp(coarse_clock: Path) -> None:
     os.chmod(coarse_clock, 0o755)
     with site(coarse_clock, 0) as place:
-        run(place, settings(QUICK, max_examples=6))
+        run(place, settings(QUICK, max_examples=4))
 
 
 # -- failures that the machine found, reduced -------------------------------------------------------
