@@ -31,7 +31,7 @@ CORRUPT = """
                 try:
                     memory.seek(start)
                     at = memory.read(end - start).find(MARK)
-                except OSError:  # it is gone
+                except OSError:  # unmapped meanwhile
                     continue
                 while at + first >= 0:
                     for here in range(start + at + first, start + at + last):

@@ -583,10 +583,10 @@ def test_reading_xattrs_of_control_files_finds_none(mount: Mounter) -> None:
 def test_an_entry_made_in_the_source_later_stays_hidden(mount: Mounter) -> None:
     fs = mount("--attr-timeout", "0")
     (fs.source / ".cleancache").mkdir()
-    (fs.source / ".cleancache" / "puts").write_text("not ours")
+    (fs.source / ".cleancache" / "puts").write_text("of the source")
     assert fs.control("puts").read_text() == "0\n"
     assert os.listdir(fs.path) == []
-    assert (fs.source / ".cleancache" / "puts").read_text() == "not ours"
+    assert (fs.source / ".cleancache" / "puts").read_text() == "of the source"
 
 
 def test_shell_redirection_works(mount: Mounter) -> None:

@@ -89,11 +89,11 @@ def command_line(*args: str | Path) -> list[str]:
 
     As in the zygote, ``list`` asks only the mounts of this test process: calls would disturb others.
     """
-    ours = (
+    own_mounts = (
         "every = cli.mount_points\n"
         f"cli.mount_points = lambda: [p for p in every() if p.path.startswith({zygote.below!r})]"
     )
-    program = patched_program(ours) if "list" in args else [sys.executable, "-m", "cleanfs"]
+    program = patched_program(own_mounts) if "list" in args else [sys.executable, "-m", "cleanfs"]
     return [*program, *map(str, args)]
 
 

@@ -1,4 +1,4 @@
-"""Test what the kernel may know of the size of a file."""
+"""Test the record of the sizes that the kernel may know."""
 
 import os
 import stat as stat_module

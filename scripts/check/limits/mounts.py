@@ -127,7 +127,7 @@ def _in_one_process(lab: Lab, source: Path, point: Path, count: int) -> None:
 def _many_in_this_process(source: Path, point: Path, count: int, send: object) -> None:
     for i in range(count + 10):
         if i in (9, count + 9):
-            send.send(_own_figures(point))  # type: ignore[attr-defined]
+            send.send(_own_figures(point))  # type: ignore[attr-defined]  # the end of a pipe
         reader, writer = os.pipe()
         user = threading.Thread(target=_use_and_unmount, args=(point, reader))
         user.start()
