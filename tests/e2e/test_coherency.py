@@ -175,7 +175,7 @@ def test_an_open_file_grows_after_an_event_though_no_reply_takes_effect(mount: M
         wait_until(lambda: len(os.pread(fd, 1 << 20, 0)) == 5700, 10)
 
 
-FOUND_BY_REQUESTS_ALONE = (
+CHANGES_FOUND_BY_REQUESTS = (
     OVERTAKEN
     + """
 from cleanfs.vfs import open_files
@@ -189,7 +189,7 @@ async def overtaken_lookup(self, parent, name, ctx):
 mount.CleanFS.lookup = overtaken_lookup
 """
 )
-"""Also drops replies to lookups. No check of open files finds a change."""
+"""Makes the kernel drop lookup replies too, and disables the checks of open files."""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a size refresh opens files by handle")
@@ -198,7 +198,7 @@ mount.CleanFS.lookup = overtaken_lookup
 def test_an_open_file_is_read_whole_though_no_reply_to_the_reader_takes_effect(
     mount: Mounter, timeout: float, looked_up: bool
 ) -> None:
-    fs = mount("--attr-timeout", str(timeout), patch=FOUND_BY_REQUESTS_ALONE)
+    fs = mount("--attr-timeout", str(timeout), patch=CHANGES_FOUND_BY_REQUESTS)
     (fs.source / "f").write_bytes(b"a" * 16384)
     settle()
     with held(fs.path / "f") as fd:
@@ -214,8 +214,8 @@ def test_an_open_file_is_read_whole_though_no_reply_to_the_reader_takes_effect(
             assert os.lseek(fd, 0, os.SEEK_END) == size
 
 
-def came_short(fs: MountedFs, flags: int) -> int:
-    """Open a file that ends at 8192 for the kernel, by a reply to a READ, and at 5000 in the source."""
+def opened_after_short_read(fs: MountedFs, flags: int) -> int:
+    """Open a file that ends at 8192 for the kernel, by a READ reply, and at 5000 in the source."""
     (fs.source / "f").write_bytes(b"a" * 65536)
     settle()
     fd = os.open(fs.path / "f", flags)
@@ -227,10 +227,10 @@ def came_short(fs: MountedFs, flags: int) -> int:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a size refresh opens files by handle")
-def test_a_file_is_read_whole_after_a_read_that_came_short(mount: Mounter) -> None:
-    """The size that the reader's GETATTR reply tells is the one that the kernel was told before."""
-    fs = mount("--attr-timeout", "1", patch=FOUND_BY_REQUESTS_ALONE)
-    fd = came_short(fs, os.O_RDONLY)
+def test_a_file_is_read_whole_after_a_short_read(mount: Mounter) -> None:
+    """The reader's GETATTR reply has the size that the kernel was sent before."""
+    fs = mount("--attr-timeout", "1", patch=CHANGES_FOUND_BY_REQUESTS)
+    fd = opened_after_short_read(fs, os.O_RDONLY)
     try:
         with held(fs.source / "f", os.O_WRONLY) as other:
             os.pwrite(other, b"b" * 65536, 0)
@@ -240,16 +240,16 @@ def test_a_file_is_read_whole_after_a_read_that_came_short(mount: Mounter) -> No
         os.close(fd)
 
 
-def test_what_is_appended_after_a_read_that_came_short_overwrites_nothing(mount: Mounter) -> None:
+def test_an_append_after_a_short_read_overwrites_nothing(mount: Mounter) -> None:
     fs = mount("--attr-timeout", "60")
-    fd = came_short(fs, os.O_RDWR | os.O_APPEND)
+    fd = opened_after_short_read(fs, os.O_RDWR | os.O_APPEND)
     try:
         with held(fs.source / "f", os.O_WRONLY | os.O_APPEND) as other:
             os.write(other, b"t" * 5000)
-        assert os.write(fd, b"ours") == 4  # the kernel sends it for offset 8192
+        assert os.write(fd, b"more") == 4  # the kernel sends it with offset 8192
     finally:
         os.close(fd)
-    assert (fs.source / "f").read_bytes() == b"a" * 5000 + b"t" * 5000 + b"ours"
+    assert (fs.source / "f").read_bytes() == b"a" * 5000 + b"t" * 5000 + b"more"
 
 
 REPLACED = {
@@ -607,7 +607,7 @@ def test_a_change_found_by_the_open_of_an_ioctl_reaches_the_kernel(mount: Mounte
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_DIRECT], ids=["buffered", "direct"])
 def test_a_file_that_was_shorter_for_a_while_is_read_whole_again(mount: Mounter, flags: int) -> None:
-    """The kernel takes a short reply for the end of the file until it asks for attributes."""
+    """The kernel takes a short reply for the end of the file until it gets new attributes."""
     fs = mount(*QUICK)
     size = 16384
     (fs.source / "f").write_bytes(b"a" * size)

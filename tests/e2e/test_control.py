@@ -275,7 +275,7 @@ WAYS: dict[str, Callable[[Path, Path], object]] = {
 
 @pytest.fixture(scope="module")
 def filled_fs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedFs]:
-    """One mount with pages in its caches, for all ways to copy."""
+    """Provide one mount with pages in its caches, for all ways to copy."""
     top = tmp_path_factory.mktemp("filled")
     for name in ("source", "mnt"):
         (top / name).mkdir()

@@ -44,7 +44,9 @@ def test_pages_of_a_written_file_stay_in_the_kernel(
     source: Path, mount: Mounter, coherency: str
 ) -> None:
     data = os.urandom(64 * PAGE)
-    (source / "f").write_bytes(data)  # before it is watched: a late event would rightly flush it
+    (source / "f").write_bytes(
+        data
+    )  # before the watch begins: a late event would rightly flush the file
     fs = mount("--coherency", coherency, "--attr-timeout", "1")
     settle()
     with held(fs.path / "f", os.O_RDWR) as fd, not_reclaimed(fd, len(data)):
@@ -118,7 +120,7 @@ def test_after_new_attributes_no_old_byte_is_read(
         files = {}
         for name in CHANGES:
             directory = fs.source / name
-            directory.mkdir()  # one each: a listing refreshes all that it contains
+            directory.mkdir()  # one per file: a listing refreshes all its files
             known(fs, b"o" * (PAGE + 200), f"{name}/f")
             fd = stack.enter_context(held(fs.path / name / "f"))
             in_source = stack.enter_context(held(directory / "f", os.O_RDWR))

@@ -98,7 +98,7 @@ def command_line(*args: str | Path) -> list[str]:
 
 
 def forked_command_line(*args: str | Path) -> list[str]:
-    """A command of its own in streams, directory and environment; not in locale, namespace or user."""
+    """Return a command that shares locale, namespaces and user with the zygote, but nothing else."""
     return zygote.zygote().command(*args) if zygote.in_use else command_line(*args)
 
 

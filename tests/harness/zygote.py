@@ -52,7 +52,7 @@ from cleanfs.mount import mount
 """Imports that run before each patch."""
 
 CODE_IMPORTS = "import ctypes, errno, mmap, os, socket, stat\n"
-"""Imports that code for another user may rely on, to whom modules below /root are out of reach."""
+"""Imports before code for another user, who cannot read modules below /root."""
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ)

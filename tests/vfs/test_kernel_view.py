@@ -77,7 +77,7 @@ def test_only_some_sizes_are_remembered() -> None:
     assert len(inode.kernel.sizes) == MAX_SIZES
 
 
-async def test_a_read_that_came_short_moves_the_end_and_makes_the_size_doubtful() -> None:
+async def test_a_short_read_moves_the_end_and_makes_the_size_doubtful() -> None:
     kernel, refreshes = regular().kernel, 0
 
     async def refresh() -> None:
@@ -97,7 +97,7 @@ async def test_a_read_that_came_short_moves_the_end_and_makes_the_size_doubtful(
     assert kernel.sizes == (8192, 16384)
 
 
-async def test_a_refresh_for_the_size_is_made_only_for_another_size(tmp_path: Path) -> None:
+async def test_a_refresh_of_the_size_is_made_only_for_another_size(tmp_path: Path) -> None:
     kernel, refreshes = regular().kernel, 0
 
     async def refresh() -> None:
@@ -112,4 +112,4 @@ async def test_a_refresh_for_the_size_is_made_only_for_another_size(tmp_path: Pa
         await kernel.settle(refresh, size=True)
         assert refreshes == expected
     await kernel.settle(refresh)
-    assert refreshes == 2, "the times are doubtful as well"
+    assert refreshes == 2, "the times are doubtful too"
