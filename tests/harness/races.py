@@ -81,7 +81,7 @@ def in_threads(*works: Callable[[], None]) -> None:
 
 
 class Memory:
-    """Is a mapping by its address: stores through ctypes let other threads run meanwhile."""
+    """Accesses a mapping by its address: stores through ctypes let other threads run meanwhile."""
 
     def __init__(self, mapping: mmap.mmap) -> None:
         self._view = (ctypes.c_char * len(mapping)).from_buffer(mapping)

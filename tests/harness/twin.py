@@ -94,7 +94,7 @@ stamps = st.one_of(st.none(), st.integers(1, LONG_AGO_NS - 1))
 
 @dataclass(frozen=True)
 class Error:
-    """Is the error of a failed call."""
+    """Represents the error of a failed call."""
 
     number: int | None
 

@@ -60,7 +60,7 @@ ENVIRONMENT = dict(os.environ)
 
 
 class Started:
-    """Is a process that the zygote started, with the parts of ``subprocess.Popen`` that tests use."""
+    """Controls a process that the zygote started, by the methods of ``subprocess.Popen``."""
 
     def __init__(self, zygote: "Zygote", pid: int) -> None:
         self.pid = pid
@@ -107,7 +107,7 @@ class Started:
 
 
 class Zygote:
-    """Is the zygote process, as seen by its owner."""
+    """Controls the zygote process for its owner."""
 
     def __init__(self, *prefix: str) -> None:
         """Start it, by a command that executes its arguments. It ends with this process."""
