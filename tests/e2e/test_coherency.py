@@ -88,10 +88,10 @@ IN_PLACE = {
 
 @pytest.mark.parametrize("where", ["mount", "source"])
 @pytest.mark.parametrize("change", IN_PLACE)
-def test_a_change_in_place_is_seen_by_the_next_open(mount: Mounter, change: str, where: str) -> None:
+def test_a_change_in_place_is_seen_by_the_next_open(share: Mounter, change: str, where: str) -> None:
     if change == "punch a hole" and where == "mount":
         pytest.skip("FUSE without a fallocate handler refuses to punch holes")
-    fs = mount("--attr-timeout", "60")  # so that no timeout can help
+    fs = share("--attr-timeout", "60")  # so that no timeout can help
     cached(fs, "f", noise())
     flushes = fs.stats()["flushes"]
     shell(fs.path if where == "mount" else fs.source, IN_PLACE[change])
@@ -264,8 +264,8 @@ REPLACED = {
 
 @pytest.mark.parametrize("where", ["mount", "source"])
 @pytest.mark.parametrize("change", REPLACED)
-def test_a_replaced_file_is_seen_after_the_timeout(mount: Mounter, change: str, where: str) -> None:
-    fs = mount(*QUICK)
+def test_a_replaced_file_is_seen_after_the_timeout(share: Mounter, change: str, where: str) -> None:
+    fs = share(*QUICK)
     cached(fs, "f", noise())
     flushes = fs.stats()["flushes"]
     shell(fs.path if where == "mount" else fs.source, REPLACED[change])
@@ -279,8 +279,8 @@ def test_a_replaced_file_is_seen_after_the_timeout(mount: Mounter, change: str, 
 
 
 @pytest.mark.parametrize("where", ["mount", "source"])
-def test_a_cached_file_moved_over_another_replaces_it(mount: Mounter, where: str) -> None:
-    fs = mount(*QUICK)
+def test_a_cached_file_moved_over_another_replaces_it(share: Mounter, where: str) -> None:
+    fs = share(*QUICK)
     cached(fs, "a", noise(1))
     cached(fs, "b", noise(2))
     shell(fs.path if where == "mount" else fs.source, "mv a b")
@@ -293,8 +293,8 @@ def test_a_cached_file_moved_over_another_replaces_it(mount: Mounter, where: str
 
 
 @pytest.mark.parametrize("where", ["mount", "source"])
-def test_a_removed_file_is_missing(mount: Mounter, where: str) -> None:
-    fs = mount(*QUICK)
+def test_a_removed_file_is_missing(share: Mounter, where: str) -> None:
+    fs = share(*QUICK)
     cached(fs, "f", noise())
     flushes = fs.stats()["flushes"]
     shell(fs.path if where == "mount" else fs.source, "rm f")

@@ -53,10 +53,10 @@ LOST: dict[str, Call] = {
 
 
 @pytest.fixture
-def fs(mount: Mounter, source: Path) -> MountedFs:
-    (source / "f").write_text("text")
-    os.setxattr(source / "f", "user.there", b"1")
-    fs = mount(*LONG_TIMEOUT)
+def fs(share: Mounter) -> MountedFs:
+    fs = share(*LONG_TIMEOUT)
+    (fs.source / "f").write_text("text")
+    os.setxattr(fs.source / "f", "user.there", b"1")
     assert (fs.path / "f").read_text() == "text"
     return fs
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -177,10 +177,17 @@ class MountedFs:
     process: Process
     log: Path
     options: tuple[str, ...] = field(default=())
+    mountpoint: Path | None = None
+    """Where it is mounted, if not on ``path``."""
+
+    def below(self, name: str) -> "MountedFs":
+        """Return the same mount with a directory of it for source and path."""
+        mountpoint = self.mountpoint or self.path
+        return replace(self, source=self.source / name, path=self.path / name, mountpoint=mountpoint)
 
     def control(self, name: str) -> Path:
         """Return the path of a control file."""
-        return self.path / ".cleancache" / name
+        return (self.mountpoint or self.path) / ".cleancache" / name
 
     def stats(self) -> dict[str, Any]:
         """Return ``stats.json``. The backend's counters are under ``backend_counters``."""
