@@ -245,6 +245,7 @@ def killed_after(seconds: float, pid: int, mountpoint: Path | None = None) -> It
     the time.
     """
     script = f"""
+        trap : HUP INT TERM  # which may go to the whole process group of the tests
         while read -t {seconds} line; do [ "$line" = ended ] && exit; done
         read -r stat <"/proc/$0/stat" && set -- "$1" "$2" ${{stat##*) }}
         [ "${{22}}" = "$2" ] && kill -9 "$0"

@@ -261,7 +261,10 @@ def serve(address: str, owner: socket.socket) -> None:
                 owner.send(json.dumps({"started": pid}).encode())
             elif ready is listener:
                 caller, _ = listener.accept()
-                callers[_fork(caller)] = caller
+                if pid := _fork(caller):
+                    callers[pid] = caller
+                else:
+                    caller.close()
             else:  # this caller has ended
                 for pid, caller in list(callers.items()):
                     if caller is ready:

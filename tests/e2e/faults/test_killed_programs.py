@@ -273,7 +273,8 @@ def test_a_change_found_by_an_open_of_a_killed_program_is_not_lost(
     assert (fs.path / "f").read_bytes()[:5] == b"new" + DATA[3:5]
 
 
-def test_killed_tests_leave_no_mount(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", [False, True], ids=["alone", "with their process group"])
+def test_killed_tests_leave_no_mount(tmp_path: Path, group: bool) -> None:
     code = (
         "import pathlib, sys, time\nfrom tests.harness.faulty import faulty\n"
         "from tests.e2e.faults.site import make_directories, on\nbase = pathlib.Path(sys.argv[1])\n"
@@ -282,10 +283,10 @@ def test_killed_tests_leave_no_mount(tmp_path: Path) -> None:
     )
     words = [sys.executable, "-c", code, str(tmp_path)]
     root = Path(__file__).parents[3]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=root) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=root, start_new_session=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
         assert is_mounted(tmp_path / "served")
         assert is_mounted(tmp_path / "mnt")
-        process.kill()
+        os.killpg(process.pid, signal.SIGTERM) if group else process.kill()
     wait_until(lambda: not is_mounted(tmp_path / "served") and not is_mounted(tmp_path / "mnt"))
