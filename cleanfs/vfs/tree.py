@@ -241,7 +241,7 @@ class Tree:
 
         async def refresh() -> None:
             pages = notifier.explicit and notifier.is_pending(inode.node)
-            await notifier.refreshed(inode.node, inode.generation, pages=pages)
+            await notifier.refreshed(inode.node, inode.generation, inode.mount_path(), pages=pages)
 
         await kernel.settle(refresh, size=True)
 

@@ -23,14 +23,12 @@ from cleanfs.vfs.open_files import LOOK_SECONDS
 from tests.e2e.conftest import SMALL_CACHES, Mounter
 from tests.harness.mounting import MountedFs, cleanfs, mount_namespace, mounted, wait_until
 from tests.harness.source_calls import CONTENTS, SIZE, held
+from tests.harness.unprivileged import NO_DAC_READ_SEARCH
 
 SEEN_WITHIN = 15.0
 """The limit in seconds on a busy machine; a tenth of a second is usual."""
 
 WATCH = ("--coherency", "watch", "--attr-timeout", "60")
-
-UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search")
-"""Runs a daemon that may not open files by handle, and so watches inodes one by one."""
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv"
@@ -71,7 +69,7 @@ def watched(
     top = tmp_path_factory.mktemp(request.param)
     for name in ("source", "mnt"):
         (top / name).mkdir()
-    prefix = UNPRIVILEGED if request.param == "inode" else ()
+    prefix = NO_DAC_READ_SEARCH if request.param == "inode" else ()
     with mounted(top / "source", top / "mnt", *SMALL_CACHES, *WATCH, prefix=prefix) as fs:
         assert fs.stats()["watcher"] == f"fanotify-{request.param}"
         yield fs
@@ -370,7 +368,7 @@ def _marks(fs: MountedFs) -> int:
 
 
 def test_the_mark_of_a_removed_file_is_removed(mount: Mounter) -> None:
-    fs = mount(*WATCH, prefix=UNPRIVILEGED)
+    fs = mount(*WATCH, prefix=NO_DAC_READ_SEARCH)
     least = _marks(fs)
     for i in range(20):
         (fs.source / str(i)).write_bytes(b"x")

@@ -134,7 +134,7 @@ class Kernel:
         self.done = threading.Event()
         self._begun = threading.Semaphore(0)
 
-    def refresh(self, _: MountedAt, node: int, generation: int) -> bool:
+    def refresh(self, _: MountedAt, node: int, generation: int, path: bytes) -> bool:
         self.refreshed.append(node)
         self._begun.release()
         return self.done.wait(10)
@@ -148,7 +148,7 @@ class Kernel:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
     monkeypatch.setattr(notify, "refresh_kernel_size", kernel.refresh)
-    monkeypatch.setattr(notify, "can_refresh", lambda: True)
+    monkeypatch.setattr(notify, "can_open_handles", lambda: True)
     return kernel
 
 
@@ -172,10 +172,10 @@ async def test_a_change_during_a_refresh_causes_another_one(
 ) -> None:
     """The refresh may have missed the change."""
     async with running(device[1]) as notifier:
-        notifier.refresh(7, 1)
+        notifier.refresh(7, 1, b"f")
         assert await kernel.refresh_begins()
         for _ in range(3):
-            notifier.refresh(7, 1)
+            notifier.refresh(7, 1, b"f")
             await notifier.drained()
         kernel.done.set()
         assert await kernel.refresh_begins()
@@ -188,9 +188,9 @@ async def test_an_open_starts_a_refresh_even_during_a_long_one(
 ) -> None:
     monkeypatch.setattr(notify, "REFRESH_SECONDS", 0.2)
     async with running(device[1]) as notifier:
-        notifier.refresh(7, 1)
+        notifier.refresh(7, 1, b"f")
         assert await kernel.refresh_begins()
-        await notifier.refreshed(7, 1)
+        await notifier.refreshed(7, 1, b"f")
         kernel.done.set()
         assert await kernel.refresh_begins()
     assert kernel.refreshed == [7, 7]

@@ -21,6 +21,9 @@ RING = 64
 
 SERIES_WORDS = 3 + RING
 
+OLD_VALUES = 8
+"""How many sizes from before a change of the source a kernel may use that has missed the change."""
+
 
 class Words:
     """A run of 32-bit words in the shared memory."""
@@ -91,6 +94,11 @@ class Series:
         """Nothing older may be seen from now on."""
         if number > self._view[0]:
             self._view[0] = number
+
+    def before(self, stop: int) -> list[int]:
+        """The last values before number ``stop``, as far as they are remembered."""
+        oldest = max(0, stop - OLD_VALUES, self._view[2] - RING + 3)
+        return [self._view[3 + number % RING] for number in range(oldest, stop)]
 
     def legal(self, floor: int) -> list[int]:
         """The values from number ``floor`` to what is begun; empty if that is too long ago."""
@@ -169,10 +177,18 @@ class Slot:
 
     def reset(self, serial: int, shift: int, kind: int) -> None:
         """Stand for a new, empty file."""
-        self._head[0], self._head[1], self._head[2] = serial, shift, kind
+        self._head[0], self._head[1], self._head[2], self._head[3] = serial, shift, kind, 0
         for words in (self.floor, self.latest, self.begun):
             words.put(0, self.cells, 0)
         self.size.reset(0)
+
+    def size_set_in_source(self, number: int) -> None:
+        """The size with this number was set in the source."""
+        self._head[3] = number
+
+    def missed_sizes(self, floor: int) -> list[int]:
+        """The sizes from before the last change of size in the source, none of which is legal."""
+        return self.size.before(min(floor, self._head[3]))
 
     @property
     def in_use(self) -> bool:

@@ -45,6 +45,9 @@ class Plan:
     page_caches: tuple[int, ...]
     """Limits that the page cache is given in turn."""
     writeback: bool = False
+    opens_handles: bool = True
+    """Whether the daemon may open files by handle. Otherwise the kernel may miss a new size for a while
+    (``Process.may_have_missed_a_size``)."""
     holes: bool = False
     """Whether ``fallocate`` works there."""
 
