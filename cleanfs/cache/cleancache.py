@@ -1,9 +1,9 @@
 """The cleancache frontend: file systems above, one backend below, four counters.
 
 After ``mm/cleancache.c``. A file system is recorded when it mounts (``init_fs``), with or without a
-backend; a backend that registers later gives the recorded ones their pools then, exactly once (the
-lazy initialisation that Dan Magenheimer sketched in 2011 and Linux 3.10 got). A second backend is
-refused while one is registered.
+backend. A backend that registers later gives the recorded ones their pools then, exactly once. (Dan
+Magenheimer sketched this lazy initialisation in 2011; Linux 3.10 got it.) A second backend is refused
+while one is registered.
 
 A backend that raises never hurts a reader. The frontend counts the error, reports a miss,
 and takes the backend out of service after ``MAX_ERRORS`` in a row. It does so at once when the

@@ -112,7 +112,7 @@ class CleanFS(pyfuse3.Operations):
         """Return the nodes of the files that are open for writing."""
         return self._handles.open_for_writing()
 
-    async def keep_bounded(self) -> None:
+    async def run_background_tasks(self) -> None:
         """Run the background tasks of the inode table, of open files and of the root; never ends."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._open_files.run)

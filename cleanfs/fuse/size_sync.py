@@ -55,8 +55,8 @@ def refresh_kernel_size(where: MountedAt, node: int, generation: int, path: byte
     """Force GETATTRs until the kernel has applied the size in a reply.
 
     ``path`` is the one by which the kernel found the file below the root of the mount; empty to open
-    the file by its handle. False if the size was not seen to be applied: the file cannot be opened in
-    that way, the mount is elsewhere, the kernel has forgotten the file, the source returns no
+    the file by its handle. False if the size was not seen to be applied. The file cannot be opened in
+    that way, the mount is elsewhere, or the kernel has forgotten the file. Or the source returns no
     attributes, or other processes change the size all the time.
     """
     try:
