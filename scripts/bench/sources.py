@@ -50,7 +50,7 @@ console = Console(width=140)
 
 
 class MissingError(Exception):
-    """This machine can not do that."""
+    """This machine cannot do that."""
 
 
 def run(*command: str | Path) -> None:

@@ -64,7 +64,7 @@ class Daemon:
     process: mounting.Process
     options: tuple[str, ...]
     seconds: float
-    """From its start until the mount answered."""
+    """From its start until the mount replied."""
 
     @property
     def writeback(self) -> bool:
@@ -104,18 +104,18 @@ class Site:
             return mounting.start("cleanfs", arguments, log, prefix=self.environment)
 
     def mount(self, options: tuple[str, ...]) -> Daemon:
-        """A daemon that answers. Raises Failure if it does not come up."""
+        """A daemon that replies. Raises Failure if it does not come up."""
         self.log.write_bytes(b"")
         begun = time.monotonic()
         process = self.start(options)
         self.daemon = Daemon(process, options, 0.0)
-        wait("the mount", lambda: process.poll() is not None or self.answers(), START_TIMEOUT)
+        wait("the mount", lambda: process.poll() is not None or self.replies(), START_TIMEOUT)
         if process.poll() is not None:
             raise Failure(f"the daemon ended with {process.returncode}: {self.log_text()}")
         self.daemon.seconds = time.monotonic() - begun
         return self.daemon
 
-    def answers(self) -> bool:
+    def replies(self) -> bool:
         """Whether a live daemon serves the mount point."""
         try:
             return (self.mountpoint / ".cleancache" / "stats").exists()
@@ -204,10 +204,10 @@ class Round:
         errors = Counter[str]()
         for kind, client in self.clients.items():
             error = load.read_progress(self.said(kind)).error
-            # A page of a mapping that can not be read is a SIGBUS: the client has said nothing more.
+            # A page of a mapping that cannot be read is a SIGBUS: the client has said nothing more.
             if client.returncode == -signal.SIGBUS and kind in ("mapped", "wal"):
                 error = "SIGBUS"
-            # sqlite has its own words, and msync of what can not be written says EIO.
+            # sqlite has its own words, and msync of what cannot be written says EIO.
             elif error is None or not (
                 error in accept or error.startswith("sqlite:") or (error == "EIO" and kind == "mapped")
             ):
@@ -227,7 +227,7 @@ class Round:
         return turns
 
     def change_source(self) -> None:
-        """While nobody serves the mount: contents that no cache of before may answer for."""
+        """While nobody serves the mount: contents that no cache from before may hold."""
         for number in range(0, load.UNCHANGED, 7):
             path = self.site.source / "load" / "unchanged" / str(number)
             st = path.stat()
@@ -317,10 +317,10 @@ def umount_lazily(site: Site, choose: random.Random) -> set[str]:
     done = mounting.cleanfs("umount", site.mountpoint, timeout=END_TIMEOUT)
     if done.returncode != 1 or "busy" not in done.stderr:
         raise Failure(f"cleanfs umount of a busy mount: {done.returncode}, {done.stderr}")
-    if not site.answers():
+    if not site.replies():
         raise Failure("the mount is gone after cleanfs umount was refused")
     subprocess.run(["umount", "-l", str(site.mountpoint)], check=True, timeout=END_TIMEOUT)
-    # Programs that have files open go on; whoever takes a path finds nothing.
+    # Programs that have files open go on; those that use a path find nothing.
     return GONE
 
 
@@ -474,7 +474,7 @@ def background_round(site: Site, seed: int, tally: Tally) -> None:
         raise Failure("cleanfs mount failed and left a dead mount behind")
 
     def settled() -> bool:  # the daemon is up, or has gone
-        return not processes_of(site) or site.answers()
+        return not processes_of(site) or site.replies()
 
     wait("the daemon", settled, START_TIMEOUT)
     if processes_of(site):
@@ -620,7 +620,7 @@ def main() -> int:
     tallies = {name: Tally() for name in known if name in plan}
     deadline = time.monotonic() + args.seconds
     failed = False
-    # Whoever ends us with a signal gets what was found so far, and nothing is left.
+    # A user who ends us with a signal gets what was found so far, and nothing is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"{len(plan)} rounds, --seed {seed}", file=sys.stderr)
     base = Path(tempfile.mkdtemp(prefix="cleanfs-kill-", dir=args.base)).resolve()

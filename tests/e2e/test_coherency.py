@@ -535,7 +535,7 @@ def test_a_file_found_by_its_new_name_is_not_opened_by_the_old_one(mount: Mounte
 
 
 def test_a_write_is_appended_while_its_file_has_o_append(source: Path, mount: Mounter) -> None:
-    """The program sets and clears it after the open. The kernel believes that the file ends at 3."""
+    """The program sets and clears it after the open. The kernel sees the file's end at 3."""
     file = source / "f"
     file.write_bytes(b"old")
     fs = mount("--coherency", "open", "--attr-timeout", "60")

@@ -380,7 +380,7 @@ async def test_a_write_appends_if_its_message_says_so(
     flags: int,
     result: bytes,
 ) -> None:
-    """The kernel believes that the file ends at 4. How it was opened makes no difference (F_SETFL)."""
+    """The kernel sees the file's end at 4. How it was opened makes no difference (F_SETFL)."""
     fs, fh = await opened(shared, inodes, opened_with)
     with (tmp_path / "f").open("ab") as theirs:
         theirs.write(b"theirs")

@@ -5,8 +5,9 @@ then it serves for another, with a new serial number. Its cells' versions and th
 sizes are published before the call that changes them (``begin``) and after (``done``). Names are
 series, too, of serial numbers.
 
-Each word has one writer at a time: whoever holds the lock of that cell, name or slot (``locks``).
-Readers take none. They look at the floor before their call and at what was begun after it.
+Each word has one writer at a time: the process that holds the lock of that cell, name or slot
+(``locks``). Readers take none. They look at the floor before their call and at what was begun after
+it.
 """
 
 import mmap

@@ -15,7 +15,7 @@ KINDS = (PLAIN, PLAIN, MAPPED, SHOWN)
 NAMES = 14
 
 SLACK = 3.0
-"""Seconds that a promise in terms of time may be late: whoever asked may get to run that late."""
+"""Seconds that a promise in terms of time may be late: a process that waits may run that late."""
 
 WATCH_DELAY = 1.0
 """Seconds in which ``--coherency watch`` promises to notice."""

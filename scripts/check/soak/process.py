@@ -88,7 +88,7 @@ class Process:
                 with self.binding(slot):
                     fd = os.open(self.path(name), flags)
             except BaseException:
-                self.let_go(slot)
+                self.release(slot)
                 raise
         self.journal.note(f"opened {name} {flags:o}: fd {fd} file {slot.serial}.")
         return self.keep(Handle(fd, flags, [(slot, slot.serial)]))
@@ -161,7 +161,7 @@ class Process:
         """The slot stands for what it stands for while this process has the file open."""
         slot.opens[self.index] += 1
 
-    def let_go(self, slot: Slot) -> None:
+    def release(self, slot: Slot) -> None:
         """Not any longer."""
         slot.opens[self.index] -= 1
 
@@ -184,7 +184,7 @@ class Process:
         self.journal.note(f"close {handle.label}")
         os.close(handle.fd)
         for slot, _ in handle.slots:
-            self.let_go(slot)
+            self.release(slot)
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -291,7 +291,7 @@ class Process:
         for slot, serial in list(handle.slots):
             if slot.number in wrong:
                 handle.slots.remove((slot, serial))
-                self.let_go(slot)
+                self.release(slot)
 
     # -- changing -------------------------------------------------------------------------------
 
