@@ -210,6 +210,11 @@ class Served:
             policy.inline = True
             policy.returned()
 
+    async def fs_cleared(self) -> None:
+        """Drop all pages that are kept."""
+        self.pagecache.drop()
+        self.fs_caches.drop_pool()
+
     @property
     def served(self) -> int:
         """Return how many requests the channel served."""

@@ -9,7 +9,7 @@ The replies must be the same, and so must what is known and counted afterwards, 
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ class Case:
     page_cache: int = 1 << 20
     backend: str | None = "zcache"
     explicit: bool = True
-    options: tuple[tuple[str, object], ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
@@ -207,8 +207,8 @@ CASES = {
     "no backend": Case(backend=None),
     "no cache": Case(page_cache=0, backend=None),
     "small": Case(page_cache=5 * 5000),
-    "zbud": Case(page_cache=5 * 5000, options=(("allocator", "zbud"),)),
-    "checksum": Case(page_cache=5 * 5000, options=(("checksum", True),)),
+    "zbud": Case(page_cache=5 * 5000, options={"allocator": "zbud"}),
+    "checksum": Case(page_cache=5 * 5000, options={"checksum": True}),
     "implicit": Case(explicit=False),
 }
 
@@ -242,8 +242,8 @@ def test_the_fast_path_is_python_s_twin(
 async def compare(top: Path, case: Case, steps: list[tuple[Any, ...]]) -> int:
     """Apply steps to two directories, and compare. Returns how many requests the fast path served."""
     twins = []
-    for fast in True, False:
-        source = top / ("fast" if fast else "python")
+    for is_fast in True, False:
+        source = top / ("fast" if is_fast else "python")
         source.mkdir(exist_ok=True)
         for name in FILES:
             file = source / name
@@ -254,12 +254,12 @@ async def compare(top: Path, case: Case, steps: list[tuple[Any, ...]]) -> int:
             Twin(
                 Served(
                     source,
-                    fast=fast,
+                    fast=is_fast,
                     coherency=case.coherency,
                     page_cache=case.page_cache,
                     backend=case.backend,
                     explicit=case.explicit,
-                    **dict(case.options),
+                    **case.options,
                 )
             )
         )
