@@ -88,6 +88,14 @@ class BorrowOps(Protocol):
 
 
 @runtime_checkable
+class FastOps(Protocol):
+    """What a native backend may offer, so that the FUSE channel can serve hits without Python."""
+
+    def fast_ops(self) -> object:
+        """A capsule with a table of C++ functions (``native/fast_ops.hpp``), valid as long as this."""
+
+
+@runtime_checkable
 class Backend(CleancacheOps, Protocol):
     """A ``CleancacheOps`` that an operator can look at and size while it runs."""
 

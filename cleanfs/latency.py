@@ -134,6 +134,15 @@ class LatencyStats:
         """Return the number of reads of all kinds."""
         return sum(getattr(self, kind).total for kind in READ_KINDS)
 
+    def __add__(self, other: "LatencyStats") -> "LatencyStats":
+        """Return the sum of two snapshots."""
+        histograms = {kind: getattr(self, kind) + getattr(other, kind) for kind in KINDS}
+        read_bytes, write_bytes = (
+            self.read_bytes + other.read_bytes,
+            self.write_bytes + other.write_bytes,
+        )
+        return LatencyStats(**histograms, read_bytes=read_bytes, write_bytes=write_bytes)
+
     def by_kind(self) -> dict[str, HistogramSnapshot]:
         """Return the four histograms by name."""
         return {kind: getattr(self, kind) for kind in KINDS}

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "fast_ops.hpp"
 #include "zcache.hpp"
 
 namespace nb = nanobind;
@@ -124,7 +125,26 @@ struct WritableBuffer {
 
 class Backend {
 public:
-    explicit Backend(const zcache::Options& options) : engine_(options) {}
+    explicit Backend(const zcache::Options& options) : engine_(options) {
+        fast_ops_.engine = &engine_;
+        fast_ops_.borrow = [](void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count, std::byte* to) {
+            return attempt([&] { return static_cast<zcache::Zcache*>(engine)->borrow(pool, key, first, count, to); });
+        };
+        fast_ops_.missing = [](void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count) {
+            std::size_t missing = 0;
+            attempt([&] {
+                missing = static_cast<zcache::Zcache*>(engine)->missing(pool, key, first, count);
+                return true;
+            });
+            return missing;
+        };
+        fast_ops_.flush = [](void* engine, int pool, const FileKey& key, PageIndex first, PageIndex stop) {
+            return attempt([&] {
+                static_cast<zcache::Zcache*>(engine)->flush_pages(pool, key, first, stop);
+                return true;
+            });
+        };
+    }
 
     ~Backend() {
         engine_.end_loans();
@@ -181,6 +201,8 @@ public:
         bool found = engine_.borrow(pool, parse_key(key), first, count, reinterpret_cast<std::byte*>(PyBytes_AS_STRING(pages.ptr())));
         return found ? pages : nb::none();
     }
+
+    nb::capsule fast_ops() { return nb::capsule(&fast_ops_, zcache::FastOps::capsule); }
 
     void put_page(int pool, nb::handle key, PageIndex index, nb::bytes page) {
         zcache::Put put = parse_put(index, page.ptr(), engine_.page_size(pool));
@@ -256,6 +278,15 @@ public:
     }
 
 private:
+    template <class Call>
+    static bool attempt(Call&& call) {
+        try {
+            return call();
+        } catch (const std::exception&) {
+            return false;
+        }
+    }
+
     [[noreturn]] static void throw_bad_index() {
         PyErr_Clear();
         throw nb::value_error("a page index is >= 0");
@@ -281,6 +312,7 @@ private:
     }
 
     zcache::Zcache engine_;
+    zcache::FastOps fast_ops_;
     std::vector<Token> returned_;
 };
 
@@ -338,6 +370,7 @@ NB_MODULE(_zcache, module) {
         .def("get_pages", &Backend::get_pages, "pool_id"_a, "key"_a, "first"_a, "count"_a)
         .def("get_pages_into", &Backend::get_pages_into, "pool_id"_a, "key"_a, "first"_a, "buffer"_a)
         .def("borrow_pages", &Backend::borrow_pages, "pool_id"_a, "key"_a, "first"_a, "count"_a)
+        .def("fast_ops", &Backend::fast_ops)
         .def("put_page", &Backend::put_page, "pool_id"_a, "key"_a, "index"_a, "page"_a)
         .def("put_pages", &Backend::put_pages, "pool_id"_a, "key"_a, "pages"_a)
         .def("flush_page", &Backend::flush_page, "pool_id"_a, "key"_a, "index"_a)

@@ -204,6 +204,19 @@ bool Zcache::borrow(int id, const FileKey& key, PageIndex first, std::size_t cou
     return true;
 }
 
+std::size_t Zcache::missing(int id, const FileKey& key, PageIndex first, std::size_t count) {
+    check_range(first, count);
+    Lock lock(mutex_);
+    File* file = index_.find(index_.pool(id), key);
+    if (file == nullptr) return count;
+    std::size_t missing = 0;
+    for (std::size_t at = 0; at < count; ++at) {
+        PageTable::Item* item = Index::find(*file, first + at);
+        if (item == nullptr || Slot::of_item(*item).state() == Slot::State::lent) ++missing;
+    }
+    return missing;
+}
+
 // Copy a page that is staged or stored. A page that cannot be decoded is discarded.
 bool Zcache::read(File& file, PageIndex index, Slot slot, MutableBytes page) {
     if (slot.state() == Slot::State::staged) {

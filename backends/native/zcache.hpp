@@ -90,6 +90,8 @@ public:
     // Copy all pages of the range to `to`, one after the other. They stay, as if each had been got and put
     // back. False if a page is missing, and nothing has changed, or corrupt, and that page is discarded.
     bool borrow(int pool, const FileKey& key, PageIndex first, std::size_t count, std::byte* to);
+    // How many pages of the range a get would not find.
+    std::size_t missing(int pool, const FileKey& key, PageIndex first, std::size_t count);
     // Each page has the pool's page size.
     void put(int pool, const FileKey& key, std::span<const Put> pages);
     void flush_pages(int pool, const FileKey& key, PageIndex first, PageIndex stop);

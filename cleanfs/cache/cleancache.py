@@ -19,7 +19,8 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-from cleanfs.backends.ops import Backend, BorrowOps, FileKey
+from cleanfs.backends.ops import Backend, BorrowOps, FastOps, FileKey
+from cleanfs.cache.state import CacheState
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class CleancacheFs:
     Made by ``Cleancache.init_fs``. Without a pool each hook costs one comparison.
     """
 
-    __slots__ = ("_cleancache", "_right_sizes", "page_size", "pool_id", "uuid")
+    __slots__ = ("_cleancache", "_right_sizes", "page_size", "state", "uuid")
 
     def __init__(self, cleancache: "Cleancache", page_size: int, uuid: UUID | None) -> None:
         """Record the file system; the pool comes with ``_init_pool``."""
@@ -63,7 +64,17 @@ class CleancacheFs:
         self.page_size = page_size
         self._right_sizes = {page_size}
         self.uuid = uuid
-        self.pool_id = -1
+        self.state = CacheState(page_size)
+        """What the FUSE channel may know of this pool."""
+
+    @property
+    def pool_id(self) -> int:
+        """The pool's id, or a negative number if there is none."""
+        return self.state.pool_id
+
+    @pool_id.setter
+    def pool_id(self, pool_id: int) -> None:
+        self.state.pool_id = pool_id
 
     def get_page(self, key: FileKey, index: int) -> bytes | None:
         """Get one page."""
@@ -203,15 +214,23 @@ class CleancacheFs:
             uuid = self.uuid
             pool_id = self._cleancache.call(lambda ops: ops.init_shared_fs(uuid, self.page_size), -1)
         self.pool_id = pool_id
-        if pool_id < 0 and self._cleancache.backend is not None:
+        if pool_id >= 0:
+            self.state.use_backend(self._cleancache.fast_ops)
+        elif self._cleancache.backend is not None:
             log.warning("the backend refused a pool; the mount goes on without cleancache")
 
     def surrender_pool(self) -> None:
         """Give the pool id back, if there is one."""
         if self.pool_id >= 0:
             self._cleancache.flushes += 1
-            pool_id, self.pool_id = self.pool_id, -1
+            pool_id = self.pool_id
+            self.no_pool()
             self._discard(lambda ops: ops.flush_fs(pool_id))
+
+    def no_pool(self) -> None:
+        """Note that there is no pool any more."""
+        self.pool_id = -1
+        self.state.use_backend(None)
 
     def _discard(self, flush: Callable[[Backend], None]) -> None:
         if not self._cleancache.call_ok(flush):
@@ -230,12 +249,14 @@ class Cleancache:
         self.backend: Backend | None = None
         self.borrow: Callable[[int, FileKey, int, int], bytes | None] | None = None
         """The backend's ``borrow_pages``, if it has one."""
+        self.fast_ops: object = None
+        """The backend's ``fast_ops``, if it has them."""
         self.succ_gets = 0
         self.failed_gets = 0
         self.puts = 0
         self.flushes = 0
         self.backend_errors = 0
-        self._errors_in_a_row = 0
+        self._errors_in_a_row = self._served_at_error = 0
         self._mounted: list[CleancacheFs] = []
 
     # Invariant: a CleancacheFs has pool_id >= 0 only while self.backend is the one that gave it.
@@ -248,6 +269,7 @@ class Cleancache:
         self.check_free()
         self.backend = backend
         self.borrow = backend.borrow_pages if isinstance(backend, BorrowOps) else None
+        self.fast_ops = backend.fast_ops() if isinstance(backend, FastOps) else None
         self._errors_in_a_row = 0
         for fs in self._mounted:
             fs.init_pool()
@@ -261,7 +283,7 @@ class Cleancache:
         """Take the backend out of service in an orderly way: every pool is surrendered."""
         for fs in self._mounted:
             fs.surrender_pool()
-        self.backend = self.borrow = None
+        self.backend = self.borrow = self.fast_ops = None
 
     def init_fs(self, page_size: int, uuid: UUID | None = None) -> CleancacheFs:
         """Record a file system at mount; it has a pool at once if a backend is registered.
@@ -278,11 +300,19 @@ class Cleancache:
         """Drop an unmounted file system from the record."""
         if fs in self._mounted:
             self._mounted.remove(fs)
+            self.succ_gets += fs.state.succ_gets
+            self.puts += fs.state.puts
+            self.flushes += fs.state.flushes
+            self.failed_gets += fs.state.failed_gets
 
     def stats(self) -> CleancacheStats:
         """Return a snapshot of the counters."""
         return CleancacheStats(
-            self.succ_gets, self.failed_gets, self.puts, self.flushes, self.backend_errors
+            self.succ_gets + sum(fs.state.succ_gets for fs in self._mounted),
+            self.failed_gets + sum(fs.state.failed_gets for fs in self._mounted),
+            self.puts + sum(fs.state.puts for fs in self._mounted),
+            self.flushes + sum(fs.state.flushes for fs in self._mounted),
+            self.backend_errors,
         )
 
     def call(self, use: Callable[[Backend], T], otherwise: T) -> T:
@@ -314,6 +344,9 @@ class Cleancache:
 
     def count_error(self, what: str, exc: Exception | None = None) -> None:
         """Account for a fault of the backend; too many in a row end its service."""
+        served = sum(fs.state.succ_gets for fs in self._mounted)
+        if served != self._served_at_error:  # these went well
+            self._errors_in_a_row, self._served_at_error = 0, served
         self.backend_errors += 1
         self._errors_in_a_row += 1
         log.warning("backend %s", what, exc_info=exc)
@@ -325,6 +358,6 @@ class Cleancache:
         if self.backend is None:
             return
         log.error("backend %s is taken out of service: %s", self.backend.name, why)
-        self.backend = self.borrow = None
+        self.backend = self.borrow = self.fast_ops = None
         for fs in self._mounted:
-            fs.pool_id = -1
+            fs.no_pool()

@@ -17,6 +17,7 @@ from cleanfs.cache.fingerprint import Fingerprint
 from cleanfs.cache.in_flight import InFlightRead
 from cleanfs.cache.pending_writes import PendingWrite
 from cleanfs.cache.read_ranges import RangeSet
+from cleanfs.cache.state import FileState
 from cleanfs.source.identity import Dentry
 
 MIN_FILES = 1 << 14
@@ -34,40 +35,30 @@ def max_files(pool_limit: int) -> int:
     return max(MIN_FILES, pool_limit // POOL_BYTES_PER_FILE)
 
 
-class CachedFile:
+class CachedFile(FileState):
     """The record of one file, kept for as long as pages of it may be cached anywhere."""
 
     __slots__ = (
         "dentry",
         "drops_due",
-        "fingerprint",
         "handles",
         "in_flight",
         "key",
         "lock",
-        "mutations",
         "pins",
         "read_ranges",
-        "serial",
-        "size",
-        "version",
         "writes",
     )  # fmt: skip
 
     def __init__(self, key: FileKey, serial: int) -> None:
         """Make the record of a file of which nothing is cached yet."""
+        super().__init__(serial, key)
         self.key = key
         self.dentry: Dentry | None = None
         """Identifies the file where its inode number does not last; kept as long as the record is."""
-        self.serial = serial
-        """Its name among the resident pages; never used again."""
         self.in_flight: list[InFlightRead] = []
-        self.version = 0
-        """Stamp of the last invalidation, from the clock of the page cache (``PageCache.clock``)."""
         self.lock: trio.Lock | None = None
         """Held by the change that is under way (``changes``); made for the first one."""
-        self.mutations = 0
-        """1 while a change is under way."""
         self.writes: list[PendingWrite] = []
         """Writes that the source does not have yet, in the order of their requests."""
         self.read_ranges: RangeSet | None = None
@@ -78,9 +69,18 @@ class CachedFile:
         """Of these, those whose OPEN reply had the kernel drop the file's pages, perhaps not yet."""
         self.pins = 0
         """Users (open handles, reads under way): the record stays while there is one."""
-        self.fingerprint: Fingerprint | None = None
-        self.size = 0
-        """Bytes, as of the fingerprint; 0 if there is none. Caches serve only these bytes."""
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """What its cached pages were read under; None if they are not known to be good."""
+        return None if self.stamps is None else Fingerprint(*self.stamps, self.racy)
+
+    @fingerprint.setter
+    def fingerprint(self, now: Fingerprint | None) -> None:
+        if now is None:
+            self.stamps = None
+        else:
+            self.stamps, self.racy = (now.size, now.mtime_ns, now.ctime_ns), now.racy
 
 
 class FileRecords:

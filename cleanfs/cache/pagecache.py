@@ -19,14 +19,13 @@ from cleanfs.cache.changes import Changing, Mutating
 from cleanfs.cache.cleancache import CleancacheFs
 from cleanfs.cache.files import MIN_FILES, CachedFile, FileRecords
 from cleanfs.cache.in_flight import Buffer, InFlightRead, missing_runs
-from cleanfs.cache.resident import Resident
+from cleanfs.cache.resident import PythonResident, Resident
 from cleanfs.cache.source_reads import SourceFile, SourceReads
 from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.source.identity import Dentry
 
-BORROWED = 8
-"""A read of at least so many pages, all of them in cleancache, leaves them there: they do not become
-resident. Moving them here, and as many others there, was a quarter of such a read's cost (32 pages)."""
+AHEAD = 32
+"""Pages evicted ahead of need for the channel: a call for each would cost more than the read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +71,16 @@ class PageCache:
         self._cost = self.page_size + resident.overhead
         self._records = FileRecords(max_files, self.invalidate)
         self._source_reads = SourceReads(self.page_size, self._insert)
-        self.clock = 0
-        """Counts versions: a file whose version is later than a remembered clock changed since."""
+        pages = None if isinstance(resident, PythonResident) else resident
+        cleancache.state.use_resident(pages, self._reclaim_ahead)
+        self._update_state()
         self._hits = self._misses = self._evictions = 0
         self._lost_files = self._lost_pages = 0
+
+    @property
+    def clock(self) -> int:
+        """Count versions: a file whose version is later than a remembered clock has changed since."""
+        return self._cleancache.state.clock
 
     # -- files ------------------------------------------------------------------------------
 
@@ -138,7 +143,7 @@ class PageCache:
         missing = pages.count(None)
         self._hits += count - missing
         self._misses += missing
-        if missing == count >= BORROWED:
+        if missing == count:
             borrowed = self._cleancache.borrow_pages(file.key, first, count)
             if borrowed is not None:
                 return _cut(borrowed, offset - start, end - start), CLEANCACHE_HIT
@@ -206,9 +211,20 @@ class PageCache:
         self._resident.insert_data(file.serial, read.first, data)
         self._reclaim()
 
-    def _reclaim(self) -> None:
-        """Evict down to the limit, offering every victim to cleancache, in runs of one file."""
-        over = len(self._resident) * self._cost - self._limit
+    def _update_state(self) -> None:
+        """Tell the channel the limit."""
+        self._cleancache.state.limit_pages = self._limit // self._cost
+
+    def _reclaim_ahead(self) -> None:
+        """Evict down to below the limit, since the channel inserts a page at a time."""
+        self._reclaim(min(AHEAD * self._cost, self._limit // 8))
+
+    def _reclaim(self, ahead: int = 0) -> None:
+        """Evict down to ``ahead`` bytes below the limit, and offer every victim to cleancache.
+
+        That is done in runs of one file.
+        """
+        over = len(self._resident) * self._cost - self._limit + ahead
         if over <= 0:
             return
         for serial, pages in self._resident.evict(-(-over // self._cost)):
@@ -233,8 +249,9 @@ class PageCache:
 
     def new_version(self, file: CachedFile) -> None:
         """Make reads that began before now stale."""
-        self.clock += 1
-        file.version = self.clock
+        state = self._cleancache.state
+        state.clock += 1
+        file.version = state.clock
 
     def changing(self, file: CachedFile) -> Changing:
         """Return the context for a change of the file by cleanfs: one at a time."""
@@ -262,6 +279,7 @@ class PageCache:
     def resize(self, limit: int) -> None:
         """Change the limit and evict down to it at once."""
         self._limit = limit
+        self._update_state()
         self._reclaim()
 
     def drop(self) -> None:
@@ -277,8 +295,8 @@ class PageCache:
             used=self.used,
             resident=len(self._resident),
             files=len(self._records),
-            hits=self._hits,
-            misses=self._misses,
+            hits=self._hits + self._cleancache.state.hits,
+            misses=self._misses + self._cleancache.state.misses,
             evictions=self._evictions,
             shared_reads=self._source_reads.shared_pages,
             stale_reads=self._source_reads.stale_reads,

@@ -19,6 +19,8 @@ Main thread only; no call awaits.
 from bisect import bisect_left, bisect_right
 from typing import Final
 
+from cleanfs.cache.state import FileState
+
 MAX_RANGES: Final = 1024
 """Ranges remembered of a file, 80 bytes each. Beyond, neighbours are merged: a write between them then
 invalidates pages needlessly."""
@@ -27,19 +29,31 @@ invalidates pages needlessly."""
 class RangeSet:
     """The bytes of a file, open for writing, that were read since they were last written."""
 
-    __slots__ = ("_starts", "_stops", "dropped", "under_way", "writers")
+    __slots__ = ("_file", "_starts", "_stops", "under_way", "writers")
 
-    def __init__(self, *, dropped: bool) -> None:
-        """Start empty: nothing was read yet."""
+    def __init__(self, file: FileState, *, dropped: bool) -> None:
+        """Start empty: nothing of the file was read yet."""
+        self._file = file
         self.writers = 0
         """Open handles that can write."""
         self.dropped = dropped
-        """Whether the kernel may drop, or have dropped, a page between its filling and its sending."""
         self.under_way: list[tuple[int, int]] = []
         """Reads without a reply so far."""
         # Invariant: the ranges start <= i < stop are in order, and no two overlap or touch.
         self._starts: list[int] = []
         self._stops: list[int] = []
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the kernel may drop, or have dropped, a page between its filling and its sending.
+
+        Only then are reads remembered.
+        """
+        return self._file.remembers_reads
+
+    @dropped.setter
+    def dropped(self, dropped: bool) -> None:
+        self._file.remembers_reads = dropped
 
     def begin(self, start: int, stop: int) -> None:
         """Begin a read of these bytes. The kernel keeps the pages locked until the reply."""

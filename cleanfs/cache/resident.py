@@ -168,7 +168,7 @@ class PythonResident:
 
 def make_resident(page_size: int) -> Resident:
     """Make an empty one for pages of ``page_size`` bytes. Raises ValueError (``native_module``)."""
-    native = native_module("cleanfs.cache._resident")
+    native = native_module("cleanfs.cache._pagecache")
     if native is None:
         return PythonResident(page_size)
     resident: Resident = native.NativeResident(page_size)

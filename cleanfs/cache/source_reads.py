@@ -43,6 +43,7 @@ class SourceReads:
         """
         read = InFlightRead(first, first + count, file.version, self._page_size)
         file.in_flight.append(read)
+        file.reads_in_flight += 1
         file.pins += 1
         try:
             await self._run(file, source, read)
@@ -104,6 +105,7 @@ class SourceReads:
             for start, stop in missing_runs(wanted)
         ]
         file.in_flight.extend(own)
+        file.reads_in_flight += len(own)
         return own
 
     async def _run(self, file: CachedFile, source: SourceFile, read: InFlightRead) -> None:
@@ -117,6 +119,7 @@ class SourceReads:
             raise
         finally:
             file.in_flight.remove(read)
+            file.reads_in_flight -= 1
             read.done.set()
         if read.version != file.version:
             self.stale_reads += 1

@@ -8,6 +8,7 @@ import trio
 from pyfuse3 import FileHandleT
 
 from cleanfs.fs.control import Node
+from cleanfs.fuse.channel import Channel
 from cleanfs.vfs.handles import DirHandle, FileHandle, Handle
 from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.open_files import OpenFiles
@@ -18,8 +19,9 @@ log = logging.getLogger(__name__)
 class HandleTable:
     """Holds the open files, directories and control directories."""
 
-    def __init__(self, inodes: InodeTable, open_files: OpenFiles) -> None:
-        """Start with nothing open."""
+    def __init__(self, inodes: InodeTable, open_files: OpenFiles, channel: Channel) -> None:
+        """Start with nothing open. The ``channel`` may serve reads of open files."""
+        self._channel = channel
         self._inodes = inodes
         self._open_files = open_files
         self._files: dict[int, Handle] = {}
@@ -55,6 +57,8 @@ class HandleTable:
         """Give an open file a number."""
         fh = FileHandleT(next(self._numbers))
         self._files[fh] = handle
+        if isinstance(handle, FileHandle):
+            self._channel.add_handle(fh, handle.state)
         return fh
 
     def add_directory(self, directory: DirHandle | Node) -> FileHandleT:
@@ -68,6 +72,7 @@ class HandleTable:
     async def release(self, fh: FileHandleT) -> None:
         """Close a file."""
         handle = self._files.pop(fh)
+        self._channel.remove_handle(fh)
         if isinstance(handle, FileHandle):
             with self._inodes.closing(handle.inode, handle.fd):
                 self._open_files.closed(handle.inode)

@@ -43,6 +43,7 @@ from cleanfs.fs.opening import Opener
 from cleanfs.fs.permissions import Permissions, is_granted
 from cleanfs.fs.rollback import ReplyRollback
 from cleanfs.fs.xattrs import CAPABILITY, Xattrs
+from cleanfs.fuse.channel import Channel
 from cleanfs.fuse.request import on_refusal
 from cleanfs.source import attributes, namespace
 from cleanfs.source.attributes import NewAttributes
@@ -72,6 +73,7 @@ class CleanFS(pyfuse3.Operations):
         services: Services,
         inodes: InodeTable,
         control: Control,
+        channel: Channel,
         *,
         attr_timeout: float,
         watch: SourceWatch | None = None,
@@ -89,7 +91,7 @@ class CleanFS(pyfuse3.Operations):
         self._root = None if services.is_local(inodes.root) else Root(inodes.root)
         look_seconds = LOOK_SECONDS if mode is Coherency.WATCH else attr_timeout
         self._open_files = OpenFiles(services, look_seconds)
-        self._handles = HandleTable(inodes, self._open_files)
+        self._handles = HandleTable(inodes, self._open_files, channel)
         self._rollback = ReplyRollback(services.notifier, inodes, self._handles)
         self._entries = Entries(inodes, attr_timeout, watch)
         self._permissions = Permissions(services, tree, self._stale_names)
@@ -99,7 +101,8 @@ class CleanFS(pyfuse3.Operations):
         self._lister = Lister(inodes, tree, self._entries, self._rollback)
         self._names = NameChanges(services, inodes, tree, self._stale_names, control)
         self._xattrs = Xattrs(services, inodes, tree, self._permissions, self._rollback)
-        self.writes_begun = self.writes_ended = 0
+        self._channel = channel
+        self._writes_begun = self._writes_ended = 0
         self.supports_dot_lookup = inodes.exports
         self.enable_writeback_cache = services.writeback
 
@@ -336,16 +339,26 @@ class CleanFS(pyfuse3.Operations):
             log.exception("read failed")
             raise FUSEError(errno.EIO) from exc
 
+    @property
+    def writes_begun(self) -> int:
+        """Return how many WRITEs have come."""
+        return self._writes_begun + self._channel.writes_served
+
+    @property
+    def writes_ended(self) -> int:
+        """Return how many of them have had their reply."""
+        return self._writes_ended + self._channel.writes_served
+
     @handler
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Write through to the source."""
-        self.writes_begun += 1
+        self._writes_begun += 1
         try:
             written, rollback = await self._handles[fh].write(off, buf)
             on_refusal(rollback)
             return written
         finally:
-            self.writes_ended += 1
+            self._writes_ended += 1
 
     @handler
     async def flush(self, fh: FileHandleT) -> None:

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from cleanfs.cache.cleancache import CleancacheStats
 from cleanfs.cache.pagecache import PageCacheStats
-from cleanfs.fuse.busy_poll import BusyPollStats
+from cleanfs.fuse.channel import ChannelStats
 from cleanfs.fuse.request_limits import RequestLimits
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 from cleanfs.memory.cache_limits import CacheLimitsStats
@@ -82,7 +82,7 @@ class MountStats:
     backing: BackingStats
     inodes: InodeStats
     limits: CacheLimitsStats
-    busy_poll: BusyPollStats
+    channel: ChannelStats
     latencies: LatencyStats
     counters: Mapping[str, int]
     """The backend's own counters."""
@@ -126,7 +126,10 @@ class MountStats:
             "inodes": self.inodes.inodes,
             "inodes_held": self.inodes.held,
             "inodes_parked_total": self.inodes.parked_total,
-            **{f"busy_poll_{name}": value for name, value in asdict(self.busy_poll).items()},
+            "busy_poll_limit_us": self.channel.busy_poll_limit_us,
+            "busy_poll_polled": self.channel.busy_poll_polled,
+            "busy_poll_slept": self.channel.busy_poll_slept,
+            "served_natively": self.channel.served_natively,
             "open_files": self.open_files,
             "changes_found": self.changes_found,
             "doubtful_flushes": self.doubtful_flushes,
@@ -154,6 +157,7 @@ class MountStats:
         """Write ``name value`` lines. The backend's counters carry its name as a prefix."""
         values = {**self.values(), **self.latency_values()}
         lines = [f"{name} {_one_line(value)}" for name, value in values.items()]
+        lines += [f"requests_{name} {count}" for name, count in self.channel.requests.items()]
         lines += [f"{self.backend}_{name} {value}" for name, value in self.counters.items()]
         return "\n".join(lines) + "\n"
 
@@ -165,6 +169,7 @@ class MountStats:
         """
         nested = {
             "latencies": {kind: h.as_json() for kind, h in self.latencies.by_kind().items()},
+            "requests": dict(self.channel.requests),
             "backend_counters": dict(self.counters),
         }
         return json.dumps({**self.values(), **self.latency_values(), **nested}, indent=2) + "\n"
@@ -199,6 +204,7 @@ class _Metrics(Collector):
                 yield _metric(f"cleanfs_{name}", name, value, stats.mountpoint)
         for name, value in stats.counters.items():
             yield _metric(f"cleanfs_{stats.backend}_{name}", name, value, stats.mountpoint)
+        yield _requests_metric(stats.channel.requests, stats.mountpoint)
         yield _latency_metric(stats.latencies, stats.mountpoint)
 
 
@@ -208,6 +214,15 @@ def _metric(
     kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
     metric = kind(full_name, f"cleanfs {name.replace('_', ' ')}", labels=["mountpoint"])
     metric.add_metric([_printable(mountpoint)], value)
+    return metric
+
+
+def _requests_metric(requests: Mapping[str, int], mountpoint: str) -> CounterMetricFamily:
+    metric = CounterMetricFamily(
+        "cleanfs_requests", "Requests of the kernel, by opcode.", labels=["mountpoint", "opcode"]
+    )
+    for name, count in requests.items():
+        metric.add_metric([_printable(mountpoint), name], count)
     return metric
 
 

@@ -10,9 +10,11 @@ handle is received in the wait, and copied once when libfuse reads.
 * From a wait, pyfuse3 needs to know only that libfuse has a message to read or the device is being
   closed. Messages that have handlers here never end a wait.
 * A wait that finds a message at once is no checkpoint, and other tasks must not starve. So before each
-  poll the scheduler says whether another task could run (a thread has finished, a deadline has passed);
-  if so, that task runs. At the latest it runs after ``MAX_UNYIELDING_NS``.
-* Polling releases the GIL, so worker threads make progress.
+  wait the scheduler says whether another task could run; if so, it runs, and at the latest after
+  ``MAX_UNYIELDING_NS``. During the wait, which may serve many requests, the native half looks at
+  trio's epoll fd and at its next deadline.
+* The wait sleeps in the native half, not in trio: a run of the scheduler is most of a small request's
+  cost. It releases the GIL, so worker threads make progress.
 """
 
 import contextlib
@@ -20,28 +22,45 @@ import logging
 import os
 import stat as stat_module
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import pyfuse3
 import trio
 
+from cleanfs.cache.state import CacheState, HandleState
 from cleanfs.fuse import init_flags
-from cleanfs.fuse.busy_poll import BusyPollStats, Window
+from cleanfs.fuse.protocol import OPCODES
 from cleanfs.fuse.reader_lock import ReaderLock
 from cleanfs.fuse.request import Request, set_current
+from cleanfs.fuse.scheduler import Scheduler
 from cleanfs.fuse.session import native
+from cleanfs.latency import HistogramSnapshot, LatencyStats
 
 log = logging.getLogger(__name__)
 
 MAX_UNYIELDING_NS: Final = 100_000
 """The scheduler runs at least this often: it does not report tasks that it is about to run anyway."""
 
-POLL_SLICE_NS: Final = 10_000
-"""How long to poll before looking again whether another task could run."""
-
 Handler = Callable[[Request, bytes], None]
 """Handles a message, given its body, without waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStats:
+    """Holds a snapshot."""
+
+    busy_poll_limit_us: float = 0.0
+    """The widest window of polling; 0 disables it."""
+    busy_poll_polled: int = 0
+    """Messages that polling found."""
+    busy_poll_slept: int = 0
+    """Waits that went to sleep."""
+    served_natively: int = 0
+    """Requests that were served without Python."""
+    requests: Mapping[str, int] = field(default_factory=dict)
+    """All requests, by the name of their opcode."""
 
 
 class Channel:
@@ -65,13 +84,14 @@ class Channel:
         """Called when the kernel refuses a reply of libfuse, as the requester is gone."""
         self._wanted_init_flags = wanted_init_flags
         self._init_flags_granted = init_flags_granted
-        self._window = Window(int(busy_poll_us * 1000))
+        self._busy_poll_us = busy_poll_us
+        self._scheduler: Scheduler
         self._native: Any = None
+        self._serves = False
         self._lock = ReaderLock()
         self._lock_made = False
         self._closing = False
         self._yielded_ns = 0
-        self._polled = self._slept = 0
 
     def begin(self) -> None:
         """Take over the session that was just mounted, if this pyfuse3 lets us; else warn."""
@@ -91,11 +111,20 @@ class Channel:
         """Receive messages from an open FUSE device, which becomes non-blocking."""
         assert native is not None
         self.device = device
-        self._native = native.Channel(device, self._init_reply, self._refused)
+        self._scheduler = Scheduler()
+        if self._scheduler.fd < 0:
+            log.warning("this trio hides its epoll: a request costs a run of the scheduler")
+        self._native = native.Channel(
+            device,
+            self._scheduler.fd,
+            int(self._busy_poll_us * 1000),
+            self._init_reply,
+            self._refused,
+        )
 
     def confirm(self) -> None:
         """Warn if this pyfuse3 waits elsewhere. Call this once the mount has replied to a request."""
-        if self._native is not None and not self._polled + self._slept:
+        if self._native is not None and not self._lock_made:
             log.warning("this pyfuse3 does not use the wait that was replaced: %s", LOST)
 
     def close(self) -> None:
@@ -103,10 +132,15 @@ class Channel:
         if self._native is not None:
             pyfuse3.trio = trio  # type: ignore[attr-defined]  # see begin
             self._native.close()
+            self._scheduler.close()
 
-    def stats(self) -> BusyPollStats:
+    def stats(self) -> ChannelStats:
         """Return a snapshot."""
-        return BusyPollStats(self._window.limit_ns / 1000, self._polled, self._slept)
+        if self._native is None:
+            return ChannelStats()
+        native = self._native
+        requests = {OPCODES.get(code, "other"): count for code, count in native.opcodes().items()}
+        return ChannelStats(self._busy_poll_us, native.polled, native.slept, native.served, requests)
 
     def request(self, unique: int) -> Request | None:
         """Return the request with that id, if it has no reply of its handler yet."""
@@ -118,6 +152,41 @@ class Channel:
         Raises OSError.
         """
         return cast(bool, self._native.reply(request.unique, error, body))
+
+    # -- requests that the native half serves -------------------------------------------------
+
+    def serve_from(self, caches: CacheState) -> None:
+        """Serve hits from these caches, unless they are Python's."""
+        if self._native is not None and caches.native:
+            self._native.serve_from(caches)
+            self._serves = True
+
+    def add_handle(self, fh: int, handle: HandleState) -> None:
+        """Serve reads of an open file."""
+        if self._serves:
+            self._native.add_handle(fh, handle)
+
+    def remove_handle(self, fh: int) -> None:
+        """Serve no more reads of an open file."""
+        if self._serves:
+            self._native.remove_handle(fh)
+
+    @property
+    def writes_served(self) -> int:
+        """Return how many writes were served."""
+        return self._native.writes_served if self._serves else 0
+
+    def latencies(self) -> LatencyStats:
+        """Return a snapshot of the requests that were served."""
+        if not self._serves:
+            return LatencyStats()
+        native = self._native
+        hit, got, source, write = (HistogramSnapshot(*found) for found in native.histograms())
+        return LatencyStats(hit, got, source, write, native.read_bytes, native.write_bytes)
+
+    def source_reads(self) -> tuple[int, int]:
+        """Return how many reads of the source were made, and their bytes."""
+        return self._native.source_reads() if self._serves else (0, 0)
 
     def _init_reply(self, request: bytes, reply: bytes) -> bytes:
         changed, granted = init_flags.negotiate(request, reply, self._wanted_init_flags)
@@ -141,38 +210,35 @@ class Channel:
 
         Raises trio.ClosedResourceError once the device is being closed.
         """
-        began = time.perf_counter_ns()
-        if await self._poll(began):
-            self._polled += 1
-            return
-        if self._closing:
-            raise trio.ClosedResourceError
-        self._slept += 1
-        await trio.lowlevel.wait_readable(fd)
-        while not self._receive(0):
-            await trio.lowlevel.wait_readable(fd)
+        scheduler = self._scheduler
+        while not self._closing:
+            if (
+                scheduler.runnable > self._lock.woken
+                or time.perf_counter_ns() > self._yielded_ns + MAX_UNYIELDING_NS
+            ):
+                await self._yield()
+            elif self._receive():
+                return
+            elif scheduler.fd < 0:
+                await trio.lowlevel.wait_readable(fd)
+            else:
+                await self._yield()
+        raise trio.ClosedResourceError
+
+    async def _yield(self) -> None:
+        """Let other tasks run."""
+        await trio.lowlevel.checkpoint()
         self._yielded_ns = time.perf_counter_ns()
-        self._window.waited(self._yielded_ns - began)
 
-    async def _poll(self, began: int) -> bool:
-        """Receive until the window closes. Returns whether libfuse has something to read."""
-        deadline = began + self._window.ns
-        now = began
-        while now < deadline:
-            if now > self._yielded_ns + MAX_UNYIELDING_NS or self._others_can_run():
-                await trio.lowlevel.checkpoint()
-                self._yielded_ns = time.perf_counter_ns()
-                if self._closing:
-                    return False
-            if self._receive(min(deadline - now, POLL_SLICE_NS)):
-                return True
-            now = time.perf_counter_ns()
-        return False
+    def _receive(self) -> bool:
+        """Receive a message that the native half does not serve, unless the scheduler must run before.
 
-    def _receive(self, poll_ns: int) -> bool:
-        """Receive one message. Returns whether libfuse has something to read."""
+        Returns whether libfuse has something to read.
+        """
         try:
-            request = self._native.receive(poll_ns)
+            request = self._native.receive_now()
+            if request is None:
+                request = self._native.receive(self._scheduler.seconds_to_next_deadline)
         except OSError:  # the end of the connection, which libfuse must see itself
             set_current(None)
             return True
@@ -185,14 +251,6 @@ class Channel:
         self._native.leave_to_libfuse()
         set_current(request)
         return True
-
-    def _others_can_run(self) -> bool:
-        scheduler = trio.lowlevel.current_statistics()
-        return (
-            scheduler.tasks_runnable > self._lock.woken
-            or scheduler.run_sync_soon_queue_size > 0
-            or scheduler.seconds_to_next_deadline <= 0
-        )
 
     def notify_closing(self, fd: int) -> None:
         """End waits because ``fd`` is about to be closed, also one that polls."""

@@ -96,6 +96,7 @@ class Mount:
             Sizes(config.pool_limit, config.page_cache),
             MemoryWatch() if config.memory_pressure else None,
         )
+        self._fs.state.shared = config.coherency is not Coherency.NONE
         self._coherency = CoherencyChecker(self._pagecache, config.coherency)
         self._notifier = Notifier()
         self._isolated = IsolatedThreads(1)
@@ -127,6 +128,7 @@ class Mount:
             services,
             self._inodes,
             Control(self),
+            self._channel,
             attr_timeout=config.attr_timeout,
             watch=self._watch,
         )
@@ -205,6 +207,7 @@ class Mount:
     def _mount(self) -> None:
         mount_with_libfuse(self._filesystem, self.config)
         self._channel.begin()
+        self._channel.serve_from(self._fs.state)
         self._notifier.use_device(self._channel.device)
         self._watchdog.set_connection(connection_of(self._channel.device, self.config.mountpoint))
 
@@ -227,6 +230,7 @@ class Mount:
     def stats(self) -> MountStats:
         """Return a snapshot of all statistics."""
         backend = self._cleancache.backend
+        served = self._channel.latencies()
         counters: Mapping[str, int] = self._cleancache.call(lambda ops: ops.counters(), {})
         return MountStats(
             version=__version__,
@@ -249,11 +253,13 @@ class Mount:
             open_files=self._filesystem.open_files,
             cleancache=self._cleancache.stats(),
             pagecache=self._pagecache.stats(),
-            backing=self._backing.stats(),
+            backing=self._backing.stats(
+                self._channel.source_reads(), (served.write.total, served.write_bytes)
+            ),
             inodes=self._inodes.stats(),
             limits=self._cache_limits.stats(),
-            busy_poll=self._channel.stats(),
-            latencies=self._latencies.stats(),
+            channel=self._channel.stats(),
+            latencies=self._latencies.stats() + served,
             counters=counters,
         )
 
@@ -327,7 +333,8 @@ class Mount:
         """Drop behind only while we cache pages: else the source's page cache has the only copy."""
         keeps = self._pagecache.limit > 0 or self._fs.pool_id >= 0
         choice = self.config.source_cache
-        self._backing.drop_behind = keeps if choice is SourceCache.AUTO else choice is SourceCache.DROP
+        drops = keeps if choice is SourceCache.AUTO else choice is SourceCache.DROP
+        self._backing.drop_behind = self._fs.state.drop_behind = drops
 
     def _make_watch(self, services: Services) -> SourceWatch:
         try:

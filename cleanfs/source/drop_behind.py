@@ -8,7 +8,9 @@ from the disk again for the second (at least a tenth more reads were seen). So a
 program would, and dropped some way behind. Pure: no I/O in here.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from cleanfs.cache.state import native
 
 NEAR: Final = 4 << 20
 """A read within so many bytes of what a stream has read belongs to it. The kernel sends read-ahead in
@@ -34,7 +36,7 @@ Span = tuple[int, int]
 """Bytes ``offset, length`` of a file."""
 
 
-class Stream:
+class PythonStream:
     """The reads of one handle."""
 
     __slots__ = ("_expected", "_start", "_stop")
@@ -82,3 +84,8 @@ class Stream:
 def _span(start: int, stop: int) -> Span:
     start = max(start - FOLIO, 0)
     return start, stop - start
+
+
+Stream = PythonStream
+if native is not None and not TYPE_CHECKING:
+    Stream = native.Stream

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from cleanfs.cache.state import HandleState
 from cleanfs.linux.syscalls import RWF_DONTCACHE
 from cleanfs.source.attributes import without_set_id
 from cleanfs.source.caller import Caller
@@ -52,6 +53,14 @@ class SourceFile:
         self._backing = backing
         self._durable = durable
         self._stream = Stream()
+
+    def serve(self, handle: HandleState, *, writable: bool) -> None:
+        """Let the channel make calls by this handle that do not wait."""
+        fs = self._fs
+        if fs.local:
+            handle.read_inline(fs.reads, fs, self._stream)
+            if writable and not self._durable:
+                handle.write_inline(fs.writes)
 
     # -- reads ------------------------------------------------------------------------------
 

@@ -5,10 +5,11 @@ that, so there the hop is most of the time. On any other source an inline call m
 Only the source's recent calls tell which kind it is. Pure decisions: no I/O in here.
 """
 
-import math
 import time
 from collections.abc import Callable
 from typing import Final
+
+from cleanfs.cache.state import InlineState, NowaitState
 
 FAST_SECONDS: Final = 50e-6
 """A call that takes no longer is not worth a hop."""
@@ -37,33 +38,33 @@ RECENT_SECONDS: Final = 0.1
 a dead disk, is made in a thread."""
 
 
-class InlinePolicy:
+class InlinePolicy(InlineState):
     """Calls of one kind (reads, writes, calls on names) to one file system."""
 
-    __slots__ = ("_clock", "_hold", "_not_before", "_returned", "_score", "_steps", "inline")
+    __slots__ = ("_clock", "_hold", "_not_before", "_score", "_steps")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, steps: int = 1) -> None:
         """Begin in threads. ``clock`` in seconds; a call may take ``steps`` times FAST_SECONDS."""
+        super().__init__()
         self._clock = clock
         self._steps = steps
         self._hold = FIRST_HOLD_SECONDS / 2
         self._not_before = 0.0
-        self._returned = -math.inf
         self._score = 0
-        self.inline = False
-        """Whether the main thread makes calls that follow each other."""
 
     @property
     def recent(self) -> bool:
         """Tell whether a call has just returned: the file system is not frozen."""
-        return self._clock() - self._returned < RECENT_SECONDS
+        self._hear_of_waits()
+        return self._clock() - self.returned_at < RECENT_SECONDS
 
     def returned(self) -> None:
         """Note that a call has returned, wherever it was made."""
-        self._returned = self._clock()
+        self.returned_at = self._clock()
 
     def took(self, seconds: float, size: int) -> None:
         """Note how long a call for ``size`` bytes took in a thread, without the hop."""
+        self._hear_of_waits()
         self.returned()
         if seconds > self._steps * FAST_SECONDS + size * SECONDS_PER_BYTE:
             self._score = max(self._score - 2, 0)
@@ -72,6 +73,12 @@ class InlinePolicy:
         if self._score == STREAK and self._clock() >= self._not_before:
             self._score = 0
             self.inline = True
+
+    def _hear_of_waits(self) -> None:
+        """Take account of an inline call of the channel that waited."""
+        if self.waited_seconds:
+            seconds, self.waited_seconds = self.waited_seconds, 0.0
+            self.waited(seconds)
 
     def waited(self, seconds: float) -> None:
         """Go back to threads: an inline call waited for so long."""
@@ -92,19 +99,19 @@ class NowaitProbe:
     MAX_REFUSALS: Final = 16
     STEP: Final = 8
 
-    __slots__ = ("_refused",)
+    __slots__ = ("_state",)
 
-    def __init__(self) -> None:
-        """Begin by trying."""
-        self._refused = 0
+    def __init__(self, state: NowaitState) -> None:
+        """Count refusals in ``state``."""
+        self._state = state
 
     def worthwhile(self) -> bool:
         """Tell whether this call should try. One that does not counts as refused."""
-        if self._refused < self.MAX_REFUSALS or self._refused % self.STEP == 0:
+        if self._state.refused < self.MAX_REFUSALS or self._state.refused % self.STEP == 0:
             return True
-        self._refused += 1
+        self._state.refused += 1
         return False
 
     def tried(self, succeeded: bool) -> None:
         """Note the outcome of a try."""
-        self._refused = 0 if succeeded else self._refused + 1
+        self._state.refused = 0 if succeeded else self._state.refused + 1

@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar, TypeVarTuple, cast
 
 import trio
 
+from cleanfs.cache.state import NowaitState
 from cleanfs.source.inline_policy import SLOW_SECONDS, InlinePolicy, NowaitProbe
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.source.thread_limiter import ThreadLimiter
@@ -63,14 +64,12 @@ class Traffic:
     errors: int = 0
 
 
-class SourceFs:
+class SourceFs(NowaitState):
     """Describes one file system of the source: what it can do, and how fast it was lately."""
 
     __slots__ = (
-        "dontcache",
         "local",
         "names",
-        "nowait",
         "nowait_probe",
         "nowait_write_probe",
         "reads",
@@ -80,14 +79,15 @@ class SourceFs:
 
     def __init__(self, local: bool) -> None:
         """Assume that it can do everything; each ability is tried until it is refused."""
+        super().__init__()
         self.local = local
         """Whether calls that could wait may ever be made inline."""
-        self.nowait = self.write_nowait = self.dontcache = True
+        self.write_nowait = True
         self.reads = InlinePolicy()
         self.writes = InlinePolicy()
         self.names = InlinePolicy(steps=4)  # a rename is two lookups and more
-        self.nowait_probe = NowaitProbe()
-        self.nowait_write_probe = NowaitProbe()
+        self.nowait_probe = NowaitProbe(self)
+        self.nowait_write_probe = NowaitProbe(NowaitState())
 
 
 class Backing:
@@ -127,16 +127,18 @@ class Backing:
         policy.took(seconds, 0)
         return outcome()
 
-    def stats(self) -> BackingStats:
-        """Return a snapshot."""
+    def stats(
+        self, served_reads: tuple[int, int] = (0, 0), served_writes: tuple[int, int] = (0, 0)
+    ) -> BackingStats:
+        """Return a snapshot, with the calls that the FUSE channel made: how many, and their bytes."""
         traffic = self.traffic
         return BackingStats(
-            source_reads=traffic.reads,
-            source_read_bytes=traffic.read_bytes,
-            source_reads_inline=traffic.reads_inline,
-            source_writes=traffic.writes,
-            source_write_bytes=traffic.write_bytes,
-            source_writes_inline=traffic.writes_inline,
+            source_reads=traffic.reads + served_reads[0],
+            source_read_bytes=traffic.read_bytes + served_reads[1],
+            source_reads_inline=traffic.reads_inline + served_reads[0],
+            source_writes=traffic.writes + served_writes[0],
+            source_write_bytes=traffic.write_bytes + served_writes[1],
+            source_writes_inline=traffic.writes_inline + served_writes[0],
             source_errors=traffic.errors,
         )
 

@@ -18,6 +18,7 @@ from cleanfs.cache.in_flight import Buffer
 from cleanfs.cache.pagecache import PageCache
 from cleanfs.cache.pending_writes import PendingWrite
 from cleanfs.cache.read_ranges import RangeSet
+from cleanfs.cache.state import HandleState
 from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
@@ -171,7 +172,9 @@ class FileHandle:
         self.use = Use()
         self._may_append = services.coherency.mode is not Coherency.NONE
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
-        self._drop_due = self._writes = False
+        self.state = HandleState(file, inode.kernel, fd)
+        self._source.serve(self.state, writable=self.writable)
+        self._writes = False
         file.pins += 1
         file.handles += 1
 
@@ -182,9 +185,9 @@ class FileHandle:
             return
         notifier = services.notifier
         if file.read_ranges is None:
-            file.read_ranges = RangeSet(dropped=not notifier.explicit)
+            file.read_ranges = RangeSet(file, dropped=not notifier.explicit)
             notifier.in_writing(self.inode.node, file.read_ranges)
-        if file.drops_due > self._drop_due or notifier.drops_pages(self.inode.node):
+        if file.drops_due > self.state.drop_due or notifier.drops_pages(self.inode.node):
             file.read_ranges.dropped = True
         file.read_ranges.writers += 1
         self._writes = True
@@ -194,8 +197,8 @@ class FileHandle:
 
         No program has begun to write by this handle. By another one, it may be filling pages right now.
         """
-        if not self._drop_due:
-            self._drop_due = True
+        if not self.state.drop_due:
+            self.state.drop_due = True
             self.file.drops_due += 1
         read_ranges = self.file.read_ranges
         if read_ranges is not None and read_ranges.writers > self._writes:
@@ -205,7 +208,7 @@ class FileHandle:
         """Read from the page cache, cleancache or the source, after earlier writes of the range."""
         with self.use:
             began = perf_counter_ns()
-            if self._drop_due:
+            if self.state.drop_due:
                 self._opener_ran()
             pagecache = self._pagecache
             if self.file.writes:
@@ -233,7 +236,7 @@ class FileHandle:
         others (``--coherency none``) the kernel knows the end, and each write goes to its offset.
         """
         with self.use:
-            if self._drop_due:
+            if self.state.drop_due:
                 self._opener_ran()
             return await self._write_in_order(offset, data)
 
@@ -250,10 +253,12 @@ class FileHandle:
         stop = None if append else end
         pending = PendingWrite(min(offset, file.size) if append else offset, stop)
         file.writes.append(pending)
+        file.pending_writes += 1
         try:
             written, told = await self._apply_write(offset, data, append, stop)
         finally:
             file.writes.remove(pending)
+            file.pending_writes -= 1
             pending.end()
         read_ranges = None if writes_back() else file.read_ranges
         if read_ranges is not None and read_ranges.written(offset, end, mmap.PAGESIZE):
@@ -325,7 +330,7 @@ class FileHandle:
             file.read_ranges.writers -= 1
             if not file.read_ranges.writers:
                 services.notifier.not_in_writing(self.inode.node, file.read_ranges)
-                file.read_ranges = None
+                file.read_ranges, file.remembers_reads = None, False
         await self._source.drop_rest()
         st = await services.inline_if_local(self.inode, fstat_and_close, self.fd)
         if st.st_nlink == 0:
@@ -338,8 +343,8 @@ class FileHandle:
 
     def _opener_ran(self) -> None:
         """Note that the opener has run: the kernel has applied the invalidation of the OPEN reply."""
-        if self._drop_due:
-            self._drop_due = False
+        if self.state.drop_due:
+            self.state.drop_due = False
             self.file.drops_due -= 1
         self.inode.kernel.pages_dropped(self)
 

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 
 import trio
 
+from cleanfs.cache.state import KernelState, Stamps
+
 NOT_TOLD: Final = -1
 """The access of an inode of which no mode and owners were told."""
 
@@ -24,7 +26,7 @@ def access_of(st: os.stat_result) -> int:
     return st.st_mode | st.st_uid << 32 | st.st_gid << 64
 
 
-def stamps_of(st: os.stat_result) -> tuple[int, int, int]:
+def stamps_of(st: os.stat_result) -> Stamps:
     """Return size, mtime and ctime: one of them moves when the content does."""
     return st.st_size, st.st_mtime_ns, st.st_ctime_ns
 
@@ -41,7 +43,7 @@ UNKNOWN: Final = Told(NOT_TOLD, UNSURE, 0)
 """Access that differs from any that a file can have."""
 
 
-class KernelView:
+class KernelView(KernelState):
     """Holds what the kernel may know of one inode."""
 
     __slots__ = (
@@ -52,18 +54,13 @@ class KernelView:
         "doubts_settled",
         "dropped_for",
         "pages_dropped_by",
-        "sent",
         "settling",
-        "size",
         "size_doubt",
     )
 
     def __init__(self) -> None:
         """Start with a kernel that was told nothing."""
-        self.sent: tuple[int, int, int] | None = None
-        """``stamps_of`` what the kernel was last told, or has known since by a write of its own."""
-        self.size = NOT_TOLD
-        """The size that it was last told, or has made the file by a write of its own."""
+        super().__init__()
         self.access = NOT_TOLD
         """The mode and owners that it was last told (``access_of``), and by which it checks access."""
         self.access_ctime = 0

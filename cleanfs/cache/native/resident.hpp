@@ -51,6 +51,8 @@ public:
     // Evict `count` pages, the first to go first; shadows take their places. Throws std::bad_alloc, and
     // nothing has changed then.
     std::vector<Victim> evict(std::size_t count);
+    // Whether any page of the file is resident, or was of late.
+    bool knows(Serial file) const { return find(file) != nullptr; }
     // Release the resident pages first <= index < stop. Shadows stay: they record use, not contents.
     void discard(Serial file, PageIndex first, PageIndex stop);
     // Call `seen(index)` for the resident pages of a file, in order.

@@ -1,6 +1,7 @@
 #include "channel.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -10,15 +11,11 @@
 #include <cstddef>
 #include <system_error>
 
+#include "fast_path.hpp"
+
 namespace cleanfs {
 
 namespace {
-
-std::int64_t now_ns() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec;
-}
 
 // The largest message before FUSE_INIT has told a size.
 constexpr std::size_t first_max_write = std::size_t{1} << 20;
@@ -166,7 +163,8 @@ std::uint32_t Message::file_flags() const {
     return 0;
 }
 
-Channel::Channel(int device) : device_(device) {
+Channel::Channel(int device, int scheduler_fd, std::int64_t busy_poll_ns)
+    : device_(device), scheduler_fd_(scheduler_fd), window_(busy_poll_ns), idle_since_(now_ns()) {
     set_max_write(first_max_write);
     const int flags = fcntl(device, F_GETFL);
     if (flags == -1 || fcntl(device, F_SETFL, flags | O_NONBLOCK) == -1) {
@@ -182,31 +180,76 @@ void Channel::set_max_write(std::size_t bytes) {
     left_ = false;
 }
 
-std::optional<Message> Channel::receive(std::int64_t poll_ns) {
-    const std::int64_t deadline = poll_ns > 0 ? now_ns() + poll_ns : 0;
+std::optional<Message> Channel::receive_now(FastPath* fast_path) {
     left_ = false;
+    if (handed_over_) idle_since_ = now_ns();
+    handed_over_ = false;
+    return read_message(fast_path) == Read::message ? hand_over() : std::nullopt;
+}
+
+std::optional<Message> Channel::receive(std::int64_t until, FastPath* fast_path) {
+    std::int64_t looked_at = now_ns();
+    for (;;) {
+        const Read found = read_message(fast_path);
+        if (found == Read::message) return hand_over();
+        const std::int64_t now = now_ns();
+        if (found == Read::served) idle_since_ = now;
+        if (now - looked_at >= look_ns) {
+            if (now >= until || scheduler_must_run()) return std::nullopt;
+            looked_at = now;
+        }
+        if (found == Read::served || now - idle_since_ < window_.ns()) continue;
+        if (now >= until || scheduler_fd_ < 0 || !sleep(until - now)) return std::nullopt;
+        looked_at = now_ns();
+        window_.waited(looked_at - idle_since_);
+    }
+}
+
+// Sleep until there is a message. False if the scheduler must run first.
+bool Channel::sleep(std::int64_t ns) {
+    ++slept_;
+    awake_ = false;
+    pollfd fds[] = {{device_, POLLIN, 0}, {scheduler_fd_, POLLIN, 0}};
+    const timespec timeout{ns / 1'000'000'000, ns % 1'000'000'000};
+    const int ready = ppoll(fds, 2, &timeout, nullptr);
+    return ready > 0 && fds[1].revents == 0;
+}
+
+bool Channel::scheduler_must_run() const {
+    pollfd fd{scheduler_fd_, POLLIN, 0};
+    return scheduler_fd_ >= 0 && poll(&fd, 1, 0) > 0;
+}
+
+Channel::Read Channel::read_message(FastPath* fast_path) {
     for (;;) {
         const ssize_t got = read(device_, buffer_.get(), capacity_);
-        if (got == 0) throw std::system_error(ENODEV, std::generic_category(), "the FUSE device");
         if (got > 0) {
             received_ = static_cast<std::size_t>(got);
             const auto message = Message::parse({buffer_.get(), received_});
-            if (message && message->is_complete()) return message;
-            // No kernel sends such a message.
-            if (message && message->has_reply()) reply(message->header().unique, -EIO, {});
-            continue;
+            if (!message || !message->is_complete()) {  // no kernel sends such a message
+                if (message && message->has_reply()) reply(message->header().unique, -EIO, {});
+                continue;
+            }
+            ++opcodes_[std::min<std::size_t>(message->header().opcode, opcodes_.size() - 1)];
+            if (awake_ && window_.ns() > 0) ++polled_;
+            awake_ = true;
+            return fast_path != nullptr && fast_path->serve(*message, *this) ? Read::served : Read::message;
         }
-        switch (errno) {
+        switch (got == 0 ? ENODEV : errno) {
             case EINTR:
             case ENOENT:  // the requester went away while the message was being read
                 continue;
             case EAGAIN:
-                if (poll_ns <= 0 || now_ns() >= deadline) return std::nullopt;
-                continue;
+                return Read::nothing;
             default:
-                throw std::system_error(errno, std::generic_category(), "the FUSE device");
+                throw std::system_error(got == 0 ? ENODEV : errno, std::generic_category(), "the FUSE device");
         }
     }
+}
+
+std::optional<Message> Channel::hand_over() {
+    handed_over_ = true;
+    return Message::parse({buffer_.get(), received_});
 }
 
 Sent Channel::reply(std::uint64_t unique, int error, Bytes body) const {

@@ -15,6 +15,7 @@
 #include <linux/fuse.h>
 #include <sys/uio.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -22,7 +23,11 @@
 #include <optional>
 #include <span>
 
+#include "busy_poll.hpp"
+
 namespace cleanfs {
+
+class FastPath;
 
 using Bytes = std::span<const std::byte>;
 
@@ -70,12 +75,17 @@ enum class Sent : std::uint8_t {
 
 class Channel {
 public:
-    // The device's fd stays the caller's. It is set to O_NONBLOCK. Throws std::system_error.
-    explicit Channel(int device);
+    // The device's fd stays the caller's. It is set to O_NONBLOCK. `scheduler_fd` is readable when the scheduler must
+    // run; -1 if that is not known, and then nothing sleeps here. Throws std::system_error.
+    Channel(int device, int scheduler_fd, std::int64_t busy_poll_ns);
 
-    // Read the next message, for at most `poll_ns` nanoseconds. None if there is none. One that is not complete gets
-    // EIO here. Throws std::system_error if the connection has ended (ENODEV). The message is valid until the next call.
-    std::optional<Message> receive(std::int64_t poll_ns);
+    // Read the next message that `fast_path` (which may be null) does not serve. One that is not complete gets EIO here.
+    // None if the scheduler must run: at `until` (now_ns), when its fd is readable, or, if that is not known, when none
+    // came while polling. Throws std::system_error if the connection has ended (ENODEV). The message is valid until the
+    // next call.
+    std::optional<Message> receive(std::int64_t until, FastPath* fast_path);
+    // The same, if a message is there.
+    std::optional<Message> receive_now(FastPath* fast_path);
 
     // Send a reply: `error` is 0 or a negative errno.
     Sent reply(std::uint64_t unique, int error, Bytes body) const;
@@ -83,10 +93,17 @@ public:
     Sent send(const iovec* parts, int count) const;
 
     int device() const { return device_; }
+    Window& window() { return window_; }
+    // Messages that were found by polling, and waits that went to sleep.
+    std::uint64_t polled() const { return polled_; }
+    std::uint64_t slept() const { return slept_; }
 
     // Make room for WRITEs of this many bytes, as the kernel demands it for every read(2). A message that was received
     // is lost.
     void set_max_write(std::size_t bytes);
+
+    // How many messages came, by opcode. The last one counts all that are higher.
+    const std::array<std::uint64_t, 64>& opcodes() const { return opcodes_; }
 
     // For libfuse: read the message that `receive` left for it. -1 and errno EINTR if there is none,
     // or the device's error.
@@ -95,7 +112,23 @@ public:
     void leave_to_libfuse() { left_ = true; }
 
 private:
-    const int device_;
+    // How often to look whether the scheduler must run.
+    static constexpr std::int64_t look_ns = 20'000;
+
+    enum class Read : std::uint8_t { nothing, served, message };
+
+    Read read_message(FastPath* fast_path);
+    std::optional<Message> hand_over();
+    bool sleep(std::int64_t ns);
+    bool scheduler_must_run() const;
+
+    const int device_, scheduler_fd_;
+    Window window_;
+    std::int64_t idle_since_ = 0;  // the last message was read, or its handler began to wait
+    bool handed_over_ = false;     // a message, whose handler runs
+    std::array<std::uint64_t, 64> opcodes_{};
+    bool awake_ = true;            // since the last message
+    std::uint64_t polled_ = 0, slept_ = 0;
     std::size_t capacity_ = 0;
     std::unique_ptr<std::byte[]> buffer_;
     std::size_t received_ = 0;  // the length of the message in the buffer

@@ -4,12 +4,14 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <string>
 #include <system_error>
 #include <unordered_map>
 
 #include "channel.hpp"
+#include "fast_path.hpp"
 #include "session.hpp"
 
 namespace nb = nanobind;
@@ -18,9 +20,14 @@ using namespace nb::literals;
 namespace {
 
 using cleanfs::Bytes;
+using cleanfs::CacheState;
 using cleanfs::Channel;
+using cleanfs::FastPath;
+using cleanfs::HandleState;
+using cleanfs::Histogram;
 using cleanfs::Message;
 using cleanfs::Sent;
+using cleanfs::Window;
 
 // A request of the kernel, from its header on to the reply.
 struct Request {
@@ -39,10 +46,17 @@ nb::bytes to_bytes(Bytes bytes) { return nb::bytes(reinterpret_cast<const char*>
     throw nb::python_error();
 }
 
+// The counts of all buckets, and the sum in ns.
+nb::tuple to_python(const Histogram& histogram) {
+    nb::list counts;
+    for (const std::uint64_t count : histogram.counts) counts.append(count);
+    return nb::make_tuple(nb::tuple(counts), histogram.sum_ns);
+}
+
 class PyChannel {
 public:
-    PyChannel(int device, nb::callable init_reply, nb::callable refused)
-        : channel_(device), init_reply_(std::move(init_reply)), refused_(std::move(refused)) {}
+    PyChannel(int device, int scheduler_fd, std::int64_t busy_poll_ns, nb::callable init_reply, nb::callable refused)
+        : channel_(device, scheduler_fd, busy_poll_ns), init_reply_(std::move(init_reply)), refused_(std::move(refused)) {}
 
     ~PyChannel() { close(); }
     PyChannel(const PyChannel&) = delete;
@@ -68,26 +82,24 @@ public:
     }
 
     int device() const { return channel_.device(); }
+    Window& window() { return channel_.window(); }
 
     void close() {
         if (attached == this) attached = nullptr;
     }
 
-    std::optional<nb::object> receive(std::int64_t poll_ns) {
-        message_.reset();
-        try {
-            message_ = channel_.receive(0);
-            if (!message_ && poll_ns > 0) {
-                nb::gil_scoped_release unlocked;  // while it polls, worker threads run
-                message_ = channel_.receive(poll_ns);
-            }
-        } catch (const std::system_error& error) {
-            raise_errno(error.code().value());
-        }
-        if (!message_) return std::nullopt;
-        nb::object request = nb::cast(Request(*message_));
-        if (message_->has_reply()) in_flight_[message_->header().unique] = request;
-        return request;
+    // None if there is no message now.
+    std::optional<nb::object> receive_now() {
+        return request_of([&] { return channel_.receive_now(fast_path_.get()); });
+    }
+
+    // `until_seconds` from now on, the scheduler must run. None if it must run before a message is there.
+    std::optional<nb::object> receive(double until_seconds) {
+        const auto ns = static_cast<std::int64_t>(std::clamp(until_seconds, 0.0, 1e6) * 1e9);
+        return request_of([&] {
+            nb::gil_scoped_release unlocked;  // while it polls, serves or sleeps, worker threads run
+            return channel_.receive(cleanfs::now_ns() + ns, fast_path_.get());
+        });
     }
 
     nb::bytes body() const {
@@ -116,7 +128,68 @@ public:
 
     std::size_t size() const { return in_flight_.size(); }
 
+    // Serve hits from these caches from now on.
+    void serve_from(nb::object caches) {
+        fast_path_ = std::make_unique<FastPath>(nb::cast<CacheState&>(caches));
+        caches_ = std::move(caches);
+    }
+
+    void add_handle(std::uint64_t fh, nb::object handle) {
+        if (fast_path_ == nullptr) return;
+        fast_path_->add(fh, nb::cast<HandleState&>(handle));
+        handles_[fh] = std::move(handle);
+    }
+
+    void remove_handle(std::uint64_t fh) {
+        if (fast_path_ != nullptr) fast_path_->remove(fh);
+        handles_.erase(fh);
+    }
+
+    // How many messages came, by opcode, without those of which none came.
+    nb::dict opcodes() const {
+        nb::dict counts;
+        for (std::size_t opcode = 0; opcode < channel_.opcodes().size(); ++opcode) {
+            if (channel_.opcodes()[opcode] > 0) counts[nb::int_(opcode)] = channel_.opcodes()[opcode];
+        }
+        return counts;
+    }
+
+    // Reads of the source, and their bytes.
+    nb::tuple source_reads() const {
+        if (fast_path_ == nullptr) return nb::make_tuple(0, 0);
+        return nb::make_tuple(fast_path_->counters().source_reads, fast_path_->counters().source_read_bytes);
+    }
+
+    std::uint64_t polled() const { return channel_.polled(); }
+    std::uint64_t slept() const { return channel_.slept(); }
+    std::uint64_t served() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().served; }
+    std::uint64_t writes_served() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().writes; }
+    std::uint64_t write_bytes() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().write_bytes; }
+    std::uint64_t read_bytes() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().read_bytes; }
+
+    // Those of reads from the page cache, cleancache and the source, and of writes.
+    nb::tuple histograms() const {
+        static const FastPath::Counters none;
+        const FastPath::Counters& counters = fast_path_ == nullptr ? none : fast_path_->counters();
+        return nb::make_tuple(to_python(counters.pagecache_hit), to_python(counters.cleancache_hit),
+                              to_python(counters.source_read), to_python(counters.write));
+    }
+
 private:
+    template <class Receive>
+    std::optional<nb::object> request_of(Receive&& receive) {
+        message_.reset();
+        try {
+            message_ = receive();
+        } catch (const std::system_error& error) {
+            raise_errno(error.code().value());
+        }
+        if (!message_) return std::nullopt;
+        nb::object request = nb::cast(Request(*message_));
+        if (message_->has_reply()) in_flight_[message_->header().unique] = request;
+        return request;
+    }
+
     ssize_t write_for_libfuse(iovec* parts, int count) {
         fuse_out_header header;
         if (count < 1 || parts[0].iov_len < sizeof header) return errno = EINVAL, -1;
@@ -173,6 +246,9 @@ private:
     static inline PyChannel* attached = nullptr;  // to the session of this process
 
     Channel channel_;
+    std::unique_ptr<FastPath> fast_path_;
+    nb::object caches_;                                       // what it refers to
+    std::unordered_map<std::uint64_t, nb::object> handles_;  // too, by fh
     std::optional<Message> message_;  // received last
     nb::bytes init_request_{"", 0};
     std::unordered_map<std::uint64_t, nb::object> in_flight_;  // by unique
@@ -194,6 +270,18 @@ NB_MODULE(_channel, module) {
         if (session == nullptr) return std::nullopt;
         return fuse_session_fd(session);
     });
+    nb::class_<Window>(module, "Window", "For tests.")
+        .def(nb::init<std::int64_t>(), "limit_ns"_a)
+        .def_prop_ro("ns", &Window::ns)
+        .def("open", &Window::open)
+        .def("waited", &Window::waited, "ns"_a)
+        .def_ro_static("GROW_START_NS", &Window::grow_start_ns)
+        .def_ro_static("WAKE_NS", &Window::wake_ns);
+    nb::class_<Histogram>(module, "Histogram", "For tests.")
+        .def(nb::init<>())
+        .def("record", &Histogram::record, "ns"_a)
+        .def_prop_ro("snapshot", &to_python);
+
     nb::class_<Request>(module, "Request")
         .def_prop_ro("unique", header_field<&fuse_in_header::unique>())
         .def_prop_ro("opcode", header_field<&fuse_in_header::opcode>())
@@ -205,15 +293,29 @@ NB_MODULE(_channel, module) {
         .def_ro("file_flags", &Request::file_flags)
         .def_rw("rollback", &Request::rollback, nb::arg().none());
     nb::class_<PyChannel>(module, "Channel")
-        .def(nb::init<int, nb::callable, nb::callable>(), "device"_a, "init_reply"_a, "refused"_a)
+        .def(nb::init<int, int, std::int64_t, nb::callable, nb::callable>(), "device"_a, "scheduler_fd"_a, "busy_poll_ns"_a, "init_reply"_a, "refused"_a)
         .def_prop_ro("device", &PyChannel::device)
+        .def_prop_ro("window", &PyChannel::window, nb::rv_policy::reference_internal)
         .def("attach", &PyChannel::attach)
         .def("close", &PyChannel::close)
-        .def("receive", &PyChannel::receive, "poll_ns"_a)
+        .def("receive_now", &PyChannel::receive_now)
+        .def("receive", &PyChannel::receive, "until_seconds"_a)
         .def("body", &PyChannel::body)
         .def("leave_to_libfuse", &PyChannel::leave_to_libfuse)
         .def("reply", &PyChannel::reply, "unique"_a, "error"_a, "body"_a = nb::bytes("", 0))
         .def("ended", &PyChannel::ended, "unique"_a)
         .def("request", &PyChannel::request, "unique"_a)
-        .def("__len__", &PyChannel::size);
+        .def("__len__", &PyChannel::size)
+        .def("serve_from", &PyChannel::serve_from, "caches"_a)
+        .def("add_handle", &PyChannel::add_handle, "fh"_a, "handle"_a)
+        .def("remove_handle", &PyChannel::remove_handle, "fh"_a)
+        .def("opcodes", &PyChannel::opcodes)
+        .def("source_reads", &PyChannel::source_reads)
+        .def_prop_ro("polled", &PyChannel::polled)
+        .def_prop_ro("slept", &PyChannel::slept)
+        .def_prop_ro("served", &PyChannel::served)
+        .def_prop_ro("writes_served", &PyChannel::writes_served)
+        .def_prop_ro("read_bytes", &PyChannel::read_bytes)
+        .def_prop_ro("write_bytes", &PyChannel::write_bytes)
+        .def("histograms", &PyChannel::histograms);
 }

@@ -1,0 +1,158 @@
+"""The state of files and caches that the FUSE channel reads, to serve hits without Python.
+
+The classes here are for the Python engine. The native ones that replace them (``native/state.hpp``)
+have the same fields, and the channel's C++ code reads these. All are written on the main thread.
+"""
+
+import math
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from cleanfs.backends.engines import native_module
+from cleanfs.backends.ops import FileKey
+
+Stamps = tuple[int, int, int]
+"""Size, mtime_ns and ctime_ns: one of them moves when the content of a file does."""
+
+
+class FileState:
+    """The state of one file: the base of its record."""
+
+    __slots__ = (
+        "mutations", "pending_writes", "racy", "reads_in_flight", "remembers_reads", "serial", "size",
+        "stamps", "version",
+    )  # fmt: skip
+
+    def __init__(self, serial: int, key: FileKey) -> None:
+        """Name the file: ``serial`` among the resident pages, ``key`` in cleancache."""
+        self.serial = serial
+        self.size = 0
+        """Bytes, as of the fingerprint; 0 if there is none. Caches serve only these bytes."""
+        self.stamps: Stamps | None = None
+        """The fingerprint; None if there is none."""
+        self.racy = True
+        """Whether the fingerprint is racy."""
+        self.version = 0
+        """Stamp of the last invalidation, from the clock of the caches."""
+        self.mutations = 0
+        """1 while a change is under way."""
+        self.pending_writes = 0
+        """How many writes the source does not have yet: reads of their ranges wait."""
+        self.reads_in_flight = 0
+        """How many reads of the source have not ended, for other reads to join."""
+        self.remembers_reads = False
+        """Whether each read must be remembered (``read_ranges``)."""
+
+
+class KernelState:
+    """The state of one inode as the kernel may see it."""
+
+    __slots__ = ("sent", "size")
+
+    def __init__(self) -> None:
+        """Start with a kernel that was told nothing."""
+        self.sent: Stamps | None = None
+        """What the kernel was last told, or has known since by a write of its own."""
+        self.size = -1
+        """The size that it was last told, or has made the file by a write of its own; -1 for none."""
+
+
+class InlineState:
+    """Whether calls of one kind to one file system are made inline."""
+
+    __slots__ = ("inline", "returned_at", "waited_seconds")
+
+    def __init__(self) -> None:
+        """Begin in threads."""
+        self.inline = False
+        """Whether the main thread makes calls that follow each other."""
+        self.returned_at = -math.inf
+        """When a call returned last, by the monotonic clock, in seconds."""
+        self.waited_seconds = 0.0
+        """How long an inline call of the channel waited, which the policy has not heard of yet."""
+
+
+class NowaitState:
+    """What reads of one file system of the source can do."""
+
+    __slots__ = ("dontcache", "nowait", "refused")
+
+    def __init__(self) -> None:
+        """Assume that it can do everything; each ability is tried until it is refused."""
+        self.nowait = True
+        """RWF_NOWAIT works."""
+        self.dontcache = True
+        """RWF_DONTCACHE works."""
+        self.refused = 0
+        """Tries of RWF_NOWAIT that would have had to wait, in a row (``inline_policy.NowaitProbe``)."""
+
+
+class HandleState:
+    """The state of one open file."""
+
+    __slots__ = ("drop_due",)
+
+    def __init__(self, file: FileState, kernel: KernelState, fd: int) -> None:
+        """Read and write a file by ``fd``."""
+        self.drop_due = False
+        """Whether the OPEN reply had the kernel drop the file's pages, and it may not have done so."""
+
+    def write_inline(self, writes: InlineState) -> None:
+        """Let the channel write where ``writes`` says that it does not wait."""
+
+    def read_inline(self, reads: InlineState, nowait: NowaitState, stream: object) -> None:
+        """Let the channel read the source where ``reads`` or ``nowait`` say that it does not wait."""
+
+
+class CacheState:
+    """The state of one mount's caches. The counters are of requests that the channel served."""
+
+    __slots__ = (
+        "clock", "drop_behind", "failed_gets", "flushes", "hits", "limit_pages", "misses", "page_size",
+        "pool_id", "puts", "shared", "succ_gets",
+    )  # fmt: skip
+
+    native = False
+    """Whether the channel can read it."""
+
+    def __init__(self, page_size: int) -> None:
+        """Start without a pool."""
+        self.page_size = page_size
+        self.pool_id = -1
+        self.clock = 0
+        """Counts versions: a file whose version is later than a remembered clock changed since."""
+        self.shared = True
+        """Whether others may change the source, and so where a file ends."""
+        self.hits = self.misses = 0
+        """Pages that were, or were not, in the page cache."""
+        self.succ_gets = self.puts = 0
+        """Pages that cleancache gave and kept."""
+        self.drop_behind = True
+        """Whether what reads leave in the source's page cache is to go."""
+        self.limit_pages = 0
+        """Pages that may be resident."""
+        self.failed_gets = 0
+        """Pages that cleancache did not have."""
+        self.flushes = 0
+        """Flush hooks called."""
+
+    def use_resident(self, pages: object, reclaim: object) -> None:
+        """Read resident pages here, None for no more; call ``reclaim`` when they are too many."""
+
+    def use_backend(self, fast_ops: object) -> None:
+        """Read compressed pages by this capsule (``ops.FastOps``); None for no more."""
+
+
+def _load() -> ModuleType | None:
+    try:
+        return native_module("cleanfs.cache._pagecache")
+    except ValueError:  # ``resident.make_resident`` reports it
+        return None
+
+
+native = _load()
+"""The native classes; None for the Python engine."""
+
+if native is not None and not TYPE_CHECKING:
+    FileState, KernelState, HandleState = native.FileState, native.KernelState, native.HandleState
+    InlineState, NowaitState, CacheState = native.InlineState, native.NowaitState, native.CacheState

@@ -1,0 +1,247 @@
+#include "fast_path.hpp"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <new>
+
+namespace cleanfs {
+
+namespace {
+
+// The largest READ that is served here: in pages, as an iovec for each, and one for the header, make a reply; and in
+// bytes, which a buffer takes for good. The kernel's largest is 1 MiB, and its pages may begin and end outside.
+constexpr std::uint64_t max_pages = IOV_MAX - 1;
+constexpr std::uint64_t max_bytes = std::uint64_t{2} << 20;
+
+// InlinePolicy's RECENT_SECONDS and SLOW_SECONDS.
+constexpr double recent_seconds = 0.1;
+constexpr std::int64_t slow_ns = 1'000'000;
+
+// Of Linux 6.14, newer than some headers.
+constexpr int rwf_dontcache = 0x80;
+
+// Far beyond any file, and far below where offsets overflow.
+constexpr std::uint64_t max_offset = std::uint64_t{1} << 62;
+
+// How often this thread has slept. Preemption does not count: it is no wait.
+long sleeps_of_thread() {
+    rusage usage;
+    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nvcsw : 0;
+}
+
+double seconds(std::int64_t ns) { return static_cast<double>(ns) * 1e-9; }
+
+// As cleanfs.source.io.watched: an inline call has returned, and may have waited.
+void note_return(InlineState& policy, std::int64_t began, long sleeps_before) {
+    const std::int64_t returned = now_ns();
+    policy.returned_at = seconds(returned);
+    if (returned - began > slow_ns && sleeps_of_thread() > sleeps_before) {
+        policy.waited_seconds = seconds(returned - began);
+        policy.inline_calls = false;
+    }
+}
+
+}  // namespace
+
+bool FastPath::serve(const Message& message, Channel& channel) {
+    bool served = false;
+    try {
+        switch (message.header().opcode) {
+            case FUSE_READ: served = read(message, channel); break;
+            case FUSE_WRITE: served = write(message, channel); break;
+            default: break;
+        }
+    } catch (const std::bad_alloc&) {
+        // Nothing was sent: what may throw comes before the reply.
+    }
+    if (served) ++counters_.served;
+    return served;
+}
+
+HandleState* FastPath::find(std::uint64_t fh) const {
+    const auto found = handles_.find(fh);
+    return found == handles_.end() ? nullptr : found->second;
+}
+
+// FileHandle.read and PageCache.read, of a file whose reads wait for no write and need not be remembered.
+bool FastPath::read(const Message& message, Channel& channel) {
+    const auto in = message.body_as<fuse_read_in>();
+    if (!in || caches_.resident == nullptr) return false;
+    HandleState* handle = find(in->fh);
+    if (handle == nullptr || handle->drop_due) return false;
+    const FileState& file = *handle->file;
+    if (file.pending_writes > 0 || file.remembers_reads) return false;
+    if (in->size == 0 || in->offset >= file.size || file.size > max_offset) return false;
+
+    const std::int64_t began = now_ns();
+    const Range range(in->offset, std::min(file.size, in->offset + in->size), caches_.page_size);
+    if (range.count > max_pages || range.count * caches_.page_size > max_bytes) return false;
+    // KernelView.read_ended: the kernel sees a later end of the file.
+    if (range.size() < in->size && static_cast<std::int64_t>(range.stop) < handle->kernel->size) return false;
+
+    parts_.resize(1);  // for the header
+    pages_.resize(range.count);
+    const std::size_t missing = caches_.resident->look_up(file.serial, range.first, range.count, pages_.data());
+    if (missing == 0) {
+        for (std::uint64_t at = range.offset; at < range.stop;) {
+            const std::uint64_t within = at % caches_.page_size, length = std::min(caches_.page_size - within, range.stop - at);
+            parts_.push_back({caches_.page_bytes(pages_[(at - range.start) / caches_.page_size]) + within, length});
+            at += length;
+        }
+        caches_.hits += range.count;
+        reply(message, channel, range, counters_.pagecache_hit, began);
+        return true;
+    }
+    if (missing != range.count || (caches_.pool_id >= 0 && caches_.backend == nullptr)) return false;
+    std::byte* const to = buffer(range.count * caches_.page_size);
+    parts_.push_back({to + (range.offset - range.start), range.size()});
+    if (borrow(file, range, to)) {
+        caches_.misses += range.count;
+        caches_.succ_gets += range.count;
+        caches_.puts += range.count;
+        reply(message, channel, range, counters_.cleancache_hit, began);
+        return true;
+    }
+    const auto got = read_source(*handle, file, range, to);
+    if (!got) return false;
+    caches_.misses += range.count;
+    reply(message, channel, range, counters_.source_read, began);
+    // The requester need not wait for this. Nothing has changed the file since, as nothing else runs on this thread.
+    if (caches_.limit_pages > 0 || caches_.pool_id >= 0) caches_.insert(caches_, file, range.first, to, *got);
+    return true;
+}
+
+// Send the reply that `parts_` makes, from the second part on. If its requester is gone, nothing is to be undone.
+void FastPath::reply(const Message& request, Channel& channel, const Range& range, Histogram& histogram, std::int64_t began) {
+    fuse_out_header header{};
+    header.len = static_cast<std::uint32_t>(sizeof header + range.size());
+    header.unique = request.header().unique;
+    parts_[0] = {&header, sizeof header};
+    if (channel.send(parts_.data(), static_cast<int>(parts_.size())) == Sent::failed) {
+        channel.reply(header.unique, -EIO, {});  // many parts need memory of the kernel; a program must not wait for ever
+    }
+    histogram.record(now_ns() - began);
+    counters_.read_bytes += range.size();
+}
+
+std::byte* FastPath::buffer(std::size_t size) {
+    if (buffer_size_ < size) {
+        buffer_ = std::make_unique_for_overwrite<std::byte[]>(size);
+        buffer_size_ = size;
+    }
+    return buffer_.get();
+}
+
+bool FastPath::borrow(const FileState& file, const Range& range, std::byte* to) const {
+    if (caches_.pool_id < 0) return false;
+    return caches_.backend->borrow(caches_.backend->engine, caches_.pool_id, file.key(), range.first, range.count, to);
+}
+
+// SourceReads.read_whole and SourceFile.read, where that does not wait: of pages that no cache has, while nothing else
+// reads the file's source. None if Python must read. Returns the bytes read: all that were asked for, or all up to the
+// end of the file. (A part of a page must not be inserted for a whole one.)
+std::optional<std::size_t> FastPath::read_source(HandleState& handle, const FileState& file, const Range& range, std::byte* to) {
+    if (handle.reads == nullptr || file.reads_in_flight > 0) return std::nullopt;
+    if (caches_.pool_id >= 0) {
+        const zcache::FastOps& backend = *caches_.backend;
+        if (backend.missing(backend.engine, caches_.pool_id, file.key(), range.first, range.count) != range.count) return std::nullopt;
+    }
+    const auto offset = static_cast<std::int64_t>(range.start);
+    const auto size = static_cast<std::int64_t>(range.count * caches_.page_size);
+    const auto file_size = static_cast<std::int64_t>(file.size);
+    Stream stream = *handle.stream;
+    const bool lingers = caches_.drop_behind && stream.lingers(offset, size, file_size);
+    if (lingers && stream.passed(offset, size)) return std::nullopt;  // a span goes, in a thread
+
+    NowaitState& able = *handle.nowait;
+    InlineState& policy = *handle.reads;
+    const bool may_wait = !able.nowait && policy.inline_calls && seconds(now_ns()) - policy.returned_at < recent_seconds;
+    if (!may_wait && !able.worthwhile()) return std::nullopt;
+    const bool drop = caches_.drop_behind && !lingers;
+    const bool dontcache = drop && able.dontcache;
+    const iovec part{to, static_cast<std::size_t>(size)};
+    const long sleeps = sleeps_of_thread();
+    const std::int64_t began = now_ns();
+    const ssize_t got = preadv2(handle.fd, &part, 1, offset, (may_wait ? 0 : RWF_NOWAIT) | (dontcache ? rwf_dontcache : 0));
+    if (may_wait) note_return(policy, began, sleeps);
+    if (got < std::min(size, file_size - offset)) return std::nullopt;
+    if (may_wait) {
+        if (drop && !dontcache) posix_fadvise(handle.fd, offset, size, POSIX_FADV_DONTNEED);
+    } else {
+        able.refused = 0;
+    }
+    *handle.stream = stream;
+    ++counters_.source_reads;
+    counters_.source_read_bytes += static_cast<std::uint64_t>(got);
+    caches_.failed_gets += caches_.pool_id >= 0 ? range.count : 0;
+    return static_cast<std::size_t>(got);
+}
+
+// FileHandle.write, of a file that is in this machine's memory: nothing here waits. Nothing else runs between the stat
+// before the write and the one after, except other processes. If their work shows, Python makes the write once more,
+// finds another fingerprint than the known one, and drops the file here and in the kernel. So it does after a write that
+// failed, or was cut short. The reply cannot be refused: a requester waits for a request that was read, also if killed.
+bool FastPath::write(const Message& message, Channel& channel) {
+    const auto in = message.body_as<fuse_write_in>();
+    if (!in || message.body().size() - sizeof *in != in->size || in->size == 0) return false;
+    HandleState* handle = find(in->fh);
+    if (handle == nullptr || handle->drop_due || handle->writes == nullptr) return false;
+    FileState& file = *handle->file;
+    if (file.mutations > 0 || file.pending_writes > 0 || file.remembers_reads || !file.stamps) return false;
+    if ((in->flags & (O_SYNC | O_DSYNC)) != 0 || ((in->flags & O_APPEND) != 0 && caches_.shared)) return false;
+    const std::int64_t began = now_ns();
+    InlineState& policy = *handle->writes;
+    if (!policy.inline_calls || seconds(began) - policy.returned_at >= recent_seconds) return false;
+    if (in->offset > max_offset - in->size) return false;
+
+    struct stat st;
+    if (fstat(handle->fd, &st) != 0) return false;
+    if ((st.st_mode & (S_ISUID | S_ISGID)) != 0) return false;  // they may go, and the kernel must hear of it
+    const mode_t mode = st.st_mode;
+    const Stamps before = Stamps::of(st);
+    if (caches_.shared && before != *file.stamps) return false;
+
+    const std::uint64_t stop = in->offset + in->size;
+    if (!flush(file, in->offset, stop)) return false;
+    const long sleeps = sleeps_of_thread();
+    const ssize_t written = pwrite(handle->fd, message.body().data() + sizeof *in, in->size, static_cast<off_t>(in->offset));
+    note_return(policy, began, sleeps);
+    file.version = ++caches_.clock;  // a read of the source that began before is stale
+    if (!flush(file, in->offset, stop) || written != static_cast<ssize_t>(in->size) || fstat(handle->fd, &st) != 0) return false;
+    const Stamps after = Stamps::of(st);
+    if (st.st_mode != mode || after.size != std::max(before.size, static_cast<std::int64_t>(stop))) return false;
+
+    file.stamps = after;
+    file.racy = true;
+    file.size = static_cast<std::uint64_t>(after.size);
+    KernelState& kernel = *handle->kernel;
+    kernel.size = std::max(kernel.size, static_cast<std::int64_t>(stop));
+    if (kernel.sent == before) kernel.sent = after;
+    const fuse_write_out out{in->size, 0};
+    channel.reply(message.header().unique, 0, {reinterpret_cast<const std::byte*>(&out), sizeof out});
+    counters_.write.record(now_ns() - began);
+    counters_.write_bytes += in->size;
+    ++counters_.writes;
+    return true;
+}
+
+// PageCache.invalidate. False if the backend failed, which Python must deal with.
+bool FastPath::flush(const FileState& file, std::uint64_t start, std::uint64_t stop) {
+    const std::uint64_t first = start / caches_.page_size, end = (stop - 1) / caches_.page_size + 1;
+    if (caches_.pool_id >= 0) {
+        if (caches_.backend == nullptr) return false;
+        if (!caches_.backend->flush(caches_.backend->engine, caches_.pool_id, file.key(), first, end)) return false;
+        ++caches_.flushes;
+    }
+    caches_.discard(caches_.resident, file.serial, first, end);
+    return true;
+}
+
+}  // namespace cleanfs

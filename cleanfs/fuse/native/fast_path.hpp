@@ -1,0 +1,71 @@
+// Serve requests without Python: READs whose pages are all cached, and WRITEs to local files that nobody else changes.
+//
+// A request is served only where no rule holds it back. In all other cases nothing has been done or counted, and the
+// caller hands the request to Python, which is the reference for every rule (cleanfs/vfs/handles.py and
+// cleanfs/cache/pagecache.py; the tests compare the two).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "channel.hpp"
+#include "histogram.hpp"
+#include "state.hpp"
+
+namespace cleanfs {
+
+class FastPath {
+public:
+    explicit FastPath(CacheState& caches) : caches_(caches) {}
+
+    // Both must outlive the handle's time here.
+    void add(std::uint64_t fh, HandleState& handle) { handles_[fh] = &handle; }
+    void remove(std::uint64_t fh) { handles_.erase(fh); }
+
+    // Serve a request and send the reply. False if Python must.
+    bool serve(const Message& message, Channel& channel);
+
+    struct Counters {
+        std::uint64_t served = 0, writes = 0;
+        std::uint64_t read_bytes = 0, write_bytes = 0;
+        std::uint64_t source_reads = 0, source_read_bytes = 0;
+        Histogram pagecache_hit, cleancache_hit, source_read, write;
+    };
+    const Counters& counters() const { return counters_; }
+
+private:
+    // The bytes of a READ, and the pages that hold them.
+    struct Range {
+        Range(std::uint64_t from, std::uint64_t to, std::uint64_t page_size)
+            : offset(from), stop(to), first(from / page_size), start(first * page_size), count((to - 1) / page_size + 1 - first) {}
+
+        std::uint64_t size() const { return stop - offset; }
+
+        std::uint64_t offset, stop;
+        PageIndex first;
+        std::uint64_t start;  // of the first page
+        std::uint64_t count;  // of pages
+    };
+
+    HandleState* find(std::uint64_t fh) const;
+    bool read(const Message& message, Channel& channel);
+    bool borrow(const FileState& file, const Range& range, std::byte* to) const;
+    std::optional<std::size_t> read_source(HandleState& handle, const FileState& file, const Range& range, std::byte* to);
+    std::byte* buffer(std::size_t size);
+    void reply(const Message& request, Channel& channel, const Range& range, Histogram& histogram, std::int64_t began);
+    bool write(const Message& message, Channel& channel);
+    bool flush(const FileState& file, std::uint64_t start, std::uint64_t stop);
+
+    CacheState& caches_;
+    std::unordered_map<std::uint64_t, HandleState*> handles_;  // by fh
+    std::vector<Resident::Page> pages_;                        // of the read under way
+    std::vector<iovec> parts_;                                 // of its reply
+    std::unique_ptr<std::byte[]> buffer_;                      // of pages that are not resident
+    std::size_t buffer_size_ = 0;
+    Counters counters_;
+};
+
+}  // namespace cleanfs
