@@ -15,11 +15,8 @@ from tests.harness.control_files import fill, refused, settled_stats
 from tests.harness.mounting import MountedFs, cleanfs, is_mounted, settle, wait_until
 
 NUMBERS = ("succ_gets", "failed_gets", "puts", "flushes")
-
 WRITABLE = ("backend", "pool_limit", "page_cache", "log_level")
-
 READABLE = (*NUMBERS, *WRITABLE, "stats", "stats.json", "metrics", "options.json")
-
 KERNEL_NAMES = ("obj_count", "eph_zpages", "eph_zbytes", "evicted_eph_zpages", "compress_poor",
                 "zero_filled_pages", "flush_total", "flush_found", "flobj_total", "flobj_found",
                 "failed_eph_puts")  # fmt: skip

@@ -18,7 +18,6 @@ from tests.e2e.conftest import Mounter, Place
 from tests.harness.mounting import tmpfs
 
 NOREPLACE, EXCHANGE = 1, 2
-
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -43,7 +42,6 @@ def populate(top: Path) -> None:
 
 
 Call = Callable[[Path], object]
-
 REFUSED: dict[str, Call] = {
     "open a missing file": lambda d: os.open(d / "missing", os.O_RDONLY),
     "stat below a missing directory": lambda d: os.stat(d / "missing" / "x"),

@@ -11,9 +11,7 @@ from tests.harness.mounting import MountedFs, settle
 from tests.harness.source_calls import held
 
 ATTR_TIMEOUT = 0.2
-
 SIZE = 2_000_123
-
 QUICK = ("--attr-timeout", str(ATTR_TIMEOUT))
 
 

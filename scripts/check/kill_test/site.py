@@ -14,7 +14,6 @@ from cleanfs.linux.mounts import mounted_at
 from tests.harness import load, mounting
 
 START_TIMEOUT = 30.0
-
 END_TIMEOUT = 30.0
 
 
