@@ -1,4 +1,4 @@
-"""The command line of the kill test."""
+"""Run the kill test from the command line."""
 
 import argparse
 import os

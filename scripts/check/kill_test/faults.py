@@ -1,4 +1,4 @@
-"""The ways to end the daemon of a loaded mount."""
+"""End the daemon of a loaded mount in each of the ways that there are."""
 
 import contextlib
 import os

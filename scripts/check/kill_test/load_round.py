@@ -1,4 +1,4 @@
-"""One load and its end: clients, what they said, and what must be in the source then."""
+"""Run one load to its end, and check what must be in the source then."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The kinds of rounds: each ends a daemon at another time, and mounts again."""
+"""Play the kinds of rounds: each ends a daemon at another time, and mounts again."""
 
 import contextlib
 import os

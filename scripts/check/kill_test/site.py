@@ -1,4 +1,4 @@
-"""A source, a mount point, the daemon that serves it, and what it may not leave behind."""
+"""Keep a source, a mount point and the daemon that serves it, and find what it leaves behind."""
 
 import contextlib
 import errno
