@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness import mounting, zygote
-from tests.harness.mounting import MountedFs, mounted
+from tests.harness.commands import clean_up
+from tests.harness.mounting import MountedFs, cleanfs, mounted
 
 Mounter = Callable[..., MountedFs]
 
@@ -55,6 +56,17 @@ def mount(source: Path, mountpoint: Path) -> Iterator[Mounter]:
             )
 
         yield mounter
+
+
+@pytest.fixture
+def background(source: Path, mountpoint: Path) -> Iterator[Path]:
+    """Mount in the background; unmount and wait for the end of the daemon after the test."""
+    done = cleanfs("mount", "--log-file", mountpoint.with_name("log"), source, mountpoint)
+    try:
+        assert done.returncode == 0, done.stderr
+        yield mountpoint
+    finally:
+        clean_up(mountpoint)
 
 
 @pytest.fixture(scope="module")

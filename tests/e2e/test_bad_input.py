@@ -15,7 +15,7 @@ import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.e2e.conftest import Mounter
-from tests.e2e.test_cli import clean_up, complains
+from tests.harness.commands import clean_up, complains
 from tests.harness.control_machine import ControlMachine
 from tests.harness.fuzzing import examples
 from tests.harness.mounting import (

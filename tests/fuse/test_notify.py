@@ -131,11 +131,13 @@ class Kernel:
 
     def __init__(self) -> None:
         self.refreshed: list[int] = []
+        self.paths: list[bytes] = []
         self.done = threading.Event()
         self._begun = threading.Semaphore(0)
 
     def refresh(self, _: MountedAt, node: int, generation: int, path: bytes) -> bool:
         self.refreshed.append(node)
+        self.paths.append(path)
         self._begun.release()
         return self.done.wait(10)
 
@@ -194,6 +196,22 @@ async def test_an_open_starts_a_refresh_even_during_a_long_one(
         kernel.done.set()
         assert await kernel.refresh_begins()
     assert kernel.refreshed == [7, 7]
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+@pytest.mark.parametrize("path", [b"d/f", b""])
+async def test_a_size_is_refreshed_by_path_only_if_it_cannot_be_by_handle(
+    device: tuple[int, int],
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+    privileged: bool,
+    path: bytes,
+) -> None:
+    monkeypatch.setattr(notify, "can_open_handles", lambda: privileged)
+    kernel.done.set()
+    async with running(device[1]) as notifier:
+        await notifier.refreshed(7, 1, path)
+    assert kernel.paths == ([b""] if privileged else [path] if path else [])
 
 
 async def test_without_a_thread_a_notification_is_sent_later(

@@ -115,6 +115,17 @@ def mount_line(path: Path, proc: Path = Path("/proc/self")) -> str | None:
     return found[-1] if found else None
 
 
+@contextmanager
+def tmpfs(path: Path) -> Iterator[None]:
+    """Mount a tmpfs on a directory, which is made if need be, until the end of the block."""
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", path], check=True, timeout=30)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", path], check=True, timeout=30)
+
+
 def mount_namespace() -> list[str]:
     """Return the prefix of a command that runs in a mount namespace of its own, which takes root.
 
