@@ -68,7 +68,7 @@ class RecordingNotifier(Notifier):
         """Record that pages are to be dropped after a write."""
         self.told.append((f"written {start} to {stop}", node))
 
-    async def refreshed(self, node: int, generation: int, *, pages: bool = False) -> None:
+    async def refreshed(self, node: int, generation: int, path: bytes, *, pages: bool = False) -> None:
         """Record that attributes are to be requested."""
         self.told.append(("refreshed", node))
 
