@@ -25,6 +25,7 @@ thread_local std::uint64_t allocations_left = ~0ull;  // the next one throws std
 
 std::function<void()> before_second_stat;  // of a write
 int stats = 0;                             // of the request under way
+bool cuts_writes = false;                  // no space is left for the second half
 
 }  // namespace
 
@@ -41,6 +42,11 @@ extern "C" int __real_fstat(int fd, struct stat* st);
 extern "C" int __wrap_fstat(int fd, struct stat* st) {
     if (++stats == 2 && before_second_stat) before_second_stat();
     return __real_fstat(fd, st);
+}
+
+extern "C" ssize_t __real_pwrite(int fd, const void* data, std::size_t size, off_t offset);
+extern "C" ssize_t __wrap_pwrite(int fd, const void* data, std::size_t size, off_t offset) {
+    return __real_pwrite(fd, data, cuts_writes ? size / 2 : size, offset);
 }
 
 namespace {
@@ -261,7 +267,10 @@ private:
             };
         }
         const bool was_known = !shared || knows_source();
+        cuts_writes = in.size > 1 && in.offset + in.size <= model_.size() && random_.below(4) == 0;
         const bool served = is_served(FUSE_WRITE, in, data.data(), data.size());
+        if (cuts_writes) EXPECT(!served);
+        cuts_writes = false;
         before_second_stat = nullptr;
         if (disturbed) {
             EXPECT(!served);
