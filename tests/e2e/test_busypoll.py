@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cleanfs.cache.state import native
 from cleanfs.fuse.channel import LOST
 from tests.e2e.conftest import Mounter
 from tests.harness.mounting import (
@@ -82,6 +83,7 @@ def test_0_never_polls(source: Path, mount: Mounter) -> None:
     assert (stats["busy_poll_limit_us"], stats["busy_poll_polled"]) == (0, 0)
 
 
+@pytest.mark.skipif(native is None, reason="the native modules are not in use")
 def test_reads_and_writes_need_no_python(source: Path, mount: Mounter) -> None:
     """A change in pyfuse3, libfuse or the kernel could turn the fast path off, with nothing wrong."""
     fs = mount()
