@@ -1,7 +1,7 @@
 """Choose the engine: native code where it was built, or Python, its reference.
 
 ``CLEANFS_PUREPYTHON=1`` picks Python; ``CLEANFS_REQUIRE_NATIVE=1`` makes it an error that native code
-is not there.
+is not there. Both read as scikit-build does: 0, no, off and false are as good as nothing.
 """
 
 import importlib
@@ -27,4 +27,5 @@ def native_module(name: str) -> ModuleType | None:
 
 
 def _is_set(name: str) -> bool:
-    return os.environ.get(name, "") not in ("", "0")
+    value = os.environ.get(name, "").lower()
+    return bool(int(value)) if value.isdigit() else value not in ("", "n", "no", "off", "f", "false")

@@ -147,7 +147,7 @@ class ReferenceZcache:
         )
         self.resize(options.pool_limit)
 
-    # Invariant: an id is in at most one of _zpages, _raw and _loans, and is in its object's ids
+    # Invariants: an id is in at most one of _zpages, _raw and _loans. It is in its object's ids
     # exactly if it is in one of them. self._used is the sum of the _cost of all stored pages,
     # the size of all lent pages, and OBJECT_BYTES for each object. An object is in the tables
     # exactly while it has ids.

@@ -1,9 +1,9 @@
 """The cleancache frontend: file systems above, one backend below, four counters.
 
 After ``mm/cleancache.c``. A file system is recorded when it mounts (``init_fs``), with or without a
-backend; a backend that registers later gives the recorded ones their pools then, exactly once (the
-lazy initialisation that Dan Magenheimer sketched in 2011 and Linux 3.10 got). A second backend is
-refused while one is registered.
+backend. A backend that registers later gives the recorded ones their pools then, exactly once. (Dan
+Magenheimer sketched this lazy initialisation in 2011; Linux 3.10 got it.) A second backend is refused
+while one is registered.
 
 A backend that raises never hurts a reader. The frontend counts the error, reports a miss,
 and takes the backend out of service after ``MAX_ERRORS`` in a row. It does so at once when the
@@ -208,14 +208,15 @@ class CleancacheFs:
         """Ask the registered backend for a pool, unless there is one already."""
         if self.pool_id >= 0:
             return
-        self.state.use_backend(self._cleancache.fast_ops)
         if self.uuid is None:
             pool_id = self._cleancache.call(lambda ops: ops.init_fs(self.page_size), -1)
         else:
             uuid = self.uuid
             pool_id = self._cleancache.call(lambda ops: ops.init_shared_fs(uuid, self.page_size), -1)
         self.pool_id = pool_id
-        if pool_id < 0 and self._cleancache.backend is not None:
+        if pool_id >= 0:
+            self.state.use_backend(self._cleancache.fast_ops)
+        elif self._cleancache.backend is not None:
             log.warning("the backend refused a pool; the mount goes on without cleancache")
 
     def surrender_pool(self) -> None:

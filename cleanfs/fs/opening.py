@@ -130,7 +130,9 @@ class Opener:
         notifier = self._services.notifier
         pages = stale and notifier.explicit
         await inode.kernel.settle(
-            functools.partial(notifier.refreshed, inode.node, inode.generation, pages=pages)
+            functools.partial(
+                notifier.refreshed, inode.node, inode.generation, inode.mount_path(), pages=pages
+            )
         )
 
     def _must_drop_pages(self, handle: FileHandle, drops: bool) -> bool:

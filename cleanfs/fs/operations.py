@@ -115,7 +115,7 @@ class CleanFS(pyfuse3.Operations):
         """Return the nodes of the files that are open for writing."""
         return self._handles.open_for_writing()
 
-    async def keep_bounded(self) -> None:
+    async def run_background_tasks(self) -> None:
         """Run the background tasks of the inode table, of open files and of the root; never ends."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._open_files.run)
@@ -184,7 +184,8 @@ class CleanFS(pyfuse3.Operations):
                 entry.attr_timeout = 0
             return entry
         async with self._tree.using(inode) as held:
-            st = await self._tree.stat(held)
+            is_ours = self._services.notifier.is_refresher(ctx.pid)
+            st = await self._tree.stat(held, settles_size=not is_ours)
             if not st.st_nlink:
                 await self._permissions.check_removed(held, ctx)
             self._rollback.attributes(held)

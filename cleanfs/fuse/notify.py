@@ -28,7 +28,7 @@ from cleanfs.fuse.protocol import (
     FUSE_NOTIFY_INVAL_INODE_OUT,
     FUSE_OUT_HEADER,
 )
-from cleanfs.fuse.size_sync import MountedAt, can_refresh, refresh_kernel_size
+from cleanfs.fuse.size_sync import MountedAt, can_open_handles, refresh_kernel_size
 from cleanfs.linux.timeouts import wait_with_stall_grace
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class AttrRefresh:
 
     node: int
     generation: int
+    path: bytes
+    """The path by which the kernel found it below the root of the mount; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class Notifier:
         self._drained = trio.Event()
         self._device = -1
         self._where: MountedAt | None = None
+        self._opens_handles = False
         self._isolated = IsolatedThreads(REFRESH_THREADS)
         self._refreshing: dict[int, trio.Event] = {}  # by node
         self._in_a_hurry = False
@@ -182,11 +185,11 @@ class Notifier:
         self._isolated.start()
 
     def use_mount(self, where: MountedAt) -> None:
-        """Refresh sizes through this mount, if we are permitted."""
-        if can_refresh():
-            self._where = where
-        else:
-            log.info("the kernel's file sizes cannot be refreshed: CAP_DAC_READ_SEARCH is missing")
+        """Refresh sizes through this mount."""
+        self._where = where
+        self._opens_handles = can_open_handles()
+        if not self._opens_handles:
+            log.info("CAP_DAC_READ_SEARCH is missing: the kernel may use an old file size for longer")
 
     def hurry(self) -> None:
         """Stop delaying replies until invalidations complete (used during shutdown).
@@ -263,9 +266,9 @@ class Notifier:
         """
         self._queue(Expiry(parent, name))
 
-    def refresh(self, node: int, generation: int) -> None:
+    def refresh(self, node: int, generation: int, path: bytes) -> None:
         """Have the kernel refresh the size of a file, after all notifications queued so far."""
-        self._queue(AttrRefresh(node, generation))
+        self._queue(AttrRefresh(node, generation, path))
 
     def is_pending(self, node: int) -> bool:
         """Return whether an invalidation of a node is queued or being sent."""
@@ -275,9 +278,14 @@ class Notifier:
         """Return whether an invalidation of pages of a node is queued or being sent."""
         return self.is_pending(node) or node in self._dropping
 
-    def is_refreshing(self, node: int) -> bool:
-        """Return whether the size of a node is being refreshed."""
-        return node in self._refreshing
+    @property
+    def can_refresh_sizes(self) -> bool:
+        """Return whether the kernel can be made to refresh the size of any file."""
+        return self._where is not None and self._opens_handles
+
+    def is_refresher(self, thread: int) -> bool:
+        """Return whether a requester is a thread of ours that refreshes a size."""
+        return thread in self._isolated.ids
 
     async def drained(self) -> None:
         """Return when all queued notifications have been sent."""
@@ -372,13 +380,13 @@ class Notifier:
         """
         await trio.to_thread.run_sync(self._send_one, node, True)
 
-    async def refreshed(self, node: int, generation: int, *, pages: bool = False) -> None:
+    async def refreshed(self, node: int, generation: int, path: bytes, *, pages: bool = False) -> None:
         """Invalidate the attributes of a node, and wait until the kernel has its size (``size_sync``).
 
         ``pages`` says that its pages are stale, too. The wait has a limit.
         """
         await (self.pages_dropped(node) if pages else self.attributes_changed(node))
-        self._refresh(AttrRefresh(node, generation))
+        self._refresh(AttrRefresh(node, generation, path))
 
         async def _refresh_once() -> None:
             for _ in range(2):  # one may have begun before the change
@@ -395,6 +403,8 @@ class Notifier:
         """
         if self._where is None or self._nursery is None:
             return
+        if not (self._opens_handles or request.path):
+            return
         if request.node in self._refreshing:
             self._again[request.node] = request
         elif len(self._refreshing) < MAX_REFRESHES:
@@ -402,8 +412,11 @@ class Notifier:
             self._nursery.start_soon(self._run_refresh, self._where, request)
 
     async def _run_refresh(self, where: MountedAt, request: AttrRefresh) -> None:
+        path = b"" if self._opens_handles else request.path
         try:
-            await self._isolated.run_sync(refresh_kernel_size, where, request.node, request.generation)
+            await self._isolated.run_sync(
+                refresh_kernel_size, where, request.node, request.generation, path
+            )
         except Exception:  # the mount works without it
             log.exception("the kernel's size of a file could not be refreshed")
         finally:

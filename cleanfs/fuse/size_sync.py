@@ -5,9 +5,10 @@ to a GETATTR sent before another notification or before a write (the counter is 
 ``fs/fuse``). The requester then uses the old attributes: a read uses the old size. So before a reader
 depends on the size, force a GETATTR and verify that the kernel applied the reply.
 
-Both use an fd of the file on the mount, opened by its handle. That looks up no name and takes no lock
-that a program may hold while it waits for us. It needs CAP_DAC_READ_SEARCH; without it nothing is
-refreshed.
+Both use an fd of the file on the mount. With CAP_DAC_READ_SEARCH it is opened by its handle. That
+looks up no name and takes no lock that a program may hold while it waits for us. Without the
+capability it is opened by its path, if the kernel has all names of that cached and valid. Only then
+does that take no lock and send no LOOKUP. A file that a program has just opened mostly has such a path.
 
 Everything here waits for our own replies, so it runs in threads.
 """
@@ -37,8 +38,8 @@ class MountedAt:
     device: int
 
 
-def can_refresh() -> bool:
-    """Return whether this process has the capability needed."""
+def can_open_handles() -> bool:
+    """Return whether this process has the capability that opening a file by its handle needs."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         effective = next(line for line in status if line.startswith("CapEff:"))
     return bool(int(effective.split()[1], 16) >> CAP_DAC_READ_SEARCH & 1)
@@ -50,21 +51,25 @@ def file_handle(node: int, generation: int) -> bytes:
     return b"".join(word.to_bytes(4, "little") for word in words)
 
 
-def refresh_kernel_size(where: MountedAt, node: int, generation: int) -> bool:
+def refresh_kernel_size(where: MountedAt, node: int, generation: int, path: bytes = b"") -> bool:
     """Force GETATTRs until the kernel has applied the size in a reply.
 
-    False if that was not seen: no capability, the mount is elsewhere, the kernel has forgotten the
-    file, the source returns no attributes, or other processes change the size all the time.
+    ``path`` is the one by which the kernel found the file below the root of the mount; empty to open
+    the file by its handle. False if the size was not seen to be applied. The file cannot be opened in
+    that way, the mount is elsewhere, or the kernel has forgotten the file. Or the source returns no
+    attributes, or other processes change the size all the time.
     """
     try:
-        fd = _open(where, node, generation)
+        fd = _open(where, node, generation, path)
     except OSError:
         return False
     try:
         for pause in PAUSES:
             time.sleep(pause)
-            replied = os.fstat(fd).st_size  # in the reply, whether it was applied or not
-            if (where.device, replied) == syscalls.known_size(fd):
+            st = os.fstat(fd)  # as in the reply, whether it was applied or not
+            if st.st_ino != node:
+                return False  # the path leads to another file by now
+            if (where.device, st.st_size) == syscalls.known_size(fd):
                 return True
     except OSError:
         return False
@@ -73,10 +78,12 @@ def refresh_kernel_size(where: MountedAt, node: int, generation: int) -> bool:
     return False
 
 
-def _open(where: MountedAt, node: int, generation: int) -> int:
+def _open(where: MountedAt, node: int, generation: int, path: bytes) -> int:
     """Open the file. Raises OSError."""
     root = os.open(where.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        if path:
+            return syscalls.openat_cached(root, path, os.O_PATH | os.O_NOFOLLOW)
         return syscalls.open_by_handle(root, file_handle(node, generation), os.O_PATH)
     finally:
         os.close(root)

@@ -164,7 +164,7 @@ class Mount:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._isolated.run)
                     nursery.start_soon(self._notifier.run)
-                    nursery.start_soon(self._filesystem.keep_bounded)
+                    nursery.start_soon(self._filesystem.run_background_tasks)
                     nursery.start_soon(self._interrupts.run)
                     if self._watch is not None:
                         nursery.start_soon(self._watch.run)

@@ -1,10 +1,15 @@
 """An inode: one object of the source that the kernel knows, held by a descriptor or *parked*."""
 
 import stat as stat_module
+from typing import Final
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.source.identity import Dentry
 from cleanfs.vfs.kernel_view import KernelView
+from cleanfs.vfs.node_ids import ROOT
+
+MAX_DEPTH: Final = 64
+"""How many names a path on the mount may have to be worth building."""
 
 
 class Inode:
@@ -61,6 +66,18 @@ class Inode:
     def idle(self) -> bool:
         """Tell whether no request and no open file uses it."""
         return not self.pins and not self.open_fds
+
+    def mount_path(self) -> bytes:
+        """Return the path by which the kernel found it below the mount's root; empty if unknown.
+
+        Renames in the source can leave a directory among its own parents.
+        """
+        names: list[bytes] = []
+        inode = self
+        while inode.parent is not None and len(names) < MAX_DEPTH:
+            names.append(inode.name)
+            inode = inode.parent
+        return b"/".join(reversed(names)) if inode.node == ROOT else b""
 
     def path(self) -> str:
         """Return a path that stands for ``fd`` in calls that take no O_PATH fd."""

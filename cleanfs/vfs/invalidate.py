@@ -34,7 +34,7 @@ def invalidate(
         inode.kernel.rollback(before)
         notifier.inode(inode.node)
         if inode.open_fds:
-            notifier.refresh(inode.node, inode.generation)
+            notifier.refresh(inode.node, inode.generation, inode.mount_path())
     for parent, name in there:
         notifier.expire(parent.node, name)
         notifier.inode(parent.node)

@@ -158,4 +158,4 @@ def drop_in_kernel(services: Services, inode: Inode) -> None:
     """
     services.notifier.inode(inode.node)
     if inode.open_fds:
-        services.notifier.refresh(inode.node, inode.generation)
+        services.notifier.refresh(inode.node, inode.generation, inode.mount_path())

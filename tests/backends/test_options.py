@@ -165,6 +165,8 @@ PRINT_ENGINE = """
         ("built", "1", "1", "python python"),
         ("blocked", "", "", "python python"),
         ("blocked", "", "0", "python python"),
+        ("blocked", "", "false", "python python"),
+        ("built", "OFF", "no", "native native"),
         ("blocked", "1", "1", "python python"),
         ("blocked", "", "1", "CLEANFS_REQUIRE_NATIVE is set, but there is no native engine: blocked"),
     ],

@@ -13,7 +13,7 @@ from cleanfs.cache.resident import PythonResident, Resident, make_resident
 
 PAGE = 4096
 ENGINES: dict[str, Callable[[int], Resident]] = {"python": PythonResident}
-if native := native_module("cleanfs.cache._resident"):
+if native := native_module("cleanfs.cache._pagecache"):
     ENGINES["native"] = native.NativeResident
 
 

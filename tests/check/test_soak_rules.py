@@ -1,5 +1,7 @@
 """Test that the rules of check/soak find wrong data and accept legal data."""
 
+import os
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import pytest
 from scripts.check.soak.content import CELL, bound, cell_at, cell_bytes, cells_bytes
 from scripts.check.soak.locks import Locks
 from scripts.check.soak.model import RING, Model, Shape
+from scripts.check.soak.plan import Plan
+from scripts.check.soak.process import Handle, IllegalError, Process
 from scripts.check.soak.rules import Violation, check_data, check_length, check_size, staleness
 
 FILE = 7
@@ -52,7 +56,7 @@ def test_every_file_cell_and_version_has_bytes_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("read", "what"),
+    ("read", "fault"),
     [
         (data(2, 2), "stale data (v1)"),
         (data(2, 6), "data that nobody has written (v3)"),
@@ -64,8 +68,8 @@ def test_every_file_cell_and_version_has_bytes_of_its_own() -> None:
         (data(2) + data(4, first=1)[:-1] + b"!", "torn data (begins as v2)"),
     ],
 )
-def test_wrong_data_is_found_and_described(read: bytes, what: str) -> None:
-    assert check(read, [2, 4], [2, 4]) == what
+def test_wrong_data_is_found_and_described(read: bytes, fault: str) -> None:
+    assert check(read, [2, 4], [2, 4]) == fault
 
 
 def test_data_from_before_a_truncation_is_stale() -> None:
@@ -179,7 +183,7 @@ def test_the_stalest_cell_of_a_read_counts() -> None:
     cells = [data(2), data(4), data(2)]
     assert staleness(cells, [2, 4, 2], [10, 10, 10], 50) == 0
     assert staleness(cells, [4, 6, 2], [10, 30, 49], 50) == 40
-    assert staleness(cells, [2, 2, 2], [10, 10, 10], 50) == 0, "newer than what was complete"
+    assert staleness(cells, [2, 2, 2], [10, 10, 10], 50) == 0, "newer than the last complete write"
     assert staleness([bytes(CELL)], [2], [10], 50) == 0, "zeros name no version"
     assert staleness([data(2)], [4], [(1 << 32) - 5], 5) == 10, "the clock wraps"
 
@@ -192,3 +196,78 @@ def test_files_that_are_not_opened_again_have_slots_of_their_own() -> None:
     model.note_staleness(0, 7)
     model.note_staleness(1, 3)
     assert model.staleness == 7
+
+
+def test_a_slot_remembers_the_sizes_from_before_the_source_changed(model: Model) -> None:
+    slot = model.slots[0]
+    for size in (10, 20):
+        slot.size.begin(size)
+        slot.size.lift(slot.size.done())
+    assert slot.missed_sizes(slot.size.floor) == [], "the kernel set them"
+    slot.size.begin(30)
+    number = slot.size.done()
+    slot.size_set_in_source(number)
+    assert slot.missed_sizes(slot.size.floor) == [0, 10], "20 is still legal"
+    slot.size.lift(number)
+    assert slot.missed_sizes(slot.size.floor) == [0, 10, 20]
+    for size in range(RING):
+        slot.size.begin(size)
+        slot.size.lift(slot.size.done())
+    assert slot.missed_sizes(slot.size.floor) == [], "forgotten by now"
+    slot.reset(model.new_serial(), 17, 0)
+    assert slot.missed_sizes(slot.size.floor) == []
+
+
+def grown(tmp_path: Path, *, opens_handles: bool) -> tuple[Process, Handle]:
+    """Return a process that has a file open which grew in the source from one cell to two."""
+    plan = Plan(
+        seed=1, seconds=1, source=tmp_path / "source", mount=tmp_path / "mnt", evidence=tmp_path,
+        coherency="watch", processes=SHAPE.processes, cells=SHAPE.cells, page_size=4096, attr_timeout=1,
+        least_pool=0, page_caches=(), opens_handles=opens_handles,
+    )  # fmt: skip
+    model = Model(SHAPE)
+    slot = model.slots[0]
+    slot.reset(model.new_serial(), CELL, 0)
+    process = Process(plan, model, 0)
+    process.change(slot, 0, 1, lambda _: None, size=CELL)
+    process.change(slot, 1, 2, lambda _: None, size=2 * CELL, source=lambda *_: None)
+    slot.lift(1, slot.latest.get(1, 2), slot.size.latest_number)
+    return process, Handle(-1, os.O_RDONLY, [(slot, slot.serial)])
+
+
+@pytest.mark.parametrize("opens_handles", [True, False])
+def test_a_read_of_an_old_size_is_legal_without_the_privilege_if_the_next_is_whole(
+    tmp_path: Path, opens_handles: bool
+) -> None:
+    process, handle = grown(tmp_path, opens_handles=opens_handles)
+    whole = data(2, 2, file=handle.slots[0][1])
+    replies = iter((whole[:CELL], whole))
+    if opens_handles:
+        with pytest.raises(IllegalError, match="wrong length"):
+            process.read(handle, 0, 2 * CELL, "pread", lambda: next(replies))
+    else:
+        assert process.read(handle, 0, 2 * CELL, "pread", lambda: next(replies)) == 2 * CELL
+        assert process.counts["reads of an old size made again"] == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [(slice(0, CELL), slice(0, CELL)), (slice(0, CELL - 1), slice(0, 2 * CELL))],
+    ids=["it stays short", "the file never ended there"],
+)
+def test_other_short_reads_are_illegal_without_the_privilege(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: slice, again: slice
+) -> None:
+    monkeypatch.setattr("scripts.check.soak.process.SLACK", 0.05)
+    process, handle = grown(tmp_path, opens_handles=False)
+    whole = data(2, 2, file=handle.slots[0][1])
+    replies = chain([whole[first]], repeat(whole[again]))
+    with pytest.raises(IllegalError, match="wrong length"):
+        process.read(handle, 0, 2 * CELL, "pread", lambda: next(replies))
+
+
+def test_stale_bytes_of_an_old_size_are_illegal_without_the_privilege(tmp_path: Path) -> None:
+    process, handle = grown(tmp_path, opens_handles=False)
+    replies = chain([bytes(CELL)], repeat(data(2, 2, file=handle.slots[0][1])))
+    with pytest.raises(IllegalError, match="wrong length"):
+        process.read(handle, 0, 2 * CELL, "pread", lambda: next(replies))

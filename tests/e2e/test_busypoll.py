@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cleanfs.cache.state import native
 from cleanfs.fuse.channel import LOST
 from tests.e2e.conftest import Mounter
 from tests.harness.mounting import (
@@ -33,19 +34,17 @@ def read_uncached(path: Path, times: int) -> None:
 
 
 COUNTING = """
-class Sleeps(trio.abc.Instrument):
-    def __init__(self):
-        self.count = 0
-    def before_io_wait(self, timeout):
-        if timeout:
-            self.count += 1
-            os.pwrite(counter, b"%9d" % self.count, 0)
+from cleanfs.fuse.channel import Channel
 counter = os.open("{path}", os.O_WRONLY | os.O_CREAT)
-run = trio.run
-trio.run = lambda *args: run(*args, instruments=[Sleeps()])
+receive = Channel._receive
+def counting(self):
+    found = receive(self)
+    os.pwrite(counter, b"%9d" % self._native.slept, 0)
+    return found
+Channel._receive = counting
 """
-"""Makes a daemon count how often its main thread sleeps without work. The kernel's count also includes
-waits for locks, for example in /proc and /sys while other tests run."""
+"""Makes a daemon report how often its main thread has slept for want of work. The kernel's count also
+includes waits for locks, for example in /proc and /sys while other tests run."""
 
 
 def sleeps_of_others(fs: MountedFs) -> int:
@@ -82,6 +81,21 @@ def test_0_never_polls(source: Path, mount: Mounter) -> None:
     read_uncached(fs.path / "f", 100)
     stats = fs.stats()
     assert (stats["busy_poll_limit_us"], stats["busy_poll_polled"]) == (0, 0)
+
+
+@pytest.mark.skipif(native is None, reason="the native modules are not in use")
+def test_reads_and_writes_need_no_python(source: Path, mount: Mounter) -> None:
+    """A change in pyfuse3, libfuse or the kernel could turn the fast path off, with nothing wrong."""
+    fs = mount()
+    with (fs.path / "f").open("wb", buffering=0) as file:
+        for _ in range(500):
+            file.write(bytes(4096))
+    before = fs.stats()
+    assert int(before["served_natively"]) > 300, before["served_natively"]
+    read_uncached(fs.path / "f", 500)
+    after = fs.stats()
+    assert int(after["served_natively"]) - int(before["served_natively"]) > 450
+    assert (fs.source / "f").stat().st_size == 500 * 4096
 
 
 def test_an_idle_mount_sleeps(source: Path, mount: Mounter, tmp_path: Path) -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from cleanfs.fuse.size_sync import can_refresh, file_handle
+from cleanfs.fuse.size_sync import can_open_handles, file_handle
 from cleanfs.linux import syscalls
 from cleanfs.linux.syscalls import AT_FDCWD, name_to_handle, open_by_handle
 from cleanfs.vfs.node_ids import generation_of
 from tests.e2e.conftest import SMALL_CACHES, Mounter
 from tests.harness.mounting import MountedFs, mounted, wait_until
+from tests.harness.unprivileged import NO_DAC_READ_SEARCH
 
-pytestmark = pytest.mark.skipif(not can_refresh(), reason="file handles need CAP_DAC_READ_SEARCH")
+pytestmark = pytest.mark.skipif(not can_open_handles(), reason="file handles need CAP_DAC_READ_SEARCH")
 
 AT_HANDLE_CONNECTABLE = 0x2
 MS_NOSUID, MS_NODEV, MS_REMOUNT = 2, 4, 32
@@ -362,12 +363,9 @@ def test_the_number_of_remembered_inodes_is_bounded(tmp_path: Path, mountpoint: 
             assert len(found) == 4
 
 
-NO_PRIVILEGE = ("setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search")
-
-
 def test_a_daemon_without_the_privilege_cannot_open_handles(mount: Mounter, source: Path) -> None:
     (source / "file").write_text("text")
-    fs = mount(prefix=NO_PRIVILEGE)
+    fs = mount(prefix=NO_DAC_READ_SEARCH)
     handle = handle_of(fs.path / "file")
     assert content(fs, handle) == "text"  # while the kernel has the inode
     forget(fs)

@@ -19,7 +19,7 @@ from cleanfs.mount import checks
 from cleanfs.mount import mountpoint as mount_points
 from cleanfs.mount.config import MountError
 from tests.e2e.conftest import Mounter
-from tests.e2e.test_cli import complains
+from tests.harness.commands import complains
 from tests.harness.mounting import MountedFs, cleanfs, mount_namespace, mounted, wait_until
 from tests.harness.unprivileged import NOBODY, as_nobody, make_fuse_device, open_to_all
 

@@ -9,14 +9,13 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Mounter, Place
-from tests.harness.mounting import mounted, wait_until
+from tests.harness.mounting import tmpfs
 
 NOREPLACE, EXCHANGE = 1, 2
 libc = ctypes.CDLL(None, use_errno=True)
@@ -32,35 +31,6 @@ def run(*command: str | Path, **options: object) -> str:
     return str(done.stdout)
 
 
-@contextmanager
-def tmpfs(path: Path) -> Iterator[None]:
-    path.mkdir(exist_ok=True)
-    run("mount", "-t", "tmpfs", "none", path)
-    try:
-        yield
-    finally:
-        run("umount", "-l", path)
-
-
-@contextmanager
-def stream_of(directory: Path) -> Iterator[ctypes.c_void_p]:
-    """Open a directory with opendir(3) until the end of the block."""
-    libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
-    libc.telldir.restype = ctypes.c_long
-    stream = ctypes.c_void_p(libc.opendir(os.fsencode(directory)))
-    assert stream
-    try:
-        yield stream
-    finally:
-        libc.closedir(stream)
-
-
-def next_entry(stream: ctypes.c_void_p) -> tuple[bytes, int] | None:
-    """Return the name and d_ino of the next entry."""
-    entry = libc.readdir(stream)
-    return (ctypes.string_at(entry + 19), ctypes.c_ulong.from_address(entry).value) if entry else None
-
-
 def populate(top: Path) -> None:
     (top / "file").write_bytes(b"text")
     (top / "other").write_bytes(b"more")
@@ -72,7 +42,6 @@ def populate(top: Path) -> None:
 
 
 Call = Callable[[Path], object]
-
 REFUSED: dict[str, Call] = {
     "open a missing file": lambda d: os.open(d / "missing", os.O_RDONLY),
     "stat below a missing directory": lambda d: os.stat(d / "missing" / "x"),
@@ -138,88 +107,6 @@ def test_a_refused_call_raises_the_error_of_a_plain_directory(place: Place, call
         call(place.path)
     assert errno.errorcode[through.value.errno or 0] == errno.errorcode[plain.value.errno or 0]
     assert sorted(os.listdir(place.source)) == sorted(os.listdir(place.plain))
-
-
-def test_2000_entries_created_quickly_are_all_listed(place: Place) -> None:
-    names = [f"entry-{i}" for i in range(2000)]
-    for i, name in enumerate(names):
-        if i % 500:
-            os.close(os.open(place.path / name, os.O_CREAT | os.O_WRONLY, 0o644))
-        else:
-            (place.path / name).mkdir()
-    assert sorted(os.listdir(place.path)) == sorted(names)
-    with os.scandir(place.path) as entries:
-        kinds = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
-    assert kinds == {name: i % 500 == 0 for i, name in enumerate(names)}
-    assert sorted(os.listdir(place.source)) == sorted(names)
-
-
-@pytest.mark.parametrize("where", ["mount", "source"])
-def test_a_listing_is_stable_while_entries_are_made_and_removed(place: Place, where: str) -> None:
-    changed = place.path if where == "mount" else place.source
-    for i in range(1500):
-        (place.source / f"stays-{i}").touch()
-        (place.source / f"goes-{i}").touch()
-    seen = []
-    with os.scandir(place.path) as entries:
-        for n, entry in enumerate(entries):
-            seen.append(entry.name)
-            if n == 50:
-                for i in range(1500):
-                    (changed / f"goes-{i}").unlink()
-                    if i < 300:
-                        (changed / f"comes-{i}").touch()
-    assert len(seen) == len(set(seen))
-    assert {name for name in seen if name.startswith("stays")} == {f"stays-{i}" for i in range(1500)}
-    assert sorted(os.listdir(place.path)) == sorted(os.listdir(place.source))
-
-
-def test_entries_deleted_while_they_are_listed_are_all_deleted(place: Place) -> None:
-    for i in range(1000):
-        (place.source / f"f{i}").touch()
-        if i % 10 == 0:
-            (place.source / f"d{i}").mkdir()
-            (place.source / f"d{i}" / "x").touch()
-    shutil.rmtree(place.path)
-    assert not place.source.exists()
-
-
-def test_an_open_directory_shows_new_entries_when_it_is_rewound(place: Place) -> None:
-    fd = os.open(place.path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        assert os.listdir(fd) == []
-        (place.path / "a").touch()
-        assert os.listdir(fd) == ["a"]
-        (place.source / "b").touch()
-        assert sorted(os.listdir(fd)) == ["a", "b"]
-        (place.source / "a").unlink()
-        assert os.listdir(fd) == ["b"]
-    finally:
-        os.close(fd)
-
-
-def test_seekdir_returns_to_the_position_of_telldir(place: Place) -> None:
-    for i in range(1000):
-        (place.source / f"f{i}").touch()
-    with stream_of(place.path) as stream:
-        before = [next_entry(stream) for _ in range(400)]
-        position = libc.telldir(stream)
-        rest = list(iter(lambda: next_entry(stream), None))
-        libc.seekdir(stream, ctypes.c_long(position))
-        assert list(iter(lambda: next_entry(stream), None)) == rest
-    assert len({*before, *rest}) == 1002
-
-
-def test_listings_and_stat_have_the_same_inode_numbers(place: Place) -> None:
-    (place.source / "d").mkdir()
-    (place.source / "d" / "f").touch()
-    with tmpfs(place.source / "d" / "t"):
-        (place.source / "d" / "t" / "f").touch()
-        for directory in (place.path, place.path / "d", place.path / "d" / "t"):
-            with stream_of(directory) as stream:
-                listed = dict(iter(lambda: next_entry(stream), None))
-            shown = {name: os.stat(os.fsencode(directory) + b"/" + name).st_ino for name in listed}
-            assert listed == shown
 
 
 NAMES = {
@@ -493,79 +380,3 @@ def test_file_systems_below_the_source_are_told_apart(source: Path, mount: Mount
             os.rename(fs.path / "a" / "f", fs.path / "b" / "g")
         shutil.move(fs.path / "a" / "f", fs.path / "b" / "g")
         assert (source / "b" / "g").read_bytes() == b"a" * 10_000
-
-
-def test_one_broken_entry_does_not_hide_its_neighbours(source: Path, mount: Mounter) -> None:
-    for name in ("inner", "broken", "good"):
-        (source / name).mkdir()
-    with mounted(source / "inner", source / "broken", "--attr-timeout", "0") as inner:
-        inner.kill()
-        assert {"broken", "good", "inner"} <= set(os.listdir(source))
-        fs = mount()
-        assert {"good", "inner"} <= set(os.listdir(fs.path))
-        assert {"good", "inner"} <= {entry.name for entry in os.scandir(fs.path) if entry.is_dir()}
-        with pytest.raises(OSError, match="not connected"):
-            os.listdir(fs.path / "broken")
-
-
-FEW_FDS = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))"
-
-
-def test_few_fds_are_enough_for_many_files(source: Path, mount: Mounter) -> None:
-    for i in range(12):
-        (source / f"d{i}").mkdir()
-        for j in range(100):
-            (source / f"d{i}" / f"f{j}").write_text(f"{i} {j}")
-    fs = mount("--attr-timeout", "60", patch=FEW_FDS)
-    fds = []
-    try:
-        for i in range(12):
-            for j in range(100):
-                fd = os.open(fs.path / f"d{i}" / f"f{j}", os.O_RDONLY)
-                if j % 20 == 0:
-                    fds.append((fd, f"{i} {j}"))
-                else:
-                    os.close(fd)
-        assert len(fds) == 60
-        assert len([file for _, _, files in os.walk(fs.path) for file in files]) == 1200
-        for fd, text in fds:
-            assert os.read(fd, 100).decode() == text
-        for i in range(11, -1, -1):
-            for j in range(100):
-                assert (fs.path / f"d{i}" / f"f{j}").read_text() == f"{i} {j}"
-        stats = fs.stats()
-        assert stats["inodes_parked_total"] > 1000
-        assert len(os.listdir(f"/proc/{fs.process.pid}/fd")) < 300
-        assert stats["inodes"] > 1000, "many more inodes than fds"
-    finally:
-        for fd, _ in fds:
-            os.close(fd)
-
-
-def test_a_parked_file_is_found_after_a_move(source: Path, mount: Mounter) -> None:
-    for name in ("a", "b"):
-        (source / name).mkdir()
-    for i in range(600):
-        (source / "a" / f"f{i}").write_text(str(i))
-    fs = mount("--attr-timeout", "60", patch=FEW_FDS)
-    for i in range(600):
-        os.stat(fs.path / "a" / f"f{i}")
-    for i in range(0, 600, 2):
-        (fs.path / "a" / f"f{i}").rename(fs.path / "b" / f"g{i}")
-    (fs.path / "a").rename(fs.path / "c")
-    for i in range(600):
-        moved = fs.path / "b" / f"g{i}" if i % 2 == 0 else fs.path / "c" / f"f{i}"
-        assert moved.read_text() == str(i)
-        moved.chmod(0o600)
-    assert sum(1 for _ in (source / "b").iterdir()) == 300
-    assert fs.stats()["inodes_parked_total"] > 300
-
-
-def test_the_inode_table_shrinks_after_a_large_listing(source: Path, mount: Mounter) -> None:
-    for i in range(3000):
-        (source / f"{i}").touch()
-    fs = mount("--attr-timeout", "60", patch="mount.MAX_INODES = 2000")
-    assert len(os.listdir(fs.path)) == 3000
-    assert fs.stats()["inodes"] > 2000
-    wait_until(lambda: fs.stats()["inodes"] <= 2000, 30)
-    assert (fs.path / "1").stat().st_size == 0

@@ -131,11 +131,13 @@ class Kernel:
 
     def __init__(self) -> None:
         self.refreshed: list[int] = []
+        self.paths: list[bytes] = []
         self.done = threading.Event()
         self._begun = threading.Semaphore(0)
 
-    def refresh(self, _: MountedAt, node: int, generation: int) -> bool:
+    def refresh(self, _: MountedAt, node: int, generation: int, path: bytes) -> bool:
         self.refreshed.append(node)
+        self.paths.append(path)
         self._begun.release()
         return self.done.wait(10)
 
@@ -148,7 +150,7 @@ class Kernel:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
     monkeypatch.setattr(notify, "refresh_kernel_size", kernel.refresh)
-    monkeypatch.setattr(notify, "can_refresh", lambda: True)
+    monkeypatch.setattr(notify, "can_open_handles", lambda: True)
     return kernel
 
 
@@ -172,10 +174,10 @@ async def test_a_change_during_a_refresh_causes_another_one(
 ) -> None:
     """The refresh may have missed the change."""
     async with running(device[1]) as notifier:
-        notifier.refresh(7, 1)
+        notifier.refresh(7, 1, b"f")
         assert await kernel.refresh_begins()
         for _ in range(3):
-            notifier.refresh(7, 1)
+            notifier.refresh(7, 1, b"f")
             await notifier.drained()
         kernel.done.set()
         assert await kernel.refresh_begins()
@@ -188,12 +190,28 @@ async def test_an_open_starts_a_refresh_even_during_a_long_one(
 ) -> None:
     monkeypatch.setattr(notify, "REFRESH_SECONDS", 0.2)
     async with running(device[1]) as notifier:
-        notifier.refresh(7, 1)
+        notifier.refresh(7, 1, b"f")
         assert await kernel.refresh_begins()
-        await notifier.refreshed(7, 1)
+        await notifier.refreshed(7, 1, b"f")
         kernel.done.set()
         assert await kernel.refresh_begins()
     assert kernel.refreshed == [7, 7]
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+@pytest.mark.parametrize("path", [b"d/f", b""])
+async def test_a_size_is_refreshed_by_path_only_if_it_cannot_be_by_handle(
+    device: tuple[int, int],
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+    privileged: bool,
+    path: bytes,
+) -> None:
+    monkeypatch.setattr(notify, "can_open_handles", lambda: privileged)
+    kernel.done.set()
+    async with running(device[1]) as notifier:
+        await notifier.refreshed(7, 1, path)
+    assert kernel.paths == ([b""] if privileged else [path] if path else [])
 
 
 async def test_without_a_thread_a_notification_is_sent_later(

@@ -16,6 +16,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 NOBODY = 65534
 
+NO_DAC_READ_SEARCH = ("setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search")
+"""The prefix of a daemon that may neither watch whole file systems nor open files by handle."""
+
 ENTER = """
 set -e
 closed=$1 checkout=$2 device=$3

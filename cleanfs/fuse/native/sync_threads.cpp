@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 
@@ -31,7 +32,7 @@ struct SyncThreads::State {
     // Everything below is protected by mutex.
     std::condition_variable wakes;
     std::deque<Call> waiting;
-    std::vector<Done> done;
+    std::vector<Done> done;  // at most max_threads, as `take_done` is called before each `start`
     std::size_t idle = 0, threads = 0;
     bool stopping = false;
 };
@@ -39,6 +40,7 @@ struct SyncThreads::State {
 SyncThreads::SyncThreads(int device) : state_(std::make_shared<State>()) {
     state_->device = fcntl(device, F_DUPFD_CLOEXEC, 0);
     if (state_->device == -1) throw std::system_error(errno, std::generic_category(), "the FUSE device");
+    state_->done.reserve(max_threads);  // a thread must not fail
 }
 
 SyncThreads::~SyncThreads() {
@@ -67,15 +69,20 @@ bool SyncThreads::start(std::uint64_t unique, int fd, bool data_only) {
     // Another fd of the same open file: the program's may be closed while a hung call goes on.
     const int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (own == -1) return false;
-    state_->waiting.push_back({unique, own, data_only});
+    try {
+        state_->waiting.push_back({unique, own, data_only});
+    } catch (const std::bad_alloc&) {
+        close(own);
+        return false;
+    }
     state_->wakes.notify_one();
     return true;
 }
 
 void SyncThreads::take_done(std::vector<Done>& done) {
-    done.clear();
     const std::lock_guard lock(state_->mutex);
-    done.swap(state_->done);
+    done.assign(state_->done.begin(), state_->done.end());
+    state_->done.clear();
 }
 
 void SyncThreads::serve(std::shared_ptr<State> state) {

@@ -21,8 +21,8 @@ public:
     SyncThreads(const SyncThreads&) = delete;
     SyncThreads& operator=(const SyncThreads&) = delete;
 
-    // Begin fsync(2), or fdatasync(2), of a file, and reply to request `unique` when it is done. False if nothing was
-    // begun: all threads are busy, or there are no more fds or threads to be had.
+    // Begin fsync(2), or fdatasync(2), of a file, and reply to request `unique` when it is done. Call `take_done` first.
+    // False if nothing was begun: all threads are busy, or there are no more fds or threads to be had.
     bool start(std::uint64_t unique, int fd, bool data_only);
 
     struct Done {

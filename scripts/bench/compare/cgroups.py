@@ -111,7 +111,7 @@ class Group:
                 os.kill(pid, signal.SIGKILL)
 
     def remove(self) -> None:
-        """Take the directories away, and first whoever is left."""
+        """Take the directories away, and first the processes that are left."""
         deadline = time.monotonic() + 10
         for path in self._paths.values():
             while path.exists():

@@ -20,6 +20,7 @@ from .machine import SkippedError
 from .results import Sample
 
 CPU = "CPU of the daemon"
+ABOUT = "Passthrough is `--backend none --page-cache 0`. The source is a directory of `--directory`."
 PASSTHROUGH = ("--backend", "none", "--page-cache", "0")
 CONTESTANTS = {
     "source": "the source itself",
@@ -126,7 +127,8 @@ class Bench:
     def run(self, name: str, row: Row, names: tuple[str, ...]) -> None:
         """Measure one row; names: the contestants, or empty for the row's own."""
         lab = self._lab
-        section = lab.results.section(name, row.title, "")
+        options = f"cleanfs with `{' '.join(row.options)}`. " if row.options else ""
+        section = lab.results.section(name, row.title, f"{options}{ABOUT}")
         baseline = ("baseline",) if self._baseline else ()
         chosen = [each for each in CONTESTANTS if each in (names or (*row.contestants, *baseline))]
         with ExitStack() as stack:

@@ -22,7 +22,7 @@ PARTS = {
     "small": "A small part of the kernel's source",
 }
 FASTER = 3.2
-"""Nobody gets more time than this many times what cleanfs took: that answers the question."""
+"""No contestant gets more time than this many times what cleanfs took: that is slow enough to tell."""
 
 
 def bench(lab: Lab, clock: Clock) -> None:

@@ -32,7 +32,7 @@ def run(lab: Lab) -> None:
 
 
 def _open_unlinked(lab: Lab, fs: MountedFs, wanted: int) -> None:
-    """Written, unlinked, and still there for whoever has them open."""
+    """Written, unlinked, and still there for those that have them open."""
     names = [fs.path / "many" / f"open-{i}" for i in range(wanted)]
     with ExitStack() as stack:
         files = [stack.enter_context(name.open("w+b", buffering=0)) for name in names]

@@ -175,7 +175,7 @@ class Daemon:
         )
 
     def stats(self) -> dict[str, Any]:
-        """Its statistics; nothing if it can not answer."""
+        """Its statistics; nothing if it cannot answer."""
         try:
             return self.fs.stats()
         except OSError:

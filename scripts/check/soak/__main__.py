@@ -12,7 +12,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from cleanfs.fuse.size_sync import can_open_handles
 from tests.harness.twin import cache_size, least_pool
+from tests.harness.unprivileged import NO_DAC_READ_SEARCH
 
 from . import journal, matrix, report, soak
 from .plan import Plan
@@ -24,9 +26,6 @@ PAGES = (3, 5, 20, 60)
 
 ATTR_TIMEOUTS = {"open": (0.0, 0.05, 0.2, 1.0), "watch": (0.2, 10.0, 10.0), "none": (3600.0,)}
 """One is chosen by the seed. Those of ``watch`` are also longer than a change may take to be seen."""
-
-UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search")
-"""A daemon that may not watch whole file systems."""
 
 
 @click.command()
@@ -87,7 +86,7 @@ def main(
     choose = random.Random(seed)
     attr_timeout = choose.choice(ATTR_TIMEOUTS[coherency])
     watches_as_root = coherency == "watch" and os.geteuid() == 0
-    prefix = choose.choice(((), UNPRIVILEGED)) if watches_as_root else ()
+    prefix = choose.choice(((), NO_DAC_READ_SEARCH)) if watches_as_root else ()
     plan = Plan(
         seed=seed,
         seconds=seconds,
@@ -102,6 +101,7 @@ def main(
         least_pool=least_pool(page_size),
         page_caches=(0, *(cache_size(pages, page_size) for pages in PAGES)),
         writeback=writeback,
+        opens_handles=not prefix and can_open_handles(),
     )
     options = [
         "--coherency", coherency, "--page-size", str(page_size), "--allocator", allocator,

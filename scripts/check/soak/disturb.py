@@ -36,7 +36,7 @@ class Disturber:
         elif what == "page cache":
             self._write("page_cache", str(p.choose.choice(p.plan.page_caches)))
         elif what == "backend":
-            # Rarely, and soon back: without one nothing is to be seen.
+            # Rarely, and soon back: without one there is nothing to see.
             if self._has_backend and p.choose.random() < 0.3:
                 self._write("backend", "none")
                 self._has_backend = False

@@ -55,8 +55,8 @@ class Locks:
         count = self._cells - first if stop is None else stop - first
         start = _CELLS + slot.number * self._cells + first
         packed = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, count, 0)
-        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, packed)
-        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+        found = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, packed)
+        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
     @contextmanager
     def floor(self, slot: Slot) -> Iterator[None]:

@@ -5,8 +5,9 @@ then it serves for another, with a new serial number. Its cells' versions and th
 sizes are published before the call that changes them (``begin``) and after (``done``). Names are
 series, too, of serial numbers.
 
-Each word has one writer at a time: whoever holds the lock of that cell, name or slot (``locks``).
-Readers take none. They look at the floor before their call and at what was begun after it.
+Each word has one writer at a time: the process that holds the lock of that cell, name or slot
+(``locks``). Readers take none. They look at the floor before their call and at what was begun after
+it.
 """
 
 import mmap
@@ -20,6 +21,9 @@ RING = 64
 """Values of a series that are remembered."""
 
 SERIES_WORDS = 3 + RING
+
+OLD_VALUES = 8
+"""How many sizes from before a change of the source a kernel may use that has missed the change."""
 
 
 class Words:
@@ -91,6 +95,11 @@ class Series:
         """Nothing older may be seen from now on."""
         if number > self._view[0]:
             self._view[0] = number
+
+    def before(self, stop: int) -> list[int]:
+        """The last values before number ``stop``, as far as they are remembered."""
+        oldest = max(0, stop - OLD_VALUES, self._view[2] - RING + 3)
+        return [self._view[3 + number % RING] for number in range(oldest, stop)]
 
     def legal(self, floor: int) -> list[int]:
         """The values from number ``floor`` to what is begun; empty if that is too long ago."""
@@ -169,10 +178,18 @@ class Slot:
 
     def reset(self, serial: int, shift: int, kind: int) -> None:
         """Stand for a new, empty file."""
-        self._head[0], self._head[1], self._head[2] = serial, shift, kind
+        self._head[0], self._head[1], self._head[2], self._head[3] = serial, shift, kind, 0
         for words in (self.floor, self.latest, self.begun):
             words.put(0, self.cells, 0)
         self.size.reset(0)
+
+    def size_set_in_source(self, number: int) -> None:
+        """The size with this number was set in the source."""
+        self._head[3] = number
+
+    def missed_sizes(self, floor: int) -> list[int]:
+        """The sizes from before the last change of size in the source, none of which is legal."""
+        return self.size.before(min(floor, self._head[3]))
 
     @property
     def in_use(self) -> bool:

@@ -114,7 +114,7 @@ class Naming:
             p.keep(Handle(fd, os.O_RDWR, [(slot, slot.serial)]))
         else:
             os.close(fd)
-            p.let_go(slot)
+            p.release(slot)
 
     def rename(self) -> None:
         """Move a name to another, over what is there; or exchange the two."""

@@ -15,7 +15,7 @@ KINDS = (PLAIN, PLAIN, MAPPED, SHOWN)
 NAMES = 14
 
 SLACK = 3.0
-"""Seconds that a promise in terms of time may be late: whoever asked may get to run that late."""
+"""Seconds that a promise in terms of time may be late: a process that waits may run that late."""
 
 WATCH_DELAY = 1.0
 """Seconds in which ``--coherency watch`` promises to notice."""
@@ -45,6 +45,9 @@ class Plan:
     page_caches: tuple[int, ...]
     """Limits that the page cache is given in turn."""
     writeback: bool = False
+    opens_handles: bool = True
+    """Whether the daemon may open files by handle. Otherwise the kernel may miss a new size for a while
+    (``Process.may_have_missed_a_size``)."""
     holes: bool = False
     """Whether ``fallocate`` works there."""
 

@@ -18,7 +18,7 @@ from .content import cell_at, cells_bytes
 from .journal import Journal
 from .locks import Locks
 from .model import Model, Seen, Slot
-from .plan import Plan
+from .plan import SLACK, Plan
 
 MAX_HANDLES = 6
 
@@ -88,7 +88,7 @@ class Process:
                 with self.binding(slot):
                     fd = os.open(self.path(name), flags)
             except BaseException:
-                self.let_go(slot)
+                self.release(slot)
                 raise
         self.journal.note(f"opened {name} {flags:o}: fd {fd} file {slot.serial}.")
         return self.keep(Handle(fd, flags, [(slot, slot.serial)]))
@@ -161,7 +161,7 @@ class Process:
         """The slot stands for what it stands for while this process has the file open."""
         slot.opens[self.index] += 1
 
-    def let_go(self, slot: Slot) -> None:
+    def release(self, slot: Slot) -> None:
         """Not any longer."""
         slot.opens[self.index] -= 1
 
@@ -184,7 +184,7 @@ class Process:
         self.journal.note(f"close {handle.label}")
         os.close(handle.fd)
         for slot, _ in handle.slots:
-            self.let_go(slot)
+            self.release(slot)
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -206,6 +206,9 @@ class Process:
             before.append((slot, serial, slot.seen(first, stop)))
         began = time.monotonic()
         data = call()
+        if self.may_have_missed_a_size(before, offset, size, data):
+            self.counts["reads of an old size made again"] += 1
+            data = self._later(before, offset, size, call)
         found: list[str] = []
         for slot, serial, seen in before:
             begun = slot.begun.get(seen.first, seen.first + len(seen.versions))
@@ -230,6 +233,43 @@ class Process:
             f"{began:.6f}, done at {time.monotonic():.6f}\n{text}"
         )
 
+    def may_have_missed_a_size(
+        self, before: list[tuple[Slot, int, Seen]], offset: int, size: int, data: bytes
+    ) -> bool:
+        """Whether a read is short as the kernel could not be made to take a size (docs/coherency.md).
+
+        That takes a daemon that may not open files by handle. All bytes must be legal, and the file
+        must have ended there before its source changed.
+        """
+        if self.plan.opens_handles or not self.plan.source_changes or len(data) == size:
+            return False
+        missed = False
+        for slot, serial, seen in before:
+            begun = slot.begun.get(seen.first, seen.first + len(seen.versions))
+            if rules.check_data(serial, slot.shift, offset, data, seen.versions, begun):
+                continue
+            sizes = slot.size.legal(seen.size)
+            if not sizes or not rules.check_length(offset, size, len(data), sizes):
+                return False
+            missed |= rules.ends_at(offset, size, len(data), slot.missed_sizes(seen.size))
+        return missed
+
+    def _later(
+        self,
+        before: list[tuple[Slot, int, Seen]],
+        offset: int,
+        size: int,
+        call: Callable[[], bytes],
+    ) -> bytes:
+        """What a read gives when the kernel has had the time to take the size."""
+        deadline = time.monotonic() + SLACK
+        while True:
+            data = call()
+            missed = self.may_have_missed_a_size(before, offset, size, data)
+            if not missed or time.monotonic() > deadline:
+                return data
+            time.sleep(0.01)
+
     def _again(
         self, before: list[tuple[Slot, int, Seen]], offset: int, size: int, call: Callable[[], bytes]
     ) -> str:
@@ -251,7 +291,7 @@ class Process:
         for slot, serial in list(handle.slots):
             if slot.number in wrong:
                 handle.slots.remove((slot, serial))
-                self.let_go(slot)
+                self.release(slot)
 
     # -- changing -------------------------------------------------------------------------------
 
@@ -280,6 +320,8 @@ class Process:
         number = None if size is None else slot.size.done()
         versions = [version] * (stop - first)
         if source is not None:
+            if number is not None:
+                slot.size_set_in_source(number)
             source(versions, number)
         else:
             with self.locks.floor(slot):

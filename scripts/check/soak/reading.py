@@ -4,9 +4,11 @@ import errno
 import mmap
 import os
 import stat as stat_module
+import time
 
 from . import rules
-from .plan import MAPPED, PLAIN
+from .model import Slot
+from .plan import MAPPED, PLAIN, SLACK
 from .process import Handle, IllegalError, Process, place
 
 BLOCK = 4096
@@ -89,7 +91,7 @@ def stream(p: Process) -> None:
     size = p.choose.choice((4096, 32768, 65536, 131072))
     for _ in range(p.choose.randrange(1, 8)):
         at = handle.position
-        got = p.read(handle, at, size, "stream", lambda at=at: os.pread(handle.fd, size, at))  # type: ignore[misc]
+        got = p.read(handle, at, size, "stream", lambda at=at: os.pread(handle.fd, size, at))  # type: ignore[misc]  # mypy does not infer it
         handle.position = at + got if got == size else 0
         if got < size:
             break
@@ -159,7 +161,7 @@ def look_at_size(p: Process) -> None:
         return
     before = [(slot, slot.size.floor) for slot, _ in handle.slots]
     how = p.choose.choice(("fstat", "SEEK_END"))
-    size = os.fstat(handle.fd).st_size if how == "fstat" else os.lseek(handle.fd, 0, os.SEEK_END)
+    size = os.fstat(handle.fd).st_size if how == "fstat" else _end(p, handle, before)
     wrong = []
     for slot, floor in before:
         legal = slot.size.legal(floor)
@@ -168,6 +170,17 @@ def look_at_size(p: Process) -> None:
     p.counts["sizes checked"] += 1
     if None not in wrong:
         raise IllegalError(f"{how} of {handle.label}: {wrong[0]}")
+
+
+def _end(p: Process, handle: Handle, before: list[tuple[Slot, int]]) -> int:
+    """The end of a file as the kernel sees it, which may be an old one for a while."""
+    deadline = time.monotonic() + SLACK
+    while True:
+        size = os.lseek(handle.fd, 0, os.SEEK_END)
+        old = any(size in slot.missed_sizes(floor) for slot, floor in before)
+        if p.plan.opens_handles or not old or time.monotonic() > deadline:
+            return size
+        time.sleep(0.01)
 
 
 def look_at_name(p: Process) -> None:

@@ -56,6 +56,11 @@ def check_length(offset: int, asked: int, got: int, legal: Sequence[int]) -> Vio
     )
 
 
+def ends_at(offset: int, asked: int, got: int, sizes: Sequence[int]) -> bool:
+    """Whether a read gave less than it asked for because the file had one of these sizes."""
+    return got < asked and any(max(0, size - offset) == got for size in sizes)
+
+
 def check_data(
     serial: int, shift: int, offset: int, data: bytes, floor: Sequence[int], begun: Sequence[int]
 ) -> Violation | None:

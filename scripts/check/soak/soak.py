@@ -207,7 +207,7 @@ def _end(
     for pid in children:
         os.kill(pid, signal.SIGKILL)
     if fs is not None:
-        fs.process.kill()  # frees whoever waits for it
+        fs.process.kill()  # frees those that wait for it
     deadline = time.monotonic() + 20
     while children and time.monotonic() < deadline:
         _collect(children, outcome)

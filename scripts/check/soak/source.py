@@ -85,7 +85,7 @@ class Intruder:
             }[what](slot, fd)
         finally:
             os.close(fd)
-            p.let_go(slot)
+            p.release(slot)
 
     def _change_a_quiet_file(self) -> None:
         p = self._p

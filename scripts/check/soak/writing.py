@@ -147,7 +147,7 @@ def extend(p: Process) -> None:
         stop = min(first + many, slot.cells)
         # Opened after all that the source did to the size.
         fd = p.reopened(handle, slot, os.O_RDWR | (os.O_APPEND if append else 0))
-        # The kernel appends where it believes the end to be, and asks only if somebody looks.
+        # The kernel appends where it sees the end, and requests the size only if a program looks.
         os.fstat(fd)
         offset = slot.bound(first)
 
