@@ -1,0 +1,123 @@
+"""Test FSYNCs that native threads make, with a pair of sockets in place of the device."""
+
+import errno
+import os
+import select
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cleanfs.backends.ops import FileKey
+from cleanfs.cache.state import CacheState, FileState, HandleState, KernelState
+from cleanfs.fuse.session import native
+from tests.harness.kernel import PID, Device
+from tests.harness.mounting import wait_until
+
+pytestmark = pytest.mark.skipif(
+    native is None or not CacheState.native, reason="the native modules are not in use"
+)
+
+FSYNC = 20
+FH = 7
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    device = Device()
+    yield device
+    device.close()
+
+
+def body(*, data_only: bool = False) -> bytes:
+    """Pack a struct fuse_fsync_in."""
+    return struct.pack("=QII", FH, int(data_only), 0)
+
+
+def channel_of(device: Device, fd: int, *, drop_due: bool = False) -> Any:  # noqa: ANN401  # of the native module
+    """Make a native channel that serves one open file."""
+    assert native is not None
+    channel = native.Channel(device.fd, -1, 0, lambda *_: b"", lambda _: None)
+    channel.serve_from(CacheState(4096))
+    handle = HandleState(FileState(1, FileKey(1, 2, b"")), KernelState(), fd)
+    handle.drop_due = drop_due
+    channel.add_handle(FH, handle)
+    return channel
+
+
+def replies(device: Device, count: int) -> list[tuple[int, int, bytes]]:
+    """Wait for so many replies."""
+    found = device.replies()
+    while len(found) < count:
+        assert select.select([device.kernel], [], [], 30)[0]
+        found += device.replies()
+    return found
+
+
+@pytest.mark.parametrize("data_only", [False, True])
+def test_a_file_is_synced_without_python(device: Device, tmp_path: Path, data_only: bool) -> None:
+    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    channel = channel_of(device, fd)
+    device.send(FSYNC, 2, body(data_only=data_only))
+    assert channel.receive_now() is None
+    assert replies(device, 1) == [(2, 0, b"")]
+    assert channel.served == 1
+    os.close(fd)
+
+
+def test_an_error_is_the_reply(device: Device) -> None:
+    """A pipe cannot be synced."""
+    fd, other = os.pipe()
+    channel = channel_of(device, fd)
+    device.send(FSYNC, 2, body())
+    assert channel.receive_now() is None
+    assert replies(device, 1) == [(2, -errno.EINVAL, b"")]
+    os.close(fd)
+    os.close(other)
+
+
+def test_the_file_may_be_closed_meanwhile(device: Device, tmp_path: Path) -> None:
+    """As after its requester was killed: the number may be another file's by then."""
+    for unique in range(2, 400, 2):
+        fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+        channel = channel_of(device, fd)
+        device.send(FSYNC, unique, body())
+        assert channel.receive_now() is None
+        channel.remove_handle(FH)
+        os.close(fd)
+        assert replies(device, 1) == [(unique, 0, b"")]
+
+
+def test_many_calls_all_get_their_reply_and_are_forgotten(device: Device, tmp_path: Path) -> None:
+    """Those for which no thread is free are Python's."""
+    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    channel = channel_of(device, fd)
+    left, asked_for, found = 0, 0, []
+    for unique in range(2, 2002, 2):
+        device.send(FSYNC, unique, body())
+        left += channel.receive_now() is not None
+        request = channel.request(unique)
+        if request is not None and request.opcode == FSYNC:
+            asked_for += 1
+            assert (request.unique, request.pid) == (unique, PID)
+        found += device.replies()
+    found += replies(device, 1000 - left - len(found))
+    assert {error for _, error, _ in found} == {0}
+    assert len({unique for unique, *_ in found}) == 1000 - left
+    assert asked_for > 0
+    wait_until(lambda: channel.syncing == 0)
+    channel.receive_now()
+    assert len(channel) == left, "those of Python, which has not replied"
+    os.close(fd)
+
+
+def test_a_file_whose_pages_the_opener_may_have_yet_to_drop_is_left_to_python(
+    device: Device, tmp_path: Path
+) -> None:
+    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    channel = channel_of(device, fd, drop_due=True)
+    device.send(FSYNC, 2, body())
+    assert channel.receive_now().unique == 2
+    os.close(fd)
