@@ -41,6 +41,7 @@ from cleanfs.fs.listing import Lister, list_control
 from cleanfs.fs.name_changes import NameChanges
 from cleanfs.fs.opening import Opener
 from cleanfs.fs.permissions import Permissions, is_granted
+from cleanfs.fs.range_operations import RangeOperations
 from cleanfs.fs.rollback import ReplyRollback
 from cleanfs.fs.xattrs import CAPABILITY, Xattrs
 from cleanfs.fuse.channel import Channel
@@ -102,6 +103,7 @@ class CleanFS(pyfuse3.Operations):
         self._names = NameChanges(services, inodes, tree, self._stale_names, control)
         self._xattrs = Xattrs(services, inodes, tree, self._permissions, self._rollback)
         self._channel = channel
+        channel.async_handlers.update(RangeOperations(tree, self._handles).handlers())
         self._writes_begun = self._writes_ended = 0
         self.supports_dot_lookup = inodes.exports
         self.enable_writeback_cache = services.writeback

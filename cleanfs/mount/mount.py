@@ -21,7 +21,7 @@ from cleanfs.cache.resident import Resident, make_resident
 from cleanfs.fs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.fs.operations import CleanFS
 from cleanfs.fs.stats import MountStats
-from cleanfs.fuse.channel import Channel
+from cleanfs.fuse.channel import MAX_REQUESTS, Channel
 from cleanfs.fuse.interrupts import Interrupts
 from cleanfs.fuse.isolated_threads import IsolatedThreads
 from cleanfs.fuse.notify import Notifier
@@ -59,9 +59,6 @@ MAX_INODES = 1 << 16
 
 RESERVED_FDS = 128
 """The fds for everything but inodes and open files."""
-
-MAX_REQUESTS = 10_000
-"""Requests in progress at a time. At this limit no more are read, not even for the control files."""
 
 STOP_GRACE_SECONDS = 5.0
 """How long requests may wait for a hung source, after a signal, before they are abandoned."""
@@ -164,6 +161,7 @@ class Mount:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._isolated.run)
                     nursery.start_soon(self._notifier.run)
+                    nursery.start_soon(self._channel.run)
                     nursery.start_soon(self._filesystem.keep_bounded)
                     nursery.start_soon(self._interrupts.run)
                     if self._watch is not None:
