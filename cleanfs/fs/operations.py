@@ -37,6 +37,7 @@ from cleanfs.fs.control import CONTROL_NAME, Control
 from cleanfs.fs.entries import Entries, control_entry, new_attributes, statvfs_data
 from cleanfs.fs.handle_table import HandleTable
 from cleanfs.fs.handler import handler
+from cleanfs.fs.inode_operations import InodeOperations
 from cleanfs.fs.listing import Lister, list_control
 from cleanfs.fs.name_changes import NameChanges
 from cleanfs.fs.opening import Opener
@@ -103,7 +104,18 @@ class CleanFS(pyfuse3.Operations):
         self._names = NameChanges(services, inodes, tree, self._stale_names, control)
         self._xattrs = Xattrs(services, inodes, tree, self._permissions, self._rollback)
         self._channel = channel
-        channel.async_handlers.update(RangeOperations(tree, self._handles).handlers())
+        ranges = RangeOperations(tree, self._handles)
+        inode_operations = InodeOperations(
+            tree,
+            control,
+            self._handles,
+            self._permissions,
+            self._rollback,
+            self._xattrs,
+            channel,
+            self.getattr,
+        )
+        channel.async_handlers |= {**ranges.handlers(), **inode_operations.handlers()}
         self._writes_begun = self._writes_ended = 0
         self.supports_dot_lookup = inodes.exports
         self.enable_writeback_cache = services.writeback
@@ -322,7 +334,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._names.changing(parent_inode, name) as parent:
             before = self._services.before()
             io_flags = flags & (IO_FLAGS | os.O_EXCL | os.O_TRUNC)
-            actor = self._names.actor(parent, ctx)
+            actor = self._tree.actor(parent, ctx)
             opened, inode, st = await self._tree.create(parent, name, mode, io_flags, actor)
             with self._inodes.using(inode):
                 told = inode.kernel.told
@@ -433,7 +445,7 @@ class CleanFS(pyfuse3.Operations):
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
-        """Set an extended attribute (pyfuse3 sees to XATTR_CREATE and XATTR_REPLACE)."""
+        """Set an extended attribute, without the channel. pyfuse3 sees to the flags."""
         if self._control.node(inode) is not None:
             raise FUSEError(errno.EPERM)
         async with self._tree.using(inode) as held:

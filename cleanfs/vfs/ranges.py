@@ -60,8 +60,9 @@ class Ranges:
             handle.opener_ran()
             told = handle.inode.kernel.told
             async with self._allocating(handle, mode, offset, length):
-                call = ranges.allocate, handle.fd, mode, offset, length, caller
-                done = await self._change(handle, *call)
+                done = await self._change(
+                    handle, ranges.allocate, handle.fd, mode, offset, length, caller
+                )
                 size = done.before.st_size
                 if not keeps_size:
                     size = max(size, offset + length)
@@ -128,8 +129,8 @@ class Ranges:
         for write in [w for w in source.file.writes if w.overlaps(source_offset, count)]:
             await write.wait()
         async with self._services.pagecache.mutating(target.file, offset, offset + count):
-            call = ranges.copy, source.fd, source_offset, target.fd, offset, count, caller
-            done = await self._change(target, *call)
+            where = source.fd, source_offset, target.fd, offset
+            done = await self._change(target, ranges.copy, *where, count, caller)
             size = max(done.before.st_size, offset + done.count) if done.count else None
             theirs = self._after_change(target, done, size)
         if done.count:

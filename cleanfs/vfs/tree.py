@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TypeVar, TypeVarTuple
 
 import trio
+from pyfuse3 import RequestContext
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.cache.files import CachedFile
@@ -22,7 +23,6 @@ from cleanfs.cache.fingerprint import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.linux import syscalls
 from cleanfs.source import attributes, namespace
 from cleanfs.source.attributes import NewAttributes
-from cleanfs.source.caller import Caller
 from cleanfs.source.errors import HalfDoneError, StaleError
 from cleanfs.source.namespace import Actor, Changed, OpenedFile
 from cleanfs.vfs.coherency import Coherency
@@ -63,6 +63,10 @@ class Tree:
     def using(self, node: int) -> "Using":
         """Hold an inode's descriptor for the length of the block."""
         return Using(self, self.inodes[node])
+
+    def actor(self, inode: Inode, ctx: RequestContext) -> Actor:
+        """Return the requester of a change of an inode, or of names in a directory."""
+        return Actor(ctx.uid, ctx.gid, ctx.umask, local=self.services.is_local(inode))
 
     async def in_thread_with_retry(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a thread (``Backing.in_thread``).
@@ -419,18 +423,22 @@ class Tree:
         self.inodes.shrink(self.inodes.stats().held // 2)
         return await run(call, *args)
 
-    async def change_xattr(
-        self, inode: Inode, name: bytes, value: bytes | None, caller: Caller | None = None
+    async def change_meta(
+        self,
+        inode: Inode,
+        call: Callable[[*Ts], tuple[os.stat_result, os.stat_result]],
+        *args: *Ts,
     ) -> None:
-        """Set or remove (``value`` is None) an extended attribute (``attributes.change_xattr``)."""
+        """Change an inode in a way that moves its ctime alone, such as an extended attribute.
+
+        ``call`` returns its attributes before and after.
+        """
         file = await self._known_file(inode)
         if file is None:
-            await self.in_thread_with_retry(attributes.change_xattr, inode.fd, name, value, caller)
+            await self.in_thread_with_retry(call, *args)
             return
         async with self.services.pagecache.changing(file):
-            before, after = await self._change_or_distrust(
-                inode, file, None, attributes.change_xattr, inode.fd, name, value, caller
-            )
+            before, after = await self._change_or_distrust(inode, file, None, call, *args)
             self._check_own_change(inode, file, before, after, size=None, moves_mtime=False)
 
     def ask_to_forget(self) -> None:
