@@ -151,6 +151,7 @@ class NameChanges:
             where = parent if self._services.is_local(inode) else inode
             linked = self._tree.run_on_names(where, namespace.link, inode.fd, parent.fd, name)
             self._tree.name_changed(await linked, parent, name)
+            self._services.space_retry.named(inode.node)
             self._inodes.name_gone(parent.device, parent, name)
             return await self._tree.look_up(parent, name)
 

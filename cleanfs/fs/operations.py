@@ -44,6 +44,7 @@ from cleanfs.fs.opening import Opener
 from cleanfs.fs.permissions import Permissions, is_granted
 from cleanfs.fs.range_operations import RangeOperations
 from cleanfs.fs.rollback import ReplyRollback
+from cleanfs.fs.tmpfile import Tmpfile
 from cleanfs.fs.xattrs import CAPABILITY, Xattrs
 from cleanfs.fuse.channel import Channel
 from cleanfs.fuse.request import on_refusal
@@ -115,7 +116,9 @@ class CleanFS(pyfuse3.Operations):
             channel,
             self.getattr,
         )
-        channel.async_handlers |= {**ranges.handlers(), **inode_operations.handlers()}
+        tmpfile = Tmpfile(tree, control, self._entries, self._opener, self._rollback)
+        for more in (ranges, inode_operations, tmpfile):
+            channel.async_handlers.update(more.handlers())
         self._writes_begun = self._writes_ended = 0
         self.supports_dot_lookup = inodes.exports
         self.enable_writeback_cache = services.writeback

@@ -201,9 +201,7 @@ def create_file(parent_fd: int, name: bytes, mode: int, flags: int, actor: Actor
         raise StaleError from exc
     try:
         if not acts:
-            actor.take(fd, os.fstat(fd), parent_fd)
-            if mode & SPECIAL_BITS:  # after chown, which clears them
-                os.fchmod(fd, stat_module.S_IMODE(os.fstat(fd).st_mode) | mode & SPECIAL_BITS)
+            _give(fd, mode, parent_fd, actor)
         st = os.fstat(fd)
         return OpenedFile(fd, st, file_key(fd, st))
     except BaseException:
@@ -211,6 +209,31 @@ def create_file(parent_fd: int, name: bytes, mode: int, flags: int, actor: Actor
         with actor.acting():
             _undo(os.unlink, name, parent_fd)
         raise
+
+
+def create_nameless(parent_fd: int, mode: int, flags: int, actor: Actor) -> tuple[OpenedFile, int]:
+    """Create and open a file without a name (O_TMPFILE). Returns an O_PATH fd of it, too."""
+    flags = flags & ~os.O_APPEND | os.O_TMPFILE | os.O_CLOEXEC  # each write says whether it appends
+    mode = stat_module.S_IMODE(actor.mode(mode, parent_fd))
+    acts = actor.acts()
+    with actor.acting():
+        fd = os.open(f"/proc/self/fd/{parent_fd}", flags, mode if acts else mode & ~SPECIAL_BITS)
+    try:
+        if not acts:
+            _give(fd, mode, parent_fd, actor)
+        st = os.fstat(fd)
+        path_fd = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+        return OpenedFile(fd, st, file_key(fd, st)), path_fd
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _give(fd: int, mode: int, parent_fd: int, actor: Actor) -> None:
+    """Give the actor a file that the daemon made, and set its special bits, which chown clears."""
+    actor.take(fd, os.fstat(fd), parent_fd)
+    if mode & SPECIAL_BITS:
+        os.fchmod(fd, stat_module.S_IMODE(os.fstat(fd).st_mode) | mode & SPECIAL_BITS)
 
 
 def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, actor: Actor) -> Opened:

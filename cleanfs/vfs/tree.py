@@ -197,8 +197,7 @@ class Tree:
         Raises StaleError if it was there already, or was replaced in the source at once; the kernel
         then tries again.
         """
-        if self.services.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
-            flags = flags & ~os.O_ACCMODE | os.O_RDWR  # as in open_for_writeback
+        flags = self._readable(flags)
         opened = await self.change_names(
             parent, actor, namespace.create_file, parent.fd, name, mode, flags
         )
@@ -213,6 +212,28 @@ class Tree:
             await self.close(parent, opened.fd)
             raise StaleError
         return replace(opened, key=inode.file_key or opened.key), inode, st
+
+    async def create_nameless(
+        self, parent: Inode, mode: int, flags: int, actor: Actor
+    ) -> tuple[OpenedFile, Inode]:
+        """Create and open a file without a name; its inode has a kernel reference."""
+        flags = self._readable(flags)
+        opened, fd = await self.change_names(
+            parent, actor, namespace.create_nameless, parent.fd, mode, flags
+        )
+        try:
+            inode = self.inodes.made_nameless(fd, opened.stat)
+        except BaseException:
+            await self.close(parent, opened.fd)
+            raise
+        self.services.space_retry.removed(inode.node)  # it is as if its last name had been removed
+        return opened, inode
+
+    def _readable(self, flags: int) -> int:
+        """Have a new file opened for reading, too, if the kernel needs it (``open_for_writeback``)."""
+        if self.services.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
+            return flags & ~os.O_ACCMODE | os.O_RDWR
+        return flags
 
     async def close(self, inode: Inode, fd: int) -> None:
         """Close a file on the same file system, which a server may have to be told."""
