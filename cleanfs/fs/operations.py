@@ -39,6 +39,7 @@ from cleanfs.fs.handle_table import HandleTable
 from cleanfs.fs.handler import handler
 from cleanfs.fs.inode_operations import InodeOperations
 from cleanfs.fs.listing import Lister, list_control
+from cleanfs.fs.lock_operations import LockOperations
 from cleanfs.fs.name_changes import NameChanges
 from cleanfs.fs.opening import Opener
 from cleanfs.fs.permissions import Permissions, is_granted
@@ -59,6 +60,7 @@ from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.node_ids import ROOT
 from cleanfs.vfs.open_files import LOOK_SECONDS, OpenFiles
 from cleanfs.vfs.root import ACL_NAMES, Root
+from cleanfs.vfs.source_locks import Locks
 from cleanfs.vfs.source_watch import SourceWatch
 from cleanfs.vfs.stale_names import StaleNames
 from cleanfs.vfs.tree import Tree
@@ -80,6 +82,7 @@ class CleanFS(pyfuse3.Operations):
         *,
         attr_timeout: float,
         watch: SourceWatch | None = None,
+        locks: Locks = Locks.LOCAL,
     ) -> None:
         """Use ``attr_timeout``, in seconds, for attributes and names."""
         super().__init__()
@@ -116,8 +119,13 @@ class CleanFS(pyfuse3.Operations):
             channel,
             self.getattr,
         )
+        self._locks = (
+            LockOperations(services, self._handles, self.flush) if locks is Locks.SOURCE else None
+        )
         tmpfile = Tmpfile(tree, control, self._entries, self._opener, self._rollback)
-        for more in (ranges, inode_operations, tmpfile):
+        for more in (ranges, inode_operations, tmpfile, self._locks):
+            if more is None:
+                continue
             channel.async_handlers.update(more.handlers())
         self._writes_begun = self._writes_ended = 0
         self.supports_dot_lookup = inodes.exports
@@ -138,6 +146,8 @@ class CleanFS(pyfuse3.Operations):
             nursery.start_soon(self._open_files.run)
             nursery.start_soon(self._tree.keep_bounded)
             nursery.start_soon(self._handles.release_abandoned)
+            if self._locks is not None:
+                nursery.start_soon(self._locks.run)
             if self._root is not None:
                 nursery.start_soon(self._root.run)
 
@@ -391,6 +401,8 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def release(self, fh: FileHandleT) -> None:
         """Close a file whose last descriptor was closed."""
+        if self._locks is not None:
+            self._locks.released(fh)
         await self._handles.release(fh)
 
     @handler

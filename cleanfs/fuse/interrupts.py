@@ -55,9 +55,8 @@ class Interrupts:
         request.interrupted = True
         if request.on_interrupt is not None:
             request.on_interrupt()
-        else:
-            self._interrupted.setdefault(unique, trio.current_time())
-            self._some.set()
+        self._interrupted.setdefault(unique, trio.current_time())
+        self._some.set()
 
     async def run(self) -> None:
         """Release killed requesters; never returns."""

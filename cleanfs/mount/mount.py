@@ -25,7 +25,7 @@ from cleanfs.fuse.channel import MAX_REQUESTS, Channel
 from cleanfs.fuse.interrupts import Interrupts
 from cleanfs.fuse.isolated_threads import IsolatedThreads
 from cleanfs.fuse.notify import Notifier
-from cleanfs.fuse.protocol import FUSE_EXPLICIT_INVAL_DATA
+from cleanfs.fuse.protocol import FUSE_EXPLICIT_INVAL_DATA, FUSE_FLOCK_LOCKS, FUSE_POSIX_LOCKS
 from cleanfs.fuse.request_limits import RequestLimits, set_limits
 from cleanfs.fuse.size_sync import MountedAt
 from cleanfs.latency import Latencies
@@ -50,6 +50,7 @@ from cleanfs.vfs.export import can_export
 from cleanfs.vfs.handles import Services
 from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.open_files import LOOK_SECONDS
+from cleanfs.vfs.source_locks import Locks
 from cleanfs.vfs.source_watch import SourceWatch, UnwatchableError, WatchStats
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class Mount:
         self._latencies = Latencies()
         self._request_limits = RequestLimits()
         self._all_local = all_local(config.source)
+        self._sends_locks = False
         self._channel = Channel(
             config.busy_poll_us, self._wanted_init_flags(), self._init_flags_granted
         )
@@ -128,6 +130,7 @@ class Mount:
             self._channel,
             attr_timeout=config.attr_timeout,
             watch=self._watch,
+            locks=config.locks,
         )
 
     def _open_inodes(self, services: Services) -> InodeTable:
@@ -210,18 +213,22 @@ class Mount:
         self._watchdog.set_connection(connection_of(self._channel.device, self.config.mountpoint))
 
     def _wanted_init_flags(self) -> int:
-        """Choose whether the kernel drops pages only after an explicit invalidation.
+        """Choose whether the kernel sends us locks, and whether it drops pages only when told to.
 
-        Then it sends no GETATTR before it reads from its pages. Instead ``open_files`` looks for
-        changes of open files once a second, which would be many requests to a remote source. With
+        In that case it sends no GETATTR before it reads from its pages. Instead ``open_files`` looks
+        for changes of open files once a second, which would be many requests to a remote source. With
         ``--writeback`` the kernel never drops pages for a change of attributes.
         """
         config = self.config
         looks = config.coherency is Coherency.NONE or config.attr_timeout >= LOOK_SECONDS
-        return FUSE_EXPLICIT_INVAL_DATA if looks and self._all_local and not config.writeback else 0
+        flags = FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS if config.locks is Locks.SOURCE else 0
+        if looks and self._all_local and not config.writeback:
+            flags |= FUSE_EXPLICIT_INVAL_DATA
+        return flags
 
     def _init_flags_granted(self, flags: int) -> None:
         self._notifier.explicit = bool(flags & FUSE_EXPLICIT_INVAL_DATA)
+        self._sends_locks = bool(flags & FUSE_POSIX_LOCKS)
 
     # -- the operator's view ------------------------------------------------------------------
 
@@ -354,6 +361,10 @@ class Mount:
             path = os.path.join(self.config.mountpoint, os.fsdecode(CONTROL_NAME))
             await self._isolated.run_sync(os.stat, path)
         self._channel.confirm()
+        if self.config.locks is Locks.SOURCE and not self._sends_locks:
+            log.warning(
+                "the kernel keeps locks itself: without the FUSE channel --locks source is lost"
+            )
         if (point := mounted_at(self.config.mountpoint)) is not None:
             if os.geteuid() == 0:  # flags that libfuse does not know
                 flags = with_names(flags_of(point), self.config.flags)

@@ -105,18 +105,23 @@ def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
     return Opened(fd, os.fstat(fd))
 
 
-def open_file(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
-    """Open a file for I/O by the /proc path of its O_PATH descriptor; ``key`` is its own, if known.
+def open_advised(path: str, flags: int) -> int:
+    """Open the object of an O_PATH descriptor by its /proc path.
 
     O_NOATIME is only advice, and only the owner may give it: the program may be that, and the daemon
     not. A file with the append-only attribute can only be opened with O_APPEND.
     """
     try:
-        fd = os.open(path, flags & ~os.O_APPEND | os.O_CLOEXEC)
+        return os.open(path, flags & ~os.O_APPEND | os.O_CLOEXEC)
     except PermissionError:
         if not flags & (os.O_NOATIME | os.O_APPEND):
             raise
-        fd = os.open(path, flags & ~os.O_NOATIME | os.O_CLOEXEC)
+        return os.open(path, flags & ~os.O_NOATIME | os.O_CLOEXEC)
+
+
+def open_file(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
+    """Open a file for I/O (``open_advised``); ``key`` is its own, if known."""
+    fd = open_advised(path, flags)
     try:
         st = os.fstat(fd)
         return OpenedFile(fd, st, file_key(fd, st) if key is None else key)

@@ -423,11 +423,11 @@ class Tree:
                 return opened
         return await self._retry_emfile(self.in_thread_with_retry, call, path, flags, inode.file_key)
 
-    async def open_directory(self, inode: Inode) -> int:
-        """Open a directory to list it."""
+    async def open_directory(self, inode: Inode, flags: int = 0) -> int:
+        """Open a directory to list it. O_NOATIME in ``flags`` is advice, as for files."""
         run = functools.partial(self.inline_if_local, inode)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        return await self._retry_emfile(run, os.open, inode.path(), flags)
+        flags |= os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return await self._retry_emfile(run, namespace.open_advised, inode.path(), flags)
 
     async def _retry_emfile(
         self,
