@@ -115,7 +115,7 @@ def test_xattrs_are_created_or_replaced_only(place: Place) -> None:
         try:
             os.setxattr(top / "f", name, b"value", flag)
         except OSError as exc:
-            return exc.errno
+            return exc.errno or 0
         return 0
 
     create, replace = os.XATTR_CREATE, os.XATTR_REPLACE

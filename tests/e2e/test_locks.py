@@ -51,7 +51,7 @@ def is_locked(path: Path, start: int = 0, length: int = 0) -> bool:
         f"try: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, {length}, {start})\n"
         "except BlockingIOError: print('locked')"
     )
-    words = [sys.executable, "-c", script, path]
+    words = [sys.executable, "-c", script, str(path)]
     return subprocess.run(words, stdout=subprocess.PIPE, check=True, timeout=30).stdout != b""
 
 
@@ -62,7 +62,7 @@ def waiter(path: Path) -> Iterator["subprocess.Popen[bytes]"]:
         "import fcntl, signal, sys\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))\n"
         "f = open(sys.argv[1], 'r+b')\nprint(flush=True)\nfcntl.lockf(f, fcntl.LOCK_EX)"
     )
-    words = [sys.executable, "-c", script, path]
+    words = [sys.executable, "-c", script, str(path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
