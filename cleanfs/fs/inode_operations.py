@@ -154,5 +154,6 @@ class InodeOperations:
             await self._permissions.check_flags_change(inode, ctx)
             call = functools.partial(attributes.set_flags, privileged=ctx.uid == 0)
             acting = self._tree.actor(inode, ctx).acting
-            await self._tree.change_meta(inode, call, handle.fd, command, value, acting)
+            change = handle.fd, command, value, acting
+            await self._tree.change_meta(inode, call, *change, in_thread=True)
             self._rollback.change(inode)

@@ -330,7 +330,8 @@ class Tree:
         if file is None:
             try:
                 call = attributes.set_attributes
-                _, after = await self._run_change(inode, new.size, call, inode.fd, io_fd, new)
+                in_thread = new.size is not None
+                _, after = await self._run_change(inode, in_thread, call, inode.fd, io_fd, new)
             except OSError:
                 self.services.notifier.inode(inode.node)  # a part may have been done
                 raise
@@ -338,26 +339,26 @@ class Tree:
         pagecache, size = self.services.pagecache, new.size
         async with pagecache.changing(file) if size is None else pagecache.mutating(file, size):
             before, after = await self._change_or_distrust(
-                inode, file, size, attributes.set_attributes, inode.fd, io_fd, new
+                inode, file, size is not None, attributes.set_attributes, inode.fd, io_fd, new
             )
             moves_mtime = size is not None or new.mtime_ns is not None
             self._check_own_change(inode, file, before, after, size=size, moves_mtime=moves_mtime)
         return after
 
     async def _run_change(
-        self, inode: Inode, size: int | None, call: Callable[[*Ts], T], *args: *Ts
+        self, inode: Inode, in_thread: bool, call: Callable[[*Ts], T], *args: *Ts
     ) -> T:
-        """Change attributes inline if possible; a size in a thread, as it frees or takes blocks."""
-        if size is not None:
+        """Change attributes inline if possible; a size ``in_thread``, as it frees or takes blocks."""
+        if in_thread:
             return await self.in_thread_with_retry(call, *args)
         return await self.run_on_names(inode, call, *args)
 
     async def _change_or_distrust(
-        self, inode: Inode, file: CachedFile, size: int | None, call: Callable[[*Ts], T], *args: *Ts
+        self, inode: Inode, file: CachedFile, in_thread: bool, call: Callable[[*Ts], T], *args: *Ts
     ) -> T:
         """Change attributes; distrust the file if that fails, because a part may have been done."""
         try:
-            return await self._run_change(inode, size, call, *args)
+            return await self._run_change(inode, in_thread, call, *args)
         except BaseException:
             self.services.coherency.distrust(file)
             self.services.notifier.inode(inode.node)
@@ -449,17 +450,19 @@ class Tree:
         inode: Inode,
         call: Callable[[*Ts], tuple[os.stat_result, os.stat_result]],
         *args: *Ts,
+        in_thread: bool = False,
     ) -> None:
         """Change an inode in a way that moves its ctime alone, such as an extended attribute.
 
-        ``call`` returns its attributes before and after.
+        ``call`` returns its attributes before and after. One that acts as the requester must run
+        ``in_thread``.
         """
         file = await self._known_file(inode)
         if file is None:
             await self.in_thread_with_retry(call, *args)
             return
         async with self.services.pagecache.changing(file):
-            before, after = await self._change_or_distrust(inode, file, None, call, *args)
+            before, after = await self._change_or_distrust(inode, file, in_thread, call, *args)
             self._check_own_change(inode, file, before, after, size=None, moves_mtime=False)
 
     def ask_to_forget(self) -> None:

@@ -28,7 +28,22 @@ SIZES: Final = {
 }  # fmt: skip
 """The size of the struct that the body of each opcode begins with (linux/fuse.h)."""
 
-NAMES: Final = {1: 1, 6: 2, 8: 1, 9: 1, 10: 1, 11: 1, 12: 2, 13: 1, 21: 1, 22: 1, 24: 1, 35: 1, 45: 2, 51: 1}
+NAMES: Final = {
+    1: 1,
+    6: 2,
+    8: 1,
+    9: 1,
+    10: 1,
+    11: 1,
+    12: 2,
+    13: 1,
+    21: 1,
+    22: 1,
+    24: 1,
+    35: 1,
+    45: 2,
+    51: 1,
+}
 """How many names follow the struct."""
 
 RECORDED: Final = {
