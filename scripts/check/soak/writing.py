@@ -336,6 +336,7 @@ def close(p: Process) -> None:
 
 
 OPERATIONS = {
-    overwrite: 20, extend: 6, cut: 3, punch: 3, reserve: 1, seek: 3, store: 6, sync: 1, attributes: 2, close: 2,
+    overwrite: 20, extend: 6, cut: 3, punch: 3, reserve: 1, seek: 3, store: 6, sync: 1,
+    attributes: 2, close: 2,
 }  # fmt: skip
 """With how often each is done."""
