@@ -20,7 +20,7 @@ from tests.harness.kernel import Device
 pytestmark = pytest.mark.skipif(native is None, reason="the native module was not built")
 
 LATE_SECONDS = 5.0
-"""Later than any event here, on a machine however busy, and sooner than what else would end the sleep."""
+"""Later than any event here on a busy machine; sooner than what else would end the sleep."""
 
 LONG_SECONDS = 60.0
 
@@ -37,7 +37,7 @@ def device() -> Iterator[Device]:
 
 @pytest.fixture
 async def sleeping(device: Device) -> AsyncIterator[Channel]:
-    """Return a channel in whose wait a task of the test is. It sleeps whenever no other task can run."""
+    """Return a channel in whose wait a task is. It sleeps whenever no other task can run."""
     channel = Channel(0)
     channel.receive_from(device.fd)
     async with trio.open_nursery() as nursery:
@@ -126,7 +126,10 @@ async def test_all_of_it_at_once(device: Device, sleeping: Channel) -> None:
     async def timed(seconds: float, in_thread: bool) -> None:
         nonlocal latest
         until = time.monotonic() + seconds
-        await (trio.to_thread.run_sync(time.sleep, seconds) if in_thread else trio.sleep(seconds))
+        if in_thread:
+            await trio.to_thread.run_sync(time.sleep, seconds)
+        else:
+            await trio.sleep(seconds)
         latest = max(latest, time.monotonic() - until)
 
     async def get(signals: AsyncIterator[int]) -> None:
