@@ -102,9 +102,16 @@ class SourceLocks:
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
-        """Close the files of owners that are gone; never ends."""
-        async with trio.open_nursery() as self._nursery:
-            await trio.sleep_forever()
+        """Close the files of owners that are gone; never ends. At last, close all."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            for owner in self._owners.values():
+                if not owner.use:
+                    os.close(owner.fd)
+            self._owners.clear()
 
     async def find_conflict(self, handle: FileHandle, owner: int, wanted: Lock) -> Lock:
         """Return a lock that is in the way (F_GETLK); of kind F_UNLCK if none is. Raises OSError."""
@@ -126,7 +133,6 @@ class SourceLocks:
         key, seconds = (handle.inode, owner, flock), FIRST_RETRY_SECONDS
         with handle.use:
             while True:
-                given_up = self._given_up.setdefault(handle.inode, trio.Event())
                 try:
                     with trio.CancelScope(shield=True):
                         await self._try(handle, fh, key, lock)
@@ -135,9 +141,18 @@ class SourceLocks:
                         raise
                 else:
                     return
-                with trio.move_on_after(seconds):
-                    await given_up.wait()
+                await self._given_up_within(seconds, handle.inode)
                 seconds = min(2 * seconds, MAX_RETRY_SECONDS)
+
+    async def _given_up_within(self, seconds: float, inode: Inode) -> None:
+        """Wait until a lock of a file is given up here, at most so long."""
+        given_up = self._given_up.setdefault(inode, trio.Event())
+        try:
+            with trio.move_on_after(seconds):
+                await given_up.wait()
+        finally:
+            if self._given_up.get(inode) is given_up and not given_up.statistics().tasks_waiting:
+                del self._given_up[inode]
 
     async def _try(self, handle: FileHandle, fh: int, key: _Key, lock: Lock) -> None:
         inode, _, flock = key
