@@ -8,6 +8,7 @@ its own pages of the range by itself, when it gets the reply (``fuse_file_falloc
 import errno
 import fcntl
 import functools
+import mmap
 import os
 from collections.abc import Callable
 from typing import Final, TypeVarTuple
@@ -95,9 +96,14 @@ class Ranges:
     ) -> tuple[int, Rollback]:
         """Copy between two files for a process; comes short once ``ends()`` says so.
 
-        Returns the bytes copied, and what to do if the kernel refuses the reply.
+        Returns the bytes copied, and what to do if the kernel refuses the reply. Raises OSError: EXDEV
+        if the kernel should copy by reads and writes.
+
+        The kernel drops the pages that a reply covers, also in part, and whatever a program has stored
+        in them through a mapping meanwhile. So only whole pages are copied.
         """
         with source.use, target.use:
+            count = await self._whole_pages(source, source_offset, target, offset, count)
             source.opener_ran()
             target.opener_ran()
             told = target.inode.kernel.told
@@ -116,6 +122,21 @@ class Ranges:
                     break
             undo = functools.partial(invalidate, self._services.notifier, target.inode, before=told)
             return copied, undo
+
+    async def _whole_pages(
+        self, source: FileHandle, source_offset: int, target: FileHandle, offset: int, count: int
+    ) -> int:
+        """Return how much of a copy fills pages of the target, of which the last may end the file."""
+        stat = self._services.inline_if_local
+        size = (await stat(target.inode, os.fstat, target.fd)).st_size
+        left = (await stat(source.inode, os.fstat, source.fd)).st_size - source_offset
+        count = max(min(count, left), 0)
+        end = offset + count
+        if end < size:
+            end -= end % mmap.PAGESIZE
+        if count and (offset % mmap.PAGESIZE or end <= offset):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return end - offset
 
     async def _copy_piece(
         self,

@@ -160,6 +160,7 @@ def test_a_copy_is_made_in_the_source(fs: MountedFs) -> None:
             assert os.copy_file_range(source, target, count, 0, 100) == count
             expected = b"z" * 100 + b"first" + DATA[5:count] + b"z" * (PAGE - 100)
             assert mapping[:] == expected
+            os.fsync(target)  # it was copied by reads and writes, as its pages are not covered
             assert os.pread(target, len(DATA), 0) == expected == (fs.source / "to").read_bytes()
         assert fs.stats()["requests"].get("write", 0) < 100
         assert os.copy_file_range(source, target, 10 * len(DATA), 0, len(DATA)) == len(DATA)
@@ -199,3 +200,37 @@ def test_a_copy_between_open_files_that_change_shows_no_old_bytes(share: Mounter
         finally:
             ends.set()
             reader.join()
+
+
+def test_a_copy_to_a_part_of_a_page_loses_no_store_to_another(share: Mounter) -> None:
+    """The kernel drops the pages that a copy covers, also in part, and dirty ones."""
+    fs = share()
+    with opened(fs.path / "from") as source, opened(fs.path / "to") as target:
+        os.pwrite(target, bytes(PAGE), 0)
+        ends = threading.Event()
+        with mmap.mmap(target, PAGE) as mapping:
+
+            def store() -> None:
+                number = 0
+                while not ends.is_set():
+                    number += 1
+                    mapping[PAGE - 100 :] = bytes([number % 250 + 1]) * 100
+                    time.sleep(0)
+                    if mapping[PAGE - 100 :] != bytes([number % 250 + 1]) * 100:
+                        lost.append(number)
+
+            lost = list[int]()
+            storer = threading.Thread(target=store)
+            storer.start()
+            try:
+                end = time.monotonic() + 2
+                number = 0
+                while time.monotonic() < end:
+                    number += 1
+                    os.pwrite(source, bytes([number % 250 + 1]) * 1024, 0)
+                    assert os.copy_file_range(source, target, 1024, 0, 0) == 1024
+                    assert os.pread(target, 1024, 0) == bytes([number % 250 + 1]) * 1024
+            finally:
+                ends.set()
+                storer.join()
+        assert not lost
