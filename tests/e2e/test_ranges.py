@@ -164,6 +164,7 @@ def test_a_copy_is_made_in_the_source(fs: MountedFs) -> None:
             assert os.pread(target, len(DATA), 0) == expected == (fs.source / "to").read_bytes()
         assert fs.stats()["requests"].get("write", 0) < 100
         assert os.copy_file_range(source, target, 10 * len(DATA), 0, len(DATA)) == len(DATA)
+        os.fsync(target)
         assert os.fstat(target).st_size == 2 * len(DATA) == (fs.source / "to").stat().st_size
         fs.drop_kernel()
         assert os.pread(target, len(DATA), len(DATA)) == b"first" + DATA[5:]
