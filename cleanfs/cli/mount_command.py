@@ -33,6 +33,7 @@ from cleanfs.mount.mountpoint import resolved
 from cleanfs.mount.options import MountOptions, is_remount, parse
 from cleanfs.source.io import SourceCache
 from cleanfs.vfs.coherency import ATTR_TIMEOUTS, Coherency
+from cleanfs.vfs.source_locks import Locks
 
 MIN_PAGE_SIZE = 4096
 
@@ -160,6 +161,14 @@ MIN_PAGE_SIZE = 4096
     help="Let the kernel write back later; needs --coherency none. A crash loses unsynced writes.",
 )
 @click.option(
+    "--locks",
+    type=click.Choice([choice.value for choice in Locks]),
+    default="local",
+    show_default=True,
+    help="Where programs' locks are held. local: in the kernel, for this mount; source: in the source, "
+    "where other programs see them.",
+)
+@click.option(
     "--log-file",
     type=PathType(),
     help="Append the log here (default: syslog in the background, stderr in the foreground).",
@@ -239,6 +248,7 @@ def _config(params: Mapping[str, Any], mountpoint: str, options: MountOptions) -
         attr_timeout=ATTR_TIMEOUTS[coherency] if attr_timeout is None else attr_timeout,
         coherency=coherency,
         writeback=params["writeback"],
+        locks=Locks(params["locks"]),
         busy_poll_us=params["busy_poll"],
         source_cache=SourceCache(params["source_cache"]),
         read_ahead=params["read_ahead"],

@@ -7,6 +7,8 @@ from typing import Final
 from pyfuse3 import EntryAttributes, InodeT, ModeT, SetattrFields, StatvfsData
 
 from cleanfs.fs.control import Node
+from cleanfs.fuse.protocol import FUSE_ATTR, FUSE_SX
+from cleanfs.linux.syscalls import STATX_BASIC_STATS, STATX_BTIME
 from cleanfs.source.attributes import NewAttributes
 from cleanfs.vfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.vfs.handles import DirHandle
@@ -22,6 +24,10 @@ STATVFS_FIELDS: Final = (
     *("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail"),
     *("f_files", "f_ffree", "f_favail", "f_namemax"),
 )
+
+NS: Final = 1_000_000_000
+SIGN: Final = (1 << 64) - 1
+"""Makes an unsigned field of negative seconds."""
 
 
 class Entries:
@@ -134,3 +140,38 @@ def _entry(st: os.stat_result) -> EntryAttributes:
     entry.st_mtime_ns = st.st_mtime_ns
     entry.st_ctime_ns = st.st_ctime_ns
     return entry
+
+
+def seconds_and_ns(seconds: float) -> tuple[int, int]:
+    """Split a timeout as FUSE wants it."""
+    return int(seconds), int(seconds % 1 * 1_000_000_000)
+
+
+def attr_out(entry: EntryAttributes) -> bytes:
+    """Pack attributes as struct fuse_attr."""
+    times = [divmod(ns, NS) for ns in (entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns)]
+    return FUSE_ATTR.pack(
+        *(entry.st_ino, entry.st_size, entry.st_blocks),
+        *(seconds & SIGN for seconds, _ in times),
+        *(ns for _, ns in times),
+        *(entry.st_mode, entry.st_nlink, entry.st_uid, entry.st_gid),
+        *(_new_rdev(entry.st_rdev), entry.st_blksize, 0),
+    )
+
+
+def statx_out(entry: EntryAttributes, made_ns: int | None) -> bytes:
+    """Pack attributes as struct fuse_statx; ``made_ns`` is the birth time, None if unknown."""
+    mask = STATX_BASIC_STATS | (0 if made_ns is None else STATX_BTIME)
+    times = entry.st_atime_ns, made_ns or 0, entry.st_ctime_ns, entry.st_mtime_ns
+    return FUSE_SX.pack(
+        *(mask, entry.st_blksize, 0, entry.st_nlink, entry.st_uid, entry.st_gid, entry.st_mode, 0),
+        *(entry.st_ino, entry.st_size, entry.st_blocks, 0),
+        *(part for ns in times for part in (*divmod(ns, NS), 0)),
+        *(os.major(entry.st_rdev), os.minor(entry.st_rdev), 0, 0),
+    )
+
+
+def _new_rdev(rdev: int) -> int:
+    """Encode a device number in 32 bits as the kernel does (``new_encode_dev``)."""
+    major, minor = os.major(rdev), os.minor(rdev)
+    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12

@@ -13,7 +13,7 @@ from cleanfs.fs.control import CONTROL_NAME, Control
 from cleanfs.linux import syscalls
 from cleanfs.source import namespace
 from cleanfs.source.errors import HalfDoneError
-from cleanfs.source.namespace import Actor, Renamed
+from cleanfs.source.namespace import Renamed
 from cleanfs.vfs.handles import Services
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.inodes import InodeTable
@@ -70,10 +70,6 @@ class NameChanges:
         namespace.forbid_slash(name)
         return ChangingName(self._tree, self._inodes[parent_node], name)
 
-    def actor(self, parent: Inode, ctx: RequestContext) -> Actor:
-        """Return the requester of a change in a directory."""
-        return Actor(ctx.uid, ctx.gid, ctx.umask, local=self._services.is_local(parent))
-
     async def make(
         self,
         parent_node: int,
@@ -86,13 +82,13 @@ class NameChanges:
     ) -> tuple[Inode, os.stat_result]:
         """Make a directory, symbolic link or special file: its inode, with a kernel reference."""
         async with self.changing(parent_node, name) as parent:
-            actor = self.actor(parent, ctx)
+            actor = self._tree.actor(parent, ctx)
             return await self._tree.make(parent, name, mode, rdev, target, actor)
 
     async def unlink(self, parent_node: int, name: bytes, ctx: RequestContext) -> NameChange:
         """Remove a name of a file."""
         async with self.changing(parent_node, name) as parent:
-            actor, unlink = self.actor(parent, ctx), namespace.unlink
+            actor, unlink = self._tree.actor(parent, ctx), namespace.unlink
             changed = await self._tree.change_names(parent, actor, unlink, parent.fd, name)
             inode = self._tree.name_changed(changed, parent, name)
             self._inodes.name_gone(changed.key.device, parent, name)
@@ -103,7 +99,7 @@ class NameChanges:
     async def rmdir(self, parent_node: int, name: bytes, ctx: RequestContext) -> NameChange:
         """Remove a directory."""
         async with self.changing(parent_node, name) as parent:
-            actor, rmdir = self.actor(parent, ctx), namespace.rmdir
+            actor, rmdir = self._tree.actor(parent, ctx), namespace.rmdir
             changed = await self._tree.change_names(parent, actor, rmdir, parent.fd, name)
             self._tree.name_changed(changed, parent, name)
             self._inodes.name_gone(changed.key.device, parent, name)
@@ -118,7 +114,7 @@ class NameChanges:
         # requester is gone.
         using_old, using_new = self.changing(*old), self.changing(*new)
         async with using_old as old_parent, using_new as new_parent:
-            actor, rename = self.actor(old_parent, ctx), namespace.rename
+            actor, rename = self._tree.actor(old_parent, ctx), namespace.rename
             where = new_parent if self._services.is_local(old_parent) else old_parent
             names = old_parent.fd, old_name, new_parent.fd, new_name
             done = await self._tree.change_names(where, actor, rename, *names, flags)
@@ -155,6 +151,7 @@ class NameChanges:
             where = parent if self._services.is_local(inode) else inode
             linked = self._tree.run_on_names(where, namespace.link, inode.fd, parent.fd, name)
             self._tree.name_changed(await linked, parent, name)
+            self._services.space_retry.named(inode.node)
             self._inodes.name_gone(parent.device, parent, name)
             return await self._tree.look_up(parent, name)
 

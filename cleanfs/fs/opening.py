@@ -9,6 +9,7 @@ from pyfuse3 import FileHandleT, FileInfo, RequestContext
 
 from cleanfs.fs.handle_table import HandleTable
 from cleanfs.fs.permissions import Permissions
+from cleanfs.fuse.request import current
 from cleanfs.source.attributes import NewAttributes, without_set_id
 from cleanfs.source.caller import Caller
 from cleanfs.source.namespace import OpenedFile
@@ -63,7 +64,9 @@ class Opener:
 
     async def open_directory(self, inode: Inode, ctx: RequestContext) -> FileHandleT:
         """Open a directory. Raises OSError."""
-        fd = await self._tree.open_directory(inode)
+        request = current()  # pyfuse3's handler gets no flags
+        flags = 0 if request is None else request.flags & os.O_NOATIME
+        fd = await self._tree.open_directory(inode, flags)
         try:
             st = await self._services.inline_if_local(inode, os.fstat, fd)
         except BaseException:

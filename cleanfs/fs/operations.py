@@ -37,11 +37,15 @@ from cleanfs.fs.control import CONTROL_NAME, Control
 from cleanfs.fs.entries import Entries, control_entry, new_attributes, statvfs_data
 from cleanfs.fs.handle_table import HandleTable
 from cleanfs.fs.handler import handler
+from cleanfs.fs.inode_operations import InodeOperations
 from cleanfs.fs.listing import Lister, list_control
+from cleanfs.fs.lock_operations import LockOperations
 from cleanfs.fs.name_changes import NameChanges
 from cleanfs.fs.opening import Opener
 from cleanfs.fs.permissions import Permissions, is_granted
+from cleanfs.fs.range_operations import RangeOperations
 from cleanfs.fs.rollback import ReplyRollback
+from cleanfs.fs.tmpfile import Tmpfile
 from cleanfs.fs.xattrs import CAPABILITY, Xattrs
 from cleanfs.fuse.channel import Channel
 from cleanfs.fuse.request import on_refusal
@@ -56,6 +60,7 @@ from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.node_ids import ROOT
 from cleanfs.vfs.open_files import LOOK_SECONDS, OpenFiles
 from cleanfs.vfs.root import ACL_NAMES, Root
+from cleanfs.vfs.source_locks import Locks
 from cleanfs.vfs.source_watch import SourceWatch
 from cleanfs.vfs.stale_names import StaleNames
 from cleanfs.vfs.tree import Tree
@@ -77,6 +82,7 @@ class CleanFS(pyfuse3.Operations):
         *,
         attr_timeout: float,
         watch: SourceWatch | None = None,
+        locks: Locks = Locks.LOCAL,
     ) -> None:
         """Use ``attr_timeout``, in seconds, for attributes and names."""
         super().__init__()
@@ -102,6 +108,25 @@ class CleanFS(pyfuse3.Operations):
         self._names = NameChanges(services, inodes, tree, self._stale_names, control)
         self._xattrs = Xattrs(services, inodes, tree, self._permissions, self._rollback)
         self._channel = channel
+        ranges = RangeOperations(tree, self._handles)
+        inode_operations = InodeOperations(
+            tree,
+            control,
+            self._handles,
+            self._permissions,
+            self._rollback,
+            self._xattrs,
+            channel,
+            self.getattr,
+        )
+        self._locks = (
+            LockOperations(services, self._handles, self.flush) if locks is Locks.SOURCE else None
+        )
+        tmpfile = Tmpfile(tree, control, self._entries, self._opener, self._rollback)
+        for more in (ranges, inode_operations, tmpfile, self._locks):
+            if more is None:
+                continue
+            channel.async_handlers.update(more.handlers())
         self._writes_begun = self._writes_ended = 0
         self.supports_dot_lookup = inodes.exports
         self.enable_writeback_cache = services.writeback
@@ -121,6 +146,8 @@ class CleanFS(pyfuse3.Operations):
             nursery.start_soon(self._open_files.run)
             nursery.start_soon(self._tree.keep_bounded)
             nursery.start_soon(self._handles.release_abandoned)
+            if self._locks is not None:
+                nursery.start_soon(self._locks.run)
             if self._root is not None:
                 nursery.start_soon(self._root.run)
 
@@ -320,7 +347,7 @@ class CleanFS(pyfuse3.Operations):
         async with self._names.changing(parent_inode, name) as parent:
             before = self._services.before()
             io_flags = flags & (IO_FLAGS | os.O_EXCL | os.O_TRUNC)
-            actor = self._names.actor(parent, ctx)
+            actor = self._tree.actor(parent, ctx)
             opened, inode, st = await self._tree.create(parent, name, mode, io_flags, actor)
             with self._inodes.using(inode):
                 told = inode.kernel.told
@@ -374,6 +401,8 @@ class CleanFS(pyfuse3.Operations):
     @handler
     async def release(self, fh: FileHandleT) -> None:
         """Close a file whose last descriptor was closed."""
+        if self._locks is not None:
+            self._locks.released(fh)
         await self._handles.release(fh)
 
     @handler
@@ -431,7 +460,7 @@ class CleanFS(pyfuse3.Operations):
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
-        """Set an extended attribute (pyfuse3 sees to XATTR_CREATE and XATTR_REPLACE)."""
+        """Set an extended attribute, without the channel. pyfuse3 sees to the flags."""
         if self._control.node(inode) is not None:
             raise FUSEError(errno.EPERM)
         async with self._tree.using(inode) as held:

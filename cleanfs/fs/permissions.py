@@ -101,6 +101,13 @@ class Permissions:
             raise StaleError
         return st
 
+    async def check_flags_change(self, inode: Inode, ctx: RequestContext) -> None:
+        """Check a change of flags (chattr), for which the kernel does not retry."""
+        try:
+            await self.check_owner(inode, ctx)
+        except StaleError as exc:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from exc
+
     async def check_setattr(
         self, inode: Inode, io_fd: int, new: NewAttributes, ctx: RequestContext
     ) -> tuple[NewAttributes, os.stat_result | None]:

@@ -8,6 +8,7 @@ from pyfuse3 import FUSEError, RequestContext
 
 from cleanfs.fs.permissions import Permissions
 from cleanfs.fs.rollback import ReplyRollback
+from cleanfs.source import attributes
 from cleanfs.source.attributes import ACCESS_ACL
 from cleanfs.source.caller import Caller
 from cleanfs.vfs.handles import Services
@@ -74,16 +75,37 @@ class Xattrs:
                 self._rollback.acl(inode)
         return value
 
-    async def set(self, inode: Inode, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        """Set an extended attribute."""
+    async def set(
+        self,
+        inode: Inode,
+        name: bytes,
+        value: bytes,
+        ctx: RequestContext,
+        flags: int = 0,
+        *,
+        clears_set_gid: bool | None = None,
+    ) -> None:
+        """Set an extended attribute; ``flags`` are those of setxattr(2).
+
+        An access ACL that a process outside the file's group sets clears the set-gid bit (the kernel's
+        ``posix_acl_update_mode``). ``clears_set_gid`` says so if the kernel did; None if it did not.
+        """
         await self._permissions.check_xattr_change(inode, name, ctx)
-        caller = Caller.of(ctx) if name == ACCESS_ACL else None
-        await self._tree.change_xattr(inode, name, value, caller)
+        caller = Caller.of(ctx)
+
+        def clears(st: os.stat_result) -> bool:
+            if clears_set_gid is not None:
+                return clears_set_gid
+            return name == ACCESS_ACL and not (caller.privileged or caller.in_group(st.st_gid))
+
+        await self._tree.change_meta(
+            inode, attributes.change_xattr, inode.fd, name, value, flags, clears
+        )
         self._rollback.change(inode)
 
     async def remove(self, inode: Inode, name: bytes, ctx: RequestContext) -> None:
         """Remove an extended attribute."""
         await self._permissions.check_xattr_change(inode, name, ctx)
-        await self._tree.change_xattr(inode, name, None)
+        await self._tree.change_meta(inode, attributes.change_xattr, inode.fd, name, None)
         inode.lost_capability = name == CAPABILITY
         self._rollback.change(inode)

@@ -18,16 +18,18 @@ handle is received in the wait, and copied once when libfuse reads.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import stat as stat_module
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import pyfuse3
 import trio
+from pyfuse3 import FUSEError
 
 from cleanfs.cache.state import CacheState, HandleState
 from cleanfs.fuse import init_flags
@@ -43,11 +45,18 @@ log = logging.getLogger(__name__)
 MAX_UNYIELDING_NS: Final = 100_000
 """The scheduler runs at least this often: it does not report tasks that it is about to run anyway."""
 
-SYNC_LOOK_SECONDS: Final = 0.01
-"""How often to look whether the last FSYNCs have ended, when the mount ends."""
+DRAIN_LOOK_SECONDS: Final = 0.01
+"""How often to look whether the last requests have ended, when the mount ends."""
+
+MAX_REQUESTS: Final = 10_000
+"""Requests in progress at a time, of pyfuse3's handlers and of ours each. At this limit no more are
+read, not even for the control files."""
 
 Handler = Callable[[Request, bytes], None]
 """Handles a message, given its body, without waiting."""
+
+AsyncHandler = Callable[[Request, bytes], Awaitable[bytes]]
+"""Handles a request, given its body, in a task. Returns the body of the reply. Raises FUSEError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,10 @@ class Channel:
         """
         self.handlers: dict[int, Handler] = {}
         """The messages that are handled here, by opcode."""
+        self.async_handlers: dict[int, AsyncHandler] = {}
+        """The requests that are handled here, each in a task (``run``), by opcode."""
+        self.init_flags = 0
+        """The FUSE_INIT flags that were added to libfuse's."""
         self.device = -1
         """The fd of the FUSE device; -1 if it is not known."""
         self.refused: Callable[[Request], None] = roll_back
@@ -95,6 +108,9 @@ class Channel:
         self._lock_made = False
         self._closing = False
         self._yielded_ns = 0
+        self._nursery: trio.Nursery | None = None
+        self._in_progress = 0
+        self._one_ended = trio.Event()
 
     def begin(self) -> None:
         """Take over the session that was just mounted, if this pyfuse3 lets us; else warn."""
@@ -187,10 +203,14 @@ class Channel:
         hit, got, source, write = (HistogramSnapshot(*found) for found in native.histograms())
         return LatencyStats(hit, got, source, write, native.read_bytes, native.write_bytes)
 
-    async def synced(self) -> None:
-        """Return when no FSYNC is under way in a thread of the native half."""
-        while self._serves and self._native.syncing:  # noqa: ASYNC110  # native threads set no event
-            await trio.sleep(SYNC_LOOK_SECONDS)
+    async def drained(self) -> None:
+        """Return when no request is in progress: no FSYNC in a native thread, no handler of ours."""
+        while self._in_progress or self._syncing:  # noqa: ASYNC110  # native threads set no event
+            await trio.sleep(DRAIN_LOOK_SECONDS)
+
+    @property
+    def _syncing(self) -> bool:
+        return self._serves and self._native.syncing > 0
 
     def source_reads(self) -> tuple[int, int]:
         """Return how many reads of the source were made, and their bytes."""
@@ -198,11 +218,44 @@ class Channel:
 
     def _init_reply(self, request: bytes, reply: bytes) -> bytes:
         changed, granted = init_flags.negotiate(request, reply, self._wanted_init_flags)
+        self.init_flags = granted
         self._init_flags_granted(granted)
         return changed
 
     def _refused(self, request: Request) -> None:
         self.refused(request)
+
+    # -- requests with handlers of ours -------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run the tasks of requests with async handlers, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def _begin_task(self, handle: AsyncHandler, request: Request, nursery: trio.Nursery) -> None:
+        self._in_progress += 1
+        nursery.start_soon(self._handle, handle, request, self._native.body())
+
+    async def _handle(self, handle: AsyncHandler, request: Request, body: bytes) -> None:
+        """Handle a request and reply. If the reply is refused, undo what it gave."""
+        set_current(request)
+        error, reply = 0, b""
+        try:
+            reply = await handle(request, body)
+        except FUSEError as exc:
+            # ENOSYS would make the kernel send no such request any more. A source may say it of a file.
+            error = -errno.EOPNOTSUPP if exc.errno == errno.ENOSYS else -exc.errno
+        finally:
+            self._in_progress -= 1
+            self._one_ended.set()
+        self._native.ended(request.unique)
+        with contextlib.suppress(OSError):  # the connection has ended
+            if not self.reply(request, error, reply):
+                self.refused(request)
 
     # -- pyfuse3's wait -----------------------------------------------------------------------
 
@@ -220,6 +273,9 @@ class Channel:
         """
         scheduler = self._scheduler
         while not self._closing:
+            while self._in_progress >= MAX_REQUESTS:
+                self._one_ended = trio.Event()
+                await self._one_ended.wait()
             if (
                 scheduler.runnable > self._lock.woken
                 or time.perf_counter_ns() > self._yielded_ns + MAX_UNYIELDING_NS
@@ -255,6 +311,10 @@ class Channel:
         handle = self.handlers.get(request.opcode)
         if handle is not None:
             handle(request, self._native.body())
+            return False
+        handle_async = self.async_handlers.get(request.opcode)
+        if handle_async is not None and self._nursery is not None:
+            self._begin_task(handle_async, request, self._nursery)
             return False
         self._native.leave_to_libfuse()
         set_current(request)

@@ -15,6 +15,7 @@ from cleanfs.fuse.protocol import (
     FUSE_INIT_OUT,
     FUSE_OUT_HEADER,
     FUSE_PARALLEL_DIROPS,
+    FUSE_SETXATTR_EXT,
 )
 
 WANTED: Final = {
@@ -26,8 +27,17 @@ WANTED: Final = {
         "says in a WRITE that set-id bits must go. Without it the kernel asks for security.capability "
         "before each write; with it once for a file, and again after its attributes were refreshed"
     ),
+    FUSE_SETXATTR_EXT: "says with an ACL that the set-gid bit must go, so that we need not find out",
 }
-"""The flags that every mount asks for, and what each does. Linux 3.2, 4.7, 5.11."""
+"""The flags that every mount asks for, and what each does. Linux 3.2, 4.7, 5.11, 5.13."""
+
+# Not asked for:
+# * READDIRPLUS_AUTO: the kernel would also send READDIR, for which pyfuse3 has no handler.
+# * NO_OPENDIR_SUPPORT: an open directory holds a snapshot of its names (``DirHandle``), and permission
+#   to list it is checked when it is opened.
+# * CACHE_SYMLINKS: a kernel that keeps a target sends no request by which a change would be found,
+#   where a symbolic link is known by its name.
+# * POSIX_LOCKS and FLOCK_LOCKS: only with ``--locks source``. Otherwise the kernel keeps locks itself.
 
 # FUSE_EXPLICIT_INVAL_DATA (Linux 5.2): the kernel drops pages only after an invalidation. libfuse
 # asks for FUSE_AUTO_INVAL_DATA, with which it drops all pages of a file upon another mtime. Each

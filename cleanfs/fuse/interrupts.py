@@ -49,9 +49,14 @@ class Interrupts:
 
     def _interrupt(self, _: Request, body: bytes) -> None:
         [unique] = FUSE_INTERRUPT_IN.unpack_from(body)
-        if self._channel.request(unique) is not None and unique not in self._released:
-            self._interrupted.setdefault(unique, trio.current_time())
-            self._some.set()
+        request = self._channel.request(unique)
+        if request is None or request.interrupted:
+            return
+        request.interrupted = True
+        if request.on_interrupt is not None:
+            request.on_interrupt()
+        self._interrupted.setdefault(unique, trio.current_time())
+        self._some.set()
 
     async def run(self) -> None:
         """Release killed requesters; never returns."""

@@ -6,7 +6,10 @@ request that is. Without the channel no request is known.
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from pyfuse3 import RequestContext
 
 Rollback = Callable[[], None]
 
@@ -27,6 +30,23 @@ class Request(Protocol):
     """The open file's flags, as fcntl(2) has them now, if this is a READ or WRITE."""
     rollback: Rollback | None
     """Undoes what the reply gives; called if the kernel refuses the reply, as the requester is gone."""
+    interrupted: bool
+    """Whether a signal has come for the requester."""
+    on_interrupt: Callable[[], None] | None
+    """Called when one comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    uid: int
+    gid: int
+    pid: int
+    umask: int
+
+
+def context_of(request: Request, umask: int = 0) -> RequestContext:
+    """Return the requester, as pyfuse3 hands it to handlers. Only pyfuse3 can make its own class."""
+    return cast(RequestContext, _Context(request.uid, request.gid, request.pid, umask))
 
 
 _request: ContextVar[Request | None] = ContextVar("request", default=None)

@@ -23,8 +23,17 @@ AT_STATX_DONT_SYNC: Final = 0x4000
 
 STATX_INO: Final = 0x100
 STATX_SIZE: Final = 0x200
+STATX_BASIC_STATS: Final = 0x7FF
+STATX_BTIME: Final = 0x800
 STATX: Final = struct.Struct("=32xQQ88xII112x")
 """struct statx, 256 bytes: stx_ino, stx_size, stx_dev_major, stx_dev_minor."""
+
+STATX_BIRTH: Final = struct.Struct("=I76xqI")
+"""The beginning of the same: stx_mask, stx_btime in seconds and nanoseconds."""
+
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+FALLOC_FL_ZERO_RANGE: Final = 0x10
 
 STATFS_BYTES: Final = 256
 """More than ``struct statfs`` takes on any architecture; ``f_type`` is its first member."""
@@ -239,6 +248,24 @@ def _openat2(dir_fd: int, name: bytes, flags: int, resolve: int) -> int:
     if fd < 0:
         _raise(name)
     return fd
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Call ``fallocate(2)``. Raises OSError."""
+    if _libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+        _raise()
+
+
+def birth_time(fd: int) -> int | None:
+    """Return when a file (O_PATH too) was made, in ns; None if its file system does not know.
+
+    Raises OSError.
+    """
+    buffer = ctypes.create_string_buffer(STATX.size)
+    if _libc.statx(fd, b"", AT_EMPTY_PATH, STATX_BTIME, buffer):
+        _raise()
+    mask, seconds, nanoseconds = STATX_BIRTH.unpack_from(buffer)
+    return seconds * 1_000_000_000 + nanoseconds if mask & STATX_BTIME else None
 
 
 def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:

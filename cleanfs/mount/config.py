@@ -7,6 +7,7 @@ from uuid import UUID
 from cleanfs.backends.options import Admission, Allocator, BackendOptions, Poor
 from cleanfs.source.io import SourceCache
 from cleanfs.vfs.coherency import ATTR_TIMEOUTS, Coherency
+from cleanfs.vfs.source_locks import Locks
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -40,6 +41,7 @@ class MountConfig:
     attr_timeout: float = ATTR_TIMEOUTS[Coherency.OPEN]
     coherency: Coherency = Coherency.OPEN
     writeback: bool = False
+    locks: Locks = Locks.LOCAL
     busy_poll_us: float = 50.0
     source_cache: SourceCache = SourceCache.AUTO
     read_ahead: int = 1 << 20

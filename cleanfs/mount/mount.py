@@ -21,11 +21,11 @@ from cleanfs.cache.resident import Resident, make_resident
 from cleanfs.fs.control import CONTROL_NAME, DROP_CLEANCACHE, DROP_PAGE_CACHE, NO_BACKEND, Control
 from cleanfs.fs.operations import CleanFS
 from cleanfs.fs.stats import MountStats
-from cleanfs.fuse.channel import Channel
+from cleanfs.fuse.channel import MAX_REQUESTS, Channel
 from cleanfs.fuse.interrupts import Interrupts
 from cleanfs.fuse.isolated_threads import IsolatedThreads
 from cleanfs.fuse.notify import Notifier
-from cleanfs.fuse.protocol import FUSE_EXPLICIT_INVAL_DATA
+from cleanfs.fuse.protocol import FUSE_EXPLICIT_INVAL_DATA, FUSE_FLOCK_LOCKS, FUSE_POSIX_LOCKS
 from cleanfs.fuse.request_limits import RequestLimits, set_limits
 from cleanfs.fuse.size_sync import MountedAt
 from cleanfs.latency import Latencies
@@ -50,6 +50,7 @@ from cleanfs.vfs.export import can_export
 from cleanfs.vfs.handles import Services
 from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.open_files import LOOK_SECONDS
+from cleanfs.vfs.source_locks import Locks
 from cleanfs.vfs.source_watch import SourceWatch, UnwatchableError, WatchStats
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,6 @@ MAX_INODES = 1 << 16
 
 RESERVED_FDS = 128
 """The fds for everything but inodes and open files."""
-
-MAX_REQUESTS = 10_000
-"""Requests in progress at a time. At this limit no more are read, not even for the control files."""
 
 STOP_GRACE_SECONDS = 5.0
 """How long requests may wait for a hung source, after a signal, before they are abandoned."""
@@ -105,6 +103,7 @@ class Mount:
         self._latencies = Latencies()
         self._request_limits = RequestLimits()
         self._all_local = all_local(config.source)
+        self._sends_locks = False
         self._channel = Channel(
             config.busy_poll_us, self._wanted_init_flags(), self._init_flags_granted
         )
@@ -131,6 +130,7 @@ class Mount:
             self._channel,
             attr_timeout=config.attr_timeout,
             watch=self._watch,
+            locks=config.locks,
         )
 
     def _open_inodes(self, services: Services) -> InodeTable:
@@ -164,6 +164,7 @@ class Mount:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._isolated.run)
                     nursery.start_soon(self._notifier.run)
+                    nursery.start_soon(self._channel.run)
                     nursery.start_soon(self._filesystem.run_background_tasks)
                     nursery.start_soon(self._interrupts.run)
                     if self._watch is not None:
@@ -173,7 +174,7 @@ class Mount:
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
                     nursery.start_soon(self._announce, ready)
                     await serve_until_the_end()
-                    await self._channel.synced()
+                    await self._channel.drained()
                     nursery.cancel_scope.cancel()
             finally:
                 self._fs.flush_fs()
@@ -213,18 +214,22 @@ class Mount:
         self._watchdog.set_connection(connection_of(self._channel.device, self.config.mountpoint))
 
     def _wanted_init_flags(self) -> int:
-        """Choose whether the kernel drops pages only after an explicit invalidation.
+        """Choose whether the kernel sends us locks, and whether it drops pages only when told to.
 
-        Then it sends no GETATTR before it reads from its pages. Instead ``open_files`` looks for
-        changes of open files once a second, which would be many requests to a remote source. With
+        In that case it sends no GETATTR before it reads from its pages. Instead ``open_files`` looks
+        for changes of open files once a second, which would be many requests to a remote source. With
         ``--writeback`` the kernel never drops pages for a change of attributes.
         """
         config = self.config
         looks = config.coherency is Coherency.NONE or config.attr_timeout >= LOOK_SECONDS
-        return FUSE_EXPLICIT_INVAL_DATA if looks and self._all_local and not config.writeback else 0
+        flags = FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS if config.locks is Locks.SOURCE else 0
+        if looks and self._all_local and not config.writeback:
+            flags |= FUSE_EXPLICIT_INVAL_DATA
+        return flags
 
     def _init_flags_granted(self, flags: int) -> None:
         self._notifier.explicit = bool(flags & FUSE_EXPLICIT_INVAL_DATA)
+        self._sends_locks = bool(flags & FUSE_POSIX_LOCKS)
 
     # -- the operator's view ------------------------------------------------------------------
 
@@ -357,6 +362,10 @@ class Mount:
             path = os.path.join(self.config.mountpoint, os.fsdecode(CONTROL_NAME))
             await self._isolated.run_sync(os.stat, path)
         self._channel.confirm()
+        if self.config.locks is Locks.SOURCE and not self._sends_locks:
+            log.warning(
+                "the kernel keeps locks itself: without the FUSE channel --locks source is lost"
+            )
         if (point := mounted_at(self.config.mountpoint)) is not None:
             if os.geteuid() == 0:  # flags that libfuse does not know
                 flags = with_names(flags_of(point), self.config.flags)

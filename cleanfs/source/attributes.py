@@ -5,14 +5,39 @@ must know afterwards (attributes before and after) they return. All raise OSErro
 """
 
 import errno
+import fcntl
 import os
 import stat as stat_module
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Final
 
 from cleanfs.linux import syscalls
 from cleanfs.source.caller import Caller
 
 ACCESS_ACL = b"system.posix_acl_access"
+
+
+@dataclass(frozen=True, slots=True)
+class FlagsCommand:
+    """A pair of ioctls that get and set flags, which are the first 32 bits (linux/fs.h)."""
+
+    getter: int
+    setter: int
+    size: int
+    """The bytes that they transfer."""
+    privileged: int
+    """The flags that only privileged processes may change: immutable and append-only
+    (CAP_LINUX_IMMUTABLE), and ext4's data journal (CAP_SYS_RESOURCE)."""
+
+
+FLAGS: Final = FlagsCommand(0x80086601, 0x40086602, 4, 0x10 | 0x20 | 0x4000)
+"""FS_IOC_GETFLAGS, FS_IOC_SETFLAGS; FS_IMMUTABLE_FL, FS_APPEND_FL, FS_JOURNAL_DATA_FL."""
+
+FSXATTR: Final = FlagsCommand(0x801C581F, 0x401C5820, 28, 0x8 | 0x10)
+"""FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR (struct fsxattr); FS_XFLAG_IMMUTABLE, FS_XFLAG_APPEND."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +102,53 @@ def access_acl(fd: int) -> bytes:
 
 
 def change_xattr(
-    fd: int, name: bytes, value: bytes | None, caller: Caller | None = None
+    fd: int,
+    name: bytes,
+    value: bytes | None,
+    flags: int = 0,
+    clears_set_gid: Callable[[os.stat_result], bool] = lambda _: False,
 ) -> tuple[os.stat_result, os.stat_result]:
     """Set an extended attribute, or remove it if ``value`` is None.
 
-    Returns the file's attributes before and after. ``caller`` is the process that sets an access ACL:
-    unless it is in the file's group, that clears the set-gid bit (the kernel's
-    ``posix_acl_update_mode``).
+    ``flags`` are 0, or XATTR_CREATE or XATTR_REPLACE. Returns the file's attributes before and after.
+    ``clears_set_gid`` says of the attributes after whether an access ACL clears the set-gid bit.
     """
     path = f"/proc/self/fd/{fd}"
     before = os.fstat(fd)
     if value is None:
         os.removexattr(path, name)
         return before, os.fstat(fd)
-    os.setxattr(path, name, value)
+    os.setxattr(path, name, value, flags)
     after = os.fstat(fd)
-    set_gid = after.st_mode & stat_module.S_ISGID
-    if caller is not None and set_gid and not (caller.privileged or caller.in_group(after.st_gid)):
+    if after.st_mode & stat_module.S_ISGID and clears_set_gid(after):
         os.chmod(path, stat_module.S_IMODE(after.st_mode) & ~stat_module.S_ISGID)
         after = os.fstat(fd)
     return before, after
+
+
+def set_flags(
+    fd: int,
+    command: FlagsCommand,
+    value: bytes,
+    acting: Callable[[], AbstractContextManager[None]],
+    *,
+    privileged: bool,
+) -> tuple[os.stat_result, os.stat_result]:
+    """Set the flags of chattr(1), or what project quotas use, of an open file.
+
+    ``acting`` makes this thread act as the requester, so that the source checks what that may do.
+    Where it cannot, and for what fsuid does not decide, only a ``privileged`` requester may change
+    some flags. Returns the file's attributes before and after.
+    """
+    before = os.fstat(fd)
+    if not privileged:
+        old = fcntl.ioctl(fd, command.getter, bytes(len(value)))
+        changed = int.from_bytes(old[:4], sys.byteorder) ^ int.from_bytes(value[:4], sys.byteorder)
+        if changed & command.privileged:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    with acting():
+        fcntl.ioctl(fd, command.setter, value)
+    return before, os.fstat(fd)
 
 
 def has_default_acl(directory_fd: int) -> bool:

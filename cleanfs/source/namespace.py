@@ -105,18 +105,23 @@ def lookup_cached(parent_fd: int, name: bytes) -> Opened | None:
     return Opened(fd, os.fstat(fd))
 
 
-def open_file(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
-    """Open a file for I/O by the /proc path of its O_PATH descriptor; ``key`` is its own, if known.
+def open_advised(path: str, flags: int) -> int:
+    """Open the object of an O_PATH descriptor by its /proc path.
 
     O_NOATIME is only advice, and only the owner may give it: the program may be that, and the daemon
     not. A file with the append-only attribute can only be opened with O_APPEND.
     """
     try:
-        fd = os.open(path, flags & ~os.O_APPEND | os.O_CLOEXEC)
+        return os.open(path, flags & ~os.O_APPEND | os.O_CLOEXEC)
     except PermissionError:
         if not flags & (os.O_NOATIME | os.O_APPEND):
             raise
-        fd = os.open(path, flags & ~os.O_NOATIME | os.O_CLOEXEC)
+        return os.open(path, flags & ~os.O_NOATIME | os.O_CLOEXEC)
+
+
+def open_file(path: str, flags: int, key: FileKey | None = None) -> OpenedFile:
+    """Open a file for I/O (``open_advised``); ``key`` is its own, if known."""
+    fd = open_advised(path, flags)
     try:
         st = os.fstat(fd)
         return OpenedFile(fd, st, file_key(fd, st) if key is None else key)
@@ -201,9 +206,7 @@ def create_file(parent_fd: int, name: bytes, mode: int, flags: int, actor: Actor
         raise StaleError from exc
     try:
         if not acts:
-            actor.take(fd, os.fstat(fd), parent_fd)
-            if mode & SPECIAL_BITS:  # after chown, which clears them
-                os.fchmod(fd, stat_module.S_IMODE(os.fstat(fd).st_mode) | mode & SPECIAL_BITS)
+            _give(fd, mode, parent_fd, actor)
         st = os.fstat(fd)
         return OpenedFile(fd, st, file_key(fd, st))
     except BaseException:
@@ -211,6 +214,31 @@ def create_file(parent_fd: int, name: bytes, mode: int, flags: int, actor: Actor
         with actor.acting():
             _undo(os.unlink, name, parent_fd)
         raise
+
+
+def create_nameless(parent_fd: int, mode: int, flags: int, actor: Actor) -> tuple[OpenedFile, int]:
+    """Create and open a file without a name (O_TMPFILE). Returns an O_PATH fd of it, too."""
+    flags = flags & ~os.O_APPEND | os.O_TMPFILE | os.O_CLOEXEC  # each write says whether it appends
+    mode = stat_module.S_IMODE(actor.mode(mode, parent_fd))
+    acts = actor.acts()
+    with actor.acting():
+        fd = os.open(f"/proc/self/fd/{parent_fd}", flags, mode if acts else mode & ~SPECIAL_BITS)
+    try:
+        if not acts:
+            _give(fd, mode, parent_fd, actor)
+        st = os.fstat(fd)
+        path_fd = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+        return OpenedFile(fd, st, file_key(fd, st)), path_fd
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _give(fd: int, mode: int, parent_fd: int, actor: Actor) -> None:
+    """Give the actor a file that the daemon made, and set its special bits, which chown clears."""
+    actor.take(fd, os.fstat(fd), parent_fd)
+    if mode & SPECIAL_BITS:
+        os.fchmod(fd, stat_module.S_IMODE(os.fstat(fd).st_mode) | mode & SPECIAL_BITS)
 
 
 def make_node(parent_fd: int, name: bytes, mode: int, rdev: int, target: bytes, actor: Actor) -> Opened:

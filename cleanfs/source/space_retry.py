@@ -44,6 +44,10 @@ class SpaceRetry:
         """Tell whether an inode is held whose last name was removed through the mount."""
         return node in self._since
 
+    def named(self, node: int) -> None:
+        """Note that an inode without a name was given one (linkat(2) of an O_TMPFILE file)."""
+        self._since.pop(node, None)
+
     def closing(self, node: int) -> None:
         """Note that an open file of an inode is being closed; the kernel may forget it next."""
         if node in self._since:

@@ -209,7 +209,7 @@ class FileHandle:
         with self.use:
             began = perf_counter_ns()
             if self.state.drop_due:
-                self._opener_ran()
+                self.opener_ran()
             pagecache = self._pagecache
             if self.file.writes:
                 for write in [write for write in self.file.writes if write.overlaps(offset, size)]:
@@ -237,7 +237,7 @@ class FileHandle:
         """
         with self.use:
             if self.state.drop_due:
-                self._opener_ran()
+                self.opener_ran()
             return await self._write_in_order(offset, data)
 
     async def _write_in_order(self, offset: int, data: bytes) -> tuple[int, Rollback]:
@@ -311,7 +311,7 @@ class FileHandle:
 
         A program that was killed in a hung call closes its files, and must not hang again.
         """
-        self._opener_ran()
+        self.opener_ran()
         if not self.writable:
             return
         if self.use and self._services.backing.abandoned_calls:
@@ -322,7 +322,7 @@ class FileHandle:
     async def release(self) -> None:
         """Close the file. The last close of a file without a name discards its pages."""
         services, file = self._services, self.file
-        self._opener_ran()
+        self.opener_ran()
         await self.use.ended()
         file.pins -= 1
         file.handles -= 1
@@ -341,7 +341,7 @@ class FileHandle:
         with self.use:
             await self._services.backing.in_thread(namespace.sync, self.fd, data_only)
 
-    def _opener_ran(self) -> None:
+    def opener_ran(self) -> None:
         """Note that the opener has run: the kernel has applied the invalidation of the OPEN reply."""
         if self.state.drop_due:
             self.state.drop_due = False

@@ -176,6 +176,20 @@ class InodeTable:
         self.referenced(inode, st, parent, name)
         return inode
 
+    def made_nameless(self, fd: int, st: os.stat_result) -> Inode:
+        """Make the inode of a new file without a name, with one kernel reference.
+
+        Takes over ``fd``. Raises OSError (EOPNOTSUPP) where files are known by their names.
+        """
+        if self._rules[st.st_dev] is not Rule.INODE:
+            os.close(fd)
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        inode = self._make(st, _handle_of(fd) if self.exports else None)
+        self._index.add(inode)
+        self._hold(inode, fd, st.st_ino)
+        inode.nlookup += 1
+        return inode
+
     def lasts(self, device: int) -> bool:
         """Tell whether a file system's inode numbers and handles last, and handles can be opened."""
         return self.exports and self._rules[device] is Rule.INODE

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TypeVar, TypeVarTuple
 
 import trio
+from pyfuse3 import RequestContext
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.cache.files import CachedFile
@@ -22,7 +23,6 @@ from cleanfs.cache.fingerprint import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.linux import syscalls
 from cleanfs.source import attributes, namespace
 from cleanfs.source.attributes import NewAttributes
-from cleanfs.source.caller import Caller
 from cleanfs.source.errors import HalfDoneError, StaleError
 from cleanfs.source.namespace import Actor, Changed, OpenedFile
 from cleanfs.vfs.coherency import Coherency
@@ -63,6 +63,10 @@ class Tree:
     def using(self, node: int) -> "Using":
         """Hold an inode's descriptor for the length of the block."""
         return Using(self, self.inodes[node])
+
+    def actor(self, inode: Inode, ctx: RequestContext) -> Actor:
+        """Return the requester of a change of an inode, or of names in a directory."""
+        return Actor(ctx.uid, ctx.gid, ctx.umask, local=self.services.is_local(inode))
 
     async def in_thread_with_retry(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a thread (``Backing.in_thread``).
@@ -193,8 +197,7 @@ class Tree:
         Raises StaleError if it was there already, or was replaced in the source at once; the kernel
         then tries again.
         """
-        if self.services.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
-            flags = flags & ~os.O_ACCMODE | os.O_RDWR  # as in open_for_writeback
+        flags = self._readable(flags)
         opened = await self.change_names(
             parent, actor, namespace.create_file, parent.fd, name, mode, flags
         )
@@ -209,6 +212,28 @@ class Tree:
             await self.close(parent, opened.fd)
             raise StaleError
         return replace(opened, key=inode.file_key or opened.key), inode, st
+
+    async def create_nameless(
+        self, parent: Inode, mode: int, flags: int, actor: Actor
+    ) -> tuple[OpenedFile, Inode]:
+        """Create and open a file without a name; its inode has a kernel reference."""
+        flags = self._readable(flags)
+        opened, fd = await self.change_names(
+            parent, actor, namespace.create_nameless, parent.fd, mode, flags
+        )
+        try:
+            inode = self.inodes.made_nameless(fd, opened.stat)
+        except BaseException:
+            await self.close(parent, opened.fd)
+            raise
+        self.services.space_retry.removed(inode.node)  # it is as if its last name had been removed
+        return opened, inode
+
+    def _readable(self, flags: int) -> int:
+        """Have a new file opened for reading, too, if the kernel needs it (``open_for_writeback``)."""
+        if self.services.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
+            return flags & ~os.O_ACCMODE | os.O_RDWR
+        return flags
 
     async def close(self, inode: Inode, fd: int) -> None:
         """Close a file on the same file system, which a server may have to be told."""
@@ -305,7 +330,8 @@ class Tree:
         if file is None:
             try:
                 call = attributes.set_attributes
-                _, after = await self._run_change(inode, new.size, call, inode.fd, io_fd, new)
+                in_thread = new.size is not None
+                _, after = await self._run_change(inode, in_thread, call, inode.fd, io_fd, new)
             except OSError:
                 self.services.notifier.inode(inode.node)  # a part may have been done
                 raise
@@ -313,26 +339,26 @@ class Tree:
         pagecache, size = self.services.pagecache, new.size
         async with pagecache.changing(file) if size is None else pagecache.mutating(file, size):
             before, after = await self._change_or_distrust(
-                inode, file, size, attributes.set_attributes, inode.fd, io_fd, new
+                inode, file, size is not None, attributes.set_attributes, inode.fd, io_fd, new
             )
             moves_mtime = size is not None or new.mtime_ns is not None
             self._check_own_change(inode, file, before, after, size=size, moves_mtime=moves_mtime)
         return after
 
     async def _run_change(
-        self, inode: Inode, size: int | None, call: Callable[[*Ts], T], *args: *Ts
+        self, inode: Inode, in_thread: bool, call: Callable[[*Ts], T], *args: *Ts
     ) -> T:
-        """Change attributes inline if possible; a size in a thread, as it frees or takes blocks."""
-        if size is not None:
+        """Change attributes inline if possible; a size ``in_thread``, as it frees or takes blocks."""
+        if in_thread:
             return await self.in_thread_with_retry(call, *args)
         return await self.run_on_names(inode, call, *args)
 
     async def _change_or_distrust(
-        self, inode: Inode, file: CachedFile, size: int | None, call: Callable[[*Ts], T], *args: *Ts
+        self, inode: Inode, file: CachedFile, in_thread: bool, call: Callable[[*Ts], T], *args: *Ts
     ) -> T:
         """Change attributes; distrust the file if that fails, because a part may have been done."""
         try:
-            return await self._run_change(inode, size, call, *args)
+            return await self._run_change(inode, in_thread, call, *args)
         except BaseException:
             self.services.coherency.distrust(file)
             self.services.notifier.inode(inode.node)
@@ -398,11 +424,11 @@ class Tree:
                 return opened
         return await self._retry_emfile(self.in_thread_with_retry, call, path, flags, inode.file_key)
 
-    async def open_directory(self, inode: Inode) -> int:
-        """Open a directory to list it."""
+    async def open_directory(self, inode: Inode, flags: int = 0) -> int:
+        """Open a directory to list it. O_NOATIME in ``flags`` is advice, as for files."""
         run = functools.partial(self.inline_if_local, inode)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        return await self._retry_emfile(run, os.open, inode.path(), flags)
+        flags |= os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return await self._retry_emfile(run, namespace.open_advised, inode.path(), flags)
 
     async def _retry_emfile(
         self,
@@ -419,18 +445,24 @@ class Tree:
         self.inodes.shrink(self.inodes.stats().held // 2)
         return await run(call, *args)
 
-    async def change_xattr(
-        self, inode: Inode, name: bytes, value: bytes | None, caller: Caller | None = None
+    async def change_meta(
+        self,
+        inode: Inode,
+        call: Callable[[*Ts], tuple[os.stat_result, os.stat_result]],
+        *args: *Ts,
+        in_thread: bool = False,
     ) -> None:
-        """Set or remove (``value`` is None) an extended attribute (``attributes.change_xattr``)."""
+        """Change an inode in a way that moves its ctime alone, such as an extended attribute.
+
+        ``call`` returns its attributes before and after. One that acts as the requester must run
+        ``in_thread``.
+        """
         file = await self._known_file(inode)
         if file is None:
-            await self.in_thread_with_retry(attributes.change_xattr, inode.fd, name, value, caller)
+            await self.in_thread_with_retry(call, *args)
             return
         async with self.services.pagecache.changing(file):
-            before, after = await self._change_or_distrust(
-                inode, file, None, attributes.change_xattr, inode.fd, name, value, caller
-            )
+            before, after = await self._change_or_distrust(inode, file, in_thread, call, *args)
             self._check_own_change(inode, file, before, after, size=None, moves_mtime=False)
 
     def ask_to_forget(self) -> None:

@@ -30,8 +30,6 @@ IN_PLACE = {
 @pytest.mark.parametrize("where", ["mount", "source"])
 @pytest.mark.parametrize("change", IN_PLACE)
 def test_a_change_in_place_is_seen_by_the_next_open(share: Mounter, change: str, where: str) -> None:
-    if change == "punch a hole" and where == "mount":
-        pytest.skip("FUSE without a fallocate handler refuses to punch holes")
     fs = share("--attr-timeout", "60")  # so that no timeout can help
     cached(fs, "f", noise())
     flushes = fs.stats()["flushes"]

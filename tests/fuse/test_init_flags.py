@@ -16,6 +16,7 @@ from cleanfs.fuse.protocol import (
     FUSE_INIT_OUT,
     FUSE_OUT_HEADER,
     FUSE_PARALLEL_DIROPS,
+    FUSE_SETXATTR_EXT,
 )
 from tests.harness.kernel import message
 
@@ -48,7 +49,7 @@ def test_only_the_wanted_bits_of_the_reply_change() -> None:
     assert differing == [28, 30, 31]
     assert changed[28] ^ reply()[28] == FUSE_DONT_MASK
     assert changed[30] ^ reply()[30] == FUSE_PARALLEL_DIROPS >> 16
-    assert changed[31] ^ reply()[31] == FUSE_HANDLE_KILLPRIV_V2 >> 24
+    assert changed[31] ^ reply()[31] == (FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT) >> 24
 
 
 @pytest.mark.parametrize("flags", [FUSE_AUTO_INVAL_DATA, 0])

@@ -17,17 +17,33 @@ from tests.harness.kernel import Device, message
 
 pytestmark = pytest.mark.skipif(native is None, reason="the native module was not built")
 
-NOTIFY_REPLY, WRITE, READ, OPEN, SETATTR, CREATE = 41, 16, 15, 14, 4, 35
+NOTIFY_REPLY, WRITE, READ, OPEN, SETATTR, CREATE, IOCTL = 41, 16, 15, 14, 4, 35, 39
 NO_REPLY: Final = (FUSE_FORGET, FUSE_INTERRUPT, NOTIFY_REPLY, FUSE_BATCH_FORGET)
 
 SIZES: Final = {
     2: 8, 3: 16, 4: 88, 8: 16, 9: 8, 12: 8, 13: 8, 14: 8, 15: 40, 16: 40, 18: 24, 20: 16, 21: 8, 22: 8,
     23: 8, 25: 24, 26: 16, 27: 8, 28: 40, 29: 24, 30: 16, 31: 48, 32: 48, 33: 48, 34: 8, 35: 16, 36: 8,
     37: 16, 39: 32, 40: 24, 41: 40, 42: 8, 43: 32, 44: 40, 45: 16, 46: 24, 47: 56, 48: 40, 49: 4, 50: 8,
+    51: 16, 52: 24, 53: 56,
 }  # fmt: skip
 """The size of the struct that the body of each opcode begins with (linux/fuse.h)."""
 
-NAMES: Final = {1: 1, 6: 2, 8: 1, 9: 1, 10: 1, 11: 1, 12: 2, 13: 1, 21: 1, 22: 1, 24: 1, 35: 1, 45: 2}
+NAMES: Final = {
+    1: 1,
+    6: 2,
+    8: 1,
+    9: 1,
+    10: 1,
+    11: 1,
+    12: 2,
+    13: 1,
+    21: 1,
+    22: 1,
+    24: 1,
+    35: 1,
+    45: 2,
+    51: 1,
+}
 """How many names follow the struct."""
 
 RECORDED: Final = {
@@ -75,6 +91,8 @@ def complete_body(opcode: int) -> bytes:
 @pytest.mark.parametrize("opcode", range(1, 60))
 def test_a_body_shorter_than_its_struct_or_names_never_reaches_libfuse(opcode: int) -> None:
     body = complete_body(opcode)
+    if opcode == IOCTL:
+        body = struct.pack("=QIIQII", 1, 0, 0x80086601, 0, 0, 4)  # one that has a handler
     assert fate(message(opcode, 2, body)).opcode == opcode
     assert fate(message(opcode, 2, body + b"more")).opcode == opcode
     for end in range(len(body)):
@@ -99,6 +117,13 @@ def test_flags_of_init_that_were_announced_must_follow() -> None:
     extended = struct.pack("=IIII", 7, 45, 131072, 1 << 30)
     assert fate(message(26, 2, extended)) == [-errno.EIO]
     assert fate(message(26, 2, extended + bytes(48))).opcode == 26
+
+
+def test_an_ioctl_that_no_handler_knows_gets_enotty() -> None:
+    isatty, of_a_device = 0x5401, 0x80086603
+    for command in (isatty, of_a_device, 0):
+        body = struct.pack("=QIIQII", 1, 0, command, 0, 0, 0)
+        assert fate(message(IOCTL, 2, body)) == [-errno.ENOTTY]
 
 
 @pytest.mark.parametrize("length", [0, 39, 41, 1 << 31, (1 << 32) - 1])

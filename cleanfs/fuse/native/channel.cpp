@@ -1,6 +1,7 @@
 #include "channel.hpp"
 
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <poll.h>
 #include <time.h>
 #include <unistd.h>
@@ -29,8 +30,12 @@ struct Form {
     int names = 0;
 };
 
+// Opcodes that Linux 6.1's header lacks, and the sizes of their structs.
+constexpr std::uint32_t tmpfile_opcode = 51, statx_opcode = 52, copy_file_range_64_opcode = 53;
+constexpr std::size_t statx_in_size = 24;
+
 constexpr auto forms = [] {
-    std::array<Form, FUSE_SYNCFS + 1> of{};
+    std::array<Form, copy_file_range_64_opcode + 1> of{};
     of[FUSE_LOOKUP] = {0, 1};
     of[FUSE_FORGET] = {sizeof(fuse_forget_in)};
     of[FUSE_GETATTR] = {sizeof(fuse_getattr_in)};
@@ -74,8 +79,15 @@ constexpr auto forms = [] {
     of[FUSE_SETUPMAPPING] = {sizeof(fuse_setupmapping_in)};
     of[FUSE_REMOVEMAPPING] = {sizeof(fuse_removemapping_in)};
     of[FUSE_SYNCFS] = {sizeof(fuse_syncfs_in)};
+    of[tmpfile_opcode] = {sizeof(fuse_create_in), 1};
+    of[statx_opcode] = {statx_in_size};
+    of[copy_file_range_64_opcode] = {sizeof(fuse_copy_file_range_in)};
     return of;
 }();
+
+// The calls of lsattr(1), chattr(1) and project quotas (linux/fs.h).
+constexpr std::array<std::uint32_t, 4> file_attribute_ioctls{FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR,
+                                                             FS_IOC_FSSETXATTR};
 
 // How many bytes a message says follow its struct and its names.
 std::uint64_t announced(const Message& message) {
@@ -117,6 +129,12 @@ bool Message::is_complete() const {
         rest = rest.subspan(static_cast<std::size_t>(end - rest.begin()) + 1);
     }
     return rest.size() >= announced(*this);
+}
+
+bool Message::is_foreign_ioctl() const {
+    if (header_.opcode != FUSE_IOCTL) return false;
+    const std::uint32_t cmd = body_as<fuse_ioctl_in>()->cmd;
+    return std::ranges::find(file_attribute_ioctls, cmd) == file_attribute_ioctls.end();
 }
 
 bool Message::has_reply() const {
@@ -233,6 +251,10 @@ Channel::Read Channel::read_message(FastPath* fast_path) {
             ++opcodes_[std::min<std::size_t>(message->header().opcode, opcodes_.size() - 1)];
             if (awake_ && window_.ns() > 0) ++polled_;
             awake_ = true;
+            if (message->is_foreign_ioctl()) {
+                reply(message->header().unique, -ENOTTY, {});
+                return Read::served;
+            }
             return fast_path != nullptr && fast_path->serve(*message, *this) ? Read::served : Read::message;
         }
         switch (got == 0 ? ENODEV : errno) {

@@ -40,6 +40,9 @@ public:
     // Whether the length is that of the header, and the body has at least what libfuse and the kernel's own header
     // expect of this opcode: its struct, the names after it with their zero bytes, and the data that it announces.
     bool is_complete() const;
+    // Whether it is an ioctl that no handler knows: ENOTTY, as for any file that is no device. Python's open() alone
+    // makes one for each file (isatty). ENOSYS would make the kernel refuse them all for good. Only if `is_complete`.
+    bool is_foreign_ioctl() const;
     // Whether the kernel waits for a reply.
     bool has_reply() const;
 

@@ -37,6 +37,8 @@ struct Request {
     fuse_in_header header;
     std::uint32_t flags = 0, file_flags = 0;
     nb::object rollback = nb::none();
+    bool interrupted = false;
+    nb::object on_interrupt = nb::none();
 };
 
 nb::bytes to_bytes(Bytes bytes) { return nb::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size()); }
@@ -312,7 +314,9 @@ NB_MODULE(_channel, module) {
         .def_prop_ro("pid", header_field<&fuse_in_header::pid>())
         .def_ro("flags", &Request::flags)
         .def_ro("file_flags", &Request::file_flags)
-        .def_rw("rollback", &Request::rollback, nb::arg().none());
+        .def_rw("rollback", &Request::rollback, nb::arg().none())
+        .def_rw("interrupted", &Request::interrupted)
+        .def_rw("on_interrupt", &Request::on_interrupt, nb::arg().none());
     nb::class_<PyChannel>(module, "Channel")
         .def(nb::init<int, int, std::int64_t, nb::callable, nb::callable>(), "device"_a, "scheduler_fd"_a, "busy_poll_ns"_a, "init_reply"_a, "refused"_a)
         .def_prop_ro("device", &PyChannel::device)

@@ -21,7 +21,12 @@ from .model import Model, Shape
 from .naming import Naming
 from .plan import NAMES, Plan
 from .process import Process, place
-from .writing import FALLOC_FL_KEEP_SIZE, fallocate
+from .writing import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+    fallocate,
+)
 
 SLOTS = 80
 
@@ -99,7 +104,8 @@ def _can_punch(directory: Path) -> bool:
     path = directory / ".probe"
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        return fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, 4096) == 0
+        modes = FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
+        return all(fallocate(fd, FALLOC_FL_KEEP_SIZE | mode, 0, 4096) == 0 for mode in modes)
     finally:
         os.close(fd)
         path.unlink()

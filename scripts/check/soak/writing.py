@@ -7,7 +7,7 @@ import mmap
 import os
 import time
 
-from .content import CELL
+from .content import CELL, is_zero
 from .model import Slot
 from .plan import MAPPED, PLAIN
 from .process import Handle, IllegalError, Process
@@ -15,7 +15,7 @@ from .process import Handle, IllegalError, Process
 _libc = ctypes.CDLL(None, use_errno=True)
 
 FICLONE = 0x40049409
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16
 CELLS_PER_BLOCK = 4
 
 
@@ -204,7 +204,7 @@ def cut(p: Process) -> None:
 
 
 def punch(p: Process) -> None:
-    """A hole, where the file system can."""
+    """A hole, or zeros, where the file system can."""
     if (found := writable(p)) is None:
         return
     handle, slot = found
@@ -213,7 +213,8 @@ def punch(p: Process) -> None:
         return
     first = int(p.choose.random() * size)
     stop = min(first + p.choose.choice((1, 4, 16)), size)
-    mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+    kind = p.choose.choice(("punch", "zero"))
+    mode = FALLOC_FL_KEEP_SIZE | (FALLOC_FL_PUNCH_HOLE if kind == "punch" else FALLOC_FL_ZERO_RANGE)
     with p.locks.cells(slot, first, stop):
         if stop > slot.size_in_cells():
             return
@@ -223,11 +224,39 @@ def punch(p: Process) -> None:
                 raise IllegalError("fallocate was refused at first, and now it is not")
             p.counts["holes refused"] += 1
             return
-        p.journal.note(f"punch {handle.label} cells {first}-{stop}")
+        p.journal.note(f"{kind} {handle.label} cells {first}-{stop}")
         p.change(
             slot, first, stop, lambda _: must_fallocate(handle.fd, mode, offset, length), zeros=True
         )
-    p.counts["punch"] += 1
+    p.counts[kind] += 1
+
+
+def reserve(p: Process) -> None:
+    """Space beyond the end, which changes nothing that is seen."""
+    if (found := writable(p)) is None or not p.plan.holes:
+        return
+    must_fallocate(found[0].fd, FALLOC_FL_KEEP_SIZE, p.choose.randrange(1 << 17), 1 << 16)
+    p.counts["space reserved"] += 1
+
+
+def seek(p: Process) -> None:
+    """SEEK_DATA must find what was written, also if the kernel has not written it back yet."""
+    if (found := writable(p)) is None:
+        return
+    handle, slot = found
+    size = slot.size_in_cells()
+    if size == 0:
+        return
+    cell = int(p.choose.random() * size)
+    with p.locks.cells(slot, cell, cell + 1):
+        if cell >= slot.size_in_cells() or is_zero(slot.latest.get(cell, cell + 1)[0]):
+            return
+        offset = slot.bound(cell)
+        p.journal.note(f"seek {handle.label} cell {cell} at {offset}")
+        data = os.lseek(handle.fd, offset, os.SEEK_DATA)
+        if data != offset:
+            raise IllegalError(f"{handle.label}: SEEK_DATA skipped cell {cell}: {offset} to {data}")
+    p.counts["seek"] += 1
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
@@ -307,6 +336,7 @@ def close(p: Process) -> None:
 
 
 OPERATIONS = {
-    overwrite: 20, extend: 6, cut: 3, punch: 1, store: 6, sync: 1, attributes: 2, close: 2,
+    overwrite: 20, extend: 6, cut: 3, punch: 3, reserve: 1, seek: 3, store: 6, sync: 1,
+    attributes: 2, close: 2,
 }  # fmt: skip
 """With how often each is done."""

@@ -290,3 +290,42 @@ def test_killed_tests_leave_no_mount(tmp_path: Path, group: bool) -> None:
         assert is_mounted(tmp_path / "mnt")
         os.killpg(process.pid, signal.SIGTERM) if group else process.kill()
     wait_until(lambda: not is_mounted(tmp_path / "served") and not is_mounted(tmp_path / "mnt"))
+
+
+@pytest.mark.parametrize(
+    ("op", "code"),
+    [
+        ("open", "fcntl.lockf(f, fcntl.LOCK_EX)"),
+        ("read", "os.copy_file_range(f, os.open(top + '/other', os.O_RDWR), 5000, 0, 0)"),
+        ("getattr", "ctypes.CDLL(None).statx(f, b'', 0x1000, 0xfff, ctypes.create_string_buffer(256))"),
+    ],
+)
+def test_a_program_killed_in_a_request_of_ours_ends(tmp_path: Path, op: str, code: str) -> None:
+    """The source is a server that hangs. Others are not blocked, and all works once it replies."""
+    code = (
+        "import ctypes, fcntl\ntop = sys.argv[1]\nf = os.open(top + '/f', os.O_RDWR)\n"
+        "print(flush=True)\n"
+        f"while not os.path.exists(sys.argv[2]): time.sleep(0.01)\n{code}"
+    )
+    with (
+        faulty(*make_directories(tmp_path)) as source,
+        on(source.path, tmp_path, "--locks", "source") as fs,
+        program(code, fs.path, tmp_path / "go") as process,
+    ):
+        assert process.stdout is not None
+        process.stdout.readline()
+        source.fault(op, hang=True)
+        (tmp_path / "go").touch()
+        source.wait_hanging(1)
+        check_alive(fs)
+        process.kill()
+        assert end_of(process, 10) == -signal.SIGKILL
+        check_alive(fs)
+        source.heal()
+        wait_until(lambda: fs.stats()["open_files"] == 0)
+        lock = (
+            "import fcntl\nfcntl.lockf(open(sys.argv[1] + '/f', 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        )
+        with program(lock, fs.path) as other:
+            assert end_of(other, 10) == 0, "the lock of the killed program is gone"
+        assert (fs.path / "f").read_bytes() == (source.real / "f").read_bytes()

@@ -27,6 +27,7 @@ from tests.harness.mounting import (
     mounted,
     wait_until,
 )
+from tests.harness.ranges import fallocate
 
 
 def test_a_lease_delays_only_opens_of_the_file(tmp_path: Path) -> None:
@@ -207,6 +208,61 @@ def test_a_frozen_file_system_blocks_only_writes(tmp_path: Path) -> None:
             assert not thread.is_alive()
         assert (fs.path / "f").read_bytes() == (source / "f").read_bytes() == b"g" + b"-" * 99
         assert (source / "directory" / "new").is_dir()
+
+
+RANGE_CALLS: tuple[str, ...] = (
+    "libc.fallocate(fd, 3, c_int64(0), c_int64(65536))",
+    "libc.fallocate(fd, 0, c_int64(0), c_int64(1 << 20))",
+    "os.copy_file_range(os.open(top + '/from', os.O_RDONLY), fd, 65536, 0, 0)",
+    "os.open(top, os.O_TMPFILE | os.O_RDWR, 0o600)",
+    "os.setxattr(fd, 'user.a', b'1', os.XATTR_CREATE)",
+    "fcntl.ioctl(fd, 0x40086602, (0x80040).to_bytes(8, sys.byteorder))",
+)
+"""Changes of the file ``fd`` in the directory ``top``."""
+
+
+@pytest.mark.parametrize("call", RANGE_CALLS)
+def test_a_program_that_is_killed_while_the_source_is_frozen_ends(tmp_path: Path, call: str) -> None:
+    """Its call goes on, and the kernel refuses the reply. What the call did must be seen then."""
+    code = (
+        "import ctypes, fcntl\nfrom ctypes import c_int64\nlibc, top = ctypes.CDLL(None), sys.argv[1]\n"
+        f"fd = os.open(top + '/f', os.O_RDWR)\nprint(flush=True)\n"
+        f"while not os.path.exists(sys.argv[2]): time.sleep(0.01)\n{call}"
+    )
+    with ext4(tmp_path, 32) as source, on(source, tmp_path, "--coherency", "none") as fs:
+        for name in ("f", "from"):
+            (source / name).write_bytes(name.encode() * 100_000)
+        with opened(fs.path / "f") as reader, program(code, fs.path, tmp_path / "go") as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert os.pread(reader, 1 << 21, 0) == b"f" * 100_000
+            with frozen(source):
+                (tmp_path / "go").touch()
+                time.sleep(0.5)
+                assert process.poll() is None, "it hangs"
+                within(5, lambda: check_alive(fs))
+                process.kill()
+                process.wait(10)
+                within(5, lambda: check_alive(fs))
+            wait_until(lambda: fs.stats()["open_files"] == 1)
+            wait_until(lambda: os.pread(reader, 1 << 21, 0) == (source / "f").read_bytes())
+            assert os.fstat(reader).st_size == (source / "f").stat().st_size
+        assert os.listxattr(fs.path / "f") == os.listxattr(source / "f")
+
+
+def test_fallocate_on_a_full_file_system(tmp_path: Path) -> None:
+    with (
+        ext4(tmp_path, 8) as source,
+        on(source, tmp_path) as fs,
+        opened(fs.path / "f", os.O_RDWR | os.O_CREAT) as fd,
+    ):
+        os.pwrite(fd, b"f" * 10_000, 0)
+        with fails(errno.ENOSPC):
+            fallocate(fd, 0, 0, 1 << 30)
+        assert os.fstat(fd).st_size == (source / "f").stat().st_size
+        os.ftruncate(fd, 10_000)
+        os.pwrite(fd, b"g", 0)
+        assert os.pread(fd, 20_000, 0) == (source / "f").read_bytes() == b"g" + b"f" * 9_999
 
 
 def test_a_file_size_limit_of_the_daemon(tmp_path: Path) -> None:
