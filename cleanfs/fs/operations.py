@@ -184,7 +184,8 @@ class CleanFS(pyfuse3.Operations):
                 entry.attr_timeout = 0
             return entry
         async with self._tree.using(inode) as held:
-            st = await self._tree.stat(held)
+            is_ours = self._services.notifier.is_refresher(ctx.pid)
+            st = await self._tree.stat(held, settles_size=not is_ours)
             if not st.st_nlink:
                 await self._permissions.check_removed(held, ctx)
             self._rollback.attributes(held)

@@ -61,6 +61,8 @@ class IsolatedThreads:
     def __init__(self, threads: int) -> None:
         """Prepare so many threads. While all are busy, perhaps for long, further calls wait."""
         self.threads = threads
+        self.ids: set[int] = set()
+        """Their thread ids, once started."""
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._done: deque[_Call] = deque()
         self._eventfd = -1
@@ -106,6 +108,7 @@ class IsolatedThreads:
 
     def _serve(self, isolated: threading.Event) -> None:
         eventfd = self._eventfd
+        self.ids.add(threading.get_native_id())
         # Python's signal handlers write to an fd that this thread does not have.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:

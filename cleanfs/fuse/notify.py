@@ -275,9 +275,14 @@ class Notifier:
         """Return whether an invalidation of pages of a node is queued or being sent."""
         return self.is_pending(node) or node in self._dropping
 
-    def is_refreshing(self, node: int) -> bool:
-        """Return whether the size of a node is being refreshed."""
-        return node in self._refreshing
+    @property
+    def can_refresh_sizes(self) -> bool:
+        """Return whether the kernel can be made to refresh sizes."""
+        return self._where is not None
+
+    def is_refresher(self, thread: int) -> bool:
+        """Return whether a requester is a thread of ours that refreshes a size."""
+        return thread in self._isolated.ids
 
     async def drained(self) -> None:
         """Return when all queued notifications have been sent."""

@@ -223,6 +223,8 @@ class FileHandle:
                     data, found_in = await pagecache.read(self.file, self._source, offset, size)
                 finally:
                     read_ranges.end(offset, offset + size)
+            if len(data) < size:
+                self.inode.kernel.read_ended(offset + len(data))
             self._latencies.read(found_in, perf_counter_ns() - began, len(data))
             return data
 

@@ -55,6 +55,7 @@ class KernelView(KernelState):
         "dropped_for",
         "pages_dropped_by",
         "settling",
+        "size_doubt",
     )
 
     def __init__(self) -> None:
@@ -69,6 +70,8 @@ class KernelView(KernelState):
         self.doubts = self.doubts_settled = 0
         """How often it was told attributes that differ from the last ones, and how many of these
         replies a notification followed."""
+        self.size_doubt = 0
+        """The last doubt about the size. Until it is settled, a read may use another size."""
         self.dropped_for: object = None
         """The handle whose OPEN reply told the kernel to drop the pages. It does so when the opener
         gets to run, and other processes may run before. None once it is known to have done so."""
@@ -83,7 +86,7 @@ class KernelView(KernelState):
         """Record that a reply tells attributes."""
         now = stamps_of(st)
         if self.sent not in (None, now):
-            self.doubts += 1
+            self._doubt(size=st.st_size != self.size)
         self.sent, self.size = now, st.st_size
         self.access, self.access_ctime = access_of(st), st.st_ctime_ns
 
@@ -93,8 +96,14 @@ class KernelView(KernelState):
         if self.sent == now:
             return False
         self.sent = now
-        self.doubts += 1
+        self._doubt(size=st.st_size != self.size)
         return True
+
+    def _doubt(self, *, size: bool) -> None:
+        """Count a doubt about attributes; ``size`` says whether the size is one of them."""
+        self.doubts += 1
+        if size:
+            self.size_doubt = self.doubts
 
     @property
     def told(self) -> Told:
@@ -110,7 +119,7 @@ class KernelView(KernelState):
 
         Without ``before``, the reply told no attributes.
         """
-        self.doubts += 1
+        self._doubt(size=before is not None and before.size != self.size)
         if before is None:
             return
         self.size = before.size
@@ -119,7 +128,17 @@ class KernelView(KernelState):
         else:
             self.access = UNSURE
 
-    # -- writes through the mount -------------------------------------------------------------
+    # -- reads and writes through the mount ---------------------------------------------------
+
+    def read_ended(self, end: int) -> None:
+        """Record that a READ reply came short at ``end``.
+
+        If the kernel saw a later end of the file, it takes that for the end
+        (``fuse_read_update_size``).
+        """
+        if end < self.size:
+            self._doubt(size=True)
+            self.size = end
 
     def written_to(self, end: int) -> None:
         """Record a write that the kernel sent: its size of the file is at least ``end`` now."""
@@ -153,9 +172,14 @@ class KernelView(KernelState):
 
     # -- doubts -------------------------------------------------------------------------------
 
-    async def settle(self, refresh: Callable[[], Awaitable[None]]) -> None:
-        """Have ``refresh`` make the kernel request attributes, unless it is known to have them."""
-        known = self.doubts  # later opens settle those that come meanwhile
+    async def settle(self, refresh: Callable[[], Awaitable[None]], *, size: bool = False) -> None:
+        """Have ``refresh`` make the kernel request attributes, unless it is known to have them.
+
+        With ``size``, only doubts about the size count.
+        """
+        known = (
+            self.size_doubt if size else self.doubts
+        )  # later requests settle those that come meanwhile
         while self.doubts_settled < known:
             if self.settling is not None:
                 await self.settling.wait()

@@ -25,6 +25,7 @@ from cleanfs.source.attributes import NewAttributes
 from cleanfs.source.caller import Caller
 from cleanfs.source.errors import HalfDoneError, StaleError
 from cleanfs.source.namespace import Actor, Changed, OpenedFile
+from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.handles import IO_FLAGS, Before, Services
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.inodes import InodeTable
@@ -214,13 +215,35 @@ class Tree:
         with contextlib.suppress(OSError):
             await self.inline_if_local(inode, os.close, fd)
 
-    async def stat(self, inode: Inode) -> os.stat_result:
-        """Return the attributes now, and compare them with what is known."""
+    async def stat(self, inode: Inode, *, settles_size: bool = False) -> os.stat_result:
+        """Return the attributes now, and compare them with what is known.
+
+        ``settles_size`` is for a reply that a read may go by (``_settle_size``).
+        """
         before = self.services.before()
         st = await self.inline_if_local(inode, os.fstat, inode.fd)
         self.observe(inode, st, before)
-        await self.nothing_to_drop(inode, st.st_size)
+        if settles_size and inode.open_fds:
+            await self._settle_size(inode, st)
+        await self.nothing_to_drop(inode)
         return st
+
+    async def _settle_size(self, inode: Inode, st: os.stat_result) -> None:
+        """Have the kernel take the size of an open file before a reply tells it.
+
+        A read that finds attributes expired sends one GETATTR. If a notification or a write overtakes
+        the reply, the kernel drops that, and the read goes by the size from before: it comes short.
+        """
+        notifier, kernel = self.services.notifier, inode.kernel
+        if self.services.coherency.mode is Coherency.NONE or not notifier.can_refresh_sizes:
+            return  # the kernel knows all changes; or the notification itself would overtake the reply
+        kernel.changed(st)
+
+        async def refresh() -> None:
+            pages = notifier.explicit and notifier.is_pending(inode.node)
+            await notifier.refreshed(inode.node, inode.generation, pages=pages)
+
+        await kernel.settle(refresh, size=True)
 
     async def is_named(self, inode: Inode) -> bool:
         """Tell whether the name by which the kernel last found an inode leads to it. Raises OSError."""
@@ -244,20 +267,14 @@ class Tree:
             return found == (st.st_dev, st.st_ino)
         return found == inode.id
 
-    async def nothing_to_drop(self, inode: Inode, size: int | None = None) -> None:
+    async def nothing_to_drop(self, inode: Inode) -> None:
         """Wait until the kernel has no stale pages, before a reply sends attributes of the inode.
 
         The kernel may keep its pages when it learns another size. Then it would show zeros in the page
-        at the old end, which the file never held. Also, it ignores the size in a GETATTR reply that a
-        notification overtakes, and a read may be about to use the size. So ``size`` is refreshed, too.
+        at the old end, which the file never held.
         """
         notifier = self.services.notifier
-        if not (notifier.explicit and notifier.is_pending(inode.node)):
-            return
-        read = inode.open_fds and not notifier.is_refreshing(inode.node)
-        if read and size not in (None, inode.kernel.size):
-            await notifier.refreshed(inode.node, inode.generation, pages=True)
-        else:
+        if notifier.explicit and notifier.is_pending(inode.node):
             await notifier.pages_dropped(inode.node)
 
     def observe(self, inode: Inode, st: os.stat_result, before: Before) -> None:

@@ -8,7 +8,6 @@ mergerfs, ntfs-3g, squashfs-tools, erofs-utils, xfsprogs, btrfs-progs, dosfstool
 
 import contextlib
 import hashlib
-import json
 import os
 import queue
 import random
@@ -16,7 +15,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -31,6 +30,9 @@ from rich.table import Table
 
 from cleanfs.linux import syscalls
 from cleanfs.linux.mounts import mounted_at
+from tests.harness import mounting, renumbering
+from tests.harness.faulty import faulty
+from tests.harness.mounting import MountedFs, mounted
 
 FILES = 8
 SIZE = 2 << 20
@@ -40,6 +42,9 @@ FORGETTING_SECONDS = 1.0
 
 RACY_SECONDS = 2.5
 """How old a change must be for what is read then to be kept (docs/coherency.md)."""
+
+LIFETIME = 900.0
+"""Seconds after which a daemon is killed if this program has not ended."""
 
 console = Console(width=140)
 
@@ -186,19 +191,15 @@ def serving(*command: str) -> Callable[[Path], AbstractContextManager[Path]]:
 
 
 @contextmanager
-def renumbering(base: Path) -> Iterator[Path]:
+def numbers_again(base: Path) -> Iterator[Path]:
     """The tests' own server, that gives numbers again."""
-    from tests.harness.renumbering import renumbering as serve
-
-    with serve(plain(base), base / "mnt", "again", "--whole-seconds") as source:
+    with renumbering.renumbering(plain(base), base / "mnt", "again", "--whole-seconds") as source:
         yield source.path
 
 
 @contextmanager
 def passthrough(base: Path) -> Iterator[Path]:
     """The tests' pyfuse3 server: node ids are the numbers of the real files."""
-    from tests.harness.faulty import faulty
-
     with faulty(plain(base), base / "mnt") as source:
         yield source.path
 
@@ -207,8 +208,9 @@ def passthrough(base: Path) -> Iterator[Path]:
 def another_cleanfs(base: Path) -> Iterator[Path]:
     """A directory in a mount of ours, which keeps nothing itself."""
     (base / "below").mkdir()
-    with cleanfs(plain(base / "below").parent, base / "mnt", "--page-cache", "0", "--backend", "none"):
-        yield base / "mnt/plain"
+    options = ("--page-cache", "0", "--backend", "none")
+    with mounted(plain(base / "below").parent, base / "mnt", *options) as below:
+        yield below.path / "plain"
 
 
 def sshfs(latency_ms: float) -> Callable[[Path], AbstractContextManager[Path]]:
@@ -308,7 +310,7 @@ SOURCES: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
     "mergerfs": serving("mergerfs", "%s", "%m"),
     "rclone": serving("rclone", "mount", "--config", "/dev/null", "--daemon", "%s", "%m"),
     "pyfuse3 passthrough": passthrough,
-    "a server that gives numbers again": renumbering,
+    "a server that gives numbers again": numbers_again,
     "cleanfs": another_cleanfs,
     "sshfs": sshfs(0),
     "sshfs, 5 ms": sshfs(5),
@@ -316,23 +318,6 @@ SOURCES: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
 
 
 # -- the trial ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def cleanfs(source: Path, mountpoint: Path, *options: str) -> Iterator[None]:
-    """Mount in the background."""
-    program = [sys.executable, "-m", "cleanfs"]
-    command = [*program, "mount", *options, str(source), str(mountpoint)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode:
-        raise MissingError(done.stderr.strip())
-    with unmounted(mountpoint):  # also if it is busy: another daemon that was its user is ending
-        try:
-            yield
-        finally:
-            subprocess.run(
-                [*program, "umount", mountpoint], check=False, capture_output=True, timeout=60
-            )
 
 
 def identities(directory: Path) -> dict[str, tuple[int, bytes]]:
@@ -353,19 +338,19 @@ class Trial:
 
     name: str
     source: Path
-    mountpoint: Path
+    fs: MountedFs
     identities: dict[str, tuple[int, bytes]]
     seconds: float
     digest: str
-    before: dict[str, object]
+    before: dict[str, Any]
 
     def row(self) -> list[str]:
         """The second pass, and what it says."""
         begun = time.perf_counter()
-        digest = read(self.mountpoint)
+        digest = read(self.fs.path)
         seconds = time.perf_counter() - begun
         assert digest == self.digest, f"{self.name}: other bytes"
-        after = stats(self.mountpoint)
+        after = self.fs.stats()
         now = identities(self.source)
         number = all(now[name][0] == self.identities[name][0] for name in now)
         handles = {now[name][1] == self.identities[name][1] for name in now}
@@ -380,7 +365,7 @@ class Trial:
             handle,
             "mtime" if st.st_ctime_ns == st.st_mtime_ns else "own",
             str(after["identity"]),
-            f"{int(str(after['source_read_bytes'])) - int(str(self.before['source_read_bytes'])):,}",
+            f"{after['source_read_bytes'] - self.before['source_read_bytes']:,}",
             f"{seconds / self.seconds:.2f}",
         ]
 
@@ -393,14 +378,8 @@ def read(mountpoint: Path) -> str:
     return digest.hexdigest()
 
 
-def stats(mountpoint: Path) -> dict[str, object]:
-    """The mount's statistics."""
-    parsed: dict[str, object] = json.loads((mountpoint / ".cleancache/stats.json").read_text())
-    return parsed
-
-
 def begin(name: str, base: Path, stack: ExitStack) -> Trial:
-    """Make a source and read it once. Raises MissingError, OSError."""
+    """Make a source and read it once. MissingError, OSError, AssertionError: it cannot be tried."""
     (base / "mnt").mkdir(parents=True)
     (base / "clean").mkdir()
     with ExitStack() as own:
@@ -408,14 +387,12 @@ def begin(name: str, base: Path, stack: ExitStack) -> Trial:
         made = max((source / f"file{number}").stat().st_ctime for number in range(FILES))
         time.sleep(max(0, made + RACY_SECONDS - time.time()))
         ids = identities(source)
-        mountpoint = base / "clean"
-        options = ("--page-cache", "1M", "--pool-limit", "64M", "--log-file", str(base / "clean.log"))
-        own.enter_context(cleanfs(source, mountpoint, *options))
-        begun = time.perf_counter()
-        digest = read(mountpoint)
-        trial = Trial(
-            name, source, mountpoint, ids, time.perf_counter() - begun, digest, stats(mountpoint)
+        fs = own.enter_context(
+            mounted(source, base / "clean", "--page-cache", "1M", "--pool-limit", "64M")
         )
+        begun = time.perf_counter()
+        digest = read(fs.path)
+        trial = Trial(name, source, fs, ids, time.perf_counter() - begun, digest, fs.stats())
         stack.push(own.pop_all())
         return trial
 
@@ -435,6 +412,7 @@ def main(only: tuple[str, ...], markdown: bool) -> None:
     if os.geteuid() != 0:
         raise click.UsageError("needs root, to mount file systems")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # all is unmounted then, too
+    mounting.LIFETIME = LIFETIME
     table = Table(
         "source", "type", "number lasts", "handle lasts", "ctime", "known by", "bytes", "time"
     )
@@ -447,7 +425,7 @@ def main(only: tuple[str, ...], markdown: bool) -> None:
         for index, name in enumerate(only or SOURCES):
             try:
                 trials.append(begin(name, Path(top).resolve() / str(index), all_))
-            except (MissingError, OSError) as exc:
+            except (MissingError, OSError, AssertionError) as exc:
                 console.print(f"{name}: skipped: {exc}", highlight=False)
         drop_caches()
         rows = [trial.row() for trial in trials]

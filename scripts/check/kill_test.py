@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cleanfs.linux.mounts import mounted_at
-from tests.harness import load
+from tests.harness import load, mounting
 
 START_TIMEOUT = 30.0
 END_TIMEOUT = 30.0
@@ -61,7 +61,7 @@ class Failure(Exception):  # noqa: N818  # it is the outcome, not a mishap
 class Daemon:
     """A foreground process that serves a mount."""
 
-    process: subprocess.Popen[bytes]
+    process: mounting.Process
     options: tuple[str, ...]
     seconds: float
     """From its start until the mount answered."""
@@ -94,20 +94,14 @@ class Site:
         self.source, self.mountpoint = base / "source", base / "mnt"
         load.make_unchanged(self.source / "load")
         self.log = base / "log"
-        self.environment = {**os.environ, "TMPDIR": str(base / "tmp"), "HOME": str(base / "tmp")}
+        self.environment = ("env", f"TMPDIR={base}/tmp", f"HOME={base}/tmp")
         self.daemon: Daemon | None = None
 
-    def start(self, options: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    def start(self, options: tuple[str, ...]) -> mounting.Process:
         """A daemon, that need not have come up yet."""
-        command = [sys.executable, "-m", "cleanfs", "mount", "-f", *options]
+        arguments: list[str | Path] = ["mount", "-f", *options, self.source, self.mountpoint]
         with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [*command, str(self.source), str(self.mountpoint)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self.environment,
-            )
+            return mounting.start("cleanfs", arguments, log, prefix=self.environment)
 
     def mount(self, options: tuple[str, ...]) -> Daemon:
         """A daemon that answers. Raises Failure if it does not come up."""
@@ -320,8 +314,7 @@ def twice(site: Site, choose: random.Random) -> set[str]:
 
 def umount_lazily(site: Site, choose: random.Random) -> set[str]:
     """``cleanfs umount`` is refused while programs are there; ``umount -l`` is not."""
-    command = [sys.executable, "-m", "cleanfs", "umount", str(site.mountpoint)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=END_TIMEOUT, check=False)
+    done = mounting.cleanfs("umount", site.mountpoint, timeout=END_TIMEOUT)
     if done.returncode != 1 or "busy" not in done.stderr:
         raise Failure(f"cleanfs umount of a busy mount: {done.returncode}, {done.stderr}")
     if not site.answers():
@@ -457,10 +450,9 @@ def unmount_round(site: Site, seed: int, tally: Tally, *, number: int) -> None:
 def background_round(site: Site, seed: int, tally: Tally) -> None:
     """Kill what `cleanfs mount` left in the background to start, or the command that waits for it."""
     choose = random.Random(seed)
-    command = [sys.executable, "-m", "cleanfs", "mount", "--log-file", str(site.log)]
-    command += [str(site.source), str(site.mountpoint)]
+    command = mounting.command_line("mount", "--log-file", site.log, site.source, site.mountpoint)
     waiting = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=site.environment, text=True
+        [*site.environment, *command], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     )
     of_command = choose.random() < 0.5
     deadline = time.monotonic() + 0.1 + choose.random() * 0.5
@@ -503,15 +495,14 @@ def mount_and_unmount(site: Site, tally: Tally) -> None:
 
 def unmount(site: Site, process: subprocess.Popen[bytes] | None = None) -> None:
     """By the command, which waits for the daemon's end."""
-    command = [sys.executable, "-m", "cleanfs", "umount", str(site.mountpoint)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=END_TIMEOUT, check=False)
+    done = mounting.cleanfs("umount", site.mountpoint, timeout=END_TIMEOUT)
     if done.returncode:
         raise Failure(f"cleanfs umount: {done.stderr}")
     if site.daemon is not None and site.daemon.process.wait(END_TIMEOUT) not in (0, -signal.SIGKILL):
         raise Failure(f"the daemon ended with {site.daemon.process.returncode}: {site.log_text()}")
 
 
-def daemon(site: Site) -> subprocess.Popen[bytes]:
+def daemon(site: Site) -> mounting.Process:
     """The process that serves the mount."""
     assert site.daemon is not None
     return site.daemon.process

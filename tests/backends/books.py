@@ -1,6 +1,6 @@
 """Check the Python engine's counters against its tables, as ``Engine.check`` does in the native one."""
 
-# ruff: noqa: SLF001  the invariants are those of private tables
+# ruff: noqa: SLF001  # the invariants concern private tables
 
 from typing import Any
 

@@ -32,10 +32,10 @@ CALLS: dict[str, Call] = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_an_unknown_pool_id_is_a_key_error(z: Engine, pool: int, call: Call) -> None:
-    gone = z.init_fs(PAGE_SIZE)
-    z.put_page(gone, KEY, 0, text("gone"))
-    z.flush_fs(gone)
-    for wrong in (gone, -1, pool + 1000, (1 << 31) - 1):
+    closed = z.init_fs(PAGE_SIZE)
+    z.put_page(closed, KEY, 0, text("closed"))
+    z.flush_fs(closed)
+    for wrong in (closed, -1, pool + 1000, (1 << 31) - 1):
         with pytest.raises(KeyError):
             call(z, wrong, KEY, 0)
     for no_id in (1 << 31, -(1 << 31) - 1, 1 << 80, "0", None, 1.0):

@@ -31,7 +31,7 @@ CORRUPT = """
                 try:
                     memory.seek(start)
                     at = memory.read(end - start).find(MARK)
-                except OSError:  # it is gone
+                except OSError:  # unmapped meanwhile
                     continue
                 while at + first >= 0:
                     for here in range(start + at + first, start + at + last):
@@ -68,8 +68,9 @@ CORRUPT = """
 def after_corruption(method: str, pool: str, checked: str, kind: str) -> list[int]:
     """Corrupt a page in a process of its own and get it.
 
-    Return the hit, ``corrupt_zpages``, whether the page is unchanged, the number of bytes that differ,
-    whether the buffer is untouched, whether the next get misses, and whether the neighbour is right.
+    Return seven numbers: the hit, ``corrupt_zpages``, and 1 if the page is unchanged; the number of
+    bytes that differ; and 1 each if the buffer is untouched, the next get misses, and the neighbour is
+    right.
     """
     printed = run(CORRUPT, method, pool, checked, kind)
     return [int(word) if word.isdecimal() else int(word == "True") for word in printed.split()]

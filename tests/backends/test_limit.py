@@ -49,7 +49,7 @@ def test_a_lower_limit_evicts_at_once(engine: str) -> None:
     pool = z.init_fs(PAGE_SIZE)
     put_in_order(z, pool, halves(range(5000)))
     z.put_pages(pool, OTHER_KEYS[0], [(i, noise(i)) for i in range(300)])
-    lent = z.get_pages(pool, KEY, 4000, 100)
+    on_loan = z.get_pages(pool, KEY, 4000, 100)
     assert z.counters()["pool_used"] > 8 * MIB
     z.resize(2 * MIB)
     assert z.counters()["pool_used"] <= z.pool_limit == z.counters()["pool_limit"] == 2 * MIB
@@ -57,7 +57,7 @@ def test_a_lower_limit_evicts_at_once(engine: str) -> None:
     survivors = [i for i in found(z, pool, range(5000)) if not 4000 <= i < 4100]
     assert survivors == [i for i in range(survivors[0], 5000) if not 4000 <= i < 4100]
     assert len(survivors) > 500
-    assert lent[0] == half(4000)
+    assert on_loan[0] == half(4000)
 
 
 def test_a_much_lower_limit_keeps_the_youngest(engine: str) -> None:

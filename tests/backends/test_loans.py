@@ -77,13 +77,13 @@ def test_a_page_on_loan_from_one_zcache_is_not_on_loan_from_another(
     engine: str, z: Backend, pool: int
 ) -> None:
     other = make(engine, MIB)
-    theirs = other.init_fs(PAGE_SIZE)
+    other_pool = other.init_fs(PAGE_SIZE)
     z.put_page(pool, KEY, 0, text("x"))
-    other.put_page(theirs, KEY, 0, text("x"))
+    other.put_page(other_pool, KEY, 0, text("x"))
     page = z.get_page(pool, KEY, 0)
     assert page is not None
-    other.get_page(theirs, KEY, 0)
-    other.put_page(theirs, KEY, 0, page)
+    other.get_page(other_pool, KEY, 0)
+    other.put_page(other_pool, KEY, 0, page)
     assert loans(other) == (0, 0)
     assert loans(z) == (1, 0)
 
@@ -122,10 +122,10 @@ def test_the_end_of_a_loan_releases_the_reference(engine: str, stored: bool, end
         assert loans(z)[1] == 0
         assert z.get_page(pool, KEY, 50) == page
     del page
-    gone = {"page": 1, "other put": 1, "range": 60, "limit": 68}.get(end, 100)
+    ended = {"page": 1, "other put": 1, "range": 60, "limit": 68}.get(end, 100)
     counts = [sys.getrefcount(page) for page in got]
-    assert counts.count(3) == gone
-    assert counts.count(4) == 100 - gone
+    assert counts.count(3) == ended
+    assert counts.count(4) == 100 - ended
 
 
 def test_loans_are_bounded_and_the_oldest_end_first(z: Backend, pool: int) -> None:

@@ -1,6 +1,6 @@
 """Compare every engine, in every variant, with the model of the state machine (machine.py).
 
-For a while; ``check/stress_zcache`` does so for as long as it is told to.
+The runs are short; ``check/stress_zcache`` runs as long as wanted.
 """
 
 from typing import Any

@@ -33,7 +33,7 @@ def test_the_engine_survives_a_system_without_memory(options: dict[str, Any]) ->
             limits = resource.getrlimit(resource.RLIMIT_AS)
             resource.setrlimit(resource.RLIMIT_AS, (size + choose.randrange(40 << 20), limits[1]))
             buffer = bytearray(40 * 4096)
-            lent = []
+            on_loan = []
             for step in range(600):
                 key = FileKey(1, choose.randrange(20) if choose.random() < 0.8 else step * 1000, b"")
                 pool, first = choose.choice(pools), choose.randrange(1000) * 32
@@ -45,7 +45,7 @@ def test_the_engine_survives_a_system_without_memory(options: dict[str, Any]) ->
                             small = FileKey(2, step * 20 + i, b"x" * 50)
                             z.put_page(pool, small, 1 << i, FILLER_PAGES[i])
                     if step % 5 == 0:
-                        lent.append(z.get_pages(pool, key, first, 40))
+                        on_loan.append(z.get_pages(pool, key, first, 40))
                     if step % 7 == 0:
                         z.get_pages_into(pool, key, choose.randrange(1000) * 32, buffer)
                     if step % 11 == 0:
@@ -58,7 +58,7 @@ def test_the_engine_survives_a_system_without_memory(options: dict[str, Any]) ->
             resource.setrlimit(resource.RLIMIT_AS, limits)
             z.sync()
             z.check()
-            del lent
+            del on_loan
             for _ in range(2):  # was-active wants two
                 z.put_page(pools[0], KEY, 0, FILLER_PAGES[0])
             z.sync()

@@ -1,6 +1,6 @@
 """The Python engine keeps the contract when its own parts fail."""
 
-# ruff: noqa: SLF001  the tests replace and corrupt private parts
+# ruff: noqa: SLF001  # the tests replace and corrupt private parts
 
 import pytest
 

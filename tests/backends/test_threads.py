@@ -77,9 +77,9 @@ def test_an_engine_can_be_deleted_while_its_worker_runs() -> None:
         z = Engine(16 * MIB, method="lz4hc", level=9)
         pool = z.init_fs(PAGE_SIZE)
         z.put_pages(pool, KEY, halves(range(100)))
-        lent = z.get_pages(pool, KEY, 0, 50)
+        on_loan = z.get_pages(pool, KEY, 0, 50)
         del z
-        assert {sys.getrefcount(page) for page in lent} == {3}
+        assert {sys.getrefcount(page) for page in on_loan} == {3}
 
 
 def test_a_process_can_end_while_it_has_an_engine() -> None:
@@ -92,7 +92,7 @@ def test_a_process_can_end_while_it_has_an_engine() -> None:
         z = Engine(16 << 20, method="lz4hc", level=12)
         pool = z.init_fs(4096)
         z.put_pages(pool, KEY, list(enumerate(FILLER_PAGES)))
-        lent = z.get_pages(pool, KEY, 0, 50)
+        on_loan = z.get_pages(pool, KEY, 0, 50)
         """
     )
 

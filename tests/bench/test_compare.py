@@ -1,4 +1,4 @@
-"""The comparison: ratios by round, wrong calls, and a row for real."""
+"""Test the comparison: ratios by round, wrong calls, and a real row."""
 
 import json
 import os
@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_a_ratio_is_that_of_values_of_the_same_round() -> None:
     section = Section("", "")
-    for ours, theirs in ((10, 20), (100, 50), (30, 10)):
-        section.add("w", "cleanfs", "", Sample(ours))
-        section.add("w", "bindfs", "", Sample(theirs))
+    for own, other in ((10, 20), (100, 50), (30, 10)):
+        section.add("w", "cleanfs", "", Sample(own))
+        section.add("w", "bindfs", "", Sample(other))
     ratio = section.ratio("w", "bindfs")
     assert ratio is not None
     assert [sample.value for sample in ratio.samples] == [0.5, 2, 3]

@@ -1,4 +1,4 @@
-"""Read ranges record which pages of a write were read before it."""
+"""Test the record of the pages of a write that were read before it."""
 
 import pytest
 from hypothesis import given

@@ -184,14 +184,14 @@ def test_every_resident_page_is_in_one_list_and_nothing_else_is(
     steps: list[tuple[str, list[int], int]],
 ) -> None:
     policy, resident = TwoListReclaim(), set[int]()
-    for what, pages, count in steps:
-        if what == "insert":
+    for action, pages, count in steps:
+        if action == "insert":
             new = [page for page in pages if page not in resident]
             policy.insert(new)
             resident.update(new)
-        elif what == "touch":
+        elif action == "touch":
             policy.touch([page for page in pages if page in resident])
-        elif what == "discard":
+        elif action == "discard":
             policy.discard(pages)
             resident.difference_update(pages)
         else:

@@ -52,7 +52,7 @@ def test_every_file_cell_and_version_has_bytes_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("read", "what"),
+    ("read", "fault"),
     [
         (data(2, 2), "stale data (v1)"),
         (data(2, 6), "data that nobody has written (v3)"),
@@ -64,8 +64,8 @@ def test_every_file_cell_and_version_has_bytes_of_its_own() -> None:
         (data(2) + data(4, first=1)[:-1] + b"!", "torn data (begins as v2)"),
     ],
 )
-def test_wrong_data_is_found_and_described(read: bytes, what: str) -> None:
-    assert check(read, [2, 4], [2, 4]) == what
+def test_wrong_data_is_found_and_described(read: bytes, fault: str) -> None:
+    assert check(read, [2, 4], [2, 4]) == fault
 
 
 def test_data_from_before_a_truncation_is_stale() -> None:
@@ -179,7 +179,7 @@ def test_the_stalest_cell_of_a_read_counts() -> None:
     cells = [data(2), data(4), data(2)]
     assert staleness(cells, [2, 4, 2], [10, 10, 10], 50) == 0
     assert staleness(cells, [4, 6, 2], [10, 30, 49], 50) == 40
-    assert staleness(cells, [2, 2, 2], [10, 10, 10], 50) == 0, "newer than what was complete"
+    assert staleness(cells, [2, 2, 2], [10, 10, 10], 50) == 0, "newer than the last complete write"
     assert staleness([bytes(CELL)], [2], [10], 50) == 0, "zeros name no version"
     assert staleness([data(2)], [4], [(1 << 32) - 5], 5) == 10, "the clock wraps"
 

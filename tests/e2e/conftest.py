@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,31 @@ def mount(source: Path, mountpoint: Path) -> Iterator[Mounter]:
             )
 
         yield mounter
+
+
+@pytest.fixture(scope="module")
+def share(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounter]:
+    """Return ``share(*options)``: a new directory in the module's mount with these options.
+
+    For tests that need neither counters of their own nor an empty cache.
+    """
+    mounts: dict[tuple[str, ...], MountedFs] = {}
+    numbers = count()
+    with ExitStack() as stack:
+
+        def shared(*options: str) -> MountedFs:
+            if options not in mounts:
+                top = tmp_path_factory.mktemp("share")
+                for name in ("source", "mnt"):
+                    (top / name).mkdir()
+                mounts[options] = stack.enter_context(
+                    mounted(top / "source", top / "mnt", *SMALL_CACHES, *options)
+                )
+            directory = mounts[options].below(str(next(numbers)))
+            directory.source.mkdir()
+            return directory
+
+        yield shared
 
 
 @dataclass(frozen=True)

@@ -233,11 +233,11 @@ def test_a_bad_path_is_an_error_of_one_line(tmp_path: Path, kind: str) -> None:
 
 def test_a_removed_working_directory_is_an_error_of_one_line(fs: MountedFs, tmp_path: Path) -> None:
     for args in (("mount", "s", "m"), ("umount", "m"), ("list",), ("stats", fs.path)):
-        gone = tmp_path / "gone"
-        gone.mkdir()
+        removed = tmp_path / "removed"
+        removed.mkdir()
         script = 'cd "$0" && rmdir "$0" && exec "$@"'
         done = subprocess.run(
-            ["sh", "-c", script, gone, *forked_command_line(*args)],
+            ["sh", "-c", script, removed, *forked_command_line(*args)],
             capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr

@@ -88,10 +88,10 @@ IN_PLACE = {
 
 @pytest.mark.parametrize("where", ["mount", "source"])
 @pytest.mark.parametrize("change", IN_PLACE)
-def test_a_change_in_place_is_seen_by_the_next_open(mount: Mounter, change: str, where: str) -> None:
+def test_a_change_in_place_is_seen_by_the_next_open(share: Mounter, change: str, where: str) -> None:
     if change == "punch a hole" and where == "mount":
         pytest.skip("FUSE without a fallocate handler refuses to punch holes")
-    fs = mount("--attr-timeout", "60")  # so that no timeout can help
+    fs = share("--attr-timeout", "60")  # so that no timeout can help
     cached(fs, "f", noise())
     flushes = fs.stats()["flushes"]
     shell(fs.path if where == "mount" else fs.source, IN_PLACE[change])
@@ -175,6 +175,83 @@ def test_an_open_file_grows_after_an_event_though_no_reply_takes_effect(mount: M
         wait_until(lambda: len(os.pread(fd, 1 << 20, 0)) == 5700, 10)
 
 
+CHANGES_FOUND_BY_REQUESTS = (
+    OVERTAKEN
+    + """
+from cleanfs.vfs import open_files
+async def run(self): pass
+open_files.OpenFiles.run = run
+lookup_of = mount.CleanFS.lookup
+async def overtaken_lookup(self, parent, name, ctx):
+    reply = await lookup_of(self, parent, name, ctx)
+    await self._services.notifier.attributes_changed(reply.st_ino)
+    return reply
+mount.CleanFS.lookup = overtaken_lookup
+"""
+)
+"""Makes the kernel drop lookup replies too, and disables the checks of open files."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a size refresh opens files by handle")
+@pytest.mark.parametrize("timeout", [0.2, 1.0], ids=["kernel drops pages", "daemon drops pages"])
+@pytest.mark.parametrize("looked_up", [False, True], ids=["", "looked up before"])
+def test_an_open_file_is_read_whole_though_no_reply_to_the_reader_takes_effect(
+    mount: Mounter, timeout: float, looked_up: bool
+) -> None:
+    fs = mount("--attr-timeout", str(timeout), patch=CHANGES_FOUND_BY_REQUESTS)
+    (fs.source / "f").write_bytes(b"a" * 16384)
+    settle()
+    with held(fs.path / "f") as fd:
+        assert os.pread(fd, 1 << 20, 0) == b"a" * 16384
+        for letter, size in (b"b", 5000), (b"c", 16384), (b"d", 20000):
+            os.truncate(fs.source / "f", min(size, 5000))
+            with held(fs.source / "f", os.O_WRONLY) as other:
+                os.pwrite(other, letter * size, 0)
+            time.sleep(timeout + 0.05)
+            if looked_up:
+                os.stat(fs.path / "f")
+            assert os.pread(fd, 1 << 20, 0) == letter * size
+            assert os.lseek(fd, 0, os.SEEK_END) == size
+
+
+def opened_after_short_read(fs: MountedFs, flags: int) -> int:
+    """Open a file that ends at 8192 for the kernel, by a READ reply, and at 5000 in the source."""
+    (fs.source / "f").write_bytes(b"a" * 65536)
+    settle()
+    fd = os.open(fs.path / "f", flags)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    assert os.pread(fd, 100, 0) == b"a" * 100
+    os.truncate(fs.source / "f", 5000)
+    assert os.pread(fd, 4096, 8192) == b""
+    return fd
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a size refresh opens files by handle")
+def test_a_file_is_read_whole_after_a_short_read(mount: Mounter) -> None:
+    """The reader's GETATTR reply has the size that the kernel was sent before."""
+    fs = mount("--attr-timeout", "1", patch=CHANGES_FOUND_BY_REQUESTS)
+    fd = opened_after_short_read(fs, os.O_RDONLY)
+    try:
+        with held(fs.source / "f", os.O_WRONLY) as other:
+            os.pwrite(other, b"b" * 65536, 0)
+        time.sleep(1.05)
+        assert os.pread(fd, 1 << 20, 0) == b"b" * 65536
+    finally:
+        os.close(fd)
+
+
+def test_an_append_after_a_short_read_overwrites_nothing(mount: Mounter) -> None:
+    fs = mount("--attr-timeout", "60")
+    fd = opened_after_short_read(fs, os.O_RDWR | os.O_APPEND)
+    try:
+        with held(fs.source / "f", os.O_WRONLY | os.O_APPEND) as other:
+            os.write(other, b"t" * 5000)
+        assert os.write(fd, b"more") == 4  # the kernel sends it with offset 8192
+    finally:
+        os.close(fd)
+    assert (fs.source / "f").read_bytes() == b"a" * 5000 + b"t" * 5000 + b"more"
+
+
 REPLACED = {
     "move over": "printf 'new text' > g; mv g f",
     "move a longer one over": "head -c 3000000 /dev/zero > g; mv g f",
@@ -187,8 +264,8 @@ REPLACED = {
 
 @pytest.mark.parametrize("where", ["mount", "source"])
 @pytest.mark.parametrize("change", REPLACED)
-def test_a_replaced_file_is_seen_after_the_timeout(mount: Mounter, change: str, where: str) -> None:
-    fs = mount(*QUICK)
+def test_a_replaced_file_is_seen_after_the_timeout(share: Mounter, change: str, where: str) -> None:
+    fs = share(*QUICK)
     cached(fs, "f", noise())
     flushes = fs.stats()["flushes"]
     shell(fs.path if where == "mount" else fs.source, REPLACED[change])
@@ -202,8 +279,8 @@ def test_a_replaced_file_is_seen_after_the_timeout(mount: Mounter, change: str, 
 
 
 @pytest.mark.parametrize("where", ["mount", "source"])
-def test_a_cached_file_moved_over_another_replaces_it(mount: Mounter, where: str) -> None:
-    fs = mount(*QUICK)
+def test_a_cached_file_moved_over_another_replaces_it(share: Mounter, where: str) -> None:
+    fs = share(*QUICK)
     cached(fs, "a", noise(1))
     cached(fs, "b", noise(2))
     shell(fs.path if where == "mount" else fs.source, "mv a b")
@@ -216,8 +293,8 @@ def test_a_cached_file_moved_over_another_replaces_it(mount: Mounter, where: str
 
 
 @pytest.mark.parametrize("where", ["mount", "source"])
-def test_a_removed_file_is_missing(mount: Mounter, where: str) -> None:
-    fs = mount(*QUICK)
+def test_a_removed_file_is_missing(share: Mounter, where: str) -> None:
+    fs = share(*QUICK)
     cached(fs, "f", noise())
     flushes = fs.stats()["flushes"]
     shell(fs.path if where == "mount" else fs.source, "rm f")
@@ -530,7 +607,7 @@ def test_a_change_found_by_the_open_of_an_ioctl_reaches_the_kernel(mount: Mounte
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_DIRECT], ids=["buffered", "direct"])
 def test_a_file_that_was_shorter_for_a_while_is_read_whole_again(mount: Mounter, flags: int) -> None:
-    """The kernel takes a short reply for the end of the file until it asks for attributes."""
+    """The kernel takes a short reply for the end of the file until it gets new attributes."""
     fs = mount(*QUICK)
     size = 16384
     (fs.source / "f").write_bytes(b"a" * size)

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cleanfs.sizes import parse_size
-from tests.e2e.conftest import Mounter
-from tests.harness.mounting import MountedFs, cleanfs, is_mounted, settle, wait_until
+from tests.e2e.conftest import SMALL_CACHES, Mounter
+from tests.harness.mounting import MountedFs, cleanfs, is_mounted, mounted, settle, wait_until
 
 NUMBERS = ("succ_gets", "failed_gets", "puts", "flushes")
 WRITABLE = ("backend", "pool_limit", "page_cache", "log_level")
@@ -273,11 +273,22 @@ WAYS: dict[str, Callable[[Path, Path], object]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def filled_fs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedFs]:
+    """Provide one mount with pages in its caches, for all ways to copy."""
+    top = tmp_path_factory.mktemp("filled")
+    for name in ("source", "mnt"):
+        (top / name).mkdir()
+    with mounted(top / "source", top / "mnt", *SMALL_CACHES) as fs:
+        fill(fs)
+        yield fs
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_copy_a_file_copies_all_of_it(mount: Mounter, tmp_path: Path, way: str) -> None:
-    fs = mount()
-    fill(fs)
-    to = tmp_path / "copy"
+def test_every_way_to_copy_a_file_copies_all_of_it(
+    filled_fs: MountedFs, tmp_path: Path, way: str
+) -> None:
+    fs, to = filled_fs, tmp_path / "copy"
     with fs.control("stats.json").open() as others:  # it has another size and stays open
         json.load(others)
         for text in ("2M", "123456K", "1234567K", "8M"):
@@ -572,10 +583,10 @@ def test_reading_xattrs_of_control_files_finds_none(mount: Mounter) -> None:
 def test_an_entry_made_in_the_source_later_stays_hidden(mount: Mounter) -> None:
     fs = mount("--attr-timeout", "0")
     (fs.source / ".cleancache").mkdir()
-    (fs.source / ".cleancache" / "puts").write_text("not ours")
+    (fs.source / ".cleancache" / "puts").write_text("of the source")
     assert fs.control("puts").read_text() == "0\n"
     assert os.listdir(fs.path) == []
-    assert (fs.source / ".cleancache" / "puts").read_text() == "not ours"
+    assert (fs.source / ".cleancache" / "puts").read_text() == "of the source"
 
 
 def test_shell_redirection_works(mount: Mounter) -> None:

@@ -566,6 +566,5 @@ def test_the_inode_table_shrinks_after_a_large_listing(source: Path, mount: Moun
         (source / f"{i}").touch()
     fs = mount("--attr-timeout", "60", patch="mount.MAX_INODES = 2000")
     assert len(os.listdir(fs.path)) == 3000
-    assert fs.stats()["inodes"] > 2000
     wait_until(lambda: fs.stats()["inodes"] <= 2000, 30)
     assert (fs.path / "1").stat().st_size == 0

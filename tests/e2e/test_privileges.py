@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mounter
-from tests.harness.mounting import as_user, settle
+from tests.harness.mounting import MountedFs, as_user, settle
+from tests.harness.unprivileged import open_to_all
 
 CAPABILITY = "security.capability"
 NET_BIND = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
@@ -35,13 +36,18 @@ def mode(path: Path) -> int:
 
 
 @pytest.fixture
-def file(source: Path, mountpoint: Path) -> Path:
-    """Make a file in a directory that every user can reach."""
-    path = source / "f"
+def fs(share: Mounter) -> MountedFs:
+    """Return a mount with a directory that every user can reach."""
+    fs = share("--allow-other")
+    open_to_all(fs.source)
+    return fs
+
+
+@pytest.fixture
+def file(fs: MountedFs) -> Path:
+    """Make a file in it."""
+    path = fs.source / "f"
     path.write_bytes(b"old")
-    source.chmod(0o755)
-    for parent in source.parents[:3]:
-        parent.chmod(parent.stat().st_mode | 0o011)
     return path
 
 
@@ -54,9 +60,8 @@ def file(source: Path, mountpoint: Path) -> Path:
     ],
 )
 def test_a_change_by_a_user_clears_set_id_bits(
-    file: Path, mount: Mounter, change: str, before: int, after: int
+    file: Path, fs: MountedFs, change: str, before: int, after: int
 ) -> None:
-    fs = mount("--allow-other")
     file.chmod(before)
     assert mode(fs.path / "f") == before
     assert as_user(fs.path, CHANGES[change]) == ""
@@ -66,8 +71,7 @@ def test_a_change_by_a_user_clears_set_id_bits(
 
 
 @pytest.mark.parametrize("change", [name for name in CHANGES if name != "mmap"])
-def test_a_member_of_the_group_keeps_the_set_gid_bit(file: Path, mount: Mounter, change: str) -> None:
-    fs = mount("--allow-other")
+def test_a_member_of_the_group_keeps_the_set_gid_bit(file: Path, fs: MountedFs, change: str) -> None:
     os.chown(file, 0, 34567)
     file.chmod(0o2767)
     assert as_user(fs.path, CHANGES[change], groups=(34567,)) == ""
@@ -80,9 +84,8 @@ def test_a_member_of_the_group_keeps_the_set_gid_bit(file: Path, mount: Mounter,
     ids=["root", "owner", "other"],
 )
 def test_a_chown_without_a_new_owner_clears_set_id_bits(
-    file: Path, mount: Mounter, uid: int, after: int, ctime_changes: bool
+    file: Path, fs: MountedFs, uid: int, after: int, ctime_changes: bool
 ) -> None:
-    fs = mount("--allow-other")
     os.chown(file, 12345, 23456)
     file.chmod(0o6777)
     before = (fs.path / "f").stat().st_ctime_ns
@@ -93,9 +96,8 @@ def test_a_chown_without_a_new_owner_clears_set_id_bits(
 
 
 def test_setting_an_access_control_list_clears_the_set_gid_bit_of_a_foreign_group(
-    file: Path, mount: Mounter
+    file: Path, fs: MountedFs
 ) -> None:
-    fs = mount("--allow-other")
     os.chown(file, 12345, 34567)
     entries = ((1, 7), (4, 7), (32, 5))
     minimal = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e, 0xFFFFFFFF) for e in entries)
@@ -107,8 +109,7 @@ def test_setting_an_access_control_list_clears_the_set_gid_bit_of_a_foreign_grou
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_clears_capabilities(file: Path, mount: Mounter, change: str) -> None:
-    fs = mount("--allow-other")
+def test_a_change_clears_capabilities(file: Path, fs: MountedFs, change: str) -> None:
     file.chmod(0o777)
     try:
         os.setxattr(fs.path / "f", CAPABILITY, NET_BIND)
@@ -123,25 +124,20 @@ def test_a_change_clears_capabilities(file: Path, mount: Mounter, change: str) -
 
 
 @pytest.mark.parametrize("change", [name for name in CHANGES if name != "mmap"])
-def test_a_change_by_root_keeps_set_id_bits(file: Path, mount: Mounter, change: str) -> None:
-    fs = mount()
+def test_a_change_by_root_keeps_set_id_bits(file: Path, fs: MountedFs, change: str) -> None:
     file.chmod(0o6755)
     assert as_user(fs.path, CHANGES[change], uid=0, gid=0) == ""
     assert mode(file) == mode(fs.path / "f") == 0o6755
 
 
-def test_reads_clear_nothing(file: Path, mount: Mounter) -> None:
-    fs = mount("--allow-other")
+def test_reads_clear_nothing(file: Path, fs: MountedFs) -> None:
     file.chmod(0o6777)
     look = f"try: os.getxattr('f', '{CAPABILITY}')\nexcept OSError: pass\nopen('f').read()"
     assert as_user(fs.path, look) == ""
     assert mode(file) == 0o6777
 
 
-def test_after_a_getxattr_by_a_user_a_change_by_root_clears_the_bits(
-    file: Path, mount: Mounter
-) -> None:
-    fs = mount("--allow-other")
+def test_after_a_getxattr_by_a_user_a_change_by_root_clears_the_bits(file: Path, fs: MountedFs) -> None:
     file.chmod(0o6777)
     look = f"try: os.getxattr('f', '{CAPABILITY}')\nexcept OSError: pass"
     assert as_user(fs.path, look) == ""
@@ -152,10 +148,11 @@ def test_after_a_getxattr_by_a_user_a_change_by_root_clears_the_bits(
 
 @pytest.mark.skipif(KERNEL < (5, 11), reason="the kernel sends a getxattr before each write")
 def test_the_kernel_does_not_send_a_getxattr_before_each_write(
-    file: Path, mount: Mounter, tmp_path: Path
+    source: Path, mount: Mounter, tmp_path: Path
 ) -> None:
     if not shutil.which("strace"):
         pytest.skip("strace is not installed")
+    (source / "f").write_bytes(b"old")
     fs = mount("--attr-timeout", "60")
     trace = tmp_path / "trace"
     command = [

@@ -33,7 +33,7 @@ def test_every_read_is_legal_and_nothing_is_left(tmp_path: Path, coherency: str)
     result = tmp_path / "result.json"
     base = tmp_path / "base"
     base.mkdir()
-    words = ("--seconds", "3", "--seed", "1", "--coherency", coherency, "--json", str(result))
+    words = ("--seconds", "1.5", "--seed", "1", "--coherency", coherency, "--json", str(result))
     process = soak(base, *words)
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 0, output + errors

@@ -1,4 +1,4 @@
-"""One file, changed by its path in the source, then called by its path on the mount."""
+"""Test calls by a path on the mount after a change by the path in the source."""
 
 import ctypes
 import errno
@@ -16,14 +16,14 @@ from tests.e2e.conftest import Mounter
 from tests.harness.mounting import MountedFs
 
 AT_STATX_FORCE_SYNC = 0x2000
-BELIEVES_LONG = ("--attr-timeout", "60")
+LONG_TIMEOUT = ("--attr-timeout", "60")
 libc = ctypes.CDLL(None, use_errno=True)
 
 Call = Callable[[Path], object]
 
 
 def stat_now(path: Path) -> None:
-    """A stat that asks for attributes whatever the kernel believes."""
+    """Make a stat that asks for attributes despite the kernel's cached ones."""
     if libc.statx(AT_FDCWD, os.fsencode(path), AT_STATX_FORCE_SYNC, 0x7FF, (ctypes.c_char * 256)()):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
@@ -53,19 +53,17 @@ LOST: dict[str, Call] = {
 
 
 @pytest.fixture
-def fs(mount: Mounter, source: Path) -> MountedFs:
-    (source / "f").write_text("text")
-    os.setxattr(source / "f", "user.there", b"1")
-    fs = mount(*BELIEVES_LONG)
+def fs(share: Mounter) -> MountedFs:
+    fs = share(*LONG_TIMEOUT)
+    (fs.source / "f").write_text("text")
+    os.setxattr(fs.source / "f", "user.there", b"1")
     assert (fs.path / "f").read_text() == "text"
     return fs
 
 
 @pytest.mark.parametrize("call", BY_NAME.values(), ids=BY_NAME.keys())
 @pytest.mark.parametrize("lose", LOST.values(), ids=LOST.keys())
-def test_a_call_by_a_name_that_the_source_lost_finds_nothing(
-    fs: MountedFs, lose: Call, call: Call
-) -> None:
+def test_a_call_by_a_name_missing_in_the_source_fails(fs: MountedFs, lose: Call, call: Call) -> None:
     lose(fs.source / "f")
     with pytest.raises(FileNotFoundError):
         call(fs.path / "f")
@@ -77,7 +75,7 @@ def test_a_call_by_a_name_that_the_source_lost_finds_nothing(
 
 
 @pytest.mark.parametrize("call", BY_NAME.values(), ids=BY_NAME.keys())
-def test_a_call_by_a_name_that_was_given_to_another_file_is_for_that_one(
+def test_a_call_by_a_name_of_another_file_in_the_source_affects_that_file(
     fs: MountedFs, call: Call
 ) -> None:
     (fs.source / "f").rename(fs.source / "moved")
@@ -90,7 +88,7 @@ def test_a_call_by_a_name_that_was_given_to_another_file_is_for_that_one(
     assert (fs.source / "moved").stat().st_nlink == 1
 
 
-def test_what_is_written_by_the_name_of_a_removed_file_makes_a_new_one(fs: MountedFs) -> None:
+def test_a_write_by_the_name_of_a_removed_file_makes_a_new_file(fs: MountedFs) -> None:
     (fs.source / "f").unlink()
     (fs.path / "f").write_text("new")
     assert (fs.source / "f").read_text() == "new"
@@ -104,19 +102,21 @@ def test_a_removed_file_has_no_attributes_by_name(fs: MountedFs) -> None:
 
 def test_a_removed_directory_is_not_listed_by_name(mount: Mounter, source: Path) -> None:
     (source / "d").mkdir()
-    fs = mount(*BELIEVES_LONG)
+    fs = mount(*LONG_TIMEOUT)
     assert os.listdir(fs.path / "d") == []
     (source / "d").rmdir()
     with pytest.raises(FileNotFoundError):
         os.listdir(fs.path / "d")
 
 
-def test_another_name_of_a_file_is_still_one(mount: Mounter, source: Path) -> None:
+def test_a_file_is_served_by_one_name_after_its_other_name_is_removed(
+    mount: Mounter, source: Path
+) -> None:
     (source / "f").write_text("text")
     os.link(source / "f", source / "g")
-    fs = mount(*BELIEVES_LONG)
+    fs = mount(*LONG_TIMEOUT)
     assert [(fs.path / name).read_text() for name in "fg"] == ["text", "text"]
-    (source / "g").unlink()  # by which it was found last
+    (source / "g").unlink()  # the name found last
     (fs.path / "f").write_text("new")
     assert (source / "f").read_text() == "new"
 
@@ -131,7 +131,7 @@ def test_another_name_of_a_file_is_still_one(mount: Mounter, source: Path) -> No
     ],
     ids=["removed in the source", "moved in the source", "removed", "moved"],
 )
-def test_a_descriptor_works_on_whatever_became_of_the_name(
+def test_an_fd_still_works_after_any_change_of_the_name(
     fs: MountedFs, lose: Callable[[MountedFs], object]
 ) -> None:
     with open(fs.path / "f", "rb+", buffering=0) as file:
@@ -146,14 +146,14 @@ def test_a_descriptor_works_on_whatever_became_of_the_name(
         os.setxattr(fd, "user.x", b"1")
         os.removexattr(fd, "user.x")
         os.utime(fd, (1, 1))
-        with open(f"/proc/self/fd/{fd}", "rb+") as again:  # as /dev/stdout is
+        with open(f"/proc/self/fd/{fd}", "rb+") as again:  # as by /dev/stdout
             assert again.read() == b"more t"
         os.truncate(f"/proc/self/fd/{fd}", 2)
         st = os.fstat(fd)
         assert (st.st_size, st.st_mode & 0o777, st.st_uid) == (2, 0o600, 1)
 
 
-def test_a_path_descriptor_of_a_file_removed_on_the_mount_has_attributes(fs: MountedFs) -> None:
+def test_a_path_fd_of_a_file_removed_on_the_mount_has_attributes(fs: MountedFs) -> None:
     fd = os.open(fs.path / "f", os.O_PATH)
     try:
         (fs.path / "f").unlink()
@@ -164,9 +164,9 @@ def test_a_path_descriptor_of_a_file_removed_on_the_mount_has_attributes(fs: Mou
         os.close(fd)
 
 
-def test_who_is_in_a_removed_directory_can_list_it(mount: Mounter, source: Path) -> None:
+def test_a_removed_directory_can_be_listed_through_an_fd(mount: Mounter, source: Path) -> None:
     (source / "d").mkdir()
-    fs = mount(*BELIEVES_LONG)
+    fs = mount(*LONG_TIMEOUT)
     fd = os.open(fs.path / "d", os.O_PATH)
     try:
         (fs.path / "d").rmdir()
@@ -177,7 +177,7 @@ def test_who_is_in_a_removed_directory_can_list_it(mount: Mounter, source: Path)
 
 
 @pytest.mark.parametrize("second_link", [False, True])
-def test_mv_of_a_file_onto_itself_fails_aloud(fs: MountedFs, second_link: bool) -> None:
+def test_mv_of_a_file_onto_itself_fails_with_an_error(fs: MountedFs, second_link: bool) -> None:
     if second_link:
         os.link(fs.source / "f", fs.source / "g")
     done = subprocess.run(
@@ -211,12 +211,12 @@ def test_a_copy_onto_itself_is_refused_and_empties_nothing(fs: MountedFs, comman
     assert (fs.source / "f").read_text() == (fs.path / "f").read_text() == "text"
 
 
-def test_cp_with_force_makes_a_new_file_of_it(fs: MountedFs) -> None:
+def test_cp_with_force_replaces_the_file_by_a_copy(fs: MountedFs) -> None:
     subprocess.run(["cp", "-f", fs.source / "f", fs.path / "f"], timeout=30, check=True)
     assert (fs.source / "f").read_text() == (fs.path / "f").read_text() == "text"
 
 
-def test_a_file_that_others_read_in_the_source_can_be_emptied(fs: MountedFs) -> None:
+def test_a_file_read_by_others_in_the_source_can_be_truncated(fs: MountedFs) -> None:
     with open(fs.source / "f", "rb") as file:
         reader = subprocess.Popen(["sleep", "60"], stdin=file)
     try:
@@ -228,17 +228,19 @@ def test_a_file_that_others_read_in_the_source_can_be_emptied(fs: MountedFs) -> 
 
 
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_PATH])
-def test_so_can_one_that_the_program_does_not_read_there(fs: MountedFs, flags: int) -> None:
+def test_a_file_that_the_program_itself_does_not_read_there_can_be_truncated(
+    fs: MountedFs, flags: int
+) -> None:
     fd = os.open(fs.source / "f", flags)
     try:
-        with open(fs.path / "f", "rb"):  # reading on the mount is as reading any file
+        with open(fs.path / "f", "rb"):  # reads on the mount do not count
             (fs.path / "f").write_text("new")
     finally:
         os.close(fd)
     assert (fs.source / "f").read_text() == "new"
 
 
-def test_another_file_can_be_copied_over_it(fs: MountedFs) -> None:
+def test_another_file_can_be_copied_over_a_file(fs: MountedFs) -> None:
     (fs.source / "other").write_text("other")
     shutil.copyfile(fs.source / "other", fs.path / "f")
     assert (fs.source / "f").read_text() == "other"

@@ -1,6 +1,6 @@
-"""``--coherency watch``: what changes in the source is seen through the mount without a re-open.
+"""Test ``--coherency watch``: changes in the source are seen through the mount without a new open.
 
-The attribute timeout is a minute: nothing here may come from the kernel's asking again.
+The attribute timeout is a minute, so that no change is seen by a refresh of the kernel's.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from tests.harness.mounting import MountedFs, cleanfs, mount_namespace, mounted,
 from tests.harness.source_calls import CONTENTS, SIZE, held
 
 SEEN_WITHIN = 15.0
-"""Seconds, on a machine with much else to do; a tenth of one is usual."""
+"""The limit in seconds on a busy machine; a tenth of a second is usual."""
 
 WATCH = ("--coherency", "watch", "--attr-timeout", "60")
 
 UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search")
-"""Runs a daemon that may not open files by their handles, and so watches inodes one by one."""
+"""Runs a daemon that may not open files by handle, and so watches inodes one by one."""
 
 pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="takes root, and setpriv"
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv"
 )
 
 
@@ -43,14 +43,14 @@ def noise(seed: int = 0, size: int = SIZE) -> bytes:
 
 @dataclass(frozen=True)
 class Spot:
-    """A directory of its own, in the source and through the mount."""
+    """Holds a directory for a test, in the source and through the mount."""
 
     fs: MountedFs
     source: Path
     path: Path
 
     def same_tree(self) -> bool:
-        """Whether names, types, sizes, modes and owners are those of the source."""
+        """Return whether names, types, sizes, modes and owners match the source."""
         return _tree(self.path) == _tree(self.source)
 
 
@@ -67,7 +67,7 @@ def _tree(top: Path) -> dict[str, tuple[int, ...]]:
 def watched(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedFs]:
-    """One mount for each way to watch."""
+    """Provide one mount for each kind of watch."""
     top = tmp_path_factory.mktemp(request.param)
     for name in ("source", "mnt"):
         (top / name).mkdir()
@@ -91,14 +91,14 @@ def spot(watched: MountedFs) -> Spot:
 
 
 @pytest.mark.parametrize("call", CONTENTS)
-def test_a_change_of_the_contents_is_seen_by_who_holds_the_file_open(spot: Spot, call: str) -> None:
+def test_a_change_of_the_contents_is_seen_through_an_open_file(spot: Spot, call: str) -> None:
     with held(spot.path / "f") as reader, held(spot.source / "f", os.O_RDWR) as writer:
         assert os.pread(reader, SIZE, 0) == noise()
         with mmap.mmap(reader, 8192, prot=mmap.PROT_READ) as area:
             assert area[:] == noise()[:8192]
             before = os.fstat(writer)
             CONTENTS[call](spot.source, writer)
-            if call not in ("mmap", "io_submit"):  # without an event of their own, mtime must tell
+            if call not in ("mmap", "io_submit"):  # these cause no event: mtime must show the change
                 os.utime(writer, ns=(before.st_atime_ns, before.st_mtime_ns))
             expected = os.pread(writer, 2 * SIZE, 0)
             wait_until(lambda: os.pread(reader, 2 * SIZE, 0) == expected, SEEN_WITHIN)
@@ -149,17 +149,17 @@ def test_a_change_of_names_and_attributes_is_seen(spot: Spot, call: str) -> None
                 assert (spot.path / path.name).read_bytes() == path.read_bytes()
 
 
-def test_what_all_caches_have_is_flushed_though_mtime_is_set_back(mount: Mounter) -> None:
+def test_all_caches_are_flushed_even_if_mtime_is_restored(mount: Mounter) -> None:
     fs = mount(*WATCH)
     data = noise(2, 3_000_000)
     (fs.source / "f").write_bytes(data)
-    quiet(fs)
+    settled_stats(fs)
     with held(fs.path / "f") as reader, held(fs.source / "f", os.O_RDWR) as writer:
         for _ in range(2):
             assert os.pread(reader, 1 << 22, 0) == data
             fs.drop_kernel()
         assert os.pread(reader, 1 << 22, 0) == data
-        before = quiet(fs)
+        before = settled_stats(fs)
         assert before["pagecache_resident"] > 100
         assert before["backend_counters"]["eph_zpages"] > 100
         stamps = os.fstat(writer)
@@ -168,13 +168,13 @@ def test_what_all_caches_have_is_flushed_though_mtime_is_set_back(mount: Mounter
         os.utime(writer, ns=(stamps.st_atime_ns, stamps.st_mtime_ns))
         expected = (fs.source / "f").read_bytes()
         wait_until(lambda: os.pread(reader, 1 << 22, 0) == expected, SEEN_WITHIN)
-        # The second's look at open files may have been faster than the events.
+        # The check of open files, once a second, may have been faster than the events.
         counted = before["watch_invalidations"]
         wait_until(lambda: fs.stats()["watch_invalidations"] > counted, SEEN_WITHIN)
 
 
-def quiet(fs: MountedFs) -> dict[str, Any]:
-    """Wait until what was done to the source before has been taken notice of.
+def settled_stats(fs: MountedFs) -> dict[str, Any]:
+    """Wait until earlier changes in the source have been processed, and return the statistics.
 
     Other tests change files of the same file system, and their events come first.
     """
@@ -187,14 +187,14 @@ def quiet(fs: MountedFs) -> dict[str, Any]:
             return stats
 
 
-# -- what is ours ---------------------------------------------------------------------------
+# -- own changes ----------------------------------------------------------------------------
 
 
-def test_our_own_changes_flush_nothing(spot: Spot) -> None:
+def test_own_changes_flush_nothing(spot: Spot) -> None:
     with held(spot.path / "f", os.O_RDWR) as fd:
         os.pread(fd, SIZE, 0)
-        before = quiet(spot.fs)
-        os.pwrite(fd, b"ours", 0)
+        before = settled_stats(spot.fs)
+        os.pwrite(fd, b"own!", 0)
         os.fchmod(fd, 0o600)
         (spot.path / "f").rename(spot.path / "g")
         (spot.path / "new").mkdir()
@@ -205,22 +205,22 @@ def test_our_own_changes_flush_nothing(spot: Spot) -> None:
             assert after[name] == before[name], name
         fs_reads = spot.fs.stats()["source_reads"]
         spot.fs.drop_kernel(spot.path / "other")
-        assert os.pread(fd, 4, 0) == b"ours"
+        assert os.pread(fd, 4, 0) == b"own!"
         assert spot.fs.stats()["source_reads"] <= fs_reads + 1
 
 
 @pytest.mark.parametrize("change", ["write", "rename"])
-def test_what_is_just_being_changed_by_us_is_not_taken_for_a_change_without_an_event(
+def test_an_own_change_in_progress_is_not_taken_for_a_change_without_an_event(
     spot: Spot, change: str
 ) -> None:
     path = spot.path / "f"
     with held(path, os.O_RDWR | os.O_DSYNC) as fd:
         os.pread(fd, SIZE, 0)
-        before = quiet(spot.fs)
-        looks_at_open_files = time.monotonic() + 4 * LOOK_SECONDS
-        while time.monotonic() < looks_at_open_files:
+        before = settled_stats(spot.fs)
+        end = time.monotonic() + 2.5 * LOOK_SECONDS
+        while time.monotonic() < end:
             if change == "write":
-                os.pwrite(fd, b"ours", 0)
+                os.pwrite(fd, b"own!", 0)
             else:
                 path.rename(path.with_name("g")).rename(path)
         after = spot.fs.stats()
@@ -228,7 +228,9 @@ def test_what_is_just_being_changed_by_us_is_not_taken_for_a_change_without_an_e
             assert after[name] == before[name], name
 
 
-def test_two_mounts_of_one_source_tell_each_other(source: Path, mount: Mounter, tmp_path: Path) -> None:
+def test_two_mounts_of_one_source_see_changes_of_each_other(
+    source: Path, mount: Mounter, tmp_path: Path
+) -> None:
     (tmp_path / "second").mkdir()
     one = mount(*WATCH)
     (source / "f").write_bytes(noise())
@@ -242,23 +244,23 @@ def test_two_mounts_of_one_source_tell_each_other(source: Path, mount: Mounter, 
             data = b"%04d" % turn * 1000
             os.pwrite(writer, data, turn * 10_000)
             wait_until(
-                lambda: os.pread(reader, 4000, turn * 10_000) == data,  # noqa: B023
+                lambda: os.pread(reader, 4000, turn * 10_000) == data,  # noqa: B023  # called at once
                 SEEN_WITHIN,
             )
 
 
-# -- who works in a directory is not cut off --------------------------------------------------
+# -- directories in use stay connected --------------------------------------------------------
 
 
-def test_a_directory_in_use_keeps_its_name_when_its_entry_was_in_doubt(spot: Spot) -> None:
+def test_a_directory_in_use_keeps_its_name_after_its_entry_was_in_doubt(spot: Spot) -> None:
     for name in "de":
         (spot.source / name).mkdir()
     with (
         held(spot.path / "d", os.O_RDONLY | os.O_DIRECTORY) as fd,
         held(spot.source, os.O_RDONLY | os.O_DIRECTORY) as top,
     ):
-        before = quiet(spot.fs)["watch_invalidations"]
-        for _ in range(2):  # there is such a name at any time
+        before = settled_stats(spot.fs)["watch_invalidations"]
+        for _ in range(2):  # the name exists at any time
             syscalls.renameat2(top, b"d", top, b"e", syscalls.RENAME_EXCHANGE)
         wait_until(lambda: spot.fs.stats()["watch_invalidations"] > before, SEEN_WITHIN)
         for _ in range(2):
@@ -267,16 +269,16 @@ def test_a_directory_in_use_keeps_its_name_when_its_entry_was_in_doubt(spot: Spo
             assert os.listdir(spot.path / "d") == []
 
 
-# -- events that were lost -----------------------------------------------------------------------
+# -- lost events ---------------------------------------------------------------------------------
 
 
-def test_events_that_were_lost_flush_everything(mount: Mounter) -> None:
+def test_lost_events_flush_everything(mount: Mounter) -> None:
     fs = mount(*WATCH)
     (fs.source / "f").write_bytes(noise())
     (fs.source / "names").mkdir()
     most = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
     if most > 1 << 15:
-        pytest.skip("too many events may be queued")
+        pytest.skip("the queue of events is too long")
     with held(fs.path / "f") as reader, held(fs.source / "f", os.O_WRONLY) as writer:
         assert os.pread(reader, SIZE, 0) == noise()
         assert (fs.path / "f").stat().st_mode & 0o777 != 0o600
@@ -296,13 +298,13 @@ def test_events_that_were_lost_flush_everything(mount: Mounter) -> None:
     assert "events were lost" in fs.log.read_text()
 
 
-# -- what is below the source, and beside it --------------------------------------------------
+# -- file systems below the source and beside it -------------------------------------------------
 
 
 def test_a_file_of_another_file_system_mounted_on_a_name_is_watched(
     source: Path, mount: Mounter, tmp_path: Path
 ) -> None:
-    """None of its directories is below the source."""
+    """None of the other file system's directories is below the source."""
     other = tmp_path / "other"
     other.mkdir()
     (source / "f").touch()
@@ -323,9 +325,7 @@ def test_a_file_of_another_file_system_mounted_on_a_name_is_watched(
         subprocess.run(["umount", "-l", other], check=True, timeout=10)
 
 
-def test_a_file_system_mounted_below_the_source_is_watched_as_well(
-    source: Path, mount: Mounter
-) -> None:
+def test_a_file_system_mounted_below_the_source_is_also_watched(source: Path, mount: Mounter) -> None:
     (source / "below").mkdir()
     fs = mount(*WATCH)
     subprocess.run(["mount", "-t", "tmpfs", "none", source / "below"], check=True, timeout=10)
@@ -357,19 +357,19 @@ def test_changes_by_another_path_to_the_file_system_are_seen(spot: Spot, tmp_pat
         wait_until(lambda: os.pread(reader, 9, 0) == b"by a link", SEEN_WITHIN)
 
 
-# -- nothing is left, nothing is promised that can not be kept -----------------------------------
+# -- clean-up, and sources that cannot be watched -----------------------------------------------
 
 
 def _marks(fs: MountedFs) -> int:
-    """Inodes that the daemon has marked."""
+    """Return the number of inodes that the daemon has marked."""
     marks = 0
     for info in Path(f"/proc/{fs.process.pid}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # descriptors come and go
+        with contextlib.suppress(FileNotFoundError):  # the fd may be closed meanwhile
             marks += info.read_text().count("fanotify ino:")
     return marks
 
 
-def test_the_mark_of_a_file_that_is_gone_is_removed(mount: Mounter) -> None:
+def test_the_mark_of_a_removed_file_is_removed(mount: Mounter) -> None:
     fs = mount(*WATCH, prefix=UNPRIVILEGED)
     least = _marks(fs)
     for i in range(20):
@@ -382,7 +382,7 @@ def test_the_mark_of_a_file_that_is_gone_is_removed(mount: Mounter) -> None:
     wait_until(lambda: fs.stats()["watch_inodes"] == least, SEEN_WITHIN)
 
 
-def test_a_source_that_can_not_be_watched_is_refused(tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_watched_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mnt").mkdir()
     done = cleanfs("mount", "--coherency", "watch", "/proc", tmp_path / "mnt")
     assert done.returncode == 1
@@ -391,7 +391,7 @@ def test_a_source_that_can_not_be_watched_is_refused(tmp_path: Path) -> None:
     assert line.endswith("use --coherency open")
 
 
-def test_without_watching_the_statistics_say_so(mount: Mounter) -> None:
+def test_without_a_watch_the_statistics_show_none(mount: Mounter) -> None:
     stats = mount().stats()
     assert stats["watcher"] == "none"
     assert stats["watch_events"] == 0

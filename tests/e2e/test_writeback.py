@@ -1,4 +1,4 @@
-"""``--writeback``: the kernel writes later, and everything that programs can see stays as it is."""
+"""Test ``--writeback``: the kernel writes later, without a difference that programs can see."""
 
 import fcntl
 import mmap
@@ -33,18 +33,18 @@ def held(path: Path, flags: int = os.O_RDONLY, mode: int = 0o644) -> Iterator[in
         os.close(fd)
 
 
-def test_it_is_on_when_asked_for_and_only_then(mount: Mounter, fs: MountedFs) -> None:
+def test_writes_are_delayed_with_the_option(mount: Mounter, fs: MountedFs) -> None:
     with held(fs.path / "f", os.O_WRONLY | os.O_CREAT) as fd:
         for i in range(1000):
             os.pwrite(fd, b"%04d" % i, i * 4)
-        assert fs.stats()["source_writes"] <= 4, "whoever else calls sync"
+        assert fs.stats()["source_writes"] <= 4, "only a sync by another process adds writes"
         assert os.fstat(fd).st_size == 4000
         os.fsync(fd)
         assert 1 <= fs.stats()["source_writes"] <= 8
         assert (fs.source / "f").read_bytes() == b"".join(b"%04d" % i for i in range(1000))
 
 
-def test_without_it_every_write_is_in_the_source_at_once(mount: Mounter) -> None:
+def test_without_the_option_every_write_is_in_the_source_at_once(mount: Mounter) -> None:
     fs = mount("--coherency", "none")
     with held(fs.path / "f", os.O_WRONLY | os.O_CREAT) as fd:
         for i in range(10):
@@ -52,7 +52,7 @@ def test_without_it_every_write_is_in_the_source_at_once(mount: Mounter) -> None
             assert (fs.source / "f").stat().st_size == i * 4 + 4
 
 
-def test_part_of_a_page_is_written_through_a_write_only_handle(fs: MountedFs) -> None:
+def test_a_part_of_a_page_is_written_through_a_write_only_fd(fs: MountedFs) -> None:
     data = bytearray(random.Random(1).randbytes(50_000))
     (fs.source / "f").write_bytes(data)
     settle()
@@ -66,7 +66,7 @@ def test_part_of_a_page_is_written_through_a_write_only_handle(fs: MountedFs) ->
     assert (fs.path / "f").read_bytes() == data
 
 
-def test_two_that_append_take_turns(fs: MountedFs) -> None:
+def test_two_appending_fds_take_turns(fs: MountedFs) -> None:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     with held(fs.path / "log", flags) as one, held(fs.path / "log", flags) as two:
         for i in range(500):
@@ -76,7 +76,7 @@ def test_two_that_append_take_turns(fs: MountedFs) -> None:
     assert (fs.path / "log").read_bytes() == (fs.source / "log").read_bytes() == expected
 
 
-def test_a_mapping_and_writes_are_one(fs: MountedFs) -> None:
+def test_a_mapping_and_writes_are_coherent(fs: MountedFs) -> None:
     (fs.source / "f").write_bytes(b"a" * 10_000)
     with held(fs.path / "f", os.O_RDWR | os.O_APPEND) as fd, mmap.mmap(fd, 10_000) as area:
         area[100:110] = b"B" * 10
@@ -88,7 +88,7 @@ def test_a_mapping_and_writes_are_one(fs: MountedFs) -> None:
         assert (fs.source / "f").read_bytes() == expected
 
 
-def test_truncation_cuts_what_is_not_yet_written(fs: MountedFs) -> None:
+def test_truncation_discards_unwritten_data(fs: MountedFs) -> None:
     with held(fs.path / "f", os.O_RDWR | os.O_CREAT) as fd:
         os.write(fd, b"x" * 10_000)
         os.ftruncate(fd, 5_000)
@@ -103,14 +103,14 @@ def test_truncation_cuts_what_is_not_yet_written(fs: MountedFs) -> None:
     assert (fs.path / "f").read_bytes() == (fs.source / "f").read_bytes() == b"short"
 
 
-def test_a_hole_that_the_source_has_not_got_yet_reads_as_zeros(fs: MountedFs) -> None:
+def test_a_hole_not_yet_in_the_source_reads_as_zeros(fs: MountedFs) -> None:
     with held(fs.path / "f", os.O_RDWR | os.O_CREAT) as fd:
         os.pwrite(fd, b"end", 100_000)
         assert os.pread(fd, 200_000, 0) == bytes(100_000) + b"end"
     assert (fs.source / "f").read_bytes() == bytes(100_000) + b"end"
 
 
-def test_the_time_of_the_write_is_the_files_after_close(fs: MountedFs) -> None:
+def test_the_time_of_the_write_is_the_mtime_after_close(fs: MountedFs) -> None:
     (fs.source / "f").write_bytes(b"old")
     os.utime(fs.source / "f", (1, 1))
     before = time.time() - 1
@@ -124,8 +124,8 @@ def test_the_time_of_the_write_is_the_files_after_close(fs: MountedFs) -> None:
     assert (fs.path / "f").stat().st_mtime == (fs.source / "f").stat().st_mtime == 5
 
 
-def test_what_may_only_be_written_is_written(fs: MountedFs) -> None:
-    """The daemon is root here, who may read it all the same."""
+def test_a_write_only_file_is_written(fs: MountedFs) -> None:
+    """The daemon runs as root, so it can read the file all the same."""
     (fs.source / "f").write_bytes(b"a" * 6_000)
     os.chmod(fs.source, 0o777)
     os.chmod(fs.source / "f", 0o200)
@@ -140,7 +140,7 @@ def test_what_may_only_be_written_is_written(fs: MountedFs) -> None:
 def test_a_daemon_that_may_not_read_a_file_writes_it_through(
     source: Path, mount: Mounter, tmp_path: Path
 ) -> None:
-    """Without the privileges of root: the owner of a file of mode 0200."""
+    """The daemon owns the file of mode 0200 and lacks the privileges of root."""
     os.chmod(source, 0o777)
     (source / "f").write_bytes(b"a" * 6_000)
     os.chmod(source / "f", 0o200)
@@ -149,14 +149,14 @@ def test_a_daemon_that_may_not_read_a_file_writes_it_through(
     with held(fs.path / "f", os.O_WRONLY | os.O_APPEND) as fd:
         os.write(fd, b"end")
         assert (source / "f").stat().st_size == 6_003  # at once
-        os.pwrite(fd, b"!", 0)  # Linux appends that, too
+        os.pwrite(fd, b"!", 0)  # Linux appends this, too
         os.ftruncate(fd, 6_001)
     with held(fs.path / "f", os.O_WRONLY) as fd:
         os.pwrite(fd, b"b" * 10, 4_090)
     assert (source / "f").read_bytes() == b"a" * 4_090 + b"b" * 10 + b"a" * 1_900 + b"e"
 
 
-def test_a_file_that_may_only_grow_grows(fs: MountedFs) -> None:
+def test_an_append_only_file_grows(fs: MountedFs) -> None:
     (fs.source / "f").write_bytes(b"start\n")
     made = subprocess.run(
         ["chattr", "+a", fs.source / "f"], capture_output=True, check=False, timeout=10
@@ -174,8 +174,8 @@ def test_a_file_that_may_only_grow_grows(fs: MountedFs) -> None:
         subprocess.run(["chattr", "-a", fs.source / "f"], check=True, timeout=10)
 
 
-@pytest.mark.parametrize("how", ["umount", "SIGTERM"])
-def test_what_was_written_survives_the_end_of_the_mount(fs: MountedFs, how: str) -> None:
+@pytest.mark.parametrize("ending", ["umount", "SIGTERM"])
+def test_written_data_survives_the_end_of_the_mount(fs: MountedFs, ending: str) -> None:
     data = random.Random(2).randbytes(20_000_000)
     with (
         suppress(OSError),  # a close after the end of the daemon
@@ -187,10 +187,10 @@ def test_what_was_written_survives_the_end_of_the_mount(fs: MountedFs, how: str)
         while view:
             view = view[os.write(fd, view) :]
         os.write(other, b"held")
-        if how == "SIGTERM":  # with both of them open, so that no close writes back
+        if ending == "SIGTERM":  # while both are open, so that no close writes back
             fs.process.send_signal(signal.SIGTERM)
             end_of(fs.process, 30)
-    if how == "umount":
+    if ending == "umount":
         assert cleanfs("umount", fs.path).returncode == 0
         end_of(fs.process, 30)
     assert not is_mounted(fs.path)
@@ -198,7 +198,7 @@ def test_what_was_written_survives_the_end_of_the_mount(fs: MountedFs, how: str)
     assert (fs.source / "g").read_bytes() == b"held"
 
 
-def test_a_source_that_is_full_says_so_at_fsync(source: Path, mount: Mounter) -> None:
+def test_a_full_source_raises_enospc_at_fsync(source: Path, mount: Mounter) -> None:
     made = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "none", source],
         capture_output=True,
@@ -222,7 +222,7 @@ def test_a_source_that_is_full_says_so_at_fsync(source: Path, mount: Mounter) ->
         subprocess.run(["umount", "-l", source], check=True, timeout=10)
 
 
-def test_locks_and_renames_and_links_see_what_is_written(fs: MountedFs) -> None:
+def test_locks_renames_and_links_see_written_data(fs: MountedFs) -> None:
     with held(fs.path / "f", os.O_RDWR | os.O_CREAT) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         os.write(fd, b"text")

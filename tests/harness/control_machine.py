@@ -169,7 +169,7 @@ class ControlMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.fds)
     @rule(data=COMMANDS)
     def write_to_open(self, data: bytes) -> None:
-        """Write to the oldest open file. Each write is one command, whatever the file offset is."""
+        """Write to the oldest open file. Each write is one command at any file offset."""
         name, fd = self.fds[0]
         self.run(name, data, lambda: os.write(fd, data))
 

@@ -50,7 +50,7 @@ def unchanged(number: int) -> bytes:
 
 
 class Client:
-    """Is a kind of client. ``turn`` does its work, and ``missing`` looks for it afterwards."""
+    """Does the work of one kind of client in ``turn``, and looks for losses in ``missing``."""
 
     name: str
     changes_names_only = False

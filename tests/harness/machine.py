@@ -41,7 +41,7 @@ def slowness() -> float:
 
 
 class Deadline:
-    """Is a time limit that a slow machine extends."""
+    """Measures a time limit that a slow machine extends."""
 
     def __init__(self, seconds: float) -> None:
         """Start a limit of ``seconds`` on an idle machine."""

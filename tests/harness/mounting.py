@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,7 +67,7 @@ def start(
     """
     words = [str(argument) for argument in arguments]
     if zygote.in_use and not prefix:
-        return zygote.zygote().start(module, words, output.fileno(), output.fileno(), patch)
+        return zygote.zygote().start(module, words, output.fileno(), output.fileno(), patch=patch)
     program = patched_program(patch) if patch else [sys.executable, "-m", module]
     return subprocess.Popen(
         [*prefix, *program, *words],
@@ -89,16 +89,16 @@ def command_line(*args: str | Path) -> list[str]:
 
     As in the zygote, ``list`` asks only the mounts of this test process: calls would disturb others.
     """
-    ours = (
+    own_mounts = (
         "every = cli.mount_points\n"
         f"cli.mount_points = lambda: [p for p in every() if p.path.startswith({zygote.below!r})]"
     )
-    program = patched_program(ours) if "list" in args else [sys.executable, "-m", "cleanfs"]
+    program = patched_program(own_mounts) if "list" in args else [sys.executable, "-m", "cleanfs"]
     return [*program, *map(str, args)]
 
 
 def forked_command_line(*args: str | Path) -> list[str]:
-    """A command of its own in streams, directory and environment; not in locale, namespace or user."""
+    """Return a command that shares locale, namespaces and user with the zygote, but nothing else."""
     return zygote.zygote().command(*args) if zygote.in_use else command_line(*args)
 
 
@@ -140,20 +140,12 @@ def as_user(
     """Return the output of Python code run in ``directory`` as another user, or its OSError's name."""
     body = "".join(f"    {line}\n" for line in code.splitlines())
     script = (
-        "import ctypes, errno, mmap, os, socket, stat\n"  # later, modules in /root are unreadable
-        f"os.umask({umask}); os.setgroups({list(groups)})\n"
+        f"{zygote.CODE_IMPORTS}os.umask({umask}); os.setgroups({list(groups)})\n"
         f"os.setresgid({gid}, {gid}, {gid}); os.setresuid({uid}, {uid}, {uid})\n"
         f"try:\n{body}"
         "except OSError as exc:\n    print(errno.errorcode[exc.errno])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", script],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = zygote.run([script], 30, "code", directory)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -185,10 +177,17 @@ class MountedFs:
     process: Process
     log: Path
     options: tuple[str, ...] = field(default=())
+    mountpoint: Path | None = None
+    """Where it is mounted, if not on ``path``."""
+
+    def below(self, name: str) -> "MountedFs":
+        """Return the same mount with a directory of it for source and path."""
+        mountpoint = self.mountpoint or self.path
+        return replace(self, source=self.source / name, path=self.path / name, mountpoint=mountpoint)
 
     def control(self, name: str) -> Path:
         """Return the path of a control file."""
-        return self.path / ".cleancache" / name
+        return (self.mountpoint or self.path) / ".cleancache" / name
 
     def stats(self) -> dict[str, Any]:
         """Return ``stats.json``. The backend's counters are under ``backend_counters``."""

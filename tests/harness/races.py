@@ -2,7 +2,8 @@
 
 Each kind does the same as some generic tests of xfstests, whose numbers its docstring has. It gets an
 empty directory, a scale (1: seconds on a local file system) and a seed. It raises AssertionError if the
-result is one that no file system may give.
+result is one that no file system may give. The kinds are in one module, as they share the pieces at the
+top, and a check picks them by name.
 """
 
 import ctypes
@@ -81,7 +82,7 @@ def in_threads(*works: Callable[[], None]) -> None:
 
 
 class Memory:
-    """Is a mapping by its address: stores through ctypes let other threads run meanwhile."""
+    """Accesses a mapping by its address: stores through ctypes let other threads run meanwhile."""
 
     def __init__(self, mapping: mmap.mmap) -> None:
         self._view = (ctypes.c_char * len(mapping)).from_buffer(mapping)

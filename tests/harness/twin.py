@@ -4,11 +4,13 @@
 The twin is the model: the results of the kernel's own file system are right, values and errnos alike.
 Changes behind the mount's back are made in the source and in the twin.
 
+The module is long because hypothesis collects the rules of a machine from one class.
+
 The differences allowed for a while are those that cleanfs documents:
 
-** A file changed in place in the source is *suspect*: its open handles may read old bytes until the
+* A file changed in place in the source is *suspect*: its open handles may read old bytes until the
   next open through the mount, which is exact at once.
-** Names and attributes changed in the source are visible after the attribute timeout. The machine waits
+* Names and attributes changed in the source are visible after the attribute timeout. The machine waits
   for that before it compares (``_settle``).
 
 The twin's inode numbers identify files.
@@ -94,7 +96,7 @@ stamps = st.one_of(st.none(), st.integers(1, LONG_AGO_NS - 1))
 
 @dataclass(frozen=True)
 class Error:
-    """Is the error of a failed call."""
+    """Represents the error of a failed call."""
 
     number: int | None
 

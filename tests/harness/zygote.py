@@ -29,13 +29,20 @@ from tests.harness.machine import Deadline
 
 MAX_MESSAGE = 1 << 16
 
+
+def run_code() -> None:
+    """Run the argument as Python code."""
+    exec(sys.argv[1], {"__name__": "__main__"})  # code of a test
+
+
 MAINS = {
     "cleanfs": commands.main,
+    "code": run_code,
     "helper": commands.mount_helper,
     "tests.harness.faulty_server": faulty_server.main,
     "tests.harness.renumbering_server": renumbering_server.main,
 }
-"""The main function of each module, and the helper of mount(8)."""
+"""The main function of each module, the helper of mount(8), and plain code."""
 
 PATCH_IMPORTS = """
 import os, signal, sys, trio
@@ -44,13 +51,16 @@ from cleanfs.mount import mount
 """
 """Imports that run before each patch."""
 
+CODE_IMPORTS = "import ctypes, errno, mmap, os, socket, stat\n"
+"""Imports before code for another user, who cannot read modules below /root."""
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ)
 """The environment at import, not that of the first test."""
 
 
 class Started:
-    """Is a process that the zygote started, with the parts of ``subprocess.Popen`` that tests use."""
+    """Controls a process that the zygote started, by the methods of ``subprocess.Popen``."""
 
     def __init__(self, zygote: "Zygote", pid: int) -> None:
         self.pid = pid
@@ -97,7 +107,7 @@ class Started:
 
 
 class Zygote:
-    """Is the zygote process, as seen by its owner."""
+    """Controls the zygote process for its owner."""
 
     def __init__(self, *prefix: str) -> None:
         """Start it, by a command that executes its arguments. It ends with this process."""
@@ -125,9 +135,16 @@ class Zygote:
         return [*program, self._address, below, module, *map(str, arguments)]
 
     def start(
-        self, module: str, arguments: list[str], output: int, error: int, patch: str = ""
+        self,
+        module: str,
+        arguments: list[str],
+        output: int,
+        error: int,
+        *,
+        patch: str = "",
+        directory: str | Path = ".",
     ) -> Started:
-        """Run ``patch`` and a module of ``MAINS`` in this directory, with fds for stdout and stderr."""
+        """Run ``patch`` and a module of ``MAINS`` in a directory, with fds for stdout and stderr."""
         call = {
             "module": module,
             "patch": patch,
@@ -139,16 +156,16 @@ class Zygote:
         }
         message = json.dumps(call).encode()
         assert len(message) < MAX_MESSAGE
-        directory = os.open(".", os.O_PATH)
+        directory_fd = os.open(directory, os.O_PATH)
         try:
             with self._lock:
-                socket.send_fds(self._socket, [message], [output, error, directory])
+                socket.send_fds(self._socket, [message], [output, error, directory_fd])
                 while True:
                     reply = self._receive()
                     if "started" in reply:
                         return Started(self, reply["started"])
         finally:
-            os.close(directory)
+            os.close(directory_fd)
 
     def status(self, pid: int) -> int:
         """Return the status of a process that has ended."""
@@ -186,11 +203,13 @@ def zygote() -> Zygote:
     return _zygotes[os.getpid()]
 
 
-def run(arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """Run ``cleanfs`` as ``subprocess.run`` does, with its output. Raises TimeoutExpired."""
+def run(
+    arguments: list[str], timeout: float, module: str = "cleanfs", directory: str | Path = "."
+) -> subprocess.CompletedProcess[str]:
+    """Run a module of ``MAINS`` as ``subprocess.run`` does, with its output. Raises TimeoutExpired."""
     ends = [os.pipe(), os.pipe()]
     try:
-        process = zygote().start("cleanfs", arguments, ends[0][1], ends[1][1])
+        process = zygote().start(module, arguments, ends[0][1], ends[1][1], directory=directory)
     finally:
         for _, writer in ends:
             os.close(writer)
@@ -263,9 +282,10 @@ def _fork(caller: socket.socket) -> int:
 
 
 def _warm_up() -> None:
-    """Load once the modules and backends that a mount needs, and exempt them from collection."""
+    """Load once the modules and backends that children need, and exempt them from collection."""
     with contextlib.suppress(MountError):
         commands.cli.main(["mount", "/nowhere", "/nowhere"], standalone_mode=False)
+    exec(CODE_IMPORTS, {})
     gc.collect()
     gc.freeze()
 

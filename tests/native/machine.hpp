@@ -274,9 +274,9 @@ private:
     // Put back a page that a get returned, with its token, mostly at its own handle.
     void put_back() {
         if (lent_.empty()) return;
-        auto lent = std::next(lent_.begin(), static_cast<std::ptrdiff_t>(choices_.below(lent_.size())));
-        zcache::Token token = lent->first;
-        const Loan& was = lent->second;
+        auto loan = std::next(lent_.begin(), static_cast<std::ptrdiff_t>(choices_.below(lent_.size())));
+        zcache::Token token = loan->first;
+        const Loan& was = loan->second;
         auto found = pools_.find(was.pool);
         if (found == pools_.end() || found->second.page_size != was.page_size) return;
         Pool& pool = found->second;

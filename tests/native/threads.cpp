@@ -192,7 +192,7 @@ private:
         engine_.flush_fs(pool);
         try {
             engine_.flush_fs(pool);
-            fail(__FILE__, __LINE__, "a flushed pool is gone");
+            fail(__FILE__, __LINE__, "a flushed pool is unknown");
         } catch (const zcache::UnknownPool&) {
         }
     }

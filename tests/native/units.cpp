@@ -55,9 +55,9 @@ void test_page_table(Random& random) {
                     PageIndex stop = random.below(4) == 0 ? ~PageIndex{0} : at + random.below(5000);
                     if (random.below(8) == 0) std::swap(at, stop);
                     auto expected = model.lower_bound(at);
-                    table.erase_range(slabs, at, stop, [&](PageIndex gone, PageTable::Item item) {
-                        EXPECT(expected != model.end() && expected->first == gone && expected->second == item);
-                        EXPECT(gone < stop);
+                    table.erase_range(slabs, at, stop, [&](PageIndex erased, PageTable::Item item) {
+                        EXPECT(expected != model.end() && expected->first == erased && expected->second == item);
+                        EXPECT(erased < stop);
                         expected = model.erase(expected);
                     });
                     EXPECT(at >= stop || expected == model.end() || expected->first >= stop);

@@ -132,7 +132,7 @@ async def test_flags_unsupported_by_the_source_are_not_tried_again(
     assert flags_seen == [os.RWF_NOWAIT | RWF_DONTCACHE, 0, os.RWF_NOWAIT, 0, 0]
 
 
-async def test_without_dontcache_the_kernel_is_told_to_drop_the_range(
+async def test_without_dontcache_the_range_is_dropped_by_fadvise(
     fs: SourceFs, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse(monkeypatch, os.RWF_NOWAIT | RWF_DONTCACHE, errno.EOPNOTSUPP)
@@ -204,7 +204,7 @@ async def test_a_write_that_fails_half_way_is_an_error(
     assert backing.stats().source_write_bytes == 0
 
 
-async def test_an_append_lands_at_the_end_whatever_the_offset(fs: SourceFs, fd: int) -> None:
+async def test_an_append_ignores_the_offset(fs: SourceFs, fd: int) -> None:
     written = await SourceFile(fd, fs, Backing()).write_all(0, b"end", append=True)
     assert (written.before.st_size, written.after.st_size) == (len(DATA), len(DATA) + 3)
     assert os.pread(fd, 3, len(DATA)) == b"end"

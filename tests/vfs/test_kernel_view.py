@@ -13,3 +13,22 @@ def test_the_size_is_the_one_told_last_or_made_by_a_write() -> None:
     kernel.written_to(300)
     kernel.rollback(before)
     assert kernel.size == 170
+
+
+async def test_a_short_read_moves_the_end_and_makes_the_size_doubtful() -> None:
+    kernel, refreshes = KernelView(), 0
+
+    async def refresh() -> None:
+        nonlocal refreshes
+        refreshes += 1
+
+    kernel.written_to(16384)
+    kernel.read_ended(16384)
+    await kernel.settle(refresh, size=True)
+    assert (kernel.size, refreshes) == (16384, 0)
+    for _ in range(2):
+        kernel.read_ended(8192)
+        await kernel.settle(refresh, size=True)
+    assert (kernel.size, refreshes) == (8192, 1)
+    kernel.read_ended(16384)
+    assert kernel.size == 8192

@@ -33,7 +33,7 @@ def call(*command: str | Path | int, timeout: float = 300, **options: object) ->
     try:
         done = subprocess.run(
             argv, check=True, capture_output=True, text=True, timeout=timeout, **options
-        )  # type: ignore[call-overload]
+        )  # type: ignore[call-overload]  # passed on
     except subprocess.CalledProcessError as exc:
         complaint = (exc.stderr or exc.stdout or "").strip().splitlines()[-1:]
         raise SkippedError(f"{argv[0]} failed ({exc.returncode}): {' '.join(complaint)}") from exc

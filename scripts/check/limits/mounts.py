@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cleanfs.mount.config import MountConfig
 from cleanfs.mount.mount import serve
+from tests.harness import mounting
 
 from .lab import Lab
 
@@ -59,15 +60,13 @@ def run(lab: Lab) -> None:
 
 
 def _by_command(source: Path, point: Path, *, kill: bool) -> None:
-    cleanfs = [sys.executable, "-m", "cleanfs"]
-    log = ["--log-file", "/dev/null"]
-    subprocess.run([*cleanfs, "mount", *log, source, point], check=True, timeout=60)
+    mounting.cleanfs("mount", "--log-file", "/dev/null", source, point, timeout=60).check_returncode()
     _use(point)
     if kill:
         os.kill(json.loads((point / ".cleancache" / "stats.json").read_text())["pid"], signal.SIGKILL)
         subprocess.run(["umount", point], check=True, timeout=60)
     else:
-        subprocess.run([*cleanfs, "umount", point], check=True, timeout=60)
+        mounting.cleanfs("umount", point, timeout=60).check_returncode()
 
 
 def _use(point: Path) -> None:
@@ -128,7 +127,7 @@ def _in_one_process(lab: Lab, source: Path, point: Path, count: int) -> None:
 def _many_in_this_process(source: Path, point: Path, count: int, send: object) -> None:
     for i in range(count + 10):
         if i in (9, count + 9):
-            send.send(_own_figures(point))  # type: ignore[attr-defined]
+            send.send(_own_figures(point))  # type: ignore[attr-defined]  # the end of a pipe
         reader, writer = os.pipe()
         user = threading.Thread(target=_use_and_unmount, args=(point, reader))
         user.start()
@@ -213,7 +212,7 @@ def _fusectl() -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", CONNECTIONS], check=True)
+        subprocess.run(["umount", "-l", CONNECTIONS], check=True)
 
 
 @contextlib.contextmanager

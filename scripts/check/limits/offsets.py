@@ -79,24 +79,24 @@ def _compare(fs: MountedFs, largest: int, page_size: int) -> list[str]:
     offsets = sorted({e + d for e in (*ends, END) for d in (-4097, -3, -1, 0, 1) if 0 <= e + d <= END})
     for size in (*ends, largest + 1, END):
         if size <= END:
-            step(f"truncate {size}", lambda fd, to=size: os.ftruncate(fd, to))  # type: ignore[misc]
+            step(f"truncate {size}", lambda fd, to=size: os.ftruncate(fd, to))  # type: ignore[misc]  # mypy does not infer it
             step(f"size {size}", lambda fd: os.fstat(fd).st_size)
     step("truncate", lambda fd: os.ftruncate(fd, largest))
     for at in offsets:
-        step(f"write at {at}", lambda fd, at=at: os.pwrite(fd, b"%d" % (at % 10), at))  # type: ignore[misc]
+        step(f"write at {at}", lambda fd, at=at: os.pwrite(fd, b"%d" % (at % 10), at))  # type: ignore[misc]  # mypy does not infer it
         for length in (1, 3, 4096, page_size):
             for _ in "from the source", "again":
                 step(
                     f"read {length} at {at}",
-                    lambda fd, at=at, length=length: os.pread(fd, length, at).rstrip(b"\0"),  # type: ignore[misc]
+                    lambda fd, at=at, length=length: os.pread(fd, length, at).rstrip(b"\0"),  # type: ignore[misc]  # mypy does not infer it
                 )
         os.posix_fadvise(files[0], 0, 0, os.POSIX_FADV_DONTNEED)
     for by in (0, 1, largest, END, -1):
         # Beyond the source's largest file a program may seek on the mount, not on the source.
         if by <= largest:
-            step(f"seek to {by}", lambda fd, by=by: os.lseek(fd, by, os.SEEK_SET))  # type: ignore[misc]
+            step(f"seek to {by}", lambda fd, by=by: os.lseek(fd, by, os.SEEK_SET))  # type: ignore[misc]  # mypy does not infer it
         if 0 <= by <= largest:
-            step(f"back by {by}", lambda fd, by=by: os.lseek(fd, -by, os.SEEK_END))  # type: ignore[misc]
+            step(f"back by {by}", lambda fd, by=by: os.lseek(fd, -by, os.SEEK_END))  # type: ignore[misc]  # mypy does not infer it
         step("on by the largest", lambda fd: os.lseek(fd, END, os.SEEK_CUR) if largest == END else 0)
         step("to the start", lambda fd: os.lseek(fd, 0, os.SEEK_SET))
     step("truncate by one", lambda fd: os.ftruncate(fd, largest - 1))

@@ -131,7 +131,7 @@ def _removed() -> list[object]:
 
 def _lseek(offset: int, whence: int) -> list[object]:
     fd = os.open("many", os.O_RDONLY)
-    return [attempt(os.lseek, fd, offset, whence), len(attempt(os.listdir, fd))]  # type: ignore[arg-type]
+    return [attempt(os.lseek, fd, offset, whence), len(attempt(os.listdir, fd))]  # type: ignore[arg-type]  # it returns a list
 
 
 def _getdents(size: int) -> object:

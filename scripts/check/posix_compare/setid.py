@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from collections.abc import Callable
 
 from .calls import fallocate
 from .case import OWNER, TEAM, Case, Cases, attempt
@@ -60,11 +61,11 @@ CALLS = {
 }
 
 
-def _in_child(call: object) -> int:
+def _in_child(call: Callable[[], object]) -> int:
     pid = os.fork()
     if not pid:
         try:
-            call()  # type: ignore[operator]
+            call()
         finally:
             os._exit(0)
     return os.waitpid(pid, 0)[1]

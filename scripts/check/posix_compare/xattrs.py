@@ -201,7 +201,7 @@ def _access_lists() -> Cases:
                 )
     for name in VALID:
         for kind in ("file", "dir"):
-            setup = lambda k=kind, v=LISTS[name]: _with_list(k, "access", v)  # noqa: E731
+            setup = lambda k=kind, v=LISTS[name]: _with_list(k, "access", v)  # noqa: E731  # used by several cases
             yield Case(f"xattrs/under a list/{name}/{kind}", setup, lambda k=kind: _use(k))
             for mode in (0o600, 0o640, 0o777, 0o2750):
                 yield Case(

@@ -89,7 +89,7 @@ def stream(p: Process) -> None:
     size = p.choose.choice((4096, 32768, 65536, 131072))
     for _ in range(p.choose.randrange(1, 8)):
         at = handle.position
-        got = p.read(handle, at, size, "stream", lambda at=at: os.pread(handle.fd, size, at))  # type: ignore[misc]
+        got = p.read(handle, at, size, "stream", lambda at=at: os.pread(handle.fd, size, at))  # type: ignore[misc]  # mypy does not infer it
         handle.position = at + got if got == size else 0
         if got < size:
             break
