@@ -7,8 +7,10 @@
 #include <cstring>
 #include <vector>
 
+#include "inode_bindings.hpp"
 #include "resident.hpp"
 #include "state.hpp"
+#include "to_python.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -21,16 +23,15 @@ using cleanfs::HandleState;
 using cleanfs::PageIndex;
 using cleanfs::InlineState;
 using cleanfs::KernelState;
-using cleanfs::Nanoseconds;
 using cleanfs::NowaitState;
 using cleanfs::Resident;
-using cleanfs::Stamps;
 using cleanfs::Stream;
+using cleanfs::to_python;
+using cleanfs::to_stamps;
 
 constexpr std::size_t max_count = std::size_t{1} << 24;
 // The bound of a page index (resident.INDEX_BITS): more than any file has pages, less than the trees hold.
 constexpr PageIndex end_of_file = PageIndex{1} << 52;
-constexpr std::int64_t low_bits = (std::int64_t{1} << 62) - 1;
 constexpr std::size_t max_page_size = std::size_t{1} << 30;
 
 void release(void* page) { Py_DECREF(static_cast<PyObject*>(page)); }
@@ -174,34 +175,6 @@ FileState make_file_state(std::uint64_t serial, nb::tuple key) {
     return file;
 }
 
-nb::object to_python(Nanoseconds time) {
-    if (time == static_cast<std::int64_t>(time)) return nb::int_(static_cast<std::int64_t>(time));
-    return (nb::int_(static_cast<std::int64_t>(time >> 62)) << nb::int_(62)) + nb::int_(static_cast<std::int64_t>(time & low_bits));
-}
-
-Nanoseconds to_nanoseconds(nb::handle time) {
-    int overflow = 0;
-    const long long fits = PyLong_AsLongLongAndOverflow(time.ptr(), &overflow);
-    if (overflow == 0) {
-        if (fits == -1 && PyErr_Occurred() != nullptr) throw nb::python_error();
-        return fits;
-    }
-    const auto high = nb::cast<std::int64_t>(time >> nb::int_(62)), low = nb::cast<std::int64_t>(time & nb::int_(low_bits));
-    return (Nanoseconds{high} << 62) + low;
-}
-
-nb::object to_python(const std::optional<Stamps>& stamps) {
-    if (!stamps) return nb::none();
-    return nb::make_tuple(stamps->size, to_python(stamps->mtime_ns), to_python(stamps->ctime_ns));
-}
-
-std::optional<Stamps> to_stamps(nb::object stamps) {
-    if (stamps.is_none()) return std::nullopt;
-    const auto tuple = nb::cast<nb::tuple>(stamps);
-    if (tuple.size() != 3) throw nb::value_error("stamps are (size, mtime_ns, ctime_ns)");
-    return Stamps{nb::cast<std::int64_t>(tuple[0]), to_nanoseconds(tuple[1]), to_nanoseconds(tuple[2])};
-}
-
 // CacheState with what it refers to in Python.
 struct PyCacheState : CacheState {
     Pages* pages = nullptr;
@@ -275,12 +248,14 @@ NB_MODULE(_pagecache, module) {
         .def_rw("mutations", &FileState::mutations)
         .def_rw("pending_writes", &FileState::pending_writes)
         .def_rw("reads_in_flight", &FileState::reads_in_flight)
-        .def_rw("remembers_reads", &FileState::remembers_reads);
+        .def_rw("remembers_reads", &FileState::remembers_reads)
+        .def_rw("forgotten", &FileState::forgotten);
     nb::class_<KernelState>(module, "KernelState", "cleanfs.cache.state.KernelState.")
         .def(nb::init<>())
         .def_prop_rw("sent", [](const KernelState& kernel) { return to_python(kernel.sent); },
                      [](KernelState& kernel, nb::object stamps) { kernel.sent = to_stamps(stamps); }, nb::arg().none())
         .def_rw("size", &KernelState::size);
+    cleanfs::bind_inode_states(module);
     nb::class_<InlineState>(module, "InlineState", "cleanfs.cache.state.InlineState.")
         .def(nb::init<>())
         .def_rw("inline", &InlineState::inline_calls)

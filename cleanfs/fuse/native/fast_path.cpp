@@ -58,7 +58,7 @@ bool FastPath::serve(const Message& message, Channel& channel) {
     switch (message.header().opcode) {
         case FUSE_READ: served = read(message, channel); break;
         case FUSE_WRITE: served = write(message, channel); break;
-        default: break;
+        default: served = metadata_ && metadata_->serve(message, channel); break;
     }
     if (served) ++counters_.served;
     return served;

@@ -8,10 +8,12 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
 #include "channel.hpp"
+#include "metadata.hpp"
 #include "state.hpp"
 
 namespace cleanfs {
@@ -32,6 +34,9 @@ public:
     // Both must outlive the handle's time here.
     void add(std::uint64_t fh, HandleState& handle) { handles_[fh] = &handle; }
     void remove(std::uint64_t fh) { handles_.erase(fh); }
+
+    // Serve names and attributes, too. `inodes` must outlive this object.
+    void serve_metadata(InodeStates& inodes) { metadata_.emplace(inodes); }
 
     // Serve a request and send the reply. False if Python must.
     bool serve(const Message& message, Channel& channel);
@@ -55,6 +60,7 @@ private:
     bool flush(const FileState& file, std::uint64_t start, std::uint64_t stop);
 
     CacheState& caches_;
+    std::optional<Metadata> metadata_;
     std::unordered_map<std::uint64_t, HandleState*> handles_;  // by fh
     std::vector<Resident::Page> pages_;                        // of the read under way
     std::vector<iovec> parts_;                                 // of its reply
