@@ -114,7 +114,7 @@ class CleanFS(pyfuse3.Operations):
         states.caches_absence = self._caches_absence
         states.control_name = CONTROL_NAME
         self._services.notifier.count_in(states)
-        self._channel.serve_metadata(states, self._inodes.drop_unused)
+        self._channel.serve_metadata(states, self._inodes.drop_unused, self._inodes.hold_parked)
         add_handlers(self._channel, self._inodes)
 
     @property

@@ -118,10 +118,12 @@ class InodeStates:
     def stop_refusing(self, thread: int) -> None:
         """Forget that."""
 
-    def on_unused(self, drop: Callable[[list[int]], bool]) -> None:
-        """Have ``drop`` called with nodes to which the kernel refers no more.
+    def use_table(
+        self, drop: Callable[[list[int]], bool], hold: Callable[[int, int], bool]
+    ) -> None:
+        """Have ``drop`` called with nodes to which the kernel refers no more, ``hold`` to unpark one.
 
-        It returns whether a task of trio can run.
+        ``drop`` returns whether a task of trio can run, ``hold`` whether it took the fd.
         """
 
 

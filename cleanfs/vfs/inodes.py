@@ -318,6 +318,14 @@ class InodeTable:
         else:
             os.close(fd)
 
+    def hold_parked(self, node: int, fd: int) -> bool:
+        """Take over ``fd``, of the same file system, number and kind, if it refers to a parked inode."""
+        inode = self._nodes[node]
+        if inode.fd >= 0 or (inode.handle and syscalls.name_to_handle(fd) != inode.handle):
+            return False
+        self._hold(inode, fd, inode.ino)
+        return True
+
     def mount_fd(self, device: int) -> int:
         """Return a descriptor on the file system ``device``, for opening by handle; -1 for none."""
         return self._mount_fds.get(device, -1)

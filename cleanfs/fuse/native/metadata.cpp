@@ -24,20 +24,6 @@ constexpr std::uint64_t max_nlookup = std::uint64_t{1} << 62;
 
 constexpr std::string_view access_acl = "system.posix_acl_access", default_acl = "system.posix_acl_default";
 
-class Descriptor {
-public:
-    explicit Descriptor(int fd) : fd_(fd) {}
-    ~Descriptor() {
-        if (fd_ >= 0) close(fd_);
-    }
-    Descriptor(const Descriptor&) = delete;
-    Descriptor& operator=(const Descriptor&) = delete;
-    int get() const { return fd_; }
-
-private:
-    const int fd_;
-};
-
 // namespace.lookup_cached: open a name without a wait, on this file system. -1 and errno if that fails.
 int open_cached(int directory, const char* name) {
     open_how how{};
@@ -106,9 +92,24 @@ bool Metadata::serve(const Message& message, Channel& channel) {
     }
 }
 
-InodeState* Metadata::find_ready(std::uint64_t node) const {
+// Tree.using, where that does not wait: the inode, with a descriptor. Null if Python must find it.
+InodeState* Metadata::find_held(std::uint64_t node) {
     InodeState* inode = inodes_.find(node);
-    return inode != nullptr && inode->is_ready() ? inode : nullptr;
+    if (inode == nullptr || inode->is_ready()) return inode;
+    const InodeState* parent = inode->parent;
+    if (!inode->is_parked() || parent == nullptr || !parent->is_ready() || parent->nlookup <= 0) return nullptr;
+    Descriptor found(open_cached(parent->fd, inode->name.c_str()));
+    struct stat st;
+    if (found.get() < 0 || fstat(found.get(), &st) != 0 || !hold(*inode, found, st)) return nullptr;
+    return inode;
+}
+
+// Have a parked inode keep a descriptor that may be of it (parking.is_parked).
+bool Metadata::hold(InodeState& inode, Descriptor& found, const struct stat& st) {
+    if (inode.device != st.st_dev || inode.ino != st.st_ino || inode.kind != (st.st_mode & S_IFMT)) return false;
+    if (!inodes_.hold(inodes_, inode.node, found.get())) return false;
+    found.release();
+    return inode.is_ready();  // the table may have parked it again
 }
 
 // Whether Python would reply with these attributes, and do nothing else: the file is as its record says, and the kernel
@@ -120,7 +121,7 @@ bool Metadata::is_as_known(const InodeState& inode, const struct stat& st) const
 
 // CleanFS.getattr.
 bool Metadata::get_attributes(const Message& message, Channel& channel) {
-    InodeState* inode = find_ready(message.header().nodeid);
+    InodeState* inode = find_held(message.header().nodeid);
     if (inode == nullptr) return false;
     struct stat st;
     if (fstat(inode->fd, &st) != 0 || st.st_nlink == 0 || !is_as_known(*inode, st)) return false;
@@ -142,13 +143,13 @@ bool Metadata::get_attributes(const Message& message, Channel& channel) {
 
 // CleanFS.lookup, of a name by which the kernel found the same inode last.
 bool Metadata::look_up(const Message& message, Channel& channel) {
-    InodeState* parent = find_ready(message.header().nodeid);
+    InodeState* parent = find_held(message.header().nodeid);
     const auto name = string_in(message.body());
     if (parent == nullptr || !name || name->empty() || *name == "." || *name == "..") return false;
     if (name->find('/') != name->npos || (parent->node == InodeState::root_node && *name == inodes_.control_name)) return false;
     if (inodes_.refused.contains(message.header().pid) || inodes_.by_node.size() > inodes_.max_inodes) return false;
 
-    const Descriptor found(open_cached(parent->fd, name->data()));
+    Descriptor found(open_cached(parent->fd, name->data()));
     if (found.get() < 0) {
         if (errno != ENOENT) return false;
         parent->used = true;
@@ -157,9 +158,11 @@ bool Metadata::look_up(const Message& message, Channel& channel) {
     struct stat st;
     if (fstat(found.get(), &st) != 0) return false;
     // Node ids on the first file system are inode numbers. A held descriptor keeps the number from other files.
-    InodeState* inode = find_ready(st.st_ino);
+    InodeState* inode = inodes_.find(st.st_ino);
     if (inode == nullptr || inode->device != st.st_dev || inode->ino != st.st_ino || inode->nlookup <= 0) return false;
     if (inode->parent != parent || inode->name != *name || !is_as_known(*inode, st)) return false;
+    parent->used = true;
+    if (inode->is_parked() ? !hold(*inode, found, st) : !inode->is_ready()) return false;
 
     fuse_entry_out out{};
     const Timeout timeout(inodes_.timeout);
@@ -171,7 +174,7 @@ bool Metadata::look_up(const Message& message, Channel& channel) {
     KernelViewState& kernel = *inode->kernel;
     const auto before = kernel.told();
     kernel.reply_sent(st);
-    parent->used = inode->used = true;
+    inode->used = true;
     if (channel.reply(message.header().unique, 0, bytes_of(out)) == Sent::refused) {
         kernel.rollback(before);
     } else {
@@ -196,7 +199,7 @@ bool Metadata::look_up_absent(const Message& message, Channel& channel) const {
 
 // CleanFS.readlink.
 bool Metadata::read_link(const Message& message, Channel& channel) {
-    InodeState* inode = find_ready(message.header().nodeid);
+    InodeState* inode = find_held(message.header().nodeid);
     if (inode == nullptr) return false;
     buffer_.resize(PATH_MAX);
     const ssize_t length = readlinkat(inode->fd, "", reinterpret_cast<char*>(buffer_.data()), buffer_.size());
@@ -208,7 +211,7 @@ bool Metadata::read_link(const Message& message, Channel& channel) {
 
 // CleanFS.getxattr, of an attribute that is not there.
 bool Metadata::get_xattr(const Message& message, Channel& channel) {
-    InodeState* inode = find_ready(message.header().nodeid);
+    InodeState* inode = find_held(message.header().nodeid);
     if (inode == nullptr || message.body().size() < sizeof(fuse_getxattr_in)) return false;
     const auto name = string_in(message.body().subspan(sizeof(fuse_getxattr_in)));
     if (!name) return false;

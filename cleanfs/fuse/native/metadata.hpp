@@ -6,6 +6,7 @@
 #pragma once
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <optional>
@@ -15,6 +16,23 @@
 #include "inode_state.hpp"
 
 namespace cleanfs {
+
+// A descriptor that is closed unless it is released.
+class Descriptor {
+public:
+    explicit Descriptor(int fd) : fd_(fd) {}
+    ~Descriptor() {
+        if (fd_ >= 0) close(fd_);
+    }
+    Descriptor(const Descriptor&) = delete;
+    Descriptor& operator=(const Descriptor&) = delete;
+
+    int get() const { return fd_; }
+    void release() { fd_ = -1; }
+
+private:
+    int fd_;
+};
 
 class Metadata {
 public:
@@ -32,7 +50,8 @@ private:
     bool forget_batch(const Message& message, Channel& channel);
 
     bool is_as_known(const InodeState& inode, const struct stat& st) const;
-    InodeState* find_ready(std::uint64_t node) const;
+    InodeState* find_held(std::uint64_t node);
+    bool hold(InodeState& inode, Descriptor& found, const struct stat& st);
     bool look_up_absent(const Message& message, Channel& channel) const;
     void take_back(std::uint64_t node, std::uint64_t nlookup);
     void drop_unused(Channel& channel);

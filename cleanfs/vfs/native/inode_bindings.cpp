@@ -14,8 +14,18 @@ std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.siz
 
 // InodeStates with what it refers to in Python.
 struct PyInodeStates : InodeStates {
-    nb::object drop = nb::none();
+    nb::object drop = nb::none(), hold_parked = nb::none();
 };
+
+bool call_hold(InodeStates& states, std::uint64_t node, int fd) {
+    const nb::gil_scoped_acquire locked;
+    try {
+        return nb::cast<bool>(static_cast<PyInodeStates&>(states).hold_parked(node, fd));
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the opening of a parked inode");
+        return false;
+    }
+}
 
 bool call_drop_unused(InodeStates& states, std::span<const std::uint64_t> nodes) {
     const nb::gil_scoped_acquire locked;
@@ -69,7 +79,7 @@ void bind_inode_states(nb::module_& module) {
         .def_rw("used", &InodeState::used)
         .def_prop_ro("name", [](const InodeState& inode) { return to_bytes(inode.name); })
         .def("set_place",
-             [](InodeState& inode, const InodeState* parent, const nb::bytes& name) {
+             [](InodeState& inode, InodeState* parent, const nb::bytes& name) {
                  inode.parent = parent;
                  inode.name = to_string(name);
              },
@@ -86,12 +96,14 @@ void bind_inode_states(nb::module_& module) {
                  if (states.find(inode->node) == inode) states.by_node.erase(inode->node);
              },
              "inode"_a)
-        .def("on_unused",
-             [](PyInodeStates& states, nb::object drop) {
+        .def("use_table",
+             [](PyInodeStates& states, nb::object drop, nb::object hold) {
                  states.drop = std::move(drop);
                  states.drop_unused = call_drop_unused;
+                 states.hold_parked = std::move(hold);
+                 states.hold = call_hold;
              },
-             "drop"_a)
+             "drop"_a, "hold"_a)
         .def_rw("serves", &PyInodeStates::serves)
         .def_rw("timeout", &PyInodeStates::timeout)
         .def_rw("caches_absence", &PyInodeStates::caches_absence)

@@ -76,12 +76,13 @@ struct InodeState {
     std::int64_t nlookup = 0;
     std::uint32_t opens = 0;
     bool local = false, suspect = false, used = false;
-    const InodeState* parent = nullptr;  // only to compare: it may have gone
+    InodeState* parent = nullptr;  // the Python object keeps it alive
     std::string name;
     const FileState* record = nullptr;
 
     // Whether its descriptor can be used here, and without a wait.
     bool is_ready() const { return local && fd >= 0 && !suspect; }
+    bool is_parked() const { return local && fd < 0; }
 };
 
 // The inodes of one mount.
@@ -98,6 +99,8 @@ struct InodeStates {
 
     // InodeTable.drop_unused, with the GIL. Returns whether a task of trio can run.
     bool (*drop_unused)(InodeStates& states, std::span<const std::uint64_t> nodes) = nullptr;
+    // InodeTable.hold_parked, with the GIL. Returns whether the descriptor, which has the right number, was taken.
+    bool (*hold)(InodeStates& states, std::uint64_t node, int fd) = nullptr;
 
     InodeState* find(std::uint64_t node) const {
         const auto found = by_node.find(node);
