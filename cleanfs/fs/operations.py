@@ -111,6 +111,7 @@ class CleanFS(pyfuse3.Operations):
     def _serve_metadata(self) -> None:
         """Let the channel forget inodes, and reply with names and attributes that it knows."""
         states = self._inodes.states
+        self._inodes.root.local = self._root is None
         states.caches_absence = self._caches_absence
         states.control_name = CONTROL_NAME
         self._services.notifier.count_in(states)

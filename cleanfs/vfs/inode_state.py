@@ -118,9 +118,7 @@ class InodeStates:
     def stop_refusing(self, thread: int) -> None:
         """Forget that."""
 
-    def use_table(
-        self, drop: Callable[[list[int]], bool], hold: Callable[[int, int], bool]
-    ) -> None:
+    def use_table(self, drop: Callable[[list[int]], bool], hold: Callable[[int, int], bool]) -> None:
         """Have ``drop`` called with nodes to which the kernel refers no more, ``hold`` to unpark one.
 
         ``drop`` returns whether a task of trio can run, ``hold`` whether it took the fd.
