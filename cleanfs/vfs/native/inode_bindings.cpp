@@ -68,7 +68,7 @@ void bind_inode_states(nb::module_& module) {
              "device"_a, "ino"_a, "kind"_a, "node"_a, "generation"_a, "kernel"_a)
         .def_ro("device", &InodeState::device)
         .def_rw("ino", &InodeState::ino)
-        .def_ro("kind", &InodeState::kind)
+        .def_rw("kind", &InodeState::kind)
         .def_ro("node", &InodeState::node)
         .def_ro("generation", &InodeState::generation)
         .def_rw("fd", &InodeState::fd)
