@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cleanfs.fuse.session import native
 from cleanfs.latency import (
     BUCKETS,
     CLEANCACHE_HIT,
@@ -135,3 +136,14 @@ def test_a_write_does_not_count_as_a_read() -> None:
     stats = latencies.stats()
     assert stats == replace(LatencyStats(), write=histogram([7000]), write_bytes=10)
     assert stats.reads == 0
+
+
+@pytest.mark.skipif(native is None, reason="the native module was not built")
+@given(st.lists(st.one_of(st.integers(0, 100), st.integers(0, 1 << 40)), max_size=50))
+def test_the_channel_s_histogram_is_the_same(values: list[int]) -> None:
+    assert native is not None
+    fast, python = native.Histogram(), Histogram()
+    for ns in values:
+        fast.record(ns)
+        python.record(ns)
+    assert HistogramSnapshot(*fast.snapshot) == python.snapshot()

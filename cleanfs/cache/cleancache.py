@@ -208,14 +208,15 @@ class CleancacheFs:
         """Ask the registered backend for a pool, unless there is one already."""
         if self.pool_id >= 0:
             return
-        self.state.use_backend(self._cleancache.fast_ops)
         if self.uuid is None:
             pool_id = self._cleancache.call(lambda ops: ops.init_fs(self.page_size), -1)
         else:
             uuid = self.uuid
             pool_id = self._cleancache.call(lambda ops: ops.init_shared_fs(uuid, self.page_size), -1)
         self.pool_id = pool_id
-        if pool_id < 0 and self._cleancache.backend is not None:
+        if pool_id >= 0:
+            self.state.use_backend(self._cleancache.fast_ops)
+        elif self._cleancache.backend is not None:
             log.warning("the backend refused a pool; the mount goes on without cleancache")
 
     def surrender_pool(self) -> None:

@@ -86,7 +86,6 @@ def _span(start: int, stop: int) -> Span:
     return start, stop - start
 
 
-if native is None or TYPE_CHECKING:
-    Stream = PythonStream
-else:
+Stream = PythonStream
+if native is not None and not TYPE_CHECKING:
     Stream = native.Stream

@@ -55,9 +55,7 @@ class InlinePolicy(InlineState):
     @property
     def recent(self) -> bool:
         """Tell whether a call has just returned: the file system is not frozen."""
-        if self.waited_seconds:
-            seconds, self.waited_seconds = self.waited_seconds, 0.0
-            self.waited(seconds)
+        self._hear_of_waits()
         return self._clock() - self.returned_at < RECENT_SECONDS
 
     def returned(self) -> None:
@@ -66,6 +64,7 @@ class InlinePolicy(InlineState):
 
     def took(self, seconds: float, size: int) -> None:
         """Note how long a call for ``size`` bytes took in a thread, without the hop."""
+        self._hear_of_waits()
         self.returned()
         if seconds > self._steps * FAST_SECONDS + size * SECONDS_PER_BYTE:
             self._score = max(self._score - 2, 0)
@@ -74,6 +73,12 @@ class InlinePolicy(InlineState):
         if self._score == STREAK and self._clock() >= self._not_before:
             self._score = 0
             self.inline = True
+
+    def _hear_of_waits(self) -> None:
+        """Take account of an inline call of the channel that waited."""
+        if self.waited_seconds:
+            seconds, self.waited_seconds = self.waited_seconds, 0.0
+            self.waited(seconds)
 
     def waited(self, seconds: float) -> None:
         """Go back to threads: an inline call waited for so long."""

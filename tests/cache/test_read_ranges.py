@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cleanfs.backends.ops import FileKey
 from cleanfs.cache import read_ranges
 from cleanfs.cache.read_ranges import RangeSet
+from cleanfs.cache.state import FileState
 
 PAGE = 16
 """Bytes: small, so that ranges meet."""
@@ -20,7 +22,7 @@ def pages(start: int, size: int) -> set[int]:
 
 @given(steps)
 def test_a_page_counts_as_read_until_it_is_written(steps: list[tuple[bool, int, int]]) -> None:
-    ranges, read = RangeSet(dropped=True), set[int]()
+    ranges, read = RangeSet(FileState(1, FileKey(1, 2, b"")), dropped=True), set[int]()
     for is_read, start, size in steps:
         if is_read:
             whole = pages(start, size)  # the kernel reads whole pages
@@ -34,7 +36,7 @@ def test_a_page_counts_as_read_until_it_is_written(steps: list[tuple[bool, int, 
 
 @given(steps)
 def test_no_page_is_forgotten_however_many_ranges_there_are(steps: list[tuple[bool, int, int]]) -> None:
-    ranges, read = RangeSet(dropped=True), set[int]()
+    ranges, read = RangeSet(FileState(1, FileKey(1, 2, b"")), dropped=True), set[int]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(read_ranges, "MAX_RANGES", 3)
         for is_read, start, size in steps:
@@ -52,14 +54,14 @@ def test_no_page_is_forgotten_however_many_ranges_there_are(steps: list[tuple[bo
 
 
 def test_many_reads_in_between_are_remembered() -> None:
-    ranges = RangeSet(dropped=True)
+    ranges = RangeSet(FileState(1, FileKey(1, 2, b"")), dropped=True)
     for page in range(0, 20_000, 2):
         ranges.read(page * PAGE, (page + 1) * PAGE)
     assert all(ranges.written(page * PAGE, page * PAGE + 1, PAGE) for page in range(0, 20_000, 2))
 
 
 def test_a_read_in_progress_is_recorded() -> None:
-    ranges = RangeSet(dropped=True)
+    ranges = RangeSet(FileState(1, FileKey(1, 2, b"")), dropped=True)
     for _ in range(2):
         ranges.begin(PAGE, 2 * PAGE)
     ranges.end(PAGE, 2 * PAGE)

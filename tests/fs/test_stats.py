@@ -13,7 +13,7 @@ from cleanfs.backends.reference import ReferenceZcache
 from cleanfs.cache.cleancache import CleancacheStats
 from cleanfs.cache.pagecache import PageCacheStats
 from cleanfs.fs.stats import GAUGES, MountStats
-from cleanfs.fuse.busy_poll import BusyPollStats
+from cleanfs.fuse.channel import ChannelStats
 from cleanfs.fuse.request_limits import RequestLimits
 from cleanfs.latency import HistogramSnapshot, Latencies, LatencyStats
 from cleanfs.memory.cache_limits import CacheLimitsStats
@@ -70,7 +70,13 @@ STATS = MountStats(
     backing=BackingStats(1, 2, 3, 4, 5, 6, 7),
     inodes=InodeStats(inodes=100, held=50, parked_total=7),
     limits=CacheLimitsStats("meminfo,psi:machine", 5 << 20, 3 << 20, 7, 2, 1, 512 << 20, 509 << 20),
-    busy_poll=BusyPollStats(limit_us=50.0, polled=6, slept=4),
+    channel=ChannelStats(
+        busy_poll_limit_us=50.0,
+        busy_poll_polled=6,
+        busy_poll_slept=4,
+        served_natively=2,
+        requests={"read": 5, "write": 3},
+    ),
     latencies=some_latencies(),
     counters={"pool_used": 77, "eph_zbytes": 100, "eph_pagebytes": 250, "flush_total": 5},
 )
@@ -97,7 +103,7 @@ def parse_text(text: str) -> dict[str, str]:
 
 def test_text_has_a_line_for_each_value() -> None:
     values = parse_text(STATS.as_text())
-    assert len(values) == len(STATS.as_text().splitlines()) == len(STATS.values()) + 12 + 4
+    assert len(values) == len(STATS.as_text().splitlines()) == len(STATS.values()) + 12 + 2 + 4
     assert values["succ_gets"] == "30"
     assert values["pagecache_hits"] == "50"
     assert values["uptime_seconds"] == "1.235"
@@ -106,6 +112,7 @@ def test_text_has_a_line_for_each_value() -> None:
     assert values["reads"] == "105"
     assert values["read_bytes"] == "507"
     assert values["writes"] == "1"
+    assert values["requests_write"] == "3"
     assert values["write_bytes"] == "12"
     assert values["latency_pagecache_hit_count"] == "4"
     assert values["latency_cleancache_hit_count"] == "100"
@@ -128,6 +135,7 @@ def test_json_has_the_same_values_and_the_backend_counters_separately() -> None:
     parsed = json.loads(STATS.as_json())
     assert parsed.pop("backend_counters") == dict(STATS.counters)
     latencies = parsed.pop("latencies")
+    assert parsed.pop("requests") == {"read": 5, "write": 3}
     assert parsed == {**STATS.values(), **STATS.latency_values()}
     assert {
         kind: HistogramSnapshot.from_json(member) for kind, member in latencies.items()
@@ -182,9 +190,16 @@ def test_prometheus_text_parses_and_has_every_number_labelled_with_its_mount() -
         "mountpoint": "/mnt", "source": "/source", "backend": "zcache", "engine": "python",
         "version": "1.2.3",
     }  # fmt: skip
+    requests = {
+        sample.labels["opcode"]: sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "cleanfs_requests_total"
+    }
+    assert requests == {"read": 5, "write": 3}
     numbers = [v for k, v in STATS.values().items() if not isinstance(v, str) and k != "pid"]
     histogram = {"bucket", "count", "sum"}
-    assert len(samples) == 1 + len(numbers) + len(STATS.counters) + len(histogram)
+    assert len(samples) == 2 + len(numbers) + len(STATS.counters) + len(histogram)
     assert {name.rpartition("_")[2] for name in samples if "latency" in name} == histogram
     assert {s.labels["mountpoint"] for s in samples.values()} == {"/mnt"}
 

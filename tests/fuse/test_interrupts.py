@@ -1,7 +1,7 @@
 """Test the release of killed requesters, with a pair of sockets in place of the device."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 import pytest
@@ -79,7 +79,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig() -> Iterator[Rig]:
+async def rig() -> AsyncIterator[Rig]:
     rig = Rig()
     yield rig
     rig.device.close()

@@ -49,7 +49,7 @@ def channel() -> Iterator[tuple[Device, Any]]:
     assert native is not None
     device = Device()
     try:
-        yield device, native.Channel(device.fd, lambda _, reply: reply, lambda _: None)
+        yield device, native.Channel(device.fd, -1, 0, lambda _, reply: reply, lambda _: None)
     finally:
         device.close()
 

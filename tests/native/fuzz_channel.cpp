@@ -120,7 +120,7 @@ void read_as_libfuse(Channel& channel, std::size_t size) {
 
 void receive(Channel& channel, const Device& device, Bytes bytes) {
     device.send(bytes);
-    const auto message = channel.receive(0);
+    const auto message = channel.receive_now(nullptr);
     const auto reply = device.reply();
     if (message) {
         if (reply || !message->is_complete() || message->bytes().size() != bytes.size()) fail("passed on in error");
@@ -140,7 +140,7 @@ void receive(Channel& channel, const Device& device, Bytes bytes) {
 // that has a meaning.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     const Device device;
-    Channel channel(device.fd());
+    Channel channel(device.fd(), -1, 0);
     while (size > 1) {
         const std::size_t length = std::min<std::size_t>(data[0], size - 1);
         // A buffer of its own, so that reading beyond it is seen.

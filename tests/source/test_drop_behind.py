@@ -2,7 +2,12 @@
 
 from random import Random
 
-from cleanfs.source.drop_behind import AHEAD, FOLIO, NEAR, WINDOW, Span, Stream
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cleanfs.cache.state import native
+from cleanfs.source.drop_behind import AHEAD, FOLIO, NEAR, WINDOW, PythonStream, Span, Stream
 
 REQUEST = 128 << 10
 LARGE = 1 << 30
@@ -90,3 +95,30 @@ def test_a_new_stream_drops_the_old_one() -> None:
     assert not stream.lingers(500 * NEAR, 4096, LARGE)
     assert read(stream, 500 * NEAR + 4096) == (0, REQUEST)
     assert stream.rest() == (500 * NEAR + 4096 - FOLIO, REQUEST + FOLIO + AHEAD)
+
+
+near = st.integers(0, 200).map(lambda at: at * REQUEST)
+offsets = st.one_of(
+    near, st.integers(0, 1 << 20), st.integers((1 << 63) - (1 << 25), (1 << 63) - (1 << 21))
+)
+sizes = st.one_of(st.sampled_from([4096, 32 << 10, REQUEST]), st.integers(1, 1 << 20))
+
+
+@pytest.mark.skipif(native is None, reason="the native module was not built")
+@given(
+    st.lists(
+        st.tuples(offsets, sizes, st.sampled_from([0, 4096, LARGE, (1 << 63) - 1]), st.integers(0, 3)),
+        max_size=60,
+    )
+)
+def test_the_native_stream_is_python_s_twin(reads: list[tuple[int, int, int, int]]) -> None:
+    """Most reads go on where the last one ended."""
+    fast, python, end = Stream(), PythonStream(), 0
+    for offset, size, file_size, jumps in reads:
+        at = end if jumps else offset
+        lingers = fast.lingers(at, size, file_size)
+        assert lingers == python.lingers(at, size, file_size)
+        if lingers:
+            assert fast.passed(at, size) == python.passed(at, size)
+        assert fast.rest() == python.rest()
+        end = min(at + size, (1 << 63) - (1 << 21))

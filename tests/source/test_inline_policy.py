@@ -2,6 +2,7 @@
 
 import pytest
 
+from cleanfs.cache.state import NowaitState
 from cleanfs.source.inline_policy import (
     FAST_SECONDS,
     FIRST_HOLD_SECONDS,
@@ -152,8 +153,22 @@ def test_waits_take_a_bounded_share_of_the_main_thread(
     assert lost <= (clock.now - start) / SHARE + wait
 
 
+def test_a_wait_in_the_channel_is_heard_of_before_a_fast_call_counts(
+    policy: InlinePolicy, clock: Clock
+) -> None:
+    """The channel has gone back to threads by itself; what it met must still hold further calls off."""
+    policy.inline, policy.waited_seconds = False, 10.0
+    for _ in range(2 * STREAK):
+        policy.took(FAST, 4096)
+    assert not policy.inline
+    clock.now += SHARE * 10 + 1
+    for _ in range(STREAK):
+        policy.took(FAST, 4096)
+    assert policy.inline
+
+
 def test_every_call_tries_nowait_until_it_was_refused_often() -> None:
-    probe = NowaitProbe()
+    probe = NowaitProbe(NowaitState())
     for _ in range(NowaitProbe.MAX_REFUSALS):
         assert probe.worthwhile()
         probe.tried(False)
@@ -166,7 +181,7 @@ def test_every_call_tries_nowait_until_it_was_refused_often() -> None:
 
 
 def test_after_one_success_every_call_tries_nowait_again() -> None:
-    probe = NowaitProbe()
+    probe = NowaitProbe(NowaitState())
     for _ in range(100):
         if probe.worthwhile():
             probe.tried(False)

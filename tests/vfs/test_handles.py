@@ -32,6 +32,7 @@ from cleanfs.cache.pending_writes import PendingWrite
 from cleanfs.cache.resident import make_resident
 from cleanfs.fs.control import Control, Operator
 from cleanfs.fs.operations import CleanFS
+from cleanfs.fuse.channel import Channel
 from cleanfs.fuse.notify import Notifier
 from cleanfs.fuse.protocol import FUSE_OPEN_KILL_SUIDGID, FUSE_WRITE_CACHE, FUSE_WRITE_KILL_SUIDGID
 from cleanfs.latency import Latencies
@@ -72,7 +73,7 @@ async def opened(
 ) -> tuple[CleanFS, FileHandleT]:
     """Make a file system and open a file in it, for writing by default."""
     control = Control(cast(Operator, NoOperator()))
-    fs = CleanFS(services, inodes, control, attr_timeout=1)
+    fs = CleanFS(services, inodes, control, Channel(0), attr_timeout=1)
     ctx = cast(RequestContext, SimpleNamespace(uid=0, pid=1))
     entry = await fs.lookup(inodes.root.node, b"f", ctx)
     info = await fs.open(entry.st_ino, FlagT(flags), ctx)
@@ -420,7 +421,7 @@ async def test_an_open_that_truncates_clears_set_id_bits(
 ) -> None:
     (tmp_path / "f").chmod(0o6755)
     control = Control(cast(Operator, NoOperator()))
-    fs = CleanFS(services, inodes, control, attr_timeout=1)
+    fs = CleanFS(services, inodes, control, Channel(0), attr_timeout=1)
     ctx = cast(RequestContext, SimpleNamespace(uid=uid, gid=uid, pid=1))
     entry = await fs.lookup(inodes.root.node, b"f", ctx)
     with handling(flags=flags, uid=uid, gid=uid):

@@ -89,22 +89,23 @@ struct HandleState {
 // One mount's caches.
 struct CacheState {
     std::size_t page_size = 0;
+    bool shared = true;       // others may change the source, and where a file ends
+    bool drop_behind = true;  // what reads leave in the source's page cache goes
+    std::uint64_t clock = 0;  // of versions
+
     Resident* resident = nullptr;
+    std::size_t limit_pages = 0;  // that may be resident
     char* (*page_bytes)(Resident::Page) = nullptr;
-    // Resident::discard, with the GIL.
-    void (*discard)(Resident* resident, Resident::Serial file, PageIndex first, PageIndex stop) = nullptr;
-    const zcache::FastOps* backend = nullptr;
+    // The next two take the GIL, since pages are Python's. Resident::discard:
+    void (*discard)(Resident* resident, Resident::Serial file, PageIndex first, PageIndex stop) noexcept = nullptr;
+    // Make the pages of a file, from an index on, resident; evict as many as there are too many. The last one may be short.
+    void (*insert)(CacheState& caches, const FileState& file, PageIndex first, const std::byte* data, std::size_t size) noexcept = nullptr;
+
     int pool_id = -1;
-    std::uint64_t clock = 0;   // of versions
-    bool shared = true;        // others may change the source, and where a file ends
+    const zcache::FastOps* backend = nullptr;  // the one that gave the pool, if it has them
 
-    bool drop_behind = true;   // what reads leave in the source's page cache goes
-    std::size_t limit_pages = 0;                // that may be resident
-    // Make the pages of a file, from an index on, resident. The last one may be short.
-    void (*insert)(CacheState& caches, const FileState& file, PageIndex first, const std::byte* data, std::size_t size) = nullptr;
-
-    std::uint64_t failed_gets = 0;
-    std::uint64_t hits = 0, misses = 0, succ_gets = 0, puts = 0, flushes = 0;  // of requests served by the channel, in pages
+    // Of requests served by the channel, in pages; flushes in calls.
+    std::uint64_t hits = 0, misses = 0, succ_gets = 0, failed_gets = 0, puts = 0, flushes = 0;
 };
 
 }  // namespace cleanfs

@@ -38,18 +38,19 @@ public:
     }
 
     std::optional<Span> rest() const {
-        return stop_ == 0 ? std::nullopt : std::optional(span(start_, stop_ + ahead));
+        return stop_ == 0 ? std::nullopt : std::optional(span(start_, stop_, ahead));
     }
 
 private:
     static constexpr std::int64_t near_bytes = 4 << 20, read_ahead = 32 << 10, window = 3 * near_bytes;
     static constexpr std::int64_t folio = 2 << 20, ahead = 16 << 20;
 
-    bool is_near(std::int64_t offset) const { return start_ - near_bytes <= offset && offset <= stop_ + near_bytes; }
+    // Offsets may be as large as they get: none of these sums overflows.
+    bool is_near(std::int64_t offset) const { return start_ - near_bytes <= offset && offset - stop_ <= near_bytes; }
 
-    static Span span(std::int64_t start, std::int64_t stop) {
+    static Span span(std::int64_t start, std::int64_t stop, std::int64_t more = 0) {
         const std::int64_t from = std::max(start - folio, std::int64_t{0});
-        return {from, stop - from};
+        return {from, stop - from + more};
     }
 
     std::int64_t start_ = 0, stop_ = 0;  // the range that may be left

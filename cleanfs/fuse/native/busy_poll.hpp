@@ -34,6 +34,8 @@ public:
     explicit Window(std::int64_t limit_ns) : limit_ns_(limit_ns) {}
 
     std::int64_t ns() const { return ns_; }
+    // As after some short waits.
+    void open() { ns_ = limit_ns_; }
     // Adapt to a message that came after `ns` and that polling, if any, had not found.
     void waited(std::int64_t ns) {
         if (ns > limit_ns_ + wake_ns || ns_ == limit_ns_) {

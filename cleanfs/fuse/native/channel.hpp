@@ -93,6 +93,7 @@ public:
     Sent send(const iovec* parts, int count) const;
 
     int device() const { return device_; }
+    Window& window() { return window_; }
     // Messages that were found by polling, and waits that went to sleep.
     std::uint64_t polled() const { return polled_; }
     std::uint64_t slept() const { return slept_; }

@@ -8,14 +8,17 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
+#include <cerrno>
+#include <new>
 
 namespace cleanfs {
 
 namespace {
 
-// The largest READ that is served here, in pages: an iovec for each, and one for the header, make a reply.
+// The largest READ that is served here: in pages, as an iovec for each, and one for the header, make a reply; and in
+// bytes, which a buffer takes for good. The kernel's largest is 1 MiB, and its pages may begin and end outside.
 constexpr std::uint64_t max_pages = IOV_MAX - 1;
+constexpr std::uint64_t max_bytes = std::uint64_t{2} << 20;
 
 // InlinePolicy's RECENT_SECONDS and SLOW_SECONDS.
 constexpr double recent_seconds = 0.1;
@@ -24,6 +27,7 @@ constexpr std::int64_t slow_ns = 1'000'000;
 // Of Linux 6.14, newer than some headers.
 constexpr int rwf_dontcache = 0x80;
 
+// Far beyond any file, and far below where offsets overflow.
 constexpr std::uint64_t max_offset = std::uint64_t{1} << 62;
 
 // How often this thread has slept. Preemption does not count: it is no wait.
@@ -46,19 +50,16 @@ void note_return(InlineState& policy, std::int64_t began, long sleeps_before) {
 
 }  // namespace
 
-void Histogram::record(std::int64_t duration) {
-    const auto ns = static_cast<std::uint64_t>(duration);
-    const auto shift = static_cast<unsigned>(std::bit_width(ns >> 3));
-    ++counts[std::min<std::size_t>((shift << 2) + (ns >> shift), buckets - 1)];
-    sum_ns += ns;
-}
-
 bool FastPath::serve(const Message& message, Channel& channel) {
     bool served = false;
-    switch (message.header().opcode) {
-        case FUSE_READ: served = read(message, channel); break;
-        case FUSE_WRITE: served = write(message, channel); break;
-        default: served = metadata_ && metadata_->serve(message, channel); break;
+    try {
+        switch (message.header().opcode) {
+            case FUSE_READ: served = read(message, channel); break;
+            case FUSE_WRITE: served = write(message, channel); break;
+            default: served = metadata_ && metadata_->serve(message, channel); break;
+        }
+    } catch (const std::bad_alloc&) {
+        // Nothing was sent: what may throw comes before the reply.
     }
     if (served) ++counters_.served;
     return served;
@@ -77,123 +78,116 @@ bool FastPath::read(const Message& message, Channel& channel) {
     if (handle == nullptr || handle->drop_due) return false;
     const FileState& file = *handle->file;
     if (file.pending_writes > 0 || file.remembers_reads) return false;
-    if (in->offset >= file.size || in->size == 0) return false;
+    if (in->size == 0 || in->offset >= file.size || file.size > max_offset) return false;
 
     const std::int64_t began = now_ns();
-    const std::uint64_t stop = std::min(file.size, in->offset + in->size);
-    const std::uint64_t page_size = caches_.page_size;
-    const std::uint64_t first = in->offset / page_size;
-    const std::uint64_t start = first * page_size;
-    const std::uint64_t count = (stop - 1) / page_size + 1 - first;
-    if (stop <= in->offset || count > max_pages) return false;
+    const Range range(in->offset, std::min(file.size, in->offset + in->size), caches_.page_size);
+    if (range.count > max_pages || range.count * caches_.page_size > max_bytes) return false;
+    // KernelView.read_ended: the kernel sees a later end of the file.
+    if (range.size() < in->size && static_cast<std::int64_t>(range.stop) < handle->kernel->size) return false;
 
-    fuse_out_header header{};
-    header.len = static_cast<std::uint32_t>(sizeof header + (stop - in->offset));
-    header.unique = message.header().unique;
-    parts_.assign(1, {&header, sizeof header});
-    pages_.resize(count);
-    const std::size_t missing = caches_.resident->look_up(file.serial, first, count, pages_.data());
-    Histogram* histogram = nullptr;
+    parts_.resize(1);  // for the header
+    pages_.resize(range.count);
+    const std::size_t missing = caches_.resident->look_up(file.serial, range.first, range.count, pages_.data());
     if (missing == 0) {
-        for (std::uint64_t at = in->offset; at < stop;) {
-            const std::uint64_t within = at % page_size, length = std::min(page_size - within, stop - at);
-            parts_.push_back({caches_.page_bytes(pages_[(at - start) / page_size]) + within, length});
+        for (std::uint64_t at = range.offset; at < range.stop;) {
+            const std::uint64_t within = at % caches_.page_size, length = std::min(caches_.page_size - within, range.stop - at);
+            parts_.push_back({caches_.page_bytes(pages_[(at - range.start) / caches_.page_size]) + within, length});
             at += length;
         }
-        caches_.hits += count;
-        histogram = &counters_.pagecache_hit;
-    } else {
-        if (missing != count || (caches_.pool_id >= 0 && caches_.backend == nullptr)) return false;
-        std::byte* const to = buffer(count * page_size);
-        std::size_t inserted = 0;
-        if (borrow(file, first, count, to)) {
-            caches_.succ_gets += count;
-            caches_.puts += count;
-            histogram = &counters_.cleancache_hit;
-        } else {
-            const auto got = read_source(*handle, file, first, count, to);
-            if (!got || start + *got < stop) return false;
-            inserted = *got;
-            histogram = &counters_.source_read;
-        }
-        caches_.misses += count;
-        parts_.push_back({to + (in->offset - start), stop - in->offset});
-        send(channel, *histogram, began);
-        counters_.read_bytes += stop - in->offset;
-        if (inserted > 0 && (caches_.limit_pages > 0 || caches_.pool_id >= 0)) caches_.insert(caches_, file, first, to, inserted);
+        caches_.hits += range.count;
+        reply(message, channel, range, counters_.pagecache_hit, began);
         return true;
     }
-    send(channel, *histogram, began);
-    counters_.read_bytes += stop - in->offset;
+    if (missing != range.count || (caches_.pool_id >= 0 && caches_.backend == nullptr)) return false;
+    std::byte* const to = buffer(range.count * caches_.page_size);
+    parts_.push_back({to + (range.offset - range.start), range.size()});
+    if (borrow(file, range, to)) {
+        caches_.misses += range.count;
+        caches_.succ_gets += range.count;
+        caches_.puts += range.count;
+        reply(message, channel, range, counters_.cleancache_hit, began);
+        return true;
+    }
+    const auto got = read_source(*handle, file, range, to);
+    if (!got) return false;
+    caches_.misses += range.count;
+    reply(message, channel, range, counters_.source_read, began);
+    // The requester need not wait for this. Nothing has changed the file since, as nothing else runs on this thread.
+    if (caches_.limit_pages > 0 || caches_.pool_id >= 0) caches_.insert(caches_, file, range.first, to, *got);
     return true;
 }
 
-// Send the reply that `parts_` makes. If its requester is gone, nothing is to be undone.
-void FastPath::send(Channel& channel, Histogram& histogram, std::int64_t began) {
-    channel.send(parts_.data(), static_cast<int>(parts_.size()));
+// Send the reply that `parts_` makes, from the second part on. If its requester is gone, nothing is to be undone.
+void FastPath::reply(const Message& request, Channel& channel, const Range& range, Histogram& histogram, std::int64_t began) {
+    fuse_out_header header{};
+    header.len = static_cast<std::uint32_t>(sizeof header + range.size());
+    header.unique = request.header().unique;
+    parts_[0] = {&header, sizeof header};
+    if (channel.send(parts_.data(), static_cast<int>(parts_.size())) == Sent::failed) {
+        channel.reply(header.unique, -EIO, {});  // many parts need memory of the kernel; a program must not wait for ever
+    }
     histogram.record(now_ns() - began);
+    counters_.read_bytes += range.size();
 }
 
 std::byte* FastPath::buffer(std::size_t size) {
     if (buffer_size_ < size) {
-        buffer_size_ = size;
         buffer_ = std::make_unique_for_overwrite<std::byte[]>(size);
+        buffer_size_ = size;
     }
     return buffer_.get();
 }
 
-bool FastPath::borrow(const FileState& file, PageIndex first, std::size_t count, std::byte* to) const {
+bool FastPath::borrow(const FileState& file, const Range& range, std::byte* to) const {
     if (caches_.pool_id < 0) return false;
-    return caches_.backend->borrow(caches_.backend->engine, caches_.pool_id, file.key(), first, count, to);
+    return caches_.backend->borrow(caches_.backend->engine, caches_.pool_id, file.key(), range.first, range.count, to);
 }
 
 // SourceReads.read_whole and SourceFile.read, where that does not wait: of pages that no cache has, while nothing else
-// reads the file's source. None if Python must read. Returns the bytes read, short at the end of the file.
-std::optional<std::size_t> FastPath::read_source(HandleState& handle, const FileState& file, PageIndex first, std::size_t count,
-                                                 std::byte* to) {
+// reads the file's source. None if Python must read. Returns the bytes read: all that were asked for, or all up to the
+// end of the file. (A part of a page must not be inserted for a whole one.)
+std::optional<std::size_t> FastPath::read_source(HandleState& handle, const FileState& file, const Range& range, std::byte* to) {
     if (handle.reads == nullptr || file.reads_in_flight > 0) return std::nullopt;
     if (caches_.pool_id >= 0) {
         const zcache::FastOps& backend = *caches_.backend;
-        if (backend.missing(backend.engine, caches_.pool_id, file.key(), first, count) != count) return std::nullopt;
+        if (backend.missing(backend.engine, caches_.pool_id, file.key(), range.first, range.count) != range.count) return std::nullopt;
     }
-    const auto offset = static_cast<std::int64_t>(first * caches_.page_size);
-    const auto size = static_cast<std::int64_t>(count * caches_.page_size);
-    if (offset > static_cast<std::int64_t>(max_offset) - size) return std::nullopt;
-    const bool lingers = caches_.drop_behind && handle.stream->lingers(offset, size, static_cast<std::int64_t>(file.size));
+    const auto offset = static_cast<std::int64_t>(range.start);
+    const auto size = static_cast<std::int64_t>(range.count * caches_.page_size);
+    const auto file_size = static_cast<std::int64_t>(file.size);
     Stream stream = *handle.stream;
+    const bool lingers = caches_.drop_behind && stream.lingers(offset, size, file_size);
     if (lingers && stream.passed(offset, size)) return std::nullopt;  // a span goes, in a thread
 
-    const bool drop = caches_.drop_behind && !lingers;
     NowaitState& able = *handle.nowait;
-    int flags = drop && able.dontcache ? rwf_dontcache : 0;
-    if (!able.nowait && handle.reads->inline_calls && seconds(now_ns()) - handle.reads->returned_at < recent_seconds) {
-        // It may wait, but did not of late.
-    } else if (able.worthwhile()) {
-        flags |= RWF_NOWAIT;
-    } else {
-        return std::nullopt;
-    }
+    InlineState& policy = *handle.reads;
+    const bool may_wait = !able.nowait && policy.inline_calls && seconds(now_ns()) - policy.returned_at < recent_seconds;
+    if (!may_wait && !able.worthwhile()) return std::nullopt;
+    const bool drop = caches_.drop_behind && !lingers;
+    const bool dontcache = drop && able.dontcache;
     const iovec part{to, static_cast<std::size_t>(size)};
     const long sleeps = sleeps_of_thread();
     const std::int64_t began = now_ns();
-    const ssize_t got = preadv2(handle.fd, &part, 1, offset, flags);
-    if (got <= 0) return std::nullopt;
-    if ((flags & RWF_NOWAIT) != 0) {
-        able.refused = 0;
+    const ssize_t got = preadv2(handle.fd, &part, 1, offset, (may_wait ? 0 : RWF_NOWAIT) | (dontcache ? rwf_dontcache : 0));
+    if (may_wait) note_return(policy, began, sleeps);
+    if (got < std::min(size, file_size - offset)) return std::nullopt;
+    if (may_wait) {
+        if (drop && !dontcache) posix_fadvise(handle.fd, offset, size, POSIX_FADV_DONTNEED);
     } else {
-        if (drop && flags == 0) posix_fadvise(handle.fd, offset, size, POSIX_FADV_DONTNEED);
-        note_return(*handle.reads, began, sleeps);
+        able.refused = 0;
     }
     *handle.stream = stream;
     ++counters_.source_reads;
     counters_.source_read_bytes += static_cast<std::uint64_t>(got);
-    caches_.failed_gets += caches_.pool_id >= 0 ? count : 0;
+    caches_.failed_gets += caches_.pool_id >= 0 ? range.count : 0;
     return static_cast<std::size_t>(got);
 }
 
 // FileHandle.write, of a file that is in this machine's memory: nothing here waits. Nothing else runs between the stat
 // before the write and the one after, except other processes. If their work shows, Python makes the write once more,
-// and finds their work as it would have. So it does after a write that failed, or was cut short.
+// finds another fingerprint than the known one, and drops the file here and in the kernel. So it does after a write that
+// failed, or was cut short. The reply cannot be refused: a requester waits for a request that was read, also if killed.
 bool FastPath::write(const Message& message, Channel& channel) {
     const auto in = message.body_as<fuse_write_in>();
     if (!in || message.body().size() - sizeof *in != in->size || in->size == 0) return false;
@@ -209,8 +203,7 @@ bool FastPath::write(const Message& message, Channel& channel) {
 
     struct stat st;
     if (fstat(handle->fd, &st) != 0) return false;
-    const bool clears_set_id = (in->write_flags & FUSE_WRITE_KILL_SUIDGID) != 0;
-    if (clears_set_id && (st.st_mode & (S_ISUID | S_ISGID)) != 0) return false;
+    if ((st.st_mode & (S_ISUID | S_ISGID)) != 0) return false;  // they may go, and the kernel must hear of it
     const mode_t mode = st.st_mode;
     const Stamps before = Stamps::of(st);
     if (caches_.shared && before != *file.stamps) return false;

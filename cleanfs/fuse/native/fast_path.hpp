@@ -5,7 +5,6 @@
 // cleanfs/cache/pagecache.py; the tests compare the two).
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -13,19 +12,11 @@
 #include <vector>
 
 #include "channel.hpp"
+#include "histogram.hpp"
 #include "metadata.hpp"
 #include "state.hpp"
 
 namespace cleanfs {
-
-// As cleanfs.latency.Histogram.
-struct Histogram {
-    static constexpr std::size_t buckets = 248;
-    std::array<std::uint64_t, buckets> counts{};
-    std::uint64_t sum_ns = 0;
-
-    void record(std::int64_t duration);
-};
 
 class FastPath {
 public:
@@ -50,12 +41,25 @@ public:
     const Counters& counters() const { return counters_; }
 
 private:
+    // The bytes of a READ, and the pages that hold them.
+    struct Range {
+        Range(std::uint64_t from, std::uint64_t to, std::uint64_t page_size)
+            : offset(from), stop(to), first(from / page_size), start(first * page_size), count((to - 1) / page_size + 1 - first) {}
+
+        std::uint64_t size() const { return stop - offset; }
+
+        std::uint64_t offset, stop;
+        PageIndex first;
+        std::uint64_t start;  // of the first page
+        std::uint64_t count;  // of pages
+    };
+
     HandleState* find(std::uint64_t fh) const;
     bool read(const Message& message, Channel& channel);
+    bool borrow(const FileState& file, const Range& range, std::byte* to) const;
+    std::optional<std::size_t> read_source(HandleState& handle, const FileState& file, const Range& range, std::byte* to);
     std::byte* buffer(std::size_t size);
-    bool borrow(const FileState& file, PageIndex first, std::size_t count, std::byte* to) const;
-    std::optional<std::size_t> read_source(HandleState& handle, const FileState& file, PageIndex first, std::size_t count, std::byte* to);
-    void send(Channel& channel, Histogram& histogram, std::int64_t began);
+    void reply(const Message& request, Channel& channel, const Range& range, Histogram& histogram, std::int64_t began);
     bool write(const Message& message, Channel& channel);
     bool flush(const FileState& file, std::uint64_t start, std::uint64_t stop);
 
@@ -64,7 +68,7 @@ private:
     std::unordered_map<std::uint64_t, HandleState*> handles_;  // by fh
     std::vector<Resident::Page> pages_;                        // of the read under way
     std::vector<iovec> parts_;                                 // of its reply
-    std::unique_ptr<std::byte[]> buffer_;
+    std::unique_ptr<std::byte[]> buffer_;                      // of pages that are not resident
     std::size_t buffer_size_ = 0;
     Counters counters_;
 };

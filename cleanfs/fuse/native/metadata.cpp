@@ -229,6 +229,7 @@ bool Metadata::get_xattr(const Message& message, Channel& channel) {
 bool Metadata::forget(const Message& message, Channel& channel) {
     const auto in = message.body_as<fuse_forget_in>();
     if (!in) return false;
+    unused_.reserve(1);
     take_back(message.header().nodeid, in->nlookup);
     drop_unused(channel);
     return true;
@@ -239,6 +240,7 @@ bool Metadata::forget_batch(const Message& message, Channel& channel) {
     if (!in) return false;
     Bytes rest = message.body().subspan(sizeof *in);
     if (rest.size() / sizeof(fuse_forget_one) < in->count) return false;
+    unused_.reserve(in->count);  // what may throw comes before a count is changed
     for (std::uint32_t at = 0; at < in->count; ++at) {
         fuse_forget_one one;
         std::memcpy(&one, rest.data(), sizeof one);

@@ -27,6 +27,7 @@ using cleanfs::HandleState;
 using cleanfs::Histogram;
 using cleanfs::Message;
 using cleanfs::Sent;
+using cleanfs::Window;
 
 // A request of the kernel, from its header on to the reply.
 struct Request {
@@ -43,6 +44,13 @@ nb::bytes to_bytes(Bytes bytes) { return nb::bytes(reinterpret_cast<const char*>
     errno = error;
     PyErr_SetFromErrno(PyExc_OSError);
     throw nb::python_error();
+}
+
+// The counts of all buckets, and the sum in ns.
+nb::tuple to_python(const Histogram& histogram) {
+    nb::list counts;
+    for (const std::uint64_t count : histogram.counts) counts.append(count);
+    return nb::make_tuple(nb::tuple(counts), histogram.sum_ns);
 }
 
 class PyChannel {
@@ -74,6 +82,7 @@ public:
     }
 
     int device() const { return channel_.device(); }
+    Window& window() { return channel_.window(); }
 
     void close() {
         if (attached == this) attached = nullptr;
@@ -164,7 +173,7 @@ public:
     std::uint64_t write_bytes() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().write_bytes; }
     std::uint64_t read_bytes() const { return fast_path_ == nullptr ? 0 : fast_path_->counters().read_bytes; }
 
-    // The histograms of reads from the page cache, cleancache and the source, and of writes: counts of all buckets, and sum in ns.
+    // Those of reads from the page cache, cleancache and the source, and of writes.
     nb::tuple histograms() const {
         static const FastPath::Counters none;
         const FastPath::Counters& counters = fast_path_ == nullptr ? none : fast_path_->counters();
@@ -185,12 +194,6 @@ private:
         nb::object request = nb::cast(Request(*message_));
         if (message_->has_reply()) in_flight_[message_->header().unique] = request;
         return request;
-    }
-
-    static nb::tuple to_python(const Histogram& histogram) {
-        nb::list counts;
-        for (const std::uint64_t count : histogram.counts) counts.append(count);
-        return nb::make_tuple(nb::tuple(counts), histogram.sum_ns);
     }
 
     ssize_t write_for_libfuse(iovec* parts, int count) {
@@ -273,6 +276,18 @@ NB_MODULE(_channel, module) {
         if (session == nullptr) return std::nullopt;
         return fuse_session_fd(session);
     });
+    nb::class_<Window>(module, "Window", "For tests.")
+        .def(nb::init<std::int64_t>(), "limit_ns"_a)
+        .def_prop_ro("ns", &Window::ns)
+        .def("open", &Window::open)
+        .def("waited", &Window::waited, "ns"_a)
+        .def_ro_static("GROW_START_NS", &Window::grow_start_ns)
+        .def_ro_static("WAKE_NS", &Window::wake_ns);
+    nb::class_<Histogram>(module, "Histogram", "For tests.")
+        .def(nb::init<>())
+        .def("record", &Histogram::record, "ns"_a)
+        .def_prop_ro("snapshot", &to_python);
+
     nb::class_<Request>(module, "Request")
         .def_prop_ro("unique", header_field<&fuse_in_header::unique>())
         .def_prop_ro("opcode", header_field<&fuse_in_header::opcode>())
@@ -286,6 +301,7 @@ NB_MODULE(_channel, module) {
     nb::class_<PyChannel>(module, "Channel")
         .def(nb::init<int, int, std::int64_t, nb::callable, nb::callable>(), "device"_a, "scheduler_fd"_a, "busy_poll_ns"_a, "init_reply"_a, "refused"_a)
         .def_prop_ro("device", &PyChannel::device)
+        .def_prop_ro("window", &PyChannel::window, nb::rv_policy::reference_internal)
         .def("attach", &PyChannel::attach)
         .def("close", &PyChannel::close)
         .def("receive_now", &PyChannel::receive_now)

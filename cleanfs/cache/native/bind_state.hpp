@@ -1,0 +1,9 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace cleanfs {
+
+void bind_state(nanobind::module_& module);
+
+}  // namespace cleanfs
