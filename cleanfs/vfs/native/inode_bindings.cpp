@@ -12,12 +12,30 @@ namespace {
 nb::bytes to_bytes(const std::string& text) { return nb::bytes(text.data(), text.size()); }
 std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
 
-// InodeStates with what it refers to in Python.
+// InodeStates with what it refers to in Python: methods of objects that refer back to it.
 struct PyInodeStates : InodeStates {
     nb::object drop = nb::none(), hold_parked = nb::none();
+
+    static int traverse(PyObject* self, visitproc visit, void* arg) {
+        Py_VISIT(Py_TYPE(self));
+        if (nb::inst_ready(self)) {
+            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->drop.ptr());
+            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->hold_parked.ptr());
+        }
+        return 0;
+    }
+    static int clear(PyObject* self) {
+        nb::inst_ptr<PyInodeStates>(self)->drop = nb::inst_ptr<PyInodeStates>(self)->hold_parked = nb::none();
+        return 0;
+    }
+    static inline PyType_Slot slots[] = {
+        {Py_tp_traverse, reinterpret_cast<void*>(&traverse)},
+        {Py_tp_clear, reinterpret_cast<void*>(&clear)},
+        {0, nullptr},
+    };
 };
 
-bool call_hold(InodeStates& states, std::uint64_t node, int fd) {
+bool call_hold(InodeStates& states, std::uint64_t node, int fd) noexcept {
     const nb::gil_scoped_acquire locked;
     try {
         return nb::cast<bool>(static_cast<PyInodeStates&>(states).hold_parked(node, fd));
@@ -27,7 +45,7 @@ bool call_hold(InodeStates& states, std::uint64_t node, int fd) {
     }
 }
 
-bool call_drop_unused(InodeStates& states, std::span<const std::uint64_t> nodes) {
+bool call_drop_unused(InodeStates& states, std::span<const std::uint64_t> nodes) noexcept {
     const nb::gil_scoped_acquire locked;
     try {
         nb::list list;
@@ -86,7 +104,8 @@ void bind_inode_states(nb::module_& module) {
              "parent"_a.none(), "name"_a)
         .def("set_record", [](InodeState& inode, const FileState* record) { inode.record = record; }, "record"_a.none());
     nb::class_<InodeStates>(module, "NativeInodeStates");
-    nb::class_<PyInodeStates, InodeStates>(module, "InodeStates", "cleanfs.vfs.inode_state.InodeStates.")
+    nb::class_<PyInodeStates, InodeStates>(module, "InodeStates", "cleanfs.vfs.inode_state.InodeStates.",
+                                           nb::type_slots(PyInodeStates::slots))
         .def(nb::init<>())
         .def_prop_ro_static("native", [](nb::handle) { return true; })
         .def("__len__", [](const PyInodeStates& states) { return states.by_node.size(); })

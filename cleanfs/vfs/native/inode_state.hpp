@@ -98,9 +98,9 @@ struct InodeStates {
     std::unordered_set<std::uint32_t> refused;  // threads
 
     // InodeTable.drop_unused, with the GIL. Returns whether a task of trio can run.
-    bool (*drop_unused)(InodeStates& states, std::span<const std::uint64_t> nodes) = nullptr;
+    bool (*drop_unused)(InodeStates& states, std::span<const std::uint64_t> nodes) noexcept = nullptr;
     // InodeTable.hold_parked, with the GIL. Returns whether the descriptor, which has the right number, was taken.
-    bool (*hold)(InodeStates& states, std::uint64_t node, int fd) = nullptr;
+    bool (*hold)(InodeStates& states, std::uint64_t node, int fd) noexcept = nullptr;
 
     InodeState* find(std::uint64_t node) const {
         const auto found = by_node.find(node);
