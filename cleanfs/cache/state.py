@@ -19,7 +19,8 @@ class FileState:
     """The state of one file: the base of its record."""
 
     __slots__ = (
-        "forgotten", "mutations", "pending_writes", "racy", "reads_in_flight", "remembers_reads", "serial", "size",
+        "forgotten", "mutations",
+        "pending_writes", "racy", "reads_in_flight", "remembers_reads", "serial", "size",
         "stamps", "version",
     )  # fmt: skip
 

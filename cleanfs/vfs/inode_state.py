@@ -35,6 +35,16 @@ class KernelViewState(KernelState):
         self.size_doubt = 0
         """The last doubt about the size. Until it is settled, a read may use another size."""
 
+    def tell(self, size: int, mtime_ns: int, ctime_ns: int, mode: int, uid: int, gid: int) -> None:
+        """Record that a reply tells these attributes."""
+        now = size, mtime_ns, ctime_ns
+        if self.sent not in (None, now):
+            self.doubts += 1
+            if size != self.size:
+                self.size_doubt = self.doubts
+        self.sent, self.size = now, size
+        self.access, self.access_ctime = mode | uid << 32 | gid << 64, ctime_ns
+
 
 class InodeState:
     """The state of one inode: the base of ``Inode``."""

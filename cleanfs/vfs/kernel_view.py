@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 import trio
 
 from cleanfs.cache.state import Stamps
-from cleanfs.vfs.inode_state import NOT_TOLD, KernelViewState
+from cleanfs.vfs.inode_state import NOT_TOLD as NOT_TOLD
+from cleanfs.vfs.inode_state import KernelViewState
 
 UNSURE: Final = -2
 """The access of an inode when it is not known which mode and owners the kernel has."""
@@ -61,11 +62,7 @@ class KernelView(KernelViewState):
 
     def reply_sent(self, st: os.stat_result) -> None:
         """Record that a reply tells attributes."""
-        now = stamps_of(st)
-        if self.sent not in (None, now):
-            self._doubt(size=st.st_size != self.size)
-        self.sent, self.size = now, st.st_size
-        self.access, self.access_ctime = access_of(st), st.st_ctime_ns
+        self.tell(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_mode, st.st_uid, st.st_gid)
 
     def changed(self, st: os.stat_result) -> bool:
         """Count a doubt if attributes are not those that were told. Return whether they differ."""

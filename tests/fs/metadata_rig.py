@@ -1,4 +1,4 @@
-"""Hold two file systems over one source: the channel replies for one where it can, Python for the other."""
+"""Hold a file system over a source, whose requests the channel serves where it can, or Python all."""
 
 import contextlib
 import errno

@@ -66,6 +66,12 @@ void bind_inode_states(nb::module_& module) {
                      [](KernelViewState& kernel, nb::handle access) { kernel.access = to_nanoseconds(access); })
         .def_prop_rw("access_ctime", [](const KernelViewState& kernel) { return to_python(kernel.access_ctime); },
                      [](KernelViewState& kernel, nb::handle ctime) { kernel.access_ctime = to_nanoseconds(ctime); })
+        .def("tell",
+             [](KernelViewState& kernel, std::int64_t size, nb::handle mtime_ns, nb::handle ctime_ns, std::uint32_t mode,
+                std::uint32_t uid, std::uint32_t gid) {
+                 kernel.tell({size, to_nanoseconds(mtime_ns), to_nanoseconds(ctime_ns)}, KernelViewState::access_of(mode, uid, gid));
+             },
+             "size"_a, "mtime_ns"_a, "ctime_ns"_a, "mode"_a, "uid"_a, "gid"_a)
         .def_rw("doubts", &KernelViewState::doubts)
         .def_rw("doubts_settled", &KernelViewState::doubts_settled)
         .def_rw("size_doubt", &KernelViewState::size_doubt)

@@ -35,15 +35,18 @@ struct KernelViewState : KernelState {
     std::int64_t doubts = 0, doubts_settled = 0, size_doubt = 0;
     std::string acl;
 
-    static Access access_of(const struct stat& st) { return Access{st.st_mode} | Access{st.st_uid} << 32 | Access{st.st_gid} << 64; }
+    static Access access_of(std::uint32_t mode, std::uint32_t uid, std::uint32_t gid) {
+        return Access{mode} | Access{uid} << 32 | Access{gid} << 64;
+    }
+    static Access access_of(const struct stat& st) { return access_of(st.st_mode, st.st_uid, st.st_gid); }
 
     Told told() const { return {size, access, access_ctime}; }
-    void reply_sent(const struct stat& st) {
-        const Stamps now = Stamps::of(st);
-        if (sent && *sent != now) doubt(st.st_size != size);
+    void reply_sent(const struct stat& st) { tell(Stamps::of(st), access_of(st)); }
+    void tell(const Stamps& now, Access now_access) {
+        if (sent && *sent != now) doubt(now.size != size);
         sent = now;
-        size = st.st_size;
-        access = access_of(st);
+        size = now.size;
+        access = now_access;
         access_ctime = now.ctime_ns;
     }
     void rollback(const Told& before) {
