@@ -319,7 +319,7 @@ class InodeTable:
             os.close(fd)
 
     def hold_parked(self, node: int, fd: int) -> bool:
-        """Take over ``fd``, which has a parked inode's device, number and kind, if it is the same file."""
+        """Take over ``fd`` if it refers to a parked inode, whose device, number and kind it has."""
         inode = self._nodes[node]
         if inode.fd >= 0 or (inode.handle and syscalls.name_to_handle(fd) != inode.handle):
             return False
