@@ -37,8 +37,11 @@ struct Timeout {
     std::uint64_t seconds;
     std::uint32_t ns;
 
-    explicit Timeout(double timeout)
-        : seconds(static_cast<std::uint64_t>(timeout)), ns(static_cast<std::uint32_t>((timeout - std::floor(timeout)) * 1e9)) {}
+    explicit Timeout(double timeout) {
+        const double bounded = std::clamp(timeout, 0.0, 1e15), whole = std::floor(bounded);
+        seconds = static_cast<std::uint64_t>(whole);
+        ns = static_cast<std::uint32_t>((bounded - whole) * 1e9);
+    }
 };
 
 // Entries.attributes: the root's node id is FUSE's, its number its own.
