@@ -148,7 +148,7 @@ bool Metadata::get_attributes(const Message& message, Channel& channel) {
 bool Metadata::look_up(const Message& message, Channel& channel) {
     InodeState* parent = find_held(message.header().nodeid);
     const auto name = string_in(message.body());
-    if (parent == nullptr || !name || name->empty() || *name == "." || *name == "..") return false;
+    if (parent == nullptr || !name || name->empty()) return false;
     if (name->find('/') != name->npos || (parent->node == InodeState::root_node && *name == inodes_.control_name)) return false;
     if (inodes_.refused.contains(message.header().pid) || inodes_.by_node.size() > inodes_.max_inodes) return false;
 
@@ -162,7 +162,8 @@ bool Metadata::look_up(const Message& message, Channel& channel) {
     if (fstat(found.get(), &st) != 0) return false;
     // Node ids on the first file system are inode numbers. A held descriptor keeps the number from other files.
     InodeState* inode = inodes_.find(st.st_ino);
-    if (inode == nullptr || inode->device != st.st_dev || inode->ino != st.st_ino || inode->nlookup <= 0) return false;
+    if (inode == nullptr || inode->device != st.st_dev || inode->ino != st.st_ino) return false;
+    // "." and ".." are no names by which an inode was found.
     if (inode->parent != parent || inode->name != *name || !is_as_known(*inode, st)) return false;
     parent->used = true;
     if (inode->is_parked() ? !hold(*inode, found, st) : !inode->is_ready()) return false;
