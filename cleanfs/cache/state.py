@@ -121,29 +121,27 @@ class CacheState:
     def __init__(self, page_size: int) -> None:
         """Start without a pool."""
         self.page_size = page_size
-        self.pool_id = -1
-        self.clock = 0
-        """Counts versions: a file whose version is later than a remembered clock changed since."""
         self.shared = True
         """Whether others may change the source, and so where a file ends."""
-        self.hits = self.misses = 0
-        """Pages that were, or were not, in the page cache."""
-        self.succ_gets = self.puts = 0
-        """Pages that cleancache gave and kept."""
         self.drop_behind = True
         """Whether what reads leave in the source's page cache is to go."""
+        self.clock = 0
+        """Counts versions: a file whose version is later than a remembered clock changed since."""
         self.limit_pages = 0
         """Pages that may be resident."""
-        self.failed_gets = 0
-        """Pages that cleancache did not have."""
+        self.pool_id = -1
+        self.hits = self.misses = 0
+        """Pages that were, or were not, in the page cache."""
+        self.succ_gets = self.failed_gets = self.puts = 0
+        """Pages that cleancache gave, did not have, and kept."""
         self.flushes = 0
         """Flush hooks called."""
 
     def use_resident(self, pages: object, reclaim: object) -> None:
-        """Read resident pages here, None for no more; call ``reclaim`` when they are too many."""
+        """Read resident pages here (None: they are Python's); call ``reclaim`` if they are too many."""
 
     def use_backend(self, fast_ops: object) -> None:
-        """Read compressed pages by this capsule (``ops.FastOps``); None for no more."""
+        """Read compressed pages by this capsule (``ops.FastOps``), as long as there is a pool."""
 
 
 def _load() -> ModuleType | None:

@@ -82,6 +82,20 @@ def test_0_never_polls(source: Path, mount: Mounter) -> None:
     assert (stats["busy_poll_limit_us"], stats["busy_poll_polled"]) == (0, 0)
 
 
+def test_reads_and_writes_need_no_python(source: Path, mount: Mounter) -> None:
+    """A change in pyfuse3, libfuse or the kernel could turn the fast path off, with nothing wrong."""
+    fs = mount()
+    with (fs.path / "f").open("wb", buffering=0) as file:
+        for _ in range(500):
+            file.write(bytes(4096))
+    before = fs.stats()
+    assert int(before["served_natively"]) > 300, before["served_natively"]
+    read_uncached(fs.path / "f", 500)
+    after = fs.stats()
+    assert int(after["served_natively"]) - int(before["served_natively"]) > 450
+    assert (fs.source / "f").stat().st_size == 500 * 4096
+
+
 def test_an_idle_mount_sleeps(source: Path, mount: Mounter, tmp_path: Path) -> None:
     (source / "f").write_bytes(bytes(4096))
     fs = mount(patch=COUNTING.format(path=tmp_path / "sleeps"))

@@ -1,6 +1,7 @@
 // Have the fast path serve READs and WRITEs of a file, over a pair of sockets, and compare each reply with a model of
 // the file. What it does not serve, the program does as Python would. Other processes are played by changes behind its
-// back, also between the two stats of a write. Some messages have random fields.
+// back, also between the two stats of a write. Memory is short, and the backend fails, at random. Some messages have random
+// fields.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -11,6 +12,7 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <new>
 #include <thread>
 
 #include "fast_path.hpp"
@@ -19,15 +21,32 @@
 
 namespace {
 
+thread_local std::uint64_t allocations_left = ~0ull;  // the next one throws std::bad_alloc
+
 std::function<void()> before_second_stat;  // of a write
 int stats = 0;                             // of the request under way
+bool cuts_writes = false;                  // no space is left for the second half
 
 }  // namespace
+
+void* operator new(std::size_t size) {
+    void* found = allocations_left == 0 ? nullptr : std::malloc(size);
+    if (found == nullptr) throw std::bad_alloc();
+    if (allocations_left != ~0ull) --allocations_left;
+    return found;
+}
+void operator delete(void* pointer) noexcept { std::free(pointer); }
+void operator delete(void* pointer, std::size_t) noexcept { std::free(pointer); }
 
 extern "C" int __real_fstat(int fd, struct stat* st);
 extern "C" int __wrap_fstat(int fd, struct stat* st) {
     if (++stats == 2 && before_second_stat) before_second_stat();
     return __real_fstat(fd, st);
+}
+
+extern "C" ssize_t __real_pwrite(int fd, const void* data, std::size_t size, off_t offset);
+extern "C" ssize_t __wrap_pwrite(int fd, const void* data, std::size_t size, off_t offset) {
+    return __real_pwrite(fd, data, cuts_writes ? size / 2 : size, offset);
 }
 
 namespace {
@@ -77,6 +96,8 @@ public:
         file_.pending_writes = random_.below(16) == 0;
         file_.remembers_reads = random_.below(16) == 0;
         file_.reads_in_flight = random_.below(16) == 0;
+        flush_fails_ = random_.below(16) == 0;
+        scarce_ = random_.below(8) == 0;
         switch (random_.below(16)) {
             case 0: change_behind(); break;
             case 1: evict(resident_.size()); break;
@@ -112,15 +133,16 @@ private:
         };
         insert = [](CacheState& caches, const cleanfs::FileState& file, PageIndex first, const std::byte* data,
                     std::size_t size) noexcept { static_cast<Site&>(caches).insert_pages(file.serial, first, data, size); };
-        ops_.engine = &engine_;
+        ops_.engine = this;
         ops_.borrow = [](void* engine, int pool, const zcache::FileKey& key, PageIndex first, std::size_t count, std::byte* to) {
-            return static_cast<zcache::Zcache*>(engine)->borrow(pool, key, first, count, to);
+            return static_cast<Site*>(engine)->engine_.borrow(pool, key, first, count, to);
         };
         ops_.missing = [](void* engine, int pool, const zcache::FileKey& key, PageIndex first, std::size_t count) {
-            return static_cast<zcache::Zcache*>(engine)->missing(pool, key, first, count);
+            return static_cast<Site*>(engine)->engine_.missing(pool, key, first, count);
         };
         ops_.flush = [](void* engine, int pool, const zcache::FileKey& key, PageIndex first, PageIndex stop) {
-            static_cast<zcache::Zcache*>(engine)->flush_pages(pool, key, first, stop);
+            if (static_cast<Site*>(engine)->flush_fails_) return false;
+            static_cast<Site*>(engine)->engine_.flush_pages(pool, key, first, stop);
             return true;
         };
         swap_backend();
@@ -138,6 +160,7 @@ private:
     }
 
     void insert_pages(Resident::Serial serial, PageIndex first, const std::byte* data, std::size_t size) {
+        allocations_left = ~0ull;  // Python's part
         for (std::size_t at = 0; at < size; at += ::page_size, ++first) {
             void* page = std::calloc(1, ::page_size);
             std::memcpy(page, data + at, std::min(::page_size, size - at));
@@ -194,7 +217,9 @@ private:
         EXPECT(::send(ends_[1], message.data(), message.size(), 0) == static_cast<ssize_t>(message.size()));
         const std::uint64_t before = served();
         stats = 0;
+        if (scarce_) allocations_left = random_.below(4);
         const bool handed = channel_->receive_now(&*fast_).has_value();
+        allocations_left = ~0ull;
         EXPECT(handed == (served() == before));
         reply_.resize(sizeof(fuse_out_header) + 2 * max_size);
         const ssize_t got = recv(ends_[1], reply_.data(), reply_.size(), MSG_DONTWAIT);
@@ -242,7 +267,10 @@ private:
             };
         }
         const bool was_known = !shared || knows_source();
+        cuts_writes = in.size > 1 && in.offset + in.size <= model_.size() && random_.below(4) == 0;
         const bool served = is_served(FUSE_WRITE, in, data.data(), data.size());
+        if (cuts_writes) EXPECT(!served);
+        cuts_writes = false;
         before_second_stat = nullptr;
         if (disturbed) {
             EXPECT(!served);
@@ -252,7 +280,7 @@ private:
         }
         if (!served) return look();  // it may have written
         EXPECT(was_known && !handle_.drop_due && file_.mutations == 0 && file_.pending_writes == 0 && !file_.remembers_reads);
-        EXPECT(!shared || (in.flags & O_APPEND) == 0);
+        EXPECT((!shared || (in.flags & O_APPEND) == 0) && (!flush_fails_ || pool_id < 0));
         EXPECT(reply_.size() == sizeof(fuse_write_out));
         model_.resize(std::max(model_.size(), in.offset + data.size()));
         std::copy(data.begin(), data.end(), model_.begin() + static_cast<std::ptrdiff_t>(in.offset));
@@ -310,6 +338,7 @@ private:
     cleanfs::HandleState handle_;
     std::vector<std::byte> model_, reply_;
     std::uint64_t unique_ = 0, modes_ = 0;
+    bool flush_fails_ = false, scarce_ = false;
 };
 
 }  // namespace

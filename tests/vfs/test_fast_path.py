@@ -13,11 +13,15 @@ from cleanfs.backends.engines import native_module
 from cleanfs.cache.state import CacheState
 from cleanfs.fuse.protocol import FUSE_WRITE_KILL_SUIDGID
 from cleanfs.fuse.session import native
+from cleanfs.source import file as source_file
+from cleanfs.source.drop_behind import AHEAD, Span
 from cleanfs.vfs.coherency import Coherency
 from tests.cache.rig import Store
 from tests.harness.served import PAGE, READ, READ_IN, WRITE, WRITE_IN, Served
 
-pytestmark = pytest.mark.skipif(native is None, reason="the native module was not built")
+pytestmark = pytest.mark.skipif(
+    native is None or not CacheState.native, reason="the native modules are not in use"
+)
 
 SIZE = 64 * PAGE
 DATA = bytes(range(256)) * (SIZE // 256)
@@ -202,7 +206,7 @@ async def test_without_others_no_fingerprint_is_compared(source: Path) -> None:
         (1 << 62, PAGE, 0, 0),
         ((1 << 63) - PAGE, PAGE, 0, 0),
         (0, 0, 0, 0),
-        (0, 3 << 20, SIZE, 0),
+        (PAGE, 0, 0, 0),
     ],
 )
 async def test_a_read_of_nothing_or_too_much_is_python_s(
@@ -212,7 +216,33 @@ async def test_a_read_of_nothing_or_too_much_is_python_s(
     before = served.served
     reply = await served.read(fh, offset, size)
     assert (reply.errno, len(reply.body)) == (error, length)
-    assert served.served == before or size > SIZE
+    assert served.served == before
+
+
+async def test_a_read_larger_than_the_buffer_may_get_is_python_s(served: Served) -> None:
+    (served.source / "f").write_bytes(bytes(8 << 20))
+    fh = await opened(served)
+    for size, fast in (PAGE, True), ((2 << 20) + 1, False):
+        await served.fs_cleared()
+        before = served.served
+        assert len((await served.read(fh, 0, size)).body) == size
+        assert (served.served > before) == fast
+
+
+async def test_what_a_stream_has_passed_is_dropped(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped = list[Span]()
+    monkeypatch.setattr(source_file, "_drop_span", lambda _, span: dropped.append(span))
+    os.truncate(served.source / "f", 32 << 20)
+    fh = await opened(served)
+    before, size = served.served, 128 << 10
+    for offset in range(0, 32 << 20, size):
+        assert len((await served.read(fh, offset, size)).body) == size
+    assert served.served - before > 200
+    assert len(dropped) == 3
+    await served.release(fh)
+    assert sum(dropped[-1]) == (32 << 20) + AHEAD
 
 
 @pytest.mark.parametrize("offset", [1 << 62, (1 << 63) - PAGE, (1 << 64) - PAGE])
@@ -300,6 +330,7 @@ async def test_a_backend_out_of_service_is_not_called(served: Served) -> None:
 async def test_a_growing_write_moves_the_end(served: Served) -> None:
     fh = await opened(served)
     before = served.served
+    served.handle(fh).file.racy = False
     assert struct.unpack("=II", (await served.write(fh, SIZE + 10, b"end")).body) == (3, 0)
     assert served.served == before + 1
     handle = served.handle(fh)
@@ -342,8 +373,6 @@ async def test_evictions_of_the_fast_path_reach_cleancache(source: Path) -> None
 
 
 def test_stamps_of_any_time_fit() -> None:
-    if not CacheState.native:
-        pytest.skip("the native module was not built")
     module = native_module("cleanfs.cache._pagecache")
     assert module is not None
     for time in 0, -1, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**62, 2**90, -(2**90):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from cleanfs.backends import load
 from cleanfs.cache import fingerprint, pagecache
+from cleanfs.cache.state import CacheState
 from cleanfs.fuse.protocol import FUSE_WRITE_CACHE, FUSE_WRITE_KILL_SUIDGID
 from cleanfs.fuse.session import native
 from cleanfs.source.attributes import NewAttributes
@@ -27,7 +28,9 @@ from cleanfs.vfs.coherency import Coherency
 from tests.harness.fuzzing import examples
 from tests.harness.served import CTX, PAGE, Served
 
-pytestmark = pytest.mark.skipif(native is None, reason="the native module was not built")
+pytestmark = pytest.mark.skipif(
+    native is None or not CacheState.native, reason="the native modules are not in use"
+)
 
 FILES = ("a", "b")
 SIZE = 10 * PAGE + 100
