@@ -131,6 +131,7 @@ class FileRecords:
         if self._by_key.get(file.key) is file and not file.pins:
             del self._by_key[file.key]
             del self._by_serial[file.serial]
+            file.forgotten = True
 
     def _forget_oldest(self) -> None:
         # All but the newest, which is being made; some at a time, as many may be pinned.

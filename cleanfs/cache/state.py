@@ -19,7 +19,8 @@ class FileState:
     """The state of one file: the base of its record."""
 
     __slots__ = (
-        "mutations", "pending_writes", "racy", "reads_in_flight", "remembers_reads", "serial", "size",
+        "forgotten", "mutations",
+        "pending_writes", "racy", "reads_in_flight", "remembers_reads", "serial", "size",
         "stamps", "version",
     )  # fmt: skip
 
@@ -42,6 +43,8 @@ class FileState:
         """How many reads of the source have not ended, for other reads to join."""
         self.remembers_reads = False
         """Whether each read must be remembered (``read_ranges``)."""
+        self.forgotten = False
+        """Whether the record is no record any more: the file may have a new one."""
 
 
 class KernelState:

@@ -2,6 +2,7 @@
 
 import os
 import stat as stat_module
+from collections.abc import Callable
 from typing import Final
 
 from pyfuse3 import EntryAttributes, InodeT, ModeT, SetattrFields, StatvfsData
@@ -33,12 +34,24 @@ SIGN: Final = (1 << 64) - 1
 class Entries:
     """Makes the entries of one mount."""
 
-    def __init__(self, inodes: InodeTable, timeout: float, watch: SourceWatch | None) -> None:
-        """Use ``timeout``, in seconds, for attributes and names."""
+    def __init__(
+        self,
+        inodes: InodeTable,
+        timeout: float,
+        watch: SourceWatch | None,
+        is_local: Callable[[Inode], bool] = lambda _: False,
+    ) -> None:
+        """Use ``timeout``, in seconds, for attributes and names.
+
+        The channel may make the next entries of inodes that are ``is_local``.
+        """
         self._inodes = inodes
         self._timeout = timeout
+        self._is_local = is_local
         # A longer timeout applies only where changes are announced.
         self._watch = watch if timeout > UNANNOUNCED_SECONDS else None
+        inodes.states.timeout = timeout
+        inodes.states.serves = self._watch is None
 
     def attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
         """Make the entry of an inode, and record that the kernel is told of it."""
@@ -51,6 +64,8 @@ class Entries:
             entry.attr_timeout = self._timeout_of(inode, self._watch)
             entry.entry_timeout = self._timeout_of(inode.parent or inode, self._watch)
         inode.kernel.reply_sent(st)
+        if not inode.local:
+            inode.local = self._is_local(inode)
         return entry
 
     def _timeout_of(self, inode: Inode, watch: SourceWatch) -> float:

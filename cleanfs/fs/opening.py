@@ -81,10 +81,10 @@ class Opener:
     ) -> FileInfo:
         """Make a handle of a file that was opened after ``before``; takes over its descriptor."""
         services = self._services
-        inode.file_key = opened.key
         if inode.dentry is None:
             inode.handle = opened.key.generation
         file = services.pagecache.file(opened.key, inode.dentry)
+        inode.set_file(opened.key, file)
         handle = FileHandle(services, inode, file, opened.fd, flags)
         self._inodes.opened(inode, opened.fd)
         fh = self._handles.add(handle)

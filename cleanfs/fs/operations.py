@@ -35,6 +35,7 @@ from pyfuse3 import (
 
 from cleanfs.fs.control import CONTROL_NAME, Control
 from cleanfs.fs.entries import Entries, control_entry, new_attributes, statvfs_data
+from cleanfs.fs.forget import add_handlers
 from cleanfs.fs.handle_table import HandleTable
 from cleanfs.fs.handler import handler
 from cleanfs.fs.inode_operations import InodeOperations
@@ -99,7 +100,7 @@ class CleanFS(pyfuse3.Operations):
         self._open_files = OpenFiles(services, look_seconds)
         self._handles = HandleTable(inodes, self._open_files, channel)
         self._rollback = ReplyRollback(services.notifier, inodes, self._handles)
-        self._entries = Entries(inodes, attr_timeout, watch)
+        self._entries = Entries(inodes, attr_timeout, watch, services.is_local)
         self._permissions = Permissions(services, tree, self._stale_names)
         self._opener = Opener(
             services, inodes, tree, self._permissions, self._handles, self._open_files
@@ -127,9 +128,20 @@ class CleanFS(pyfuse3.Operations):
             if more is None:
                 continue
             channel.async_handlers.update(more.handlers())
+        self._serve_metadata()
         self._writes_begun = self._writes_ended = 0
         self.supports_dot_lookup = inodes.exports
         self.enable_writeback_cache = services.writeback
+
+    def _serve_metadata(self) -> None:
+        """Let the channel forget inodes, and reply with names and attributes that it knows."""
+        states = self._inodes.states
+        self._inodes.root.local = self._root is None
+        states.caches_absence = self._caches_absence
+        states.control_name = CONTROL_NAME
+        self._services.notifier.count_in(states)
+        self._channel.serve_metadata(states, self._inodes.drop_unused, self._inodes.hold_parked)
+        add_handlers(self._channel, self._inodes)
 
     @property
     def open_files(self) -> int:

@@ -104,6 +104,9 @@ class Channel:
         self._scheduler: Scheduler
         self._native: Any = None
         self._serves = False
+        self._inodes: Any = None  # InodeStates of vfs, which is above
+        self._drop_unused: Callable[[list[int]], None]
+        self._hold_parked: Callable[[int, int], bool]
         self._lock = ReaderLock()
         self._lock_made = False
         self._closing = False
@@ -179,6 +182,26 @@ class Channel:
         if self._native is not None and caches.native:
             self._native.serve_from(caches)
             self._serves = True
+            if self._inodes is not None:
+                self._inodes.use_table(self._drop, self._hold_parked)
+                self._native.serve_metadata(self._inodes)
+
+    def serve_metadata(
+        self,
+        inodes: object,
+        drop_unused: Callable[[list[int]], None],
+        hold_parked: Callable[[int, int], bool],
+    ) -> None:
+        """Reply with names and attributes from these ``InodeStates``, once ``serve_from`` was called.
+
+        ``drop_unused`` is called with nodes to which the kernel refers no more, ``hold_parked`` with a
+        node and its new fd.
+        """
+        self._inodes, self._drop_unused, self._hold_parked = inodes, drop_unused, hold_parked
+
+    def _drop(self, nodes: list[int]) -> bool:
+        self._drop_unused(nodes)
+        return self._scheduler.runnable > self._lock.woken
 
     def add_handle(self, fh: int, handle: HandleState) -> None:
         """Serve reads of an open file."""

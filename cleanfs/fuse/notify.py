@@ -13,7 +13,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar, TypeVarTuple
+from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import pyfuse3
 import trio
@@ -120,6 +120,12 @@ def _message(code: int, body: bytes) -> bytes:
     return FUSE_OUT_HEADER.pack(FUSE_OUT_HEADER.size + len(body), code, 0) + body
 
 
+class PendingCounter(Protocol):
+    """Holds the number of notifications that are queued or being sent."""
+
+    notifications: int
+
+
 class _Drop:
     """Tracks the invalidation of the pages of a write."""
 
@@ -160,6 +166,7 @@ class Notifier:
         self._isolated = IsolatedThreads(REFRESH_THREADS)
         self._refreshing: dict[int, trio.Event] = {}  # by node
         self._in_a_hurry = False
+        self._counter: PendingCounter | None = None
         self._again: dict[int, AttrRefresh] = {}  # to be refreshed once more
         self._nursery: trio.Nursery | None = None
         self.explicit = False
@@ -179,6 +186,14 @@ class Notifier:
         notifications, and an expiry becomes an invalidation.
         """
         self._device = -1 if fd < 0 else os.dup(fd)
+
+    def count_in(self, counter: PendingCounter) -> None:
+        """Keep the number of pending notifications in ``counter``."""
+        self._counter = counter
+
+    def _count_pending(self) -> None:
+        if self._counter is not None:
+            self._counter.notifications = len(self._queued) + len(self._sending)
 
     def start(self) -> None:
         """Start the threads, before the device is opened."""
@@ -250,6 +265,7 @@ class Notifier:
         self.may_drop(node)
         self._queued.discard(node)
         self._sending[node] += 1
+        self._count_pending()
         try:
             await self._in_a_thread(self._send_one, node)
         finally:
@@ -306,6 +322,7 @@ class Notifier:
                 # Before they are sent, since the same item may be queued again for a later change.
                 self._queued.difference_update(batch)
                 self._sending.update(batch)
+                self._count_pending()
                 while batch:
                     sent = trio.Event()
                     nursery.start_soon(self._send_some, batch, sent)
@@ -434,6 +451,7 @@ class Notifier:
 
     def _sent(self, items: list[Item]) -> None:
         self._sending -= Counter(items)
+        self._count_pending()
         if not self._queued and not self._sending:
             self._drained.set()
             self._drained = trio.Event()
@@ -441,6 +459,7 @@ class Notifier:
     def _queue(self, item: Item) -> None:
         if item not in self._queued:
             self._queued.add(item)
+            self._count_pending()
             self._send.send_nowait(item)
 
     # -- in threads -----------------------------------------------------------------------------

@@ -4,7 +4,9 @@ import stat as stat_module
 from typing import Final
 
 from cleanfs.backends.ops import FileKey
+from cleanfs.cache.files import CachedFile
 from cleanfs.source.identity import Dentry
+from cleanfs.vfs.inode_state import InodeState
 from cleanfs.vfs.kernel_view import KernelView
 from cleanfs.vfs.node_ids import ROOT
 
@@ -12,45 +14,45 @@ MAX_DEPTH: Final = 64
 """How many names a path on the mount may have to be worth building."""
 
 
-class Inode:
+class Inode(InodeState):
     """One file, directory or other object of the source that the kernel knows."""
 
     __slots__ = (
-        "dentry", "device", "fd", "file_key", "generation", "handle", "ino", "kernel", "kind",
-        "lost_capability", "name", "nlookup", "node", "open_fds", "parent", "pins",
-        "suspect",
+        "dentry", "file_key", "handle", "kernel", "lost_capability", "open_fds", "parent", "pins",
+        "record",
     )  # fmt: skip
 
     def __init__(self, device: int, ino: int, kind: int, node: int, generation: int) -> None:
         """Make a parked inode whose name is not known yet."""
-        self.device = device
-        self.ino = ino
-        self.kind = kind
-        """File type bits of the mode."""
-        self.node = node
-        self.suspect = False
-        """Whether a call on ``fd`` failed with an error that another fd of the file may not meet."""
-        self.generation = generation
-        """Lets the kernel tell apart two inodes that had the same node id at different times."""
-        self.fd = -1
-        """O_PATH fd, or -1 if parked."""
+        self.kernel = KernelView()
+        """What the kernel was told."""
+        super().__init__(device, ino, kind, node, generation, self.kernel)
         self.handle: bytes | None = None
         """File handle; None if never requested, empty if the file system has none."""
         self.dentry: Dentry | None = None
         """The place where it was seen last, if the file is identified by that."""
         self.parent: Inode | None = None
-        self.name = b""
-        self.nlookup = 0
-        """The kernel's lookup count."""
+        """The directory in which the kernel last found it (``move``)."""
         self.pins = 0
         """The number of requests that use ``fd``, which must then not be closed."""
         self.open_fds: tuple[int, ...] = ()
         """The fds of its open file handles."""
         self.file_key: FileKey | None = None
-        self.kernel = KernelView()
-        """What the kernel was told."""
+        """Identifies its cached pages; None if none were ever looked for."""
+        self.record: CachedFile | None = None
+        """The record of that file, which may be forgotten by now (``set_file``)."""
         self.lost_capability = False
         """Whether the last request removed its capabilities, perhaps because a change follows."""
+
+    def move(self, parent: "Inode | None", name: bytes) -> None:
+        """Record the directory and the name by which the kernel finds it."""
+        self.parent = parent
+        self.set_place(parent, name)
+
+    def set_file(self, key: FileKey | None, record: CachedFile | None) -> None:
+        """Record which cached pages belong to it."""
+        self.file_key, self.record = key, record
+        self.set_record(record)
 
     @property
     def id(self) -> tuple[int, int]:

@@ -183,7 +183,7 @@ class InodeIndex:
     def _settle(self, inode: Inode, dentry: Dentry) -> None:
         """Give an inode without a dentry one that no inode has."""
         inode.dentry, dentry.occupant = dentry, inode
-        inode.file_key = dentry.key
+        inode.set_file(dentry.key, None)
 
     def _clear(self, place: Place) -> None:
         dentry = self._dentries.at(place)

@@ -34,6 +34,7 @@ from cleanfs.source.identity import Rule, Rules
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.inode_index import InodeIndex
+from cleanfs.vfs.inode_state import InodeStates
 from cleanfs.vfs.node_ids import ROOT, NodeIds, generation_of
 from cleanfs.vfs.parking import is_parked
 
@@ -87,6 +88,8 @@ class InodeTable:
         """
         st = os.fstat(root_fd)
         self.fd_budget = fd_budget
+        self.states = InodeStates()
+        """The same inodes, as the channel sees them."""
         self.max_inodes = max_inodes
         self._generations = count(1)
         self._node_ids = NodeIds(st.st_dev)
@@ -109,6 +112,7 @@ class InodeTable:
         self.root.nlookup = 1
         self.root.pins = 1
         self._nodes[ROOT] = self.root
+        self.states.add(self.root)
         self._index.add_root(self.root)
         # The lookups that others need; bound here, they cost no further call.
         self.find = self._index.find
@@ -119,6 +123,15 @@ class InodeTable:
         self.name_gone = self._index.name_gone
         self.decode = self._node_ids.decode
         self.next_dynamic = self._node_ids.next_dynamic
+
+    @property
+    def max_inodes(self) -> int:
+        """Return how many inodes there may be before the kernel is made to forget some."""
+        return self.states.max_inodes
+
+    @max_inodes.setter
+    def max_inodes(self, most: int) -> None:
+        self.states.max_inodes = most
 
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` of every inode that is held from now on."""
@@ -170,7 +183,8 @@ class InodeTable:
                 os.dup2(fd, inode.fd, inheritable=False)
                 inode.suspect = False
                 if inode.dentry is None:
-                    inode.handle = inode.file_key = None
+                    inode.handle = None
+                    inode.set_file(None, None)
             os.close(fd)
             self._touch(inode)
         self.referenced(inode, st, parent, name)
@@ -228,7 +242,7 @@ class InodeTable:
         inode = self._index.find_listed(st, parent, name)
         if inode is None:
             inode = self._new(st, parent, name, handle)
-            inode.parent, inode.name = parent, name
+            inode.move(parent, name)
         return inode
 
     def referenced(self, inode: Inode, st: os.stat_result, parent: Inode, name: bytes) -> None:
@@ -250,15 +264,22 @@ class InodeTable:
         inode.nlookup -= nlookup
         self._drop_unused(inode)
 
+    def drop_unused(self, nodes: list[int]) -> None:
+        """Drop inodes whose last reference the kernel has given up, unless they are in use."""
+        for node in nodes:
+            inode = self._nodes.get(node)
+            if inode is not None:
+                self._drop_unused(inode)
+
     def moved(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """Record where the inode was seen."""
-        inode.parent, inode.name = parent, name
+        inode.move(parent, name)
         self._index.moved(inode, parent, name)
 
     def lost_name(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """Forget the place of an inode that lost that name through the mount; it may have another."""
         if inode.parent is parent and inode.name == name:
-            inode.parent, inode.name = None, b""
+            inode.move(None, b"")
 
     def check_may_open(self) -> None:
         """Raise OSError (EMFILE) if another open file would leave no fd for anything else."""
@@ -268,6 +289,7 @@ class InodeTable:
     def opened(self, inode: Inode, fd: int) -> None:
         """Count ``fd``, the descriptor of a file handle on the inode."""
         inode.open_fds += (fd,)
+        inode.opens += 1
         self._open_fds += 1
         self.shrink()
 
@@ -277,6 +299,7 @@ class InodeTable:
         self.space_retry.closing(inode.node)
         self._open_fds -= 1
         inode.open_fds = tuple(other for other in inode.open_fds if other != fd)
+        inode.opens = len(inode.open_fds)
         inode.pins += 1
         try:
             yield
@@ -309,6 +332,14 @@ class InodeTable:
         else:
             os.close(fd)
 
+    def hold_parked(self, node: int, fd: int) -> bool:
+        """Take over ``fd`` if it refers to a parked inode, whose device, number and kind it has."""
+        inode = self._nodes[node]
+        if inode.fd >= 0 or (inode.handle and syscalls.name_to_handle(fd) != inode.handle):
+            return False
+        self._hold(inode, fd, inode.ino)
+        return True
+
     def mount_fd(self, device: int) -> int:
         """Return a descriptor on the file system ``device``, for opening by handle; -1 for none."""
         return self._mount_fds.get(device, -1)
@@ -331,11 +362,12 @@ class InodeTable:
     def shrink(self, budget: int | None = None) -> None:
         """Park the least recently used inodes down to ``budget`` descriptors, or to the usual."""
         most = self._most_held() if budget is None else budget
-        tries = len(self._held)
+        tries = 2 * len(self._held)  # the first may only find that all were used
         while len(self._held) > most and tries > 0:
             tries -= 1
             node, inode = self._held.popitem(last=False)
-            if inode.pins:
+            used, inode.used = inode.used, False
+            if inode.pins or used:
                 self._held[node] = inode  # in use: it becomes the youngest
                 continue
             if inode.handle is None:
@@ -359,7 +391,9 @@ class InodeTable:
         if len(self._nodes) <= self.max_inodes:
             return places
         for inode in list(islice(self._nodes.values(), most)):
-            if inode.idle and not inode.is_dir and inode.parent is not None:
+            if inode.used:
+                self._touch(inode)
+            elif inode.idle and not inode.is_dir and inode.parent is not None:
                 places.append((inode.parent.node, inode.name))
             self._nodes.move_to_end(inode.node)  # others come first next time
         return places
@@ -375,6 +409,8 @@ class InodeTable:
                 os.close(inode.fd)
         for fd in self._mount_fds.values():
             os.close(fd)
+        for inode in self._nodes.values():
+            self.states.remove(inode)
         self._nodes.clear()
         self._index.clear()
         self._held.clear()
@@ -393,6 +429,7 @@ class InodeTable:
         inode = Inode(st.st_dev, st.st_ino, kind, node, generation)
         inode.handle = handle
         self._nodes[node] = inode
+        self.states.add(inode)
         return inode
 
     def _hold(self, inode: Inode, fd: int, ino: int) -> None:
@@ -413,6 +450,7 @@ class InodeTable:
         return min(max(left, LEAST_HELD), self.fd_budget)
 
     def _touch(self, inode: Inode) -> None:
+        inode.used = False
         if inode.node in self._nodes:
             self._nodes.move_to_end(inode.node)
         if inode.node in self._held:
@@ -427,6 +465,7 @@ class InodeTable:
         # The tables may have a successor of the inode by now.
         if self._nodes.get(inode.node) is inode:
             del self._nodes[inode.node]
+            self.states.remove(inode)
         self._index.discard(inode)
         if self._held.get(inode.node) is inode:
             del self._held[inode.node]

@@ -12,10 +12,9 @@ from typing import Final, NamedTuple
 
 import trio
 
-from cleanfs.cache.state import KernelState, Stamps
-
-NOT_TOLD: Final = -1
-"""The access of an inode of which no mode and owners were told."""
+from cleanfs.cache.state import Stamps
+from cleanfs.vfs.inode_state import NOT_TOLD as NOT_TOLD
+from cleanfs.vfs.inode_state import KernelViewState
 
 UNSURE: Final = -2
 """The access of an inode when it is not known which mode and owners the kernel has."""
@@ -43,35 +42,14 @@ UNKNOWN: Final = Told(NOT_TOLD, UNSURE, 0)
 """Access that differs from any that a file can have."""
 
 
-class KernelView(KernelState):
+class KernelView(KernelViewState):
     """Holds what the kernel may know of one inode."""
 
-    __slots__ = (
-        "access",
-        "access_ctime",
-        "acl",
-        "doubts",
-        "doubts_settled",
-        "dropped_for",
-        "pages_dropped_by",
-        "settling",
-        "size_doubt",
-    )
+    __slots__ = ("dropped_for", "pages_dropped_by", "settling")
 
     def __init__(self) -> None:
         """Start with a kernel that was told nothing."""
         super().__init__()
-        self.access = NOT_TOLD
-        """The mode and owners that it was last told (``access_of``), and by which it checks access."""
-        self.access_ctime = 0
-        """The ctime at which those and the ACL were told, or last found unchanged."""
-        self.acl = b""
-        """The access ACL that it was last told; empty for none."""
-        self.doubts = self.doubts_settled = 0
-        """How often it was told attributes that differ from the last ones, and how many of these
-        replies a notification followed."""
-        self.size_doubt = 0
-        """The last doubt about the size. Until it is settled, a read may use another size."""
         self.dropped_for: object = None
         """The handle whose OPEN reply told the kernel to drop the pages. It does so when the opener
         gets to run, and other processes may run before. None once it is known to have done so."""
@@ -84,11 +62,7 @@ class KernelView(KernelState):
 
     def reply_sent(self, st: os.stat_result) -> None:
         """Record that a reply tells attributes."""
-        now = stamps_of(st)
-        if self.sent not in (None, now):
-            self._doubt(size=st.st_size != self.size)
-        self.sent, self.size = now, st.st_size
-        self.access, self.access_ctime = access_of(st), st.st_ctime_ns
+        self.tell(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_mode, st.st_uid, st.st_gid)
 
     def changed(self, st: os.stat_result) -> bool:
         """Count a doubt if attributes are not those that were told. Return whether they differ."""

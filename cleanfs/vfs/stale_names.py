@@ -63,7 +63,7 @@ class StaleNames:
         if (refused := self._refused.get(ctx.pid)) is not None:
             refused.node = NO_NODE
             if trio.current_time() >= refused.until:
-                del self._refused[ctx.pid]
+                self._forget(ctx.pid)
 
     def found(self, inode: Inode, ctx: RequestContext) -> None:
         """Note what the name that the thread looked up leads to."""
@@ -80,12 +80,17 @@ class StaleNames:
         refused = self._refused.get(ctx.pid)
         if refused is not None and inode.node in (refused.node, refused.found):
             if not is_stat or inode.node == refused.node:
-                del self._refused[ctx.pid]
+                self._forget(ctx.pid)
             return
         if await self._tree.is_named(inode):
             return
         if ctx.pid:  # 0 is any thread of a process namespace that the daemon does not see
             if len(self._refused) == MAX_REFUSED:
-                del self._refused[next(iter(self._refused))]
+                self._forget(next(iter(self._refused)))
             self._refused[ctx.pid] = _Refused(inode.node, NO_NODE, trio.current_time() + AGAIN_SECONDS)
+            self._tree.inodes.states.refuse(ctx.pid)
         raise StaleError
+
+    def _forget(self, thread: int) -> None:
+        del self._refused[thread]
+        self._tree.inodes.states.stop_refusing(thread)

@@ -319,10 +319,13 @@ class Tree:
         """Return a regular file's record, if it has one; ``make`` says to make it if need be."""
         if inode.kind != stat_module.S_IFREG:
             return None
-        if inode.file_key is None:
-            inode.file_key = await self.inline_if_local(inode, _key_of, inode.fd)
+        key = inode.file_key
+        if key is None:
+            key = await self.inline_if_local(inode, _key_of, inode.fd)
         pagecache = self.services.pagecache
-        return pagecache.file(inode.file_key, inode.dentry) if make else pagecache.known(inode.file_key)
+        file = pagecache.file(key, inode.dentry) if make else pagecache.known(key)
+        inode.set_file(key, file)
+        return file
 
     async def set_attributes(self, inode: Inode, io_fd: int, new: NewAttributes) -> os.stat_result:
         """Set attributes (``attributes.set_attributes``), and flush what a new size makes stale."""

@@ -19,7 +19,7 @@ LOG = TOP / "log"
 
 COMMON = "-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS"
 ADDRESS = "address,undefined"
-FUZZERS = ("fuzz", "fuzz_channel")
+FUZZERS = ("fuzz", "fuzz_channel", "fuzz_metadata")
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=1:alloc_dealloc_mismatch=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 from cleanfs.source.errors import StaleError
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inode_state import InodeStates
 from cleanfs.vfs.stale_names import AGAIN_SECONDS, MAX_REFUSED, StaleNames
 from cleanfs.vfs.tree import Tree
 
@@ -18,6 +19,7 @@ class Replaced:
     """Simulates a tree in which each name leads to another file when it is compared with the source."""
 
     services = SimpleNamespace(coherency=SimpleNamespace(mode=Coherency.OPEN))
+    inodes = SimpleNamespace(states=InodeStates())
 
     async def is_named(self, inode: Inode) -> bool:
         return False

@@ -6,6 +6,7 @@
 
 #include "pages.hpp"
 #include "state.hpp"
+#include "to_python.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -13,8 +14,6 @@ using namespace nb::literals;
 namespace cleanfs {
 
 namespace {
-
-constexpr std::int64_t low_bits = (std::int64_t{1} << 62) - 1;
 
 FileState make_file_state(std::uint64_t serial, nb::tuple key) {
     FileState file;
@@ -24,34 +23,6 @@ FileState make_file_state(std::uint64_t serial, nb::tuple key) {
     const auto generation = nb::cast<nb::bytes>(key[2]);
     file.generation.assign(generation.c_str(), generation.size());
     return file;
-}
-
-nb::object to_python(Nanoseconds time) {
-    if (time == static_cast<std::int64_t>(time)) return nb::int_(static_cast<std::int64_t>(time));
-    return (nb::int_(static_cast<std::int64_t>(time >> 62)) << nb::int_(62)) + nb::int_(static_cast<std::int64_t>(time & low_bits));
-}
-
-Nanoseconds to_nanoseconds(nb::handle time) {
-    int overflow = 0;
-    const long long fits = PyLong_AsLongLongAndOverflow(time.ptr(), &overflow);
-    if (overflow == 0) {
-        if (fits == -1 && PyErr_Occurred() != nullptr) throw nb::python_error();
-        return fits;
-    }
-    const auto high = nb::cast<std::int64_t>(time >> nb::int_(62)), low = nb::cast<std::int64_t>(time & nb::int_(low_bits));
-    return (Nanoseconds{high} << 62) + low;
-}
-
-nb::object to_python(const std::optional<Stamps>& stamps) {
-    if (!stamps) return nb::none();
-    return nb::make_tuple(stamps->size, to_python(stamps->mtime_ns), to_python(stamps->ctime_ns));
-}
-
-std::optional<Stamps> to_stamps(nb::object stamps) {
-    if (stamps.is_none()) return std::nullopt;
-    const auto tuple = nb::cast<nb::tuple>(stamps);
-    if (tuple.size() != 3) throw nb::value_error("stamps are (size, mtime_ns, ctime_ns)");
-    return Stamps{nb::cast<std::int64_t>(tuple[0]), to_nanoseconds(tuple[1]), to_nanoseconds(tuple[2])};
 }
 
 // CacheState with what it refers to in Python. The method that reclaims belongs to an object that refers back to this one.
@@ -125,7 +96,8 @@ void bind_state(nb::module_& module) {
         .def_rw("mutations", &FileState::mutations)
         .def_rw("pending_writes", &FileState::pending_writes)
         .def_rw("reads_in_flight", &FileState::reads_in_flight)
-        .def_rw("remembers_reads", &FileState::remembers_reads);
+        .def_rw("remembers_reads", &FileState::remembers_reads)
+        .def_rw("forgotten", &FileState::forgotten);
 
     nb::class_<KernelState>(module, "KernelState", "cleanfs.cache.state.KernelState.")
         .def(nb::init<>())

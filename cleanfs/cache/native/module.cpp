@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 #include "bind_state.hpp"
+#include "inode_bindings.hpp"
 #include "pages.hpp"
 
 namespace nb = nanobind;
@@ -26,4 +27,5 @@ NB_MODULE(_pagecache, module) {
         .def("indices", &Pages::indices, "file"_a)
         .def("check", &Pages::check);
     cleanfs::bind_state(module);
+    cleanfs::bind_inode_states(module);
 }

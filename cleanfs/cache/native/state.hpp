@@ -44,6 +44,7 @@ struct FileState {
     std::uint64_t version = 0;
     std::uint32_t mutations = 0, pending_writes = 0, reads_in_flight = 0;
     bool remembers_reads = false;
+    bool forgotten = false;  // no record any more
 
     zcache::FileKey key() const { return {device, inode, generation}; }
 };

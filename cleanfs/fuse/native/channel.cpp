@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <system_error>
+#include <utility>
 
 #include "fast_path.hpp"
 
@@ -210,6 +211,7 @@ std::optional<Message> Channel::receive(std::int64_t until, FastPath* fast_path)
     for (;;) {
         const Read found = read_message(fast_path);
         if (found == Read::message) return hand_over();
+        if (std::exchange(task_runnable_, false)) return std::nullopt;
         const std::int64_t now = now_ns();
         if (found == Read::served) idle_since_ = now;
         if (now - looked_at >= look_ns) {

@@ -113,6 +113,8 @@ public:
     ssize_t read_for_libfuse(void* to, std::size_t size);
     // Leave the message that was received last to libfuse.
     void leave_to_libfuse() { left_ = true; }
+    // What served a message has made a task runnable: the next `receive` returns at once.
+    void let_scheduler_run() { task_runnable_ = true; }
 
 private:
     // How often to look whether the scheduler must run.
@@ -136,6 +138,7 @@ private:
     std::unique_ptr<std::byte[]> buffer_;
     std::size_t received_ = 0;  // the length of the message in the buffer
     bool left_ = false;         // to libfuse, which has not read it yet
+    bool task_runnable_ = false;
 };
 
 }  // namespace cleanfs

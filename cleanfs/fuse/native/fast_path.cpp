@@ -58,7 +58,7 @@ bool FastPath::serve(const Message& message, Channel& channel) {
             case FUSE_READ: served = read(message, channel); break;
             case FUSE_WRITE: served = write(message, channel); break;
             case FUSE_FSYNC: served = sync(message, channel); break;
-            default: break;
+            default: served = metadata_ && metadata_->serve(message, channel); break;
         }
     } catch (const std::bad_alloc&) {
         // Nothing was sent: what may throw comes before the reply.

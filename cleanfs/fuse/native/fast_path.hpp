@@ -13,6 +13,7 @@
 
 #include "channel.hpp"
 #include "histogram.hpp"
+#include "metadata.hpp"
 #include "state.hpp"
 #include "sync_threads.hpp"
 
@@ -25,6 +26,9 @@ public:
     // Both must outlive the handle's time here.
     void add(std::uint64_t fh, HandleState& handle) { handles_[fh] = &handle; }
     void remove(std::uint64_t fh) { handles_.erase(fh); }
+
+    // Serve names and attributes, too. `inodes` must outlive this object.
+    void serve_metadata(InodeStates& inodes) { metadata_.emplace(inodes); }
 
     // Serve a request and send the reply. False if Python must.
     bool serve(const Message& message, Channel& channel);
@@ -70,6 +74,7 @@ private:
     bool flush(const FileState& file, std::uint64_t start, std::uint64_t stop);
 
     CacheState& caches_;
+    std::optional<Metadata> metadata_;
     std::unique_ptr<SyncThreads> sync_threads_;  // made for the first FSYNC
     struct Sync {
         fuse_in_header header;

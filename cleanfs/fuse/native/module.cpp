@@ -146,6 +146,12 @@ public:
         caches_ = std::move(caches);
     }
 
+    void serve_metadata(nb::object inodes) {
+        if (fast_path_ == nullptr) return;
+        fast_path_->serve_metadata(nb::cast<cleanfs::InodeStates&>(inodes));
+        inodes_ = std::move(inodes);
+    }
+
     void add_handle(std::uint64_t fh, nb::object handle) {
         if (fast_path_ == nullptr) return;
         fast_path_->add(fh, nb::cast<HandleState&>(handle));
@@ -270,7 +276,7 @@ private:
 
     Channel channel_;
     std::unique_ptr<FastPath> fast_path_;
-    nb::object caches_;                                       // what it refers to
+    nb::object caches_, inodes_;                              // what it refers to
     std::unordered_map<std::uint64_t, nb::object> handles_;  // too, by fh
     std::optional<Message> message_;  // received last
     nb::bytes init_request_{"", 0};
@@ -332,6 +338,7 @@ NB_MODULE(_channel, module) {
         .def("request", &PyChannel::request, "unique"_a)
         .def("__len__", &PyChannel::size)
         .def("serve_from", &PyChannel::serve_from, "caches"_a)
+        .def("serve_metadata", &PyChannel::serve_metadata, "inodes"_a)
         .def("add_handle", &PyChannel::add_handle, "fh"_a, "handle"_a)
         .def("remove_handle", &PyChannel::remove_handle, "fh"_a)
         .def_prop_ro("syncing", &PyChannel::syncing)

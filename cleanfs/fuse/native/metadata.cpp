@@ -1,0 +1,273 @@
+#include "metadata.hpp"
+
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <limits>
+#include <string_view>
+
+namespace cleanfs {
+
+namespace {
+
+// Of Linux 5.12, newer than some headers.
+constexpr std::uint64_t resolve_cached = 0x20;
+
+// What Python makes of a count that no kernel sends: it stays far below zero.
+constexpr std::uint64_t max_nlookup = std::uint64_t{1} << 62;
+
+constexpr std::string_view access_acl = "system.posix_acl_access", default_acl = "system.posix_acl_default";
+
+// namespace.lookup_cached: open a name without a wait, on this file system. -1 and errno if that fails.
+int open_cached(int directory, const char* name) {
+    open_how how{};
+    how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
+    how.resolve = resolve_cached | RESOLVE_NO_XDEV;
+    return static_cast<int>(syscall(SYS_openat2, directory, name, &how, sizeof how));
+}
+
+// A timeout as libfuse sends it: seconds, and the nanoseconds beyond.
+struct Timeout {
+    std::uint64_t seconds;
+    std::uint32_t ns;
+
+    explicit Timeout(double timeout) {
+        const double bounded = std::clamp(timeout, 0.0, 1e15), whole = std::floor(bounded);
+        seconds = static_cast<std::uint64_t>(whole);
+        ns = static_cast<std::uint32_t>((bounded - whole) * 1e9);
+    }
+};
+
+// Entries.attributes: the root's node id is FUSE's, its number its own.
+fuse_attr attributes_of(const InodeState& inode, const struct stat& st) {
+    fuse_attr attr{};
+    attr.ino = inode.node == InodeState::root_node ? st.st_ino : inode.node;
+    attr.size = static_cast<std::uint64_t>(st.st_size);
+    attr.blocks = static_cast<std::uint64_t>(st.st_blocks);
+    attr.atime = static_cast<std::uint64_t>(st.st_atim.tv_sec);
+    attr.mtime = static_cast<std::uint64_t>(st.st_mtim.tv_sec);
+    attr.ctime = static_cast<std::uint64_t>(st.st_ctim.tv_sec);
+    attr.atimensec = static_cast<std::uint32_t>(st.st_atim.tv_nsec);
+    attr.mtimensec = static_cast<std::uint32_t>(st.st_mtim.tv_nsec);
+    attr.ctimensec = static_cast<std::uint32_t>(st.st_ctim.tv_nsec);
+    attr.mode = st.st_mode;
+    attr.nlink = static_cast<std::uint32_t>(st.st_nlink);
+    attr.uid = st.st_uid;
+    attr.gid = st.st_gid;
+    attr.rdev = static_cast<std::uint32_t>(st.st_rdev);
+    attr.blksize = static_cast<std::uint32_t>(st.st_blksize);
+    return attr;
+}
+
+template <class Struct>
+Bytes bytes_of(const Struct& reply) {
+    return {reinterpret_cast<const std::byte*>(&reply), sizeof reply};
+}
+
+// The string at the beginning of some bytes, which have its zero byte.
+std::optional<std::string_view> string_in(Bytes bytes) {
+    const auto end = std::ranges::find(bytes, std::byte{0});
+    if (end == bytes.end()) return std::nullopt;
+    return std::string_view(reinterpret_cast<const char*>(bytes.data()), static_cast<std::size_t>(end - bytes.begin()));
+}
+
+}  // namespace
+
+bool Metadata::serve(const Message& message, Channel& channel) {
+    switch (message.header().opcode) {
+        case FUSE_FORGET: return forget(message, channel);
+        case FUSE_BATCH_FORGET: return forget_batch(message, channel);
+        default: break;
+    }
+    if (!inodes_.serves) return false;
+    switch (message.header().opcode) {
+        case FUSE_GETATTR: return get_attributes(message, channel);
+        case FUSE_LOOKUP: return look_up(message, channel);
+        case FUSE_READLINK: return read_link(message, channel);
+        case FUSE_GETXATTR: return get_xattr(message, channel);
+        default: return false;
+    }
+}
+
+// Tree.using, where that does not wait: the inode, with a descriptor. Null if Python must find it.
+InodeState* Metadata::find_held(std::uint64_t node) {
+    InodeState* inode = inodes_.find(node);
+    if (inode == nullptr || inode->is_ready()) return inode;
+    const InodeState* parent = inode->parent;
+    if (!inode->is_parked() || parent == nullptr || !parent->is_ready() || parent->nlookup <= 0) return nullptr;
+    Descriptor found(open_cached(parent->fd, inode->name.c_str()));
+    struct stat st;
+    if (found.get() < 0 || fstat(found.get(), &st) != 0 || !hold(*inode, found, st)) return nullptr;
+    return inode;
+}
+
+// Have a parked inode keep a descriptor that may be of it (parking.is_parked).
+bool Metadata::hold(InodeState& inode, Descriptor& found, const struct stat& st) {
+    if (inode.device != st.st_dev || inode.ino != st.st_ino || inode.kind != (st.st_mode & S_IFMT)) return false;
+    if (!inodes_.hold(inodes_, inode.node, found.get())) return false;
+    found.release();
+    return inode.is_ready();  // the table may have parked it again
+}
+
+// Whether Python would reply with these attributes, and do nothing else: the file is as its record says, and the kernel
+// has no stale pages to drop first (Tree.observe, Tree.nothing_to_drop).
+bool Metadata::is_as_known(const InodeState& inode, const struct stat& st) const {
+    if (inodes_.notifications > 0) return false;
+    return inode.record == nullptr || inode.record->forgotten || inode.record->stamps == Stamps::of(st);
+}
+
+// CleanFS.getattr.
+bool Metadata::get_attributes(const Message& message, Channel& channel) {
+    InodeState* inode = find_held(message.header().nodeid);
+    if (inode == nullptr) return false;
+    struct stat st;
+    if (fstat(inode->fd, &st) != 0 || st.st_nlink == 0 || !is_as_known(*inode, st)) return false;
+    KernelViewState& kernel = *inode->kernel;
+    // An open file's size must be settled before a read goes by it (Tree._settle_size).
+    if (inode->opens > 0 && (kernel.size_doubt > kernel.doubts_settled || kernel.sent != Stamps::of(st))) return false;
+
+    fuse_attr_out out{};
+    const Timeout timeout(inodes_.timeout);
+    out.attr_valid = timeout.seconds;
+    out.attr_valid_nsec = timeout.ns;
+    out.attr = attributes_of(*inode, st);
+    const auto before = kernel.told();
+    kernel.reply_sent(st);
+    inode->used = true;
+    if (channel.reply(message.header().unique, 0, bytes_of(out)) == Sent::refused) kernel.rollback(before);
+    return true;
+}
+
+// CleanFS.lookup, of a name by which the kernel found the same inode last.
+bool Metadata::look_up(const Message& message, Channel& channel) {
+    InodeState* parent = find_held(message.header().nodeid);
+    const auto name = string_in(message.body());
+    if (parent == nullptr || !name || name->empty()) return false;
+    if (name->find('/') != name->npos || (parent->node == InodeState::root_node && *name == inodes_.control_name)) return false;
+    if (inodes_.refused.contains(message.header().pid) || inodes_.by_node.size() > inodes_.max_inodes) return false;
+
+    Descriptor found(open_cached(parent->fd, name->data()));
+    if (found.get() < 0) {
+        if (errno != ENOENT) return false;
+        parent->used = true;
+        return look_up_absent(message, channel);
+    }
+    struct stat st;
+    if (fstat(found.get(), &st) != 0) return false;
+    // Node ids on the first file system are inode numbers. A held descriptor keeps the number from other files.
+    InodeState* inode = inodes_.find(st.st_ino);
+    if (inode == nullptr || inode->device != st.st_dev || inode->ino != st.st_ino) return false;
+    // "." and ".." are no names by which an inode was found.
+    if (inode->parent != parent || inode->name != *name || !is_as_known(*inode, st)) return false;
+    parent->used = true;
+    if (inode->is_parked() ? !hold(*inode, found, st) : !inode->is_ready()) return false;
+
+    fuse_entry_out out{};
+    const Timeout timeout(inodes_.timeout);
+    out.nodeid = inode->node;
+    out.generation = inode->generation;
+    out.entry_valid = out.attr_valid = timeout.seconds;
+    out.entry_valid_nsec = out.attr_valid_nsec = timeout.ns;
+    out.attr = attributes_of(*inode, st);
+    KernelViewState& kernel = *inode->kernel;
+    const auto before = kernel.told();
+    kernel.reply_sent(st);
+    inode->used = true;
+    if (channel.reply(message.header().unique, 0, bytes_of(out)) == Sent::refused) {
+        kernel.rollback(before);
+    } else {
+        ++inode->nlookup;
+    }
+    return true;
+}
+
+// There is no such name. With --coherency none the kernel may remember that (Entries.absent).
+bool Metadata::look_up_absent(const Message& message, Channel& channel) const {
+    if (!inodes_.caches_absence) {
+        channel.reply(message.header().unique, -ENOENT, {});
+        return true;
+    }
+    fuse_entry_out out{};
+    const Timeout timeout(inodes_.timeout);
+    out.entry_valid = timeout.seconds;
+    out.entry_valid_nsec = timeout.ns;
+    channel.reply(message.header().unique, 0, bytes_of(out));
+    return true;
+}
+
+// CleanFS.readlink.
+bool Metadata::read_link(const Message& message, Channel& channel) {
+    InodeState* inode = find_held(message.header().nodeid);
+    if (inode == nullptr) return false;
+    buffer_.resize(PATH_MAX);
+    const ssize_t length = readlinkat(inode->fd, "", reinterpret_cast<char*>(buffer_.data()), buffer_.size());
+    if (length <= 0 || static_cast<std::size_t>(length) >= buffer_.size()) return false;
+    inode->used = true;
+    channel.reply(message.header().unique, 0, Bytes(buffer_).first(static_cast<std::size_t>(length)));
+    return true;
+}
+
+// CleanFS.getxattr, of an attribute that is not there.
+bool Metadata::get_xattr(const Message& message, Channel& channel) {
+    InodeState* inode = find_held(message.header().nodeid);
+    if (inode == nullptr || message.body().size() < sizeof(fuse_getxattr_in)) return false;
+    const auto name = string_in(message.body().subspan(sizeof(fuse_getxattr_in)));
+    if (!name) return false;
+    const bool is_acl = *name == access_acl || *name == default_acl;
+    if (*name == access_acl && !inode->kernel->acl.empty()) return false;  // it may have been removed
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", inode->fd);
+    if (getxattr(path, name->data(), nullptr, 0) != -1) return false;
+    if (errno != ENODATA && !(is_acl && errno == EOPNOTSUPP)) return false;
+    inode->used = true;
+    channel.reply(message.header().unique, -ENODATA, {});
+    return true;
+}
+
+bool Metadata::forget(const Message& message, Channel& channel) {
+    const auto in = message.body_as<fuse_forget_in>();
+    if (!in) return false;
+    unused_.reserve(1);
+    take_back(message.header().nodeid, in->nlookup);
+    drop_unused(channel);
+    return true;
+}
+
+bool Metadata::forget_batch(const Message& message, Channel& channel) {
+    const auto in = message.body_as<fuse_batch_forget_in>();
+    if (!in) return false;
+    Bytes rest = message.body().subspan(sizeof *in);
+    if (rest.size() / sizeof(fuse_forget_one) < in->count) return false;
+    unused_.reserve(in->count);  // what may throw comes before a count is changed
+    for (std::uint32_t at = 0; at < in->count; ++at) {
+        fuse_forget_one one;
+        std::memcpy(&one, rest.data(), sizeof one);
+        rest = rest.subspan(sizeof one);
+        take_back(one.nodeid, one.nlookup);
+    }
+    drop_unused(channel);
+    return true;
+}
+
+// InodeTable.forget, without the drop.
+void Metadata::take_back(std::uint64_t node, std::uint64_t nlookup) {
+    InodeState* inode = inodes_.find(node);
+    if (inode == nullptr || node == InodeState::root_node) return;
+    inode->nlookup -= static_cast<std::int64_t>(std::min(nlookup, max_nlookup));
+    inode->nlookup = std::max(inode->nlookup, -static_cast<std::int64_t>(max_nlookup));
+    if (inode->nlookup <= 0) unused_.push_back(node);
+}
+
+void Metadata::drop_unused(Channel& channel) {
+    if (unused_.empty()) return;
+    if (inodes_.drop_unused(inodes_, unused_)) channel.let_scheduler_run();
+    unused_.clear();
+}
+
+}  // namespace cleanfs

@@ -1,0 +1,143 @@
+#include "inode_bindings.hpp"
+
+#include "inode_state.hpp"
+#include "to_python.hpp"
+
+using namespace nanobind::literals;
+
+namespace cleanfs {
+
+namespace {
+
+nb::bytes to_bytes(const std::string& text) { return nb::bytes(text.data(), text.size()); }
+std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
+
+// InodeStates with what it refers to in Python: methods of objects that refer back to it.
+struct PyInodeStates : InodeStates {
+    nb::object drop = nb::none(), hold_parked = nb::none();
+
+    static int traverse(PyObject* self, visitproc visit, void* arg) {
+        Py_VISIT(Py_TYPE(self));
+        if (nb::inst_ready(self)) {
+            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->drop.ptr());
+            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->hold_parked.ptr());
+        }
+        return 0;
+    }
+    static int clear(PyObject* self) {
+        nb::inst_ptr<PyInodeStates>(self)->drop = nb::inst_ptr<PyInodeStates>(self)->hold_parked = nb::none();
+        return 0;
+    }
+    static inline PyType_Slot slots[] = {
+        {Py_tp_traverse, reinterpret_cast<void*>(&traverse)},
+        {Py_tp_clear, reinterpret_cast<void*>(&clear)},
+        {0, nullptr},
+    };
+};
+
+bool call_hold(InodeStates& states, std::uint64_t node, int fd) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        return nb::cast<bool>(static_cast<PyInodeStates&>(states).hold_parked(node, fd));
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the opening of a parked inode");
+        return false;
+    }
+}
+
+bool call_drop_unused(InodeStates& states, std::span<const std::uint64_t> nodes) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        nb::list list;
+        for (const std::uint64_t node : nodes) list.append(node);
+        return nb::cast<bool>(static_cast<PyInodeStates&>(states).drop(list));
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the drop of unused inodes");
+        return true;
+    }
+}
+
+}  // namespace
+
+void bind_inode_states(nb::module_& module) {
+    nb::class_<KernelViewState, KernelState>(module, "KernelViewState", "cleanfs.vfs.inode_state.KernelViewState.")
+        .def(nb::init<>())
+        .def_prop_rw("access", [](const KernelViewState& kernel) { return to_python(kernel.access); },
+                     [](KernelViewState& kernel, nb::handle access) { kernel.access = to_nanoseconds(access); })
+        .def_prop_rw("access_ctime", [](const KernelViewState& kernel) { return to_python(kernel.access_ctime); },
+                     [](KernelViewState& kernel, nb::handle ctime) { kernel.access_ctime = to_nanoseconds(ctime); })
+        .def("tell",
+             [](KernelViewState& kernel, std::int64_t size, nb::handle mtime_ns, nb::handle ctime_ns, std::uint32_t mode,
+                std::uint32_t uid, std::uint32_t gid) {
+                 kernel.tell({size, to_nanoseconds(mtime_ns), to_nanoseconds(ctime_ns)}, KernelViewState::access_of(mode, uid, gid));
+             },
+             "size"_a, "mtime_ns"_a, "ctime_ns"_a, "mode"_a, "uid"_a, "gid"_a)
+        .def_rw("doubts", &KernelViewState::doubts)
+        .def_rw("doubts_settled", &KernelViewState::doubts_settled)
+        .def_rw("size_doubt", &KernelViewState::size_doubt)
+        .def_prop_rw("acl", [](const KernelViewState& kernel) { return to_bytes(kernel.acl); },
+                     [](KernelViewState& kernel, const nb::bytes& acl) { kernel.acl = to_string(acl); });
+    nb::class_<InodeState>(module, "InodeState", "cleanfs.vfs.inode_state.InodeState.")
+        .def("__init__",
+             [](InodeState* self, std::uint64_t device, std::uint64_t ino, std::uint32_t kind, std::uint64_t node,
+                std::uint64_t generation, KernelViewState* kernel) {
+                 new (self) InodeState;
+                 self->device = device;
+                 self->ino = ino;
+                 self->kind = kind;
+                 self->node = node;
+                 self->generation = generation;
+                 self->kernel = kernel;
+             },
+             "device"_a, "ino"_a, "kind"_a, "node"_a, "generation"_a, "kernel"_a)
+        .def_ro("device", &InodeState::device)
+        .def_rw("ino", &InodeState::ino)
+        .def_rw("kind", &InodeState::kind)
+        .def_ro("node", &InodeState::node)
+        .def_ro("generation", &InodeState::generation)
+        .def_rw("fd", &InodeState::fd)
+        .def_rw("nlookup", &InodeState::nlookup)
+        .def_rw("opens", &InodeState::opens)
+        .def_rw("local", &InodeState::local)
+        .def_rw("suspect", &InodeState::suspect)
+        .def_rw("used", &InodeState::used)
+        .def_prop_ro("name", [](const InodeState& inode) { return to_bytes(inode.name); })
+        .def("set_place",
+             [](InodeState& inode, InodeState* parent, const nb::bytes& name) {
+                 inode.parent = parent;
+                 inode.name = to_string(name);
+             },
+             "parent"_a.none(), "name"_a)
+        .def("set_record", [](InodeState& inode, const FileState* record) { inode.record = record; }, "record"_a.none());
+    nb::class_<InodeStates>(module, "NativeInodeStates");
+    nb::class_<PyInodeStates, InodeStates>(module, "InodeStates", "cleanfs.vfs.inode_state.InodeStates.",
+                                           nb::type_slots(PyInodeStates::slots))
+        .def(nb::init<>())
+        .def_prop_ro_static("native", [](nb::handle) { return true; })
+        .def("__len__", [](const PyInodeStates& states) { return states.by_node.size(); })
+        .def("add", [](PyInodeStates& states, InodeState* inode) { states.by_node[inode->node] = inode; }, "inode"_a)
+        .def("remove",
+             [](PyInodeStates& states, const InodeState* inode) {
+                 if (states.find(inode->node) == inode) states.by_node.erase(inode->node);
+             },
+             "inode"_a)
+        .def("use_table",
+             [](PyInodeStates& states, nb::object drop, nb::object hold) {
+                 states.drop = std::move(drop);
+                 states.drop_unused = call_drop_unused;
+                 states.hold_parked = std::move(hold);
+                 states.hold = call_hold;
+             },
+             "drop"_a, "hold"_a)
+        .def_rw("serves", &PyInodeStates::serves)
+        .def_rw("timeout", &PyInodeStates::timeout)
+        .def_rw("caches_absence", &PyInodeStates::caches_absence)
+        .def_prop_rw("control_name", [](const PyInodeStates& states) { return to_bytes(states.control_name); },
+                     [](PyInodeStates& states, const nb::bytes& name) { states.control_name = to_string(name); })
+        .def_rw("max_inodes", &PyInodeStates::max_inodes)
+        .def_rw("notifications", &PyInodeStates::notifications)
+        .def("refuse", [](PyInodeStates& states, std::uint32_t thread) { states.refused.insert(thread); }, "thread"_a)
+        .def("stop_refusing", [](PyInodeStates& states, std::uint32_t thread) { states.refused.erase(thread); }, "thread"_a);
+}
+
+}  // namespace cleanfs

@@ -1,0 +1,114 @@
+// What the FUSE channel must know of inodes to reply with their attributes without Python.
+//
+// Python writes it, on trio's thread, where it decides (cleanfs/vfs/inode_state.py says what each field means). The
+// channel reads and writes it on the same thread, so there is no lock.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "state.hpp"
+
+namespace cleanfs {
+
+// Mode, owner and group in one number, or a negative one (cleanfs.vfs.kernel_view).
+__extension__ typedef __int128 Access;
+
+// The part of cleanfs.vfs.kernel_view.KernelView that a reply with attributes reads or writes.
+struct KernelViewState : KernelState {
+    static constexpr Access not_told = -1, unsure = -2;
+
+    struct Told {
+        std::int64_t size;
+        Access access;
+        Nanoseconds access_ctime;
+    };
+
+    Access access = not_told;
+    Nanoseconds access_ctime = 0;
+    std::int64_t doubts = 0, doubts_settled = 0, size_doubt = 0;
+    std::string acl;
+
+    static Access access_of(std::uint32_t mode, std::uint32_t uid, std::uint32_t gid) {
+        return Access{mode} | Access{uid} << 32 | Access{gid} << 64;
+    }
+    static Access access_of(const struct stat& st) { return access_of(st.st_mode, st.st_uid, st.st_gid); }
+
+    Told told() const { return {size, access, access_ctime}; }
+    void reply_sent(const struct stat& st) { tell(Stamps::of(st), access_of(st)); }
+    void tell(const Stamps& now, Access now_access) {
+        if (sent && *sent != now) doubt(now.size != size);
+        sent = now;
+        size = now.size;
+        access = now_access;
+        access_ctime = now.ctime_ns;
+    }
+    void rollback(const Told& before) {
+        doubt(before.size != size);
+        size = before.size;
+        if (access == before.access) {
+            access_ctime = before.access_ctime;
+        } else {
+            access = unsure;
+        }
+    }
+
+private:
+    void doubt(bool of_size) {
+        ++doubts;
+        if (of_size) size_doubt = doubts;
+    }
+};
+
+// One inode: the native part of cleanfs.vfs.inode.Inode.
+struct InodeState {
+    static constexpr std::uint64_t root_node = 1;  // FUSE_ROOT_ID
+
+    std::uint64_t device = 0, ino = 0;
+    std::uint32_t kind = 0;  // of its mode
+    std::uint64_t node = 0, generation = 0;
+    KernelViewState* kernel = nullptr;
+
+    int fd = -1;
+    std::int64_t nlookup = 0;
+    std::uint32_t opens = 0;
+    bool local = false, suspect = false, used = false;
+    InodeState* parent = nullptr;  // the Python object keeps it alive
+    std::string name;
+    const FileState* record = nullptr;
+
+    // Whether its descriptor can be used here, and without a wait.
+    bool is_ready() const { return local && fd >= 0 && !suspect; }
+    bool is_parked() const { return local && fd < 0; }
+};
+
+// The inodes of one mount.
+struct InodeStates {
+    std::unordered_map<std::uint64_t, InodeState*> by_node;
+
+    bool serves = false;
+    double timeout = 0;
+    bool caches_absence = false;
+    std::string control_name;
+    std::size_t max_inodes = 0;
+    std::size_t notifications = 0;
+    std::unordered_set<std::uint32_t> refused;  // threads
+
+    // InodeTable.drop_unused, with the GIL. Returns whether a task of trio can run.
+    bool (*drop_unused)(InodeStates& states, std::span<const std::uint64_t> nodes) noexcept = nullptr;
+    // InodeTable.hold_parked, with the GIL. Returns whether the descriptor, which has the right number, was taken.
+    bool (*hold)(InodeStates& states, std::uint64_t node, int fd) noexcept = nullptr;
+
+    InodeState* find(std::uint64_t node) const {
+        const auto found = by_node.find(node);
+        return found == by_node.end() ? nullptr : found->second;
+    }
+};
+
+}  // namespace cleanfs

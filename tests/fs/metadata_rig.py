@@ -1,0 +1,298 @@
+"""Hold a file system over a source, whose requests the channel serves where it can, or Python all."""
+
+import contextlib
+import errno
+import os
+import stat as stat_module
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileHandleT, FlagT, FUSEError, InodeT, RequestContext, XAttrNameT
+
+from cleanfs.cache.cleancache import Cleancache
+from cleanfs.cache.pagecache import PageCache
+from cleanfs.cache.resident import make_resident
+from cleanfs.fs.control import Control, Operator
+from cleanfs.fs.operations import CleanFS
+from cleanfs.fuse.channel import Channel
+from cleanfs.fuse.notify import Notifier
+from cleanfs.fuse.protocol import FUSE_BATCH_FORGET, FUSE_FORGET, FUSE_FORGET_ONE
+from cleanfs.latency import Latencies
+from cleanfs.linux.mounts import FileSystemTypes
+from cleanfs.source.identity import Rules
+from cleanfs.source.io import Backing
+from cleanfs.source.namespace import PATH_FLAGS
+from cleanfs.vfs.coherency import Coherency, CoherencyChecker
+from cleanfs.vfs.handles import Services
+from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inodes import InodeTable
+from tests.harness.kernel import Device, message
+
+LOOKUP, GETATTR, READLINK, GETXATTR = 1, 3, 5, 22
+
+O_LARGEFILE = 0o100000
+"""What the kernel adds to the flags of a 64-bit program; Python's own is 0."""
+
+THREAD = 77
+TIMEOUT = 1.5
+
+GETATTR_IN = struct.pack("=IIQ", 0, 0, 0)
+ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
+ENTRY_OUT = struct.Struct("=QQQQII")
+ATTR_OUT = struct.Struct("=QII")
+
+
+class Entry(NamedTuple):
+    """Holds what a LOOKUP or GETATTR reply says; a GETATTR's has no generation."""
+
+    node: int
+    generation: int
+    entry_timeout: float
+    attr_timeout: float
+    attributes: tuple[int, ...]
+
+
+Reply = Entry | bytes | int
+"""An entry, the data, or a negative errno."""
+
+
+class QuietNotifier(Notifier):
+    """Queues notifications, and counts the refreshes of sizes, which end at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refreshes = 0
+        self.explicit = True
+
+    @property
+    def can_refresh_sizes(self) -> bool:
+        return True
+
+    async def refreshed(self, node: int, generation: int, path: bytes, *, pages: bool = False) -> None:
+        self.refreshes += 1
+
+    async def pages_dropped(self, node: int) -> None:
+        self._queued.discard(node)
+        self._count_pending()
+
+    async def attributes_changed(self, node: int) -> None:
+        pass
+
+    def deliver(self) -> None:
+        """Have all that is queued sent."""
+        self._queued.clear()
+        self._count_pending()
+
+
+class NoOperator:
+    """Satisfies a control directory that the test does not use."""
+
+    stats = set_backend = set_log_level = options = drop = None
+
+
+@dataclass
+class Side:
+    """One of the file systems. ``device`` is None for the one whose requests Python handles."""
+
+    source: Path
+    mode: Coherency
+    device: Device | None
+    natively: int = 0
+    """Requests that the channel served."""
+    fhs: list[tuple[int, FileHandleT]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        cleancache = Cleancache().init_fs(4096)
+        pagecache = PageCache(1 << 20, cleancache, make_resident(4096))
+        checker = CoherencyChecker(pagecache, self.mode)
+        self.notifier = QuietNotifier()
+        self.services = Services(
+            Backing(), pagecache, checker, FileSystemTypes(), self.notifier, Latencies()
+        )
+        root_fd = os.open(self.source, PATH_FLAGS)
+        space_retry = self.services.space_retry
+        self.table = InodeTable(root_fd, 100, 1000, space_retry, Rules(self.services.types))
+        os.close(root_fd)
+        self.channel = Channel(0)
+        control = Control(cast(Operator, NoOperator()))
+        self.fs = CleanFS(self.services, self.table, control, self.channel, attr_timeout=TIMEOUT)
+        self.native: Any = None
+        if self.device is not None:
+            self.channel.receive_from(self.device.fd)
+            self.channel.serve_from(cleancache.state)
+            self.native = self.channel._native  # noqa: SLF001  # as in wait_readable
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def _served(self, opcode: int, node: int, body: bytes, thread: int) -> bool:
+        """Send a request to the channel. Return whether that served it."""
+        if self.device is None:
+            return False
+        self.device.kernel.send(message(opcode, 2, body, pid=thread, node=node))
+        if self.native.receive_now() is not None:
+            return False
+        self.natively += 1
+        return True
+
+    def _reply(self) -> tuple[int, bytes]:
+        assert self.device is not None
+        [(_, error, body)] = self.device.replies()
+        return error, body
+
+    async def lookup(self, parent: int, name: bytes, thread: int = THREAD) -> Reply:
+        if self._served(LOOKUP, parent, name + b"\0", thread):
+            error, body = self._reply()
+            if error:
+                return error
+            node, generation, entry_s, attr_s, entry_ns, attr_ns = ENTRY_OUT.unpack_from(body)
+            attributes = ATTR.unpack_from(body, ENTRY_OUT.size)
+            return Entry(node, generation, entry_s + entry_ns / 1e9, attr_s + attr_ns / 1e9, attributes)
+        with errors() as error_of:
+            entry = await self.fs.lookup(InodeT(parent), pyfuse3.FileNameT(name), context(thread))
+            return entry_of(entry)
+        return error_of[0]
+
+    async def getattr(self, node: int, thread: int = THREAD) -> Reply:
+        if self._served(GETATTR, node, GETATTR_IN, thread):
+            error, body = self._reply()
+            assert not error
+            attr_s, attr_ns, _ = ATTR_OUT.unpack_from(body)
+            attributes = ATTR.unpack_from(body, ATTR_OUT.size)
+            return Entry(node, 0, 0, attr_s + attr_ns / 1e9, attributes)
+        with errors() as error_of:
+            entry = await self.fs.getattr(InodeT(node), context(thread))
+            return entry_of(entry)._replace(node=node, generation=0, entry_timeout=0)
+        return error_of[0]
+
+    async def readlink(self, node: int) -> Reply:
+        if self._served(READLINK, node, b"", THREAD):
+            error, body = self._reply()
+            return error or body
+        with errors() as error_of:
+            return bytes(await self.fs.readlink(InodeT(node), context(THREAD)))
+        return error_of[0]
+
+    async def getxattr(self, node: int, name: bytes) -> Reply:
+        if self._served(GETXATTR, node, struct.pack("=II", 100, 0) + name + b"\0", THREAD):
+            error, body = self._reply()
+            return error or body
+        with errors() as error_of:
+            return await self.fs.getxattr(InodeT(node), XAttrNameT(name), context(THREAD))
+        return error_of[0]
+
+    async def forget(self, *counts: tuple[int, int]) -> None:
+        body = struct.pack("=II", len(counts), 0) + b"".join(
+            FUSE_FORGET_ONE.pack(*one) for one in counts
+        )
+        if self._served(FUSE_BATCH_FORGET, 0, body, 0):
+            return
+        await self.fs.forget([(InodeT(node), count) for node, count in counts])
+
+    async def forget_one(self, node: int, count: int) -> None:
+        if not self._served(FUSE_FORGET, node, struct.pack("=Q", count), 0):
+            await self.fs.forget([(InodeT(node), count)])
+
+    async def open(self, node: int) -> int:
+        with errors() as error_of:
+            info = await self.fs.open(InodeT(node), FlagT(os.O_RDONLY | O_LARGEFILE), context(THREAD))
+            self.fhs.append((node, FileHandleT(info.fh)))
+            return 0
+        return cast(int, error_of[0])
+
+    async def release(self) -> None:
+        if self.fhs:
+            await self.fs.release(self.fhs.pop(0)[1])
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def park(self) -> None:
+        """Park every inode that can be parked."""
+        budget, self.table.fd_budget = self.table.fd_budget, 0
+        for inode in self.table.all():
+            inode.used = False
+        self.table.shrink()
+        self.table.fd_budget = budget
+
+    def list(self, name: bytes) -> None:
+        """List a name of the root, as READDIRPLUS does."""
+        with contextlib.suppress(FileNotFoundError):
+            st = os.lstat(name, dir_fd=self.table.root.fd)
+            inode = self.table.listed(st, self.table.root, name)
+            self.table.referenced(inode, st, self.table.root, name)
+            self.fs._entries.attributes(inode, st)  # noqa: SLF001  # as the lister does
+
+    def state(self) -> dict[str, object]:
+        """Return all that replies may have changed."""
+        for inode in self.table.all():
+            self._check_record(inode)
+        coherency = self.services.coherency
+        return {
+            "inodes": {inode.node: inode_state(inode) for inode in self.table.all()},
+            "found": (coherency.changes_found, coherency.doubtful_flushes),
+            "refreshes": self.notifier.refreshes,
+            "queued": set(self.notifier._queued),  # noqa: SLF001  # no public access
+        }
+
+    def _check_record(self, inode: Inode) -> None:
+        """Check that the channel knows the record that Python would find."""
+        known = None if inode.file_key is None else self.services.pagecache.known(inode.file_key)
+        record = inode.record if inode.record is None or not inode.record.forgotten else None
+        assert record is known
+
+    async def close(self) -> None:
+        while self.fhs:
+            await self.release()
+        self.table.close()
+        if self.native is not None:
+            self.native.close()
+            self.native = None
+            self.channel._scheduler.close()  # noqa: SLF001  # as in Channel.close
+
+
+def inode_state(inode: Inode) -> tuple[object, ...]:
+    kernel = inode.kernel
+    return (
+        *(inode.nlookup, inode.fd >= 0, inode.name, inode.parent and inode.parent.node, inode.suspect),
+        *(kernel.sent, kernel.size, kernel.access, kernel.access_ctime, kernel.acl),
+        *(kernel.doubts, kernel.size_doubt, kernel.doubts_settled),
+    )
+
+
+def context(thread: int) -> RequestContext:
+    return cast(RequestContext, SimpleNamespace(uid=0, gid=0, pid=thread, umask=0o22))
+
+
+@contextlib.contextmanager
+def errors() -> Iterator[list[int]]:
+    found: list[int] = []
+    try:
+        yield found
+    except FUSEError as exc:
+        found.append(-exc.errno)
+
+
+def entry_of(entry: EntryAttributes) -> Entry:
+    """Return an entry as libfuse would send it."""
+    times = (entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns)
+    if not entry.st_ino:
+        return Entry(0, 0, entry.entry_timeout, 0, (0,) * 16)
+    attributes = (
+        *(entry.st_ino, entry.st_size, entry.st_blocks),
+        *(time // 10**9 for time in times),
+        *(time % 10**9 for time in times),
+        *(entry.st_mode, entry.st_nlink, entry.st_uid, entry.st_gid),
+        *(entry.st_rdev & 0xFFFFFFFF, entry.st_blksize, 0),
+    )
+    return Entry(entry.st_ino, entry.generation, entry.entry_timeout, entry.attr_timeout, attributes)
+
+
+def is_dir(path: Path) -> bool:
+    return stat_module.S_ISDIR(path.lstat().st_mode)
+
+
+NO_ATTRIBUTE = -errno.ENODATA

@@ -1,0 +1,309 @@
+// Have the channel's metadata serve requests with any bytes in them, over a small directory. Each request that is served
+// gets one reply, or none if it wants none; the kernel's references are counted by what it was told. The input is
+// libFuzzer's, or random.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "metadata.hpp"
+#include "pages.hpp"
+
+namespace {
+
+[[noreturn]] void fail(const char* what) {
+    std::fprintf(stderr, "fuzz_metadata: %s\n", what);
+    std::abort();
+}
+
+bool refuses = false;               // the requester is gone
+std::vector<std::byte> last_reply;  // empty if there was none
+int replies = 0;
+
+}  // namespace
+
+extern "C" ssize_t __wrap_writev(int, const iovec* parts, int count) {
+    ++replies;
+    last_reply.clear();
+    for (int at = 0; at < count; ++at) {
+        const auto* from = static_cast<const std::byte*>(parts[at].iov_base);
+        last_reply.insert(last_reply.end(), from, from + parts[at].iov_len);
+    }
+    if (refuses) return errno = ENOENT, -1;
+    return static_cast<ssize_t>(last_reply.size());
+}
+
+namespace {
+
+using cleanfs::Channel;
+using cleanfs::InodeState;
+using cleanfs::InodeStates;
+using cleanfs::KernelViewState;
+using cleanfs::Message;
+using cleanfs::Metadata;
+
+constexpr const char* names[] = {"a", "b", "dir", "link", "none", "..", "a/b", ".cleancache", ""};
+constexpr std::uint32_t opcodes[] = {FUSE_LOOKUP,   FUSE_LOOKUP,   FUSE_GETATTR, FUSE_FORGET,
+                                     FUSE_READLINK, FUSE_GETXATTR, FUSE_BATCH_FORGET, FUSE_RENAME2};
+
+// A directory that lasts as long as the program.
+int source() {
+    static const int fd = [] {
+        char path[] = "/tmp/fuzz-metadata-XXXXXX";
+        if (mkdtemp(path) == nullptr) fail("no directory");
+        const int directory = open(path, O_RDONLY | O_DIRECTORY);
+        for (const char* name : {"a", "b"}) close(openat(directory, name, O_CREAT | O_WRONLY, 0600));
+        if (mkdirat(directory, "dir", 0700) != 0 || symlinkat("target", directory, "link") != 0) fail("no files");
+        static const std::string made = path;
+        std::atexit([] {
+            for (const char* name : {"a", "b", "link"}) unlink((made + "/" + name).c_str());
+            rmdir((made + "/dir").c_str());
+            rmdir(made.c_str());
+        });
+        return directory;
+    }();
+    return fd;
+}
+
+struct Inode : InodeState {
+    KernelViewState view;
+};
+
+class Table : public InodeStates {
+public:
+    Table() {
+        serves = true;
+        timeout = 1.5;
+        control_name = ".cleancache";
+        max_inodes = 100;
+        drop_unused = [](InodeStates& states, std::span<const std::uint64_t> unused) noexcept {
+            auto& table = static_cast<Table&>(states);
+            for (const std::uint64_t node : unused) table.drop(node);
+            return unused.size() % 2 == 0;
+        };
+        hold = [](InodeStates& states, std::uint64_t node, int fd) noexcept {
+            static_cast<Table&>(states).inodes_.at(node)->fd = fd;
+            return true;
+        };
+        root_ = add(InodeState::root_node, ".", nullptr);
+        for (const char* name : {"a", "b", "dir", "link"}) {
+            struct stat st;
+            if (fstatat(source(), name, &st, AT_SYMLINK_NOFOLLOW) != 0) fail("a file is missing");
+            nodes.push_back(st.st_ino);
+            add(st.st_ino, name, root_);
+        }
+    }
+    ~Table() {
+        for (auto& [node, inode] : inodes_) park(*inode);
+    }
+    Table(const Table&) = delete;
+    Table& operator=(const Table&) = delete;
+
+    InodeState* add(std::uint64_t node, const char* name, InodeState* parent) {
+        auto inode = std::make_unique<Inode>();
+        struct stat st;
+        inode->fd = openat(source(), name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (fstat(inode->fd, &st) != 0) fail("a file cannot be opened");
+        inode->device = st.st_dev;
+        inode->ino = st.st_ino;
+        inode->kind = st.st_mode & S_IFMT;
+        inode->node = node;
+        inode->kernel = &inode->view;
+        inode->nlookup = told[node] = 1;
+        inode->local = true;
+        inode->name = name;
+        inode->parent = parent;
+        by_node[node] = inode.get();
+        return (inodes_[node] = std::move(inode)).get();
+    }
+    void drop(std::uint64_t node) {
+        const auto found = inodes_.find(node);
+        if (found == inodes_.end()) return;  // twice in a batch
+        park(*found->second);
+        by_node.erase(node);
+        inodes_.erase(found);
+    }
+    static void park(InodeState& inode) {
+        if (inode.fd >= 0) close(inode.fd);
+        inode.fd = -1;
+    }
+
+    std::vector<std::uint64_t> nodes{InodeState::root_node, 0, 12345};
+    std::map<std::uint64_t, std::int64_t> told;  // the kernel's references, by what it was told
+
+private:
+    InodeState* root_;
+    std::map<std::uint64_t, std::unique_ptr<Inode>> inodes_;
+};
+
+// Bytes of the input, zeros when it has ended.
+class Input {
+public:
+    Input(const std::uint8_t* data, std::size_t size) : data_(data), left_(size) {}
+    bool ended() const { return left_ == 0; }
+    std::uint8_t byte() {
+        if (left_ == 0) return 0;
+        --left_;
+        return *data_++;
+    }
+    std::size_t below(std::size_t bound) { return byte() % bound; }
+
+private:
+    const std::uint8_t* data_;
+    std::size_t left_;
+};
+
+template <class Struct>
+void append(std::vector<std::byte>& to, const Struct& part) {
+    const auto* bytes = reinterpret_cast<const std::byte*>(&part);
+    to.insert(to.end(), bytes, bytes + sizeof part);
+}
+
+void append_name(std::vector<std::byte>& to, const char* name) {
+    for (const char* at = name; *at != 0; ++at) to.push_back(static_cast<std::byte>(*at));
+    to.push_back(std::byte{0});
+}
+
+std::vector<std::byte> make_message(Input& input, const Table& table) {
+    fuse_in_header header{};
+    header.opcode = opcodes[input.below(std::size(opcodes))];
+    header.unique = 2;
+    header.nodeid = table.nodes[input.below(table.nodes.size())];
+    std::vector<std::byte> body;
+    switch (header.opcode) {
+        case FUSE_FORGET:
+            append(body, fuse_forget_in{input.below(4) == 0 ? ~std::uint64_t{0} : input.below(3)});
+            break;
+        case FUSE_BATCH_FORGET: {
+            const auto count = static_cast<std::uint32_t>(input.below(5));
+            append(body, fuse_batch_forget_in{count, 0});
+            for (std::uint32_t at = 0; at < count; ++at) {
+                append(body, fuse_forget_one{table.nodes[input.below(table.nodes.size())], input.below(3)});
+            }
+            break;
+        }
+        case FUSE_GETXATTR:
+            append(body, fuse_getxattr_in{});
+            append_name(body, input.below(2) == 0 ? "security.capability" : "system.posix_acl_access");
+            break;
+        case FUSE_GETATTR:
+            append(body, fuse_getattr_in{});
+            break;
+        default:
+            append_name(body, names[input.below(std::size(names))]);
+    }
+    if (input.below(4) == 0) {  // any bytes, and any length
+        body.resize(input.below(64));
+        for (std::byte& byte : body) byte = static_cast<std::byte>(input.byte());
+    }
+    std::vector<std::byte> message;
+    header.len = static_cast<std::uint32_t>(sizeof header + body.size());
+    append(message, header);
+    message.insert(message.end(), body.begin(), body.end());
+    return {message.begin(), message.end()};  // of just that capacity, so that reading beyond it is seen
+}
+
+void forget(Table& table, std::uint64_t node, std::uint64_t count) {
+    if (node == InodeState::root_node || !table.told.contains(node)) return;
+    table.told[node] -= static_cast<std::int64_t>(std::min(count, std::uint64_t{1} << 40));
+    if (table.told[node] <= 0) table.told.erase(node);
+}
+
+// Note what the kernel makes of a request that was served.
+void note(Table& table, const Message& message) {
+    fuse_out_header header{};
+    if (!last_reply.empty()) std::memcpy(&header, last_reply.data(), sizeof header);
+    if (header.len != last_reply.size()) fail("a reply of another length");
+    switch (message.header().opcode) {
+        case FUSE_LOOKUP:
+            if (header.error == 0 && !refuses) {
+                fuse_entry_out out;
+                std::memcpy(&out, last_reply.data() + sizeof header, sizeof out);
+                if (out.nodeid != 0) ++table.told[out.nodeid];
+            }
+            break;
+        case FUSE_FORGET:
+            forget(table, message.header().nodeid, message.body_as<fuse_forget_in>()->nlookup);
+            break;
+        case FUSE_BATCH_FORGET:
+            for (std::uint32_t at = 0; at < message.body_as<fuse_batch_forget_in>()->count; ++at) {
+                fuse_forget_one one;
+                std::memcpy(&one, message.body().data() + sizeof(fuse_batch_forget_in) + at * sizeof one, sizeof one);
+                forget(table, one.nodeid, one.nlookup);
+            }
+            break;
+        default:
+            break;
+    }
+}
+
+void act(Table& table, Input& input) {
+    const std::uint64_t node = table.nodes[input.below(table.nodes.size())];
+    InodeState* inode = table.find(node);
+    if (inode == nullptr || node == InodeState::root_node) return;
+    switch (input.below(6)) {
+        case 0: Table::park(*inode); break;
+        case 1: inode->suspect = !inode->suspect; break;
+        case 2: table.notifications = input.below(2); break;
+        case 3: table.caches_absence = !table.caches_absence; break;
+        case 4: inode->kernel->size_doubt = static_cast<std::int64_t>(input.below(2)); break;
+        default: inode->opens = static_cast<std::uint32_t>(input.below(2)); break;
+    }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    static const int device = open("/dev/null", O_RDWR);
+    Channel channel(device, -1, 0);
+    Table table;
+    Metadata metadata(table);
+    Input input(data, size);
+    while (!input.ended()) {
+        if (input.below(4) == 0) act(table, input);
+        const std::vector<std::byte> bytes = make_message(input, table);
+        const auto message = Message::parse(bytes);
+        refuses = input.below(4) == 0;
+        replies = 0;
+        last_reply.clear();
+        std::map<std::uint64_t, std::int64_t> doubts;
+        for (const auto& [node, inode] : table.by_node) doubts[node] = inode->kernel->doubts;
+        const bool served = metadata.serve(*message, channel);
+        if (replies != (served && message->has_reply() ? 1 : 0)) fail("a reply too few or too many");
+        if (served) note(table, *message);
+        for (const auto& [node, inode] : table.by_node) {
+            if (inode->nlookup != table.told[node]) fail("another count of references");
+            const bool told = served && refuses && last_reply.size() > sizeof(fuse_out_header) && node == message->header().nodeid;
+            if (message->header().opcode == FUSE_GETATTR && told && inode->kernel->doubts == doubts[node]) fail("no doubt after a refusal");
+        }
+    }
+    return 0;
+}
+
+#ifndef LIBFUZZER
+int main(int argc, char** argv) {
+    Arguments arguments(argc, argv);
+    auto start = std::chrono::steady_clock::now();
+    std::uint64_t seed = arguments.seed;
+    do {
+        Random random(seed);
+        std::vector<std::uint8_t> input(1 + random.below(2048));
+        for (std::uint8_t& byte : input) byte = static_cast<std::uint8_t>(random.next());
+        if (seed % 1024 == 0) std::printf("fuzz_metadata: --seconds 0 --seed %llu\n", static_cast<unsigned long long>(seed));
+        ++seed;
+        std::fflush(stdout);
+        LLVMFuzzerTestOneInput(input.data(), input.size());
+    } while (std::chrono::steady_clock::now() - start < std::chrono::duration<double>(arguments.seconds));
+}
+#endif
