@@ -8,7 +8,7 @@ from cleanfs.vfs.node_ids import ROOT
 
 def directory(node: int, parent: Inode | None = None, name: bytes = b"") -> Inode:
     inode = Inode(1, node, stat_module.S_IFDIR, node, 1)
-    inode.parent, inode.name = parent, name
+    inode.move(parent, name)
     return inode
 
 
@@ -26,5 +26,5 @@ def test_an_inode_without_a_name_has_no_path_nor_has_anything_below_it() -> None
 def test_directories_that_contain_each_other_have_no_path() -> None:
     """The kernel has looked up one of them before a rename in the source, and one after it."""
     one = directory(2, directory(ROOT), b"a")
-    one.parent = directory(3, one, b"b")
+    one.move(directory(3, one, b"b"), b"a")
     assert one.mount_path() == b""
