@@ -126,10 +126,10 @@ void FastPath::reply(const Message& request, Channel& channel, const Range& rang
     header.len = static_cast<std::uint32_t>(sizeof header + range.size());
     header.unique = request.header().unique;
     parts_[0] = {&header, sizeof header};
+    histogram.record(now_ns() - began);  // without the reply, as Python
     if (channel.send(parts_.data(), static_cast<int>(parts_.size())) == Sent::failed) {
         channel.reply(header.unique, -EIO, {});  // many parts need memory of the kernel; a program must not wait for ever
     }
-    histogram.record(now_ns() - began);
     counters_.read_bytes += range.size();
 }
 
@@ -227,8 +227,8 @@ bool FastPath::write(const Message& message, Channel& channel) {
     kernel.size = std::max(kernel.size, static_cast<std::int64_t>(stop));
     if (kernel.sent == before) kernel.sent = after;
     const fuse_write_out out{in->size, 0};
-    channel.reply(message.header().unique, 0, {reinterpret_cast<const std::byte*>(&out), sizeof out});
     counters_.write.record(now_ns() - began);
+    channel.reply(message.header().unique, 0, {reinterpret_cast<const std::byte*>(&out), sizeof out});
     counters_.write_bytes += in->size;
     ++counters_.writes;
     return true;
