@@ -30,13 +30,6 @@ STATFS = 17
 """An opcode whose request has no body."""
 
 
-@pytest.fixture
-def device() -> Iterator[Device]:
-    device = Device()
-    yield device
-    device.close()
-
-
 @pytest.fixture(autouse=True)
 def unchanged() -> Iterator[None]:
     before = pyfuse3.trio  # type: ignore[attr-defined]  # imported there, not exported

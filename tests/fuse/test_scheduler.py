@@ -27,11 +27,9 @@ LONG_SECONDS = 60.0
 STATFS = 17
 
 
-@pytest.fixture
-def device() -> Iterator[Device]:
-    device = Device()
-    yield device
-    device.close()
+@pytest.fixture(autouse=True)
+def no_request() -> Iterator[None]:
+    yield
     set_current(None)
 
 

@@ -4,7 +4,6 @@ import errno
 import os
 import select
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ pytestmark = pytest.mark.skipif(
 
 FSYNC = 20
 FH = 7
-
-
-@pytest.fixture
-def device() -> Iterator[Device]:
-    device = Device()
-    yield device
-    device.close()
 
 
 def body(*, data_only: bool = False) -> bytes:

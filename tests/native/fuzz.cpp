@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "guarded.hpp"
+#include "fuzz_main.hpp"
 #include "machine.hpp"
 
 namespace {
@@ -64,16 +65,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
 #ifndef LIBFUZZER
 int main(int argc, char** argv) {
-    Arguments arguments(argc, argv);
-    auto start = std::chrono::steady_clock::now();
-    std::uint64_t seed = arguments.seed;
-    do {
-        Random random(seed);
-        std::vector<std::uint8_t> input(1 + random.below(4096));
-        for (std::uint8_t& byte : input) byte = static_cast<std::uint8_t>(random.next());
-        std::printf("fuzz: --seconds 0 --seed %llu\n", static_cast<unsigned long long>(seed++));
-        std::fflush(stdout);
-        LLVMFuzzerTestOneInput(input.data(), input.size());
-    } while (std::chrono::steady_clock::now() - start < std::chrono::duration<double>(arguments.seconds));
+    fuzz("fuzz", argc, argv, 4096, 1, [](Random& random) { return random.next(); });
 }
 #endif

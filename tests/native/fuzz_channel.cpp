@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "channel.hpp"
+#include "fuzz_main.hpp"
 #include "pages.hpp"
 
 namespace {
@@ -128,9 +129,10 @@ void receive(Channel& channel, const Device& device, Bytes bytes) {
         read_as_libfuse(channel, bytes.size());
     } else if (const auto parsed = Message::parse(bytes)) {
         look_at(*parsed);
-        if (parsed->is_complete()) fail("a complete message was not passed on");
+        if (parsed->is_complete() && !parsed->is_foreign_ioctl()) fail("a complete message was not passed on");
         if (parsed->has_reply() != reply.has_value()) fail("a reply too few or too many");
         if (reply && reply->unique != parsed->header().unique) fail("a reply to another request");
+        if (reply && reply->error != (parsed->is_complete() ? -ENOTTY : -EIO)) fail("another error");
     }
 }
 
@@ -163,18 +165,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
 #ifndef LIBFUZZER
 int main(int argc, char** argv) {
-    Arguments arguments(argc, argv);
-    auto start = std::chrono::steady_clock::now();
-    std::uint64_t seed = arguments.seed;
-    do {
-        Random random(seed);
-        std::vector<std::uint8_t> input(1 + random.below(4096));
-        // Zeros end names, and small numbers are lengths that may be right.
-        for (std::uint8_t& byte : input) byte = static_cast<std::uint8_t>(random.below(2) ? random.next() : random.below(3));
-        if (seed % 1024 == 0) std::printf("fuzz_channel: --seconds 0 --seed %llu\n", static_cast<unsigned long long>(seed));
-        ++seed;
-        std::fflush(stdout);
-        LLVMFuzzerTestOneInput(input.data(), input.size());
-    } while (std::chrono::steady_clock::now() - start < std::chrono::duration<double>(arguments.seconds));
+    // Zeros end names, and small numbers are lengths that may be right.
+    fuzz("fuzz_channel", argc, argv, 4096, 1024, [](Random& random) { return random.below(2) ? random.next() : random.below(3); });
 }
 #endif

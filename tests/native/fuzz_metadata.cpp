@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "fuzz_main.hpp"
 #include "metadata.hpp"
 #include "pages.hpp"
 
@@ -293,17 +294,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
 #ifndef LIBFUZZER
 int main(int argc, char** argv) {
-    Arguments arguments(argc, argv);
-    auto start = std::chrono::steady_clock::now();
-    std::uint64_t seed = arguments.seed;
-    do {
-        Random random(seed);
-        std::vector<std::uint8_t> input(1 + random.below(2048));
-        for (std::uint8_t& byte : input) byte = static_cast<std::uint8_t>(random.next());
-        if (seed % 1024 == 0) std::printf("fuzz_metadata: --seconds 0 --seed %llu\n", static_cast<unsigned long long>(seed));
-        ++seed;
-        std::fflush(stdout);
-        LLVMFuzzerTestOneInput(input.data(), input.size());
-    } while (std::chrono::steady_clock::now() - start < std::chrono::duration<double>(arguments.seconds));
+    fuzz("fuzz_metadata", argc, argv, 2048, 1024, [](Random& random) { return random.next(); });
 }
 #endif

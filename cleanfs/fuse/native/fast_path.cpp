@@ -169,7 +169,7 @@ std::optional<std::size_t> FastPath::read_source(HandleState& handle, const File
     const bool drop = caches_.drop_behind && !lingers;
     const bool dontcache = drop && able.dontcache;
     const iovec part{to, static_cast<std::size_t>(size)};
-    const long sleeps = sleeps_of_thread();
+    const long sleeps = may_wait ? sleeps_of_thread() : 0;
     const std::int64_t began = now_ns();
     const ssize_t got = preadv2(handle.fd, &part, 1, offset, (may_wait ? 0 : RWF_NOWAIT) | (dontcache ? rwf_dontcache : 0));
     if (may_wait) note_return(policy, began, sleeps);
