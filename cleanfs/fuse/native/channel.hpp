@@ -2,7 +2,7 @@
 //
 // `receive` reads one message from the device. The caller, on trio's thread, looks at its header and either handles it
 // or leaves it for libfuse. libfuse reads through `read_for_libfuse`, and its replies go through `send`
-// (fuse_session_custom_io(3); module.cpp). So the channel knows the id of each request, whose it is, and whether the
+// (fuse_session_custom_io(3); session_io.hpp). So the channel knows the id of each request, whose it is, and whether the
 // kernel took the reply: ENOENT says that the requester is gone.
 //
 // The bytes come from the kernel, but what they say comes from any user of the mount. Nothing is read beyond the

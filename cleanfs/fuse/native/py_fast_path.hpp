@@ -1,0 +1,57 @@
+// The fast path of a channel as Python uses it: with the objects that it refers to, which this keeps alive.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <utility>
+
+#include "fast_path.hpp"
+
+namespace cleanfs {
+
+namespace nb = nanobind;
+
+class PyFastPath {
+public:
+    // Serve hits from these caches from now on.
+    void serve_from(nb::object caches) {
+        fast_path_ = std::make_unique<FastPath>(nb::cast<CacheState&>(caches));
+        caches_ = std::move(caches);
+    }
+
+    // The next three do nothing before `serve_from`.
+    void serve_metadata(nb::object inodes) {
+        if (fast_path_ == nullptr) return;
+        fast_path_->serve_metadata(nb::cast<InodeStates&>(inodes));
+        inodes_ = std::move(inodes);
+    }
+
+    void add_handle(std::uint64_t fh, nb::object handle) {
+        if (fast_path_ == nullptr) return;
+        fast_path_->add(fh, nb::cast<HandleState&>(handle));
+        handles_[fh] = std::move(handle);
+    }
+
+    void remove_handle(std::uint64_t fh) {
+        if (fast_path_ != nullptr) fast_path_->remove(fh);
+        handles_.erase(fh);
+    }
+
+    // Null before `serve_from`.
+    FastPath* get() { return fast_path_.get(); }
+
+    const FastPath::Counters& counters() const {
+        static const FastPath::Counters none;
+        return fast_path_ == nullptr ? none : fast_path_->counters();
+    }
+
+private:
+    std::unique_ptr<FastPath> fast_path_;
+    nb::object caches_, inodes_;
+    std::unordered_map<std::uint64_t, nb::object> handles_;  // by fh
+};
+
+}  // namespace cleanfs
