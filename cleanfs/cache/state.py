@@ -93,12 +93,14 @@ class NowaitState:
 class HandleState:
     """The state of one open file."""
 
-    __slots__ = ("drop_due",)
+    __slots__ = ("drop_due", "nowait_tried_at")
 
     def __init__(self, file: FileState, kernel: KernelState, fd: int) -> None:
         """Read and write a file by ``fd``."""
         self.drop_due = False
         """Whether the OPEN reply had the kernel drop the file's pages, and it may not have done so."""
+        self.nowait_tried_at = -1
+        """Where the channel tried in vain to read the source with RWF_NOWAIT, for the present request."""
 
     def write_inline(self, writes: InlineState) -> None:
         """Let the channel write where ``writes`` says that it does not wait."""

@@ -44,7 +44,7 @@ class Written:
 class SourceFile:
     """One open file of the source. The descriptor stays its owner's, to be closed by the owner."""
 
-    __slots__ = ("_backing", "_durable", "_fd", "_fs", "_stream")
+    __slots__ = ("_backing", "_durable", "_fd", "_fs", "_handle", "_stream")
 
     def __init__(self, fd: int, fs: SourceFs, backing: Backing, *, durable: bool = False) -> None:
         """Read and write by ``fd``; ``durable`` writes wait for the disk (O_SYNC, O_DSYNC)."""
@@ -53,9 +53,11 @@ class SourceFile:
         self._backing = backing
         self._durable = durable
         self._stream = Stream()
+        self._handle: HandleState | None = None
 
     def serve(self, handle: HandleState, *, writable: bool) -> None:
         """Let the channel make calls by this handle that do not wait."""
+        self._handle = handle
         fs = self._fs
         if fs.local:
             handle.read_inline(fs.reads, fs, self._stream)
@@ -120,7 +122,7 @@ class SourceFile:
     def _read_nowait(self, buffer: bytearray, offset: int, drop: bool) -> int:
         """Read what the source's page cache has. Returns its bytes, 0 if it would have to wait."""
         fs = self._fs
-        if not fs.nowait or not fs.nowait_probe.worthwhile():
+        if self._channel_tried(offset) or not fs.nowait or not fs.nowait_probe.worthwhile():
             return 0
         dontcache = fs.dontcache and drop
         flags = os.RWF_NOWAIT | (RWF_DONTCACHE if dontcache else 0)
@@ -139,6 +141,14 @@ class SourceFile:
             return 0
         fs.nowait_probe.tried(got > 0)
         return got
+
+    def _channel_tried(self, offset: int) -> bool:
+        """Tell, once, whether the channel tried in vain to read here without waiting."""
+        handle = self._handle
+        if handle is None or handle.nowait_tried_at < 0:
+            return False
+        tried_at, handle.nowait_tried_at = handle.nowait_tried_at, -1
+        return tried_at == offset
 
     # -- writes -----------------------------------------------------------------------------
 

@@ -286,6 +286,29 @@ async def test_a_short_read_of_the_source_makes_no_page_of_zeros(served: Served)
     assert (await served.read(fh, 0, 4 * PAGE)).body == DATA[: 4 * PAGE]
 
 
+async def test_a_cold_read_tries_once_not_to_wait(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fh = await opened(served)
+    await served.fs_cleared()
+    handle = served.handle(fh)
+    os.fsync(handle.fd)
+    os.posix_fadvise(handle.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    preadv, flags_seen = os.preadv, list[int]()
+
+    def noting(fd: int, buffers: list[memoryview], offset: int, flags: int) -> int:
+        flags_seen.append(flags)
+        return preadv(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", noting)
+    assert (await served.read(fh, 0, PAGE)).body == DATA[:PAGE]
+    fs = handle._source._fs  # noqa: SLF001  # no public access
+    if not fs.nowait:
+        pytest.skip("the source does not know RWF_NOWAIT")
+    assert (fs.refused, len(flags_seen)) == (1, 1)
+    assert not flags_seen[0] & os.RWF_NOWAIT
+
+
 @pytest.mark.parametrize("limit", [0, 100])
 async def test_a_write_cut_short_or_refused_is_python_s(served: Served, limit: int) -> None:
     fh = await opened(served)

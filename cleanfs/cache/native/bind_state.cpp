@@ -139,7 +139,8 @@ void bind_state(nb::module_& module) {
                  handle.stream = stream;
              },
              "reads"_a, "nowait"_a, "stream"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>())
-        .def_rw("drop_due", &HandleState::drop_due);
+        .def_rw("drop_due", &HandleState::drop_due)
+        .def_rw("nowait_tried_at", &HandleState::nowait_tried_at);
 
     nb::class_<CacheState>(module, "NativeCaches");
 

@@ -84,6 +84,7 @@ struct HandleState {
     Stream* stream = nullptr;
     int fd = -1;
     bool drop_due = false;
+    std::int64_t nowait_tried_at = -1;
 };
 
 // One mount's caches.

@@ -173,7 +173,13 @@ std::optional<std::size_t> FastPath::read_source(HandleState& handle, const File
     const std::int64_t began = now_ns();
     const ssize_t got = preadv2(handle.fd, &part, 1, offset, (may_wait ? 0 : RWF_NOWAIT) | (dontcache ? rwf_dontcache : 0));
     if (may_wait) note_return(policy, began, sleeps);
-    if (got < std::min(size, file_size - offset)) return std::nullopt;
+    if (got < std::min(size, file_size - offset)) {
+        if (!may_wait && (got >= 0 || errno == EAGAIN)) {  // Python need not try again
+            able.refused = got > 0 ? 0 : able.refused + 1;
+            handle.nowait_tried_at = offset;
+        }
+        return std::nullopt;
+    }
     if (may_wait) {
         if (drop && !dontcache) posix_fadvise(handle.fd, offset, size, POSIX_FADV_DONTNEED);
     } else {
