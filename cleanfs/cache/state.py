@@ -100,7 +100,7 @@ class HandleState:
         self.drop_due = False
         """Whether the OPEN reply had the kernel drop the file's pages, and it may not have done so."""
         self.nowait_tried_at = -1
-        """Where the channel tried in vain to read the source with RWF_NOWAIT, for the present request."""
+        """The offset at which the channel has just tried RWF_NOWAIT in vain; -1 for none."""
 
     def write_inline(self, writes: InlineState) -> None:
         """Let the channel write where ``writes`` says that it does not wait."""

@@ -20,7 +20,6 @@ from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.kernel_view import stamps_of
 from cleanfs.vfs.open_files import OpenFiles
 from cleanfs.vfs.tree import Tree
-from cleanfs.vfs.write_request import truncation_clears_set_id
 
 DROP_SECONDS: Final = 0.5
 """How many seconds the kernel has to drop a file's pages after an OPEN reply says so. Until then, or
@@ -153,13 +152,14 @@ class Opener:
     async def truncate(
         self, inode: Inode, fh: FileHandleT, st: os.stat_result, ctx: RequestContext
     ) -> None:
-        """Do the O_TRUNC of an open, which also clears set-id bits (``truncation_clears_set_id``)."""
+        """Do the O_TRUNC of an open, which may also clear set-id bits."""
         handle = self._handles[fh]
         assert isinstance(handle, FileHandle)
         handle.drops_pages()
         io_fd = handle.fd if handle.writable else -1
         caller = Caller.of(ctx)
-        cleared = without_set_id(st, caller) if truncation_clears_set_id(caller) else None
+        clears = self._permissions.truncation_clears_set_id(caller)
+        cleared = without_set_id(st, caller) if clears else None
         try:
             new = NewAttributes(size=0, mode=cleared)
             inode.kernel.sent = stamps_of(await self._tree.set_attributes(inode, io_fd, new))

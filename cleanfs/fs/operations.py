@@ -101,7 +101,7 @@ class CleanFS(pyfuse3.Operations):
         self._handles = HandleTable(inodes, self._open_files, channel)
         self._rollback = ReplyRollback(services.notifier, inodes, self._handles)
         self._entries = Entries(inodes, attr_timeout, watch, services.is_local)
-        self._permissions = Permissions(services, tree, self._stale_names)
+        self._permissions = Permissions(services, tree, self._stale_names, channel)
         self._opener = Opener(
             services, inodes, tree, self._permissions, self._handles, self._open_files
         )

@@ -12,6 +12,8 @@ from typing import Final
 import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext
 
+from cleanfs.fuse.channel import Channel
+from cleanfs.fuse.protocol import FUSE_HANDLE_KILLPRIV_V2
 from cleanfs.source import attributes
 from cleanfs.source.attributes import NewAttributes, without_set_id
 from cleanfs.source.caller import Caller
@@ -22,6 +24,7 @@ from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.root import ACL_NAMES
 from cleanfs.vfs.stale_names import StaleNames
 from cleanfs.vfs.tree import Tree
+from cleanfs.vfs.write_request import truncation_clears_set_id
 
 NOBODY_ELSE: Final = -1
 """The id for chown that keeps the owner. Such a chown moves ctime, and clears set-id bits."""
@@ -32,11 +35,14 @@ NO_ATTRIBUTES: Final = NewAttributes()
 class Permissions:
     """Makes the checks of one mount. Each raises StaleError or another OSError."""
 
-    def __init__(self, services: Services, tree: Tree, stale_names: StaleNames) -> None:
-        """Check calls by name with ``stale_names``."""
+    def __init__(
+        self, services: Services, tree: Tree, stale_names: StaleNames, channel: Channel
+    ) -> None:
+        """Check calls by name with ``stale_names``. ``channel`` knows the flags of FUSE_INIT."""
         self._services = services
         self._tree = tree
         self._stale_names = stale_names
+        self._channel = channel
 
     async def check_opened(
         self,
@@ -123,14 +129,26 @@ class Permissions:
             if _is_before_a_write(st, Caller.of(ctx), lost_capability):
                 return new, st
             return NewAttributes(uid=NOBODY_ELSE), None
-        if ctx.uid != 0:
+        caller = Caller.of(ctx)
+        clears = new.size is not None and new.mode is None and self.truncation_clears_set_id(caller)
+        if ctx.uid != 0 or clears:
             if io_fd < 0:
                 st = await self.check_owner(inode, ctx)
             else:  # an open file may be changed, even if its permissions have changed since
                 st = await self._tree.inline_if_local(inode, os.fstat, inode.fd)
-            if new.size is not None and new.mode is None:
-                new = replace(new, mode=without_set_id(st, Caller.of(ctx)))
+            if clears:
+                new = replace(new, mode=without_set_id(st, caller))
         return new, None
+
+    def truncation_clears_set_id(self, caller: Caller) -> bool:
+        """Tell whether the present OPEN or SETATTR, which truncates, must clear set-id bits.
+
+        They go unless the requester has CAP_FSETID. The kernel says so since Linux 5.11; before that
+        root is taken to have it.
+        """
+        if self._channel.init_flags & FUSE_HANDLE_KILLPRIV_V2:
+            return truncation_clears_set_id()
+        return not caller.privileged
 
     async def check_xattr_change(self, inode: Inode, name: bytes, ctx: RequestContext) -> None:
         """Check a change of an extended attribute. Raises PermissionError, too.

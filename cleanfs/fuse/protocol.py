@@ -7,6 +7,7 @@ import struct
 from typing import Final
 
 FUSE_FORGET: Final = 2
+FUSE_SETATTR: Final = 4
 FUSE_RELEASE: Final = 18
 FUSE_SETXATTR: Final = 21
 FUSE_FLUSH: Final = 25
@@ -45,6 +46,10 @@ FUSE_PARALLEL_DIROPS: Final = 1 << 18
 FUSE_EXPLICIT_INVAL_DATA: Final = 1 << 25
 FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
 FUSE_SETXATTR_EXT: Final = 1 << 29
+
+FATTR_KILL_SUIDGID: Final = 1 << 11
+"""In ``valid`` of a SETATTR that truncates: the requester lacks CAP_FSETID, so set-id bits must go. One
+that changes the owner always has it."""
 
 FUSE_OPEN_KILL_SUIDGID: Final = 1 << 0
 """In ``open_flags``, of an open with O_TRUNC: the opener lacks CAP_FSETID, so set-id bits must go."""

@@ -1,4 +1,4 @@
-"""Read from the present request how it changes a file: a WRITE, or an OPEN that truncates.
+"""Read from the present request how it changes a file: a WRITE, or an OPEN or SETATTR that truncates.
 
 Without the channel no request is known (``fuse.request``). Then the kernel itself clears set-id bits
 at a write, and what is appended goes to the offset at which the kernel sees the end of the file.
@@ -6,7 +6,13 @@ at a write, and what is appended goes to the offset at which the kernel sees the
 
 import os
 
-from cleanfs.fuse.protocol import FUSE_OPEN_KILL_SUIDGID, FUSE_WRITE_CACHE, FUSE_WRITE_KILL_SUIDGID
+from cleanfs.fuse.protocol import (
+    FATTR_KILL_SUIDGID,
+    FUSE_OPEN_KILL_SUIDGID,
+    FUSE_SETATTR,
+    FUSE_WRITE_CACHE,
+    FUSE_WRITE_KILL_SUIDGID,
+)
 from cleanfs.fuse.request import current
 from cleanfs.source.caller import Caller
 
@@ -31,11 +37,13 @@ def unprivileged_writer() -> Caller | None:
     return Caller(request.uid, request.gid, request.pid)
 
 
-def truncation_clears_set_id(opener: Caller) -> bool:
-    """Tell whether the present OPEN, if it truncates, must clear set-id bits.
+def truncation_clears_set_id() -> bool:
+    """Tell whether the kernel says that the present truncation must clear set-id bits.
 
-    The kernel asks for it since Linux 5.11. Before that they go unless root opens the file.
+    It does only with FUSE_HANDLE_KILLPRIV_V2.
     """
     request = current()
-    asked = request is not None and bool(request.flags & FUSE_OPEN_KILL_SUIDGID)
-    return asked or not opener.privileged
+    if request is None:
+        return False
+    flag = FATTR_KILL_SUIDGID if request.opcode == FUSE_SETATTR else FUSE_OPEN_KILL_SUIDGID
+    return bool(request.flags & flag)

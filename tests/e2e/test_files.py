@@ -6,8 +6,10 @@ import fcntl
 import mmap
 import os
 import random
+import shutil
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -402,6 +404,35 @@ def test_set_id_bits_are_cleared_as_on_a_plain_file_system(place: Place, call: s
         outcomes.append((printed, oct(stat.S_IMODE((seen / "f").stat().st_mode))))
     assert outcomes[0] == outcomes[1]
     assert stat.S_IMODE((place.path / "f").stat().st_mode) == int(outcomes[0][1], 8)
+
+
+CAPABILITIES = {
+    "root without CAP_FSETID": ["--inh-caps", "-fsetid", "--bounding-set", "-fsetid"],
+    "a user with CAP_FSETID": [
+        *("--reuid", "12345", "--regid", "23456", "--groups", "34567"),
+        *("--inh-caps", "+fsetid", "--ambient-caps", "+fsetid"),
+    ],
+}
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv (util-linux) is not installed")
+@pytest.mark.parametrize("who", CAPABILITIES)
+@pytest.mark.parametrize("call", ["write", "append", "direct", "truncate", "ftruncate", "O_TRUNC"])
+def test_set_id_bits_are_cleared_without_a_capability_whoever_the_user_is(
+    place: Place, call: str, who: str
+) -> None:
+    code = f"import mmap, os; {CLEARING[call]}"
+    modes = []
+    for directory, seen in (place.path, place.source), (place.plain, place.plain):
+        file = directory / "f"
+        file.write_bytes(b"hello")
+        os.chown(file, 12345, 23456)
+        file.chmod(0o6777)
+        command = ["setpriv", *CAPABILITIES[who], sys.executable, "-c", code]
+        subprocess.run(command, cwd=directory, check=True, timeout=30)
+        modes.append(oct(stat.S_IMODE((seen / "f").stat().st_mode)))
+    assert modes[0] == modes[1] == ("0o777" if who.startswith("root") else "0o6777")
+    assert oct(stat.S_IMODE((place.path / "f").stat().st_mode)) == modes[1]
 
 
 def write_some(fd: int, data: bytes) -> int:
