@@ -4,8 +4,9 @@ What one change saw of the file when it was done is what the next one sees befor
 invalidation before the change keeps later reads from the old pages. One after it discards what
 overlapping reads have brought back.
 
-Main thread only. The lock is taken without a checkpoint when it is free. It is fair: the task that has
-waited longest holds it as soon as it is released. It is never held across a notification to the kernel.
+Main thread only. The lock is taken without a checkpoint when it is free, and has no owner (``eager``).
+It is fair: the task that has waited longest holds it as soon as it is released. It is never held across
+a notification to the kernel.
 
 These are classes, as a generator and its wrapper take longer than a write.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 import trio
 
 from cleanfs.cache.files import CachedFile
+from cleanfs.eager import before_wait
 
 
 class Changing:
@@ -30,13 +32,15 @@ class Changing:
         """Wait for the changes before this one."""
         file = self._file
         if file.lock is None:
-            file.lock = trio.Lock()
+            file.lock = trio.Semaphore(1)
         file.pins += 1
         try:
-            if file.lock.locked():
-                await file.lock.acquire()
-            else:
+            if not file.lock.value:
+                await before_wait()
+            if file.lock.value:
                 file.lock.acquire_nowait()
+            else:
+                await file.lock.acquire()
         except BaseException:
             file.pins -= 1
             raise

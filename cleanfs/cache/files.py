@@ -57,7 +57,7 @@ class CachedFile(FileState):
         self.dentry: Dentry | None = None
         """Identifies the file where its inode number does not last; kept as long as the record is."""
         self.in_flight: list[InFlightRead] = []
-        self.lock: trio.Lock | None = None
+        self.lock: trio.Semaphore | None = None
         """Held by the change that is under way (``changes``); made for the first one."""
         self.writes: list[PendingWrite] = []
         """Writes that the source does not have yet, in the order of their requests."""

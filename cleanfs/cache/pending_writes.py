@@ -10,6 +10,8 @@ waits for a read here. Main thread only.
 
 import trio
 
+from cleanfs.eager import before_wait
+
 
 class PendingWrite:
     """A write of the bytes ``start <= i < stop``, to the end of the file if ``stop`` is None."""
@@ -36,6 +38,7 @@ class PendingWrite:
             return
         if self._done is None:
             self._done = trio.Event()
+        await before_wait()
         await self._done.wait()
 
     def end(self) -> None:

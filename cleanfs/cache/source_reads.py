@@ -12,6 +12,7 @@ import trio
 
 from cleanfs.cache.files import CachedFile
 from cleanfs.cache.in_flight import Buffer, InFlightRead, missing_runs
+from cleanfs.eager import before_wait
 
 
 class SourceFile(Protocol):
@@ -71,6 +72,7 @@ class SourceReads:
                     for read in own:
                         nursery.start_soon(self._run, file, source, read)
             for read in joined:
+                await before_wait()
                 await read.done.wait()
         finally:
             file.pins -= 1

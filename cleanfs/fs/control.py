@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Protocol
 
-from pyfuse3 import FUSEError, SetattrFields
+from pyfuse3 import FUSEError
 
 from cleanfs import backends
 from cleanfs.cache.cleancache import BackendBusyError
 from cleanfs.cache.in_flight import Buffer
 from cleanfs.fs.stats import MountStats
 from cleanfs.sizes import parse_size
+from cleanfs.source.attributes import NewAttributes
 from cleanfs.source.errors import StaleError
 from cleanfs.vfs.handles import Handle
 from cleanfs.vfs.node_ids import CONTROL_BASE, CONTROL_END
@@ -243,10 +244,9 @@ class Control:
             node.renew()
         return _ControlHandle(node)
 
-    def truncate_only(self, node: Node, fields: SetattrFields) -> None:
+    def truncate_only(self, node: Node, new: NewAttributes) -> None:
         """Allow only truncation, as ``> file`` truncates before it writes. Raises FUSEError."""
-        others = fields.update_mode or fields.update_uid or fields.update_gid
-        if others or node.write is None:
+        if (new.mode, new.uid, new.gid) != (None, None, None) or node.write is None:
             raise FUSEError(errno.EPERM)
 
     def _drop(self, text: str) -> None:

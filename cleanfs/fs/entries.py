@@ -5,10 +5,18 @@ import stat as stat_module
 from collections.abc import Callable
 from typing import Final
 
-from pyfuse3 import EntryAttributes, InodeT, ModeT, SetattrFields, StatvfsData
+from pyfuse3 import EntryAttributes, FileInfo, InodeT, ModeT, SetattrFields, StatvfsData
 
 from cleanfs.fs.control import Node
-from cleanfs.fuse.protocol import FUSE_ATTR, FUSE_SX
+from cleanfs.fuse.protocol import (
+    FOPEN_DIRECT_IO,
+    FOPEN_KEEP_CACHE,
+    FUSE_ATTR,
+    FUSE_ATTR_OUT,
+    FUSE_ENTRY_OUT,
+    FUSE_OPEN_OUT,
+    FUSE_SX,
+)
 from cleanfs.linux.syscalls import STATX_BASIC_STATS, STATX_BTIME
 from cleanfs.source.attributes import NewAttributes
 from cleanfs.vfs.coherency import ATTR_TIMEOUTS, Coherency
@@ -172,6 +180,26 @@ def attr_out(entry: EntryAttributes) -> bytes:
         *(entry.st_mode, entry.st_nlink, entry.st_uid, entry.st_gid),
         *(_new_rdev(entry.st_rdev), entry.st_blksize, 0),
     )
+
+
+def getattr_out(entry: EntryAttributes) -> bytes:
+    """Pack struct fuse_attr_out."""
+    return FUSE_ATTR_OUT.pack(*seconds_and_ns(entry.attr_timeout), 0) + attr_out(entry)
+
+
+def entry_out(entry: EntryAttributes) -> bytes:
+    """Pack struct fuse_entry_out."""
+    entry_s, entry_ns = seconds_and_ns(entry.entry_timeout)
+    attr_s, attr_ns = seconds_and_ns(entry.attr_timeout)
+    timeouts = entry_s, attr_s, entry_ns, attr_ns
+    return FUSE_ENTRY_OUT.pack(entry.st_ino, entry.generation, *timeouts) + attr_out(entry)
+
+
+def open_out(info: FileInfo) -> bytes:
+    """Pack struct fuse_open_out."""
+    flags = FOPEN_DIRECT_IO if info.direct_io else 0
+    flags |= FOPEN_KEEP_CACHE if info.keep_cache else 0
+    return FUSE_OPEN_OUT.pack(info.fh, flags, 0)
 
 
 def statx_out(entry: EntryAttributes, made_ns: int | None) -> bytes:

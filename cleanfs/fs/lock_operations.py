@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import trio
 from pyfuse3 import FileHandleT, FUSEError
 
+from cleanfs.eager import before_wait
 from cleanfs.fs.handle_table import HandleTable
 from cleanfs.fs.handler import handler
 from cleanfs.fuse.channel import AsyncHandler
@@ -63,6 +64,7 @@ class LockOperations:
         """Take or give up a lock. A signal ends a wait."""
         fh, owner, start, end, kind, _, flags, _ = FUSE_LK_IN.unpack_from(body)
         handle, lock, flock = self._file(fh), Lock(kind, start, end), bool(flags & FUSE_LK_FLOCK)
+        await before_wait()  # a cancel scope belongs to a task
         with trio.CancelScope() as wait:
             request.on_interrupt = wait.cancel
             if request.interrupted:

@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import stat as stat_module
+import time
 from collections.abc import Sequence
 
 import pyfuse3
@@ -33,6 +34,7 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from cleanfs.fs import direct
 from cleanfs.fs.control import CONTROL_NAME, Control
 from cleanfs.fs.entries import Entries, control_entry, new_attributes, statvfs_data
 from cleanfs.fs.forget import add_handlers
@@ -128,6 +130,7 @@ class CleanFS(pyfuse3.Operations):
             if more is None:
                 continue
             channel.async_handlers.update(more.handlers())
+        channel.async_handlers.update(direct.handlers(self, time.time_ns))
         self._serve_metadata()
         self._writes_begun = self._writes_ended = 0
         self.supports_dot_lookup = inodes.exports
@@ -240,15 +243,20 @@ class CleanFS(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         """Do chmod, chown, truncate, utimes."""
-        if (node := self._control.node(inode)) is not None:
-            self._control.truncate_only(node, fields)
-            return control_entry(node)
-        new = new_attributes(attr, fields)
+        return await self.set_attributes(inode, new_attributes(attr, fields), fh, ctx)
+
+    async def set_attributes(
+        self, node: int, new: NewAttributes, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Set attributes. ``fh`` is that of the requester's open file, if it has one."""
+        if (control := self._control.node(node)) is not None:
+            self._control.truncate_only(control, new)
+            return control_entry(control)
         handle = self._handles.get(fh) if fh is not None else None
         if isinstance(handle, FileHandle) and handle.writable:
             with handle.use:
-                return await self._set_attributes(inode, handle.fd, new, ctx)
-        return await self._set_attributes(inode, -1, new, ctx)
+                return await self._set_attributes(node, handle.fd, new, ctx)
+        return await self._set_attributes(node, -1, new, ctx)
 
     async def _set_attributes(
         self, node: int, io_fd: int, wanted: NewAttributes, ctx: RequestContext

@@ -11,19 +11,12 @@ from collections.abc import Mapping
 from pyfuse3 import FUSEError
 
 from cleanfs.fs.control import Control
-from cleanfs.fs.entries import Entries, attr_out, seconds_and_ns
+from cleanfs.fs.entries import Entries, entry_out, open_out
 from cleanfs.fs.handler import handler
 from cleanfs.fs.opening import Opener
 from cleanfs.fs.rollback import ReplyRollback
 from cleanfs.fuse.channel import AsyncHandler
-from cleanfs.fuse.protocol import (
-    FOPEN_DIRECT_IO,
-    FOPEN_KEEP_CACHE,
-    FUSE_CREATE_IN,
-    FUSE_ENTRY_OUT,
-    FUSE_OPEN_OUT,
-    FUSE_TMPFILE,
-)
+from cleanfs.fuse.protocol import FUSE_CREATE_IN, FUSE_TMPFILE
 from cleanfs.fuse.request import Request, context_of
 from cleanfs.vfs.handles import IO_FLAGS
 from cleanfs.vfs.tree import Tree
@@ -71,13 +64,4 @@ class Tmpfile:
                 flags &= ~os.O_TMPFILE
                 info = await self._opener.make_handle(inode, opened, flags, before)
                 self._rollback.created(info.fh, inode, told)
-        entry_timeout, entry_ns = seconds_and_ns(entry.entry_timeout)
-        attr_timeout, attr_ns = seconds_and_ns(entry.attr_timeout)
-        timeouts = entry_timeout, attr_timeout, entry_ns, attr_ns
-        open_flags = FOPEN_DIRECT_IO if info.direct_io else 0
-        open_flags |= FOPEN_KEEP_CACHE if info.keep_cache else 0
-        return (
-            FUSE_ENTRY_OUT.pack(inode.node, entry.generation, *timeouts)
-            + attr_out(entry)
-            + FUSE_OPEN_OUT.pack(info.fh, open_flags, 0)
-        )
+        return entry_out(entry) + open_out(info)

@@ -18,12 +18,13 @@ handle is received in the wait, and copied once when libfuse reads.
 """
 
 import contextlib
+import enum
 import errno
 import logging
 import os
 import stat as stat_module
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -31,6 +32,7 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
+from cleanfs import eager
 from cleanfs.cache.state import CacheState, HandleState
 from cleanfs.fuse import init_flags
 from cleanfs.fuse.protocol import OPCODES
@@ -55,8 +57,19 @@ read, not even for the control files."""
 Handler = Callable[[Request, bytes], None]
 """Handles a message, given its body, without waiting."""
 
-AsyncHandler = Callable[[Request, bytes], Awaitable[bytes]]
-"""Handles a request, given its body, in a task. Returns the body of the reply. Raises FUSEError."""
+AsyncHandler = Callable[[Request, bytes], Coroutine[Any, Any, bytes]]
+"""Handles a request, given its body. Returns the body of the reply. Raises FUSEError. It calls
+``before_wait`` before it waits (``eager``)."""
+
+
+class Received(enum.Enum):
+    """Says what a look for a message has found."""
+
+    NOTHING = enum.auto()
+    HANDLED = enum.auto()
+    """A message, which is being handled here."""
+    FOR_LIBFUSE = enum.auto()
+    """A message, or the end of the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +104,7 @@ class Channel:
         self.handlers: dict[int, Handler] = {}
         """The messages that are handled here, by opcode."""
         self.async_handlers: dict[int, AsyncHandler] = {}
-        """The requests that are handled here, each in a task (``run``), by opcode."""
+        """The requests that are handled here, by opcode."""
         self.init_flags = 0
         """The FUSE_INIT flags that were added to libfuse's."""
         self.device = -1
@@ -251,7 +264,7 @@ class Channel:
     # -- requests with handlers of ours -------------------------------------------------------
 
     async def run(self) -> None:
-        """Run the tasks of requests with async handlers, until cancelled."""
+        """Run the tasks of requests that wait, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -259,22 +272,36 @@ class Channel:
             finally:
                 self._nursery = None
 
-    def _begin_task(self, handle: AsyncHandler, request: Request, nursery: trio.Nursery) -> None:
-        self._in_progress += 1
-        nursery.start_soon(self._handle, handle, request, self._native.body())
-
-    async def _handle(self, handle: AsyncHandler, request: Request, body: bytes) -> None:
-        """Handle a request and reply. If the reply is refused, undo what it gave."""
+    def _begin(self, handle: AsyncHandler, request: Request, nursery: trio.Nursery) -> None:
+        """Handle a request: here if it does not have to wait, else in a task (``eager``)."""
         set_current(request)
-        error, reply = 0, b""
+        handling = handle(request, self._native.body())
         try:
-            reply = await handle(request, body)
+            reply = eager.start(handling)
         except FUSEError as exc:
-            # ENOSYS would make the kernel send no such request any more. A source may say it of a file.
-            error = -errno.EOPNOTSUPP if exc.errno == errno.ENOSYS else -exc.errno
+            self._end(request, exc.errno, b"")
+            return
+        if reply is eager.UNFINISHED:
+            self._in_progress += 1
+            nursery.start_soon(self._finish, handling, request)
+        else:
+            self._end(request, 0, reply)
+
+    async def _finish(self, handling: Coroutine[Any, Any, bytes], request: Request) -> None:
+        number, reply = 0, b""
+        try:
+            reply = await eager.finish(handling)
+        except FUSEError as exc:
+            number = exc.errno
         finally:
             self._in_progress -= 1
             self._one_ended.set()
+        self._end(request, number, reply)
+
+    def _end(self, request: Request, number: int, reply: bytes) -> None:
+        """Reply to a request: with an errno, or 0. If the reply is refused, undo what it gave."""
+        # ENOSYS would make the kernel send no such request any more. A source may say it of a file.
+        error = -errno.EOPNOTSUPP if number == errno.ENOSYS else -number
         self._native.ended(request.unique)
         with contextlib.suppress(OSError):  # the connection has ended
             if not self.reply(request, error, reply):
@@ -304,11 +331,13 @@ class Channel:
                 or time.perf_counter_ns() > self._yielded_ns + MAX_UNYIELDING_NS
             ):
                 await self._yield()
-            elif self._receive():
+                continue
+            received = self._receive()
+            if received is Received.FOR_LIBFUSE:
                 return
-            elif scheduler.fd < 0:
+            if received is Received.NOTHING and scheduler.fd < 0:
                 await trio.lowlevel.wait_readable(fd)
-            else:
+            elif received is Received.NOTHING:
                 await self._yield()
         raise trio.ClosedResourceError
 
@@ -317,31 +346,28 @@ class Channel:
         await trio.lowlevel.checkpoint()
         self._yielded_ns = time.perf_counter_ns()
 
-    def _receive(self) -> bool:
-        """Receive a message that the native half does not serve, unless the scheduler must run before.
-
-        Returns whether libfuse has something to read.
-        """
+    def _receive(self) -> Received:
+        """Receive a message that the native half does not serve, unless the scheduler must run."""
         try:
             request = self._native.receive_now()
             if request is None:
                 request = self._native.receive(self._scheduler.seconds_to_next_deadline)
         except OSError:  # the end of the connection, which libfuse must see itself
             set_current(None)
-            return True
+            return Received.FOR_LIBFUSE
         if request is None:
-            return False
+            return Received.NOTHING
         handle = self.handlers.get(request.opcode)
         if handle is not None:
             handle(request, self._native.body())
-            return False
+            return Received.HANDLED
         handle_async = self.async_handlers.get(request.opcode)
         if handle_async is not None and self._nursery is not None:
-            self._begin_task(handle_async, request, self._nursery)
-            return False
+            self._begin(handle_async, request, self._nursery)
+            return Received.HANDLED
         self._native.leave_to_libfuse()
         set_current(request)
-        return True
+        return Received.FOR_LIBFUSE
 
     def notify_closing(self, fd: int) -> None:
         """End waits because ``fd`` is about to be closed, also one that polls."""

@@ -19,6 +19,7 @@ import pyfuse3
 import trio
 
 from cleanfs.cache.read_ranges import RangeSet
+from cleanfs.eager import before_wait
 from cleanfs.fuse.isolated_threads import IsolatedThreads
 from cleanfs.fuse.protocol import (
     FUSE_EXPIRE_ONLY,
@@ -349,6 +350,7 @@ class Notifier:
         if self._nursery is None or self._in_a_hurry:
             self.inode(node)
             return
+        await before_wait()
         drop = _Drop(Pages(node, start, stop - start))
         self._dropping[node] += 1
         self._nursery.start_soon(self._drop, drop)
@@ -375,6 +377,7 @@ class Notifier:
     async def _in_a_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call in a thread, as soon as one can be started."""
         begun = False
+        await before_wait()
 
         def run() -> T:
             nonlocal begun
@@ -395,6 +398,7 @@ class Notifier:
 
         It takes no page lock, so it may be awaited while an open of that node is being handled.
         """
+        await before_wait()
         await trio.to_thread.run_sync(self._send_one, node, True)
 
     async def refreshed(self, node: int, generation: int, path: bytes, *, pages: bool = False) -> None:

@@ -6,8 +6,11 @@ Source: include/uapi/linux/fuse.h. Fields are in native byte order.
 import struct
 from typing import Final
 
+FUSE_LOOKUP: Final = 1
 FUSE_FORGET: Final = 2
 FUSE_SETATTR: Final = 4
+FUSE_UNLINK: Final = 10
+FUSE_OPEN: Final = 14
 FUSE_RELEASE: Final = 18
 FUSE_SETXATTR: Final = 21
 FUSE_FLUSH: Final = 25
@@ -15,6 +18,7 @@ FUSE_INIT: Final = 26
 FUSE_GETLK: Final = 31
 FUSE_SETLK: Final = 32
 FUSE_SETLKW: Final = 33
+FUSE_CREATE: Final = 35
 FUSE_INTERRUPT: Final = 36
 FUSE_IOCTL: Final = 39
 FUSE_BATCH_FORGET: Final = 42
@@ -118,6 +122,27 @@ entry_valid_nsec, attr_valid_nsec. A struct fuse_attr follows."""
 FUSE_ATTR: Final = struct.Struct("=QQQQQQIIIIIIIIII")
 """struct fuse_attr: ino, size, blocks, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode,
 nlink, uid, gid, rdev, blksize, flags."""
+
+FUSE_ATTR_OUT: Final = struct.Struct("=QII")
+"""The beginning of struct fuse_attr_out: attr_valid, attr_valid_nsec, dummy. A struct fuse_attr
+follows."""
+
+FUSE_SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
+"""struct fuse_setattr_in: valid, padding, fh, size, lock_owner, atime, mtime, ctime, atimensec,
+mtimensec, ctimensec, mode, unused4, uid, gid, unused5."""
+
+FATTR_MODE: Final = 1 << 0
+FATTR_UID: Final = 1 << 1
+FATTR_GID: Final = 1 << 2
+FATTR_SIZE: Final = 1 << 3
+FATTR_ATIME: Final = 1 << 4
+FATTR_MTIME: Final = 1 << 5
+FATTR_FH: Final = 1 << 6
+FATTR_ATIME_NOW: Final = 1 << 7
+FATTR_MTIME_NOW: Final = 1 << 8
+
+FUSE_OPEN_IN: Final = struct.Struct("=II")
+"""struct fuse_open_in: flags, open_flags."""
 
 FUSE_CREATE_IN: Final = struct.Struct("=IIII")
 """struct fuse_create_in: flags, mode, umask, open_flags. A name follows."""

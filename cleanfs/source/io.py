@@ -17,6 +17,7 @@ from typing import NoReturn, TypeVar, TypeVarTuple, cast
 import trio
 
 from cleanfs.cache.state import NowaitState
+from cleanfs.eager import before_wait
 from cleanfs.source.inline_policy import SLOW_SECONDS, InlinePolicy, NowaitProbe
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.source.thread_limiter import ThreadLimiter
@@ -113,6 +114,7 @@ class Backing:
 
     async def in_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a worker thread."""
+        await before_wait()
         # trio uses only the two methods that it has.
         limiter = cast(trio.CapacityLimiter, self.thread_limiter)
         return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)

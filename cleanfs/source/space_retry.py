@@ -13,6 +13,7 @@ from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
+from cleanfs.eager import before_wait
 from cleanfs.linux.timeouts import wait_with_stall_grace
 from cleanfs.source.errors import HalfDoneError
 
@@ -89,5 +90,6 @@ class SpaceRetry:
                 while self._released == seen:
                     await self._news.wait()
 
+            await before_wait()
             await wait_with_stall_grace(seconds, news)
         return self._released != seen

@@ -19,6 +19,7 @@ from cleanfs.cache.pagecache import PageCache
 from cleanfs.cache.pending_writes import PendingWrite
 from cleanfs.cache.read_ranges import RangeSet
 from cleanfs.cache.state import HandleState
+from cleanfs.eager import before_wait
 from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
@@ -153,6 +154,7 @@ class Use:
         """Wait until there is none; no new request will begin another one."""
         while self._users:  # a request whose requester is gone may still begin a second call
             self._idle = trio.Event()
+            await before_wait()
             await self._idle.wait()
 
 

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import trio
 
 from cleanfs.cache.state import Stamps
+from cleanfs.eager import before_wait
 from cleanfs.vfs.inode_state import NOT_TOLD as NOT_TOLD
 from cleanfs.vfs.inode_state import KernelViewState
 
@@ -156,6 +157,7 @@ class KernelView(KernelViewState):
         )  # later requests settle those that come meanwhile
         while self.doubts_settled < known:
             if self.settling is not None:
+                await before_wait()
                 await self.settling.wait()
                 continue
             self.settling = settled = trio.Event()

@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from cleanfs.eager import before_wait
 from cleanfs.vfs.inode import Inode
 
 REFRESH_SECONDS: Final = 0.2
@@ -43,6 +44,7 @@ class _Refreshed:
         if self._running is None:
             self._running = trio.Event()
             self.fresh, self.error = False, None
+            await before_wait()
             nursery.start_soon(self._call_again, run, self._running)
             with trio.move_on_after(REFRESH_SECONDS):
                 await self._running.wait()

@@ -11,6 +11,7 @@ import trio.lowlevel
 import trio.testing
 from pyfuse3 import FUSEError
 
+from cleanfs.eager import before_wait
 from cleanfs.fs.handler import handler
 from cleanfs.fuse import channel as channel_module
 from cleanfs.fuse.channel import AsyncHandler, Channel
@@ -61,6 +62,7 @@ async def replies(device: Device, count: int) -> list[tuple[int, int, bytes]]:
 async def test_the_reply_is_what_the_handler_returns() -> None:
     async def handle(request: Request, body: bytes) -> bytes:
         assert current() is request
+        await before_wait()
         await trio.lowlevel.checkpoint()
         return b"reply to %d" % request.unique + body[:1]
 
@@ -94,11 +96,30 @@ async def test_an_error_is_replied(
     assert ("failed" in caplog.text) == isinstance(raised, RuntimeError)
 
 
+async def test_one_that_does_not_wait_has_no_task() -> None:
+    tasks = list[trio.lowlevel.Task]()
+
+    async def handle(request: Request, body: bytes) -> bytes:
+        if request.unique == 4:
+            await before_wait()
+        tasks.append(trio.lowlevel.current_task())
+        return b""
+
+    async with serving(handle) as (device, _):
+        for unique in (2, 4, 6):
+            device.send(FUSE_FALLOCATE, unique, BODY)
+        await replies(device, 3)
+    first, second, third = (task.name for task in tasks)
+    assert "wait_readable" in first
+    assert {second, third} == {first, "cleanfs.fuse.channel.Channel._finish"}
+
+
 async def test_one_that_waits_holds_up_no_other() -> None:
     goes_on = trio.Event()
 
     async def handle(request: Request, body: bytes) -> bytes:
         if request.unique == 2:
+            await before_wait()
             await goes_on.wait()
         return b""
 
@@ -116,6 +137,7 @@ async def test_their_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def handle(request: Request, body: bytes) -> bytes:
         begun.append(request.unique)
+        await before_wait()
         await goes_on.wait()
         return b""
 
@@ -131,6 +153,7 @@ async def test_their_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_an_interrupt_is_told_also_before_the_handler_begins() -> None:
     async def handle(request: Request, body: bytes) -> bytes:
+        await before_wait()
         with trio.CancelScope() as wait:
             request.on_interrupt = wait.cancel
             if request.interrupted:
