@@ -111,6 +111,8 @@ class Channel:
         """The fd of the FUSE device; -1 if it is not known."""
         self.refused: Callable[[Request], None] = roll_back
         """Called when the kernel refuses a reply of libfuse, as the requester is gone."""
+        self.direct_came: Callable[[], None] = lambda: None
+        """Called when a READ or WRITE with O_DIRECT came that the native half does not serve."""
         self._wanted_init_flags = wanted_init_flags
         self._init_flags_granted = init_flags_granted
         self._busy_poll_us = busy_poll_us
@@ -180,6 +182,10 @@ class Channel:
     def request(self, unique: int) -> Request | None:
         """Return the request with that id, if it has no reply of its handler yet."""
         return cast(Request | None, self._native.request(unique))
+
+    def direct_requests(self) -> list[Request]:
+        """Return the READs and WRITEs with O_DIRECT in progress, without those of no known thread."""
+        return cast(list[Request], self._native.direct_requests())
 
     def reply(self, request: Request, error: int, body: bytes = b"") -> bool:
         """Reply to a request; ``error`` is 0 or a negative errno. False if its requester is gone.
@@ -361,6 +367,8 @@ class Channel:
         if handle is not None:
             handle(request, self._native.body())
             return Received.HANDLED
+        if request.file_flags & os.O_DIRECT:
+            self.direct_came()
         handle_async = self.async_handlers.get(request.opcode)
         if handle_async is not None and self._nursery is not None:
             self._begin(handle_async, request, self._nursery)

@@ -1,6 +1,7 @@
 """Test the release of killed requesters, with a pair of sockets in place of the device."""
 
 import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
@@ -10,12 +11,18 @@ from trio.testing import MockClock
 
 from cleanfs.fuse import interrupts as interrupts_module
 from cleanfs.fuse.channel import Channel
-from cleanfs.fuse.interrupts import CHECK_SECONDS, RELEASE_SECONDS, Interrupts
+from cleanfs.fuse.interrupts import (
+    CHECK_SECONDS,
+    DIRECT_CHECK_SECONDS,
+    RELEASE_SECONDS,
+    Interrupts,
+)
 from cleanfs.fuse.protocol import FUSE_INTERRUPT, FUSE_INTERRUPT_IN
 from cleanfs.fuse.request import Request, current, on_refusal, set_current
 from cleanfs.fuse.session import native
 from cleanfs.source.io import Backing
 from tests.harness.kernel import Device
+from tests.harness.served import READ, READ_IN, WRITE, WRITE_IN
 
 pytestmark = pytest.mark.skipif(native is None, reason="the native module was not built")
 
@@ -31,11 +38,9 @@ def only_one_is_killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     killed = [KILLED]
     monkeypatch.setattr(interrupts_module, "is_killed", killed.__contains__)
 
-    async def at_once(
-        call: Callable[[list[Request]], object], late: list[Request], **_: bool
-    ) -> object:
+    async def at_once(call: Callable[..., object], *arguments: object, **_: bool) -> object:
         await trio.lowlevel.checkpoint()
-        return call(late)
+        return call(*arguments)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", at_once)  # the clock does not wait for a thread
     return killed
@@ -55,9 +60,9 @@ class Rig:
     def _before_release(self) -> None:
         self.releases += 1
 
-    async def request(self, unique: int, pid: int) -> Request:
+    async def request(self, unique: int, pid: int, opcode: int = STATFS, body: bytes = b"") -> Request:
         """Have a request received."""
-        self.device.send(STATFS, unique, pid=pid)
+        self.device.send(opcode, unique, body, pid=pid)
         await self.channel.wait_readable(self.device.fd)
         request = current()
         assert request is not None
@@ -119,6 +124,44 @@ async def test_a_requester_that_is_killed_after_another_signal_is_released(
     only_one_is_killed.append(ALIVE)
     await rig.run(SOON)
     assert rig.replies() == [(2, -errno.EINTR)]
+
+
+async def test_a_killed_requester_of_direct_io_is_released_without_an_interrupt(
+    rig: Rig, autojump_clock: MockClock
+) -> None:
+    read = READ_IN.pack(1, 0, 0, 0, 0, os.O_DIRECT, 0)
+    write = WRITE_IN.pack(1, 0, 0, 0, 0, os.O_DIRECT | os.O_RDWR, 0)
+    await rig.request(2, KILLED, READ, read)
+    await rig.request(4, KILLED, WRITE, write)
+    await rig.request(6, ALIVE, READ, read)
+    await rig.request(8, 0, WRITE, write)
+    await rig.request(10, KILLED, READ, READ_IN.pack(1, 0, 0, 0, 0, 0, 0))
+    await rig.run(DIRECT_CHECK_SECONDS - 0.01)
+    assert not rig.replies(), "they must have lasted a while"
+    await rig.run(3 * DIRECT_CHECK_SECONDS)
+    assert sorted(rig.replies()) == [(2, -errno.EINTR), (4, -errno.EINTR)]
+    assert (rig.releases, rig.backing.abandoned_calls) == (2, 2)
+    await rig.run(10)
+    assert not rig.replies(), "they are released once"
+
+
+async def test_direct_io_of_a_process_that_exits_is_released(
+    rig: Rig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that submitted it may have ended."""
+    exiting = list[int]()
+    monkeypatch.setattr(interrupts_module, "process_of", {ALIVE: 1000}.get)
+    monkeypatch.setattr(interrupts_module, "is_exiting", exiting.__contains__)
+    await rig.request(2, ALIVE, READ, READ_IN.pack(1, 0, 0, 0, 0, os.O_DIRECT, 0))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.interrupts.run)
+        await trio.sleep(10)
+        assert not rig.replies()
+        monkeypatch.setattr(interrupts_module, "process_of", lambda thread: 0)
+        exiting.append(1000)
+        await trio.sleep(2 * DIRECT_CHECK_SECONDS)
+        assert rig.replies() == [(2, -errno.EINTR)]
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_end_of_a_released_call_is_rolled_back(rig: Rig, autojump_clock: MockClock) -> None:

@@ -102,6 +102,7 @@ void bind_channel(nb::module_& module) {
         .def("ended", &PyChannel::ended, "unique"_a)
         .def("request", &PyChannel::request, "unique"_a)
         .def("__len__", &PyChannel::in_progress)
+        .def("direct_requests", &PyChannel::direct_requests)
         // libfuse's session.
         .def("attach", [](PyChannel& channel) { channel.session().attach(); })
         .def("close", [](PyChannel& channel) { channel.session().detach(); })

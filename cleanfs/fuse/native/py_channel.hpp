@@ -40,6 +40,7 @@ public:
     // The request with that id, if it has no reply yet, or None.
     nb::object request(std::uint64_t unique);
     std::size_t in_progress() const { return requests_.size(); }
+    nb::list direct_requests() const { return requests_.direct(); }
     // How many FSYNCs are under way in native threads.
     std::size_t syncing();
 

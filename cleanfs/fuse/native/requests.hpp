@@ -1,6 +1,7 @@
 // The requests that Python handles, from their messages on to their replies.
 #pragma once
 
+#include <fcntl.h>
 #include <nanobind/nanobind.h>
 
 #include <cstddef>
@@ -46,6 +47,15 @@ public:
         return request;
     }
     std::size_t size() const { return by_unique_.size(); }
+    // The READs and WRITEs with O_DIRECT that have a requester.
+    nb::list direct() const {
+        nb::list found;
+        for (const auto& [unique, object] : by_unique_) {
+            const auto& request = nb::cast<const Request&>(object);
+            if ((request.file_flags & O_DIRECT) != 0 && request.header.pid != 0) found.append(object);
+        }
+        return found;
+    }
 
     // Undo what the refused reply to a request gave. Does nothing for None.
     void roll_back(nb::handle request) const noexcept {

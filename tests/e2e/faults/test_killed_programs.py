@@ -16,7 +16,7 @@ import pytest
 
 from cleanfs.cache.fingerprint import COARSE_NS
 from cleanfs.fs.opening import DROP_SECONDS
-from cleanfs.fuse.interrupts import RELEASE_SECONDS
+from cleanfs.fuse.interrupts import DIRECT_CHECK_SECONDS, RELEASE_SECONDS
 from cleanfs.fuse.notify import REFRESH_SECONDS
 from tests.e2e.faults.site import (
     DATA,
@@ -71,6 +71,70 @@ def test_a_program_killed_while_the_source_hangs_ends(
     wait_until(lambda: served.hanging() == 0)
     assert (fs.path / "f").read_bytes()[1:] == DATA[1:]
     wait_until(lambda: fs.stats()["open_files"] == 0)
+
+
+DIRECT = """
+import ctypes, mmap, struct
+page = mmap.mmap(-1, 4096)
+f = os.open(sys.argv[1] + '/f', os.O_RDWR | os.O_DIRECT)
+def submit(opcode):
+    libc, context = ctypes.CDLL(None, use_errno=True), ctypes.c_ulong()
+    at = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    block = ctypes.create_string_buffer(
+        struct.pack("=QIIHHIQQqQII", 0, 0, 0, opcode, 0, f, at, 4096, 0, 0, 0, 0)
+    )
+    pointer = ctypes.pointer(block)
+    setup, submit = {"x86_64": (206, 209), "aarch64": (0, 2)}[os.uname().machine]
+    assert libc.syscall(setup, 1, ctypes.byref(context)) == 0
+    assert libc.syscall(submit, context, 1, ctypes.byref(pointer)) == 1
+"""
+
+
+SUBMIT_IN_A_THREAD = f"""
+import threading
+thread = threading.Thread(target=lambda: (submit(0), time.sleep({3 * DIRECT_CHECK_SECONDS})))
+thread.start(); thread.join(); time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("op", "call"),
+    [
+        ("read", "os.preadv(f, [page], 0)"),
+        ("write", "os.pwrite(f, page, 0)"),
+        ("read", "submit(0); time.sleep(100)"),
+        ("write", "submit(1); time.sleep(100)"),
+        ("read", SUBMIT_IN_A_THREAD),
+    ],
+    ids=["read", "write", "io_submit read", "io_submit write", "io_submit in a thread that has ended"],
+)
+def test_a_program_killed_while_direct_io_hangs_ends(
+    served: Faulty, fs: MountedFs, op: str, call: str
+) -> None:
+    """The kernel does not report that it was killed."""
+    served.fault(op, hang=True)
+    with program(DIRECT + call, fs.path) as process:
+        served.wait_hanging(1)
+        time.sleep(4 * DIRECT_CHECK_SECONDS)
+        assert process.poll() is None
+        process.kill()
+        assert end_of(process, 10) == -signal.SIGKILL
+        check_alive(fs)
+    served.heal()
+    wait_until(lambda: served.hanging() == 0)
+    assert (fs.path / "f").read_bytes()[PAGE:] == DATA[PAGE:]
+    wait_until(lambda: fs.stats()["open_files"] == 0)
+
+
+def test_direct_io_that_lasts_is_not_ended_for_a_program_that_lives(
+    served: Faulty, fs: MountedFs
+) -> None:
+    served.fault("read", hang=True)
+    with program(DIRECT + "assert os.preadv(f, [page], 0) == 4096", fs.path) as process:
+        served.wait_hanging(1)
+        time.sleep(5 * DIRECT_CHECK_SECONDS)
+        served.heal()
+        assert end_of(process, 10) == 0
 
 
 def test_a_program_with_an_earlier_signal_ends_when_it_is_killed(served: Faulty, fs: MountedFs) -> None:
