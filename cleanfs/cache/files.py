@@ -40,12 +40,9 @@ class CachedFile(FileState):
 
     __slots__ = (
         "dentry",
-        "drops_due",
-        "handles",
         "in_flight",
         "key",
         "lock",
-        "pins",
         "read_ranges",
         "writes",
     )  # fmt: skip
@@ -63,12 +60,6 @@ class CachedFile(FileState):
         """Writes that the source does not have yet, in the order of their requests."""
         self.read_ranges: RangeSet | None = None
         """Kept while the file is open for writing."""
-        self.handles = 0
-        """Open handles."""
-        self.drops_due = 0
-        """Of these, those whose OPEN reply had the kernel drop the file's pages, perhaps not yet."""
-        self.pins = 0
-        """Users (open handles, reads under way): the record stays while there is one."""
 
     @property
     def fingerprint(self) -> Fingerprint | None:
@@ -103,6 +94,7 @@ class FileRecords:
         """Return, or make, the record of a file, which is now the last to be forgotten."""
         file = self._by_key.get(key)
         if file is not None:
+            file.used = False
             self._by_key.move_to_end(key)
             return file
         serial = next(self._serials)
@@ -139,7 +131,8 @@ class FileRecords:
         for file in list(oldest):
             if len(self._by_key) <= self.max_files:
                 return
-            if file.pins:
+            used, file.used = file.used, False
+            if file.pins or used:
                 self._by_key.move_to_end(file.key)
             else:
                 self.forget(file)

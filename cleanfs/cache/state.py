@@ -5,6 +5,7 @@ have the same fields, and the channel's C++ code reads these. All are written on
 """
 
 import math
+from itertools import count
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,9 @@ class FileState:
     """The state of one file: the base of its record."""
 
     __slots__ = (
-        "forgotten", "mutations",
-        "pending_writes", "racy", "reads_in_flight", "remembers_reads", "serial", "size",
-        "stamps", "version",
+        "drops_due", "forgotten", "handles", "mutations",
+        "pending_writes", "pins", "racy", "reads_in_flight", "remembers_reads", "serial", "size",
+        "stamps", "used", "version",
     )  # fmt: skip
 
     def __init__(self, serial: int, key: FileKey) -> None:
@@ -45,12 +46,20 @@ class FileState:
         """Whether each read must be remembered (``read_ranges``)."""
         self.forgotten = False
         """Whether the record is no record any more: the file may have a new one."""
+        self.pins = 0
+        """Users (open handles, reads under way): the record stays while there is one."""
+        self.handles = 0
+        """Open handles."""
+        self.drops_due = 0
+        """Of these, those whose OPEN reply had the kernel drop the file's pages, perhaps not yet."""
+        self.used = False
+        """Whether the channel opened the file since the record was last made the youngest."""
 
 
 class KernelState:
     """The state of one inode as the kernel may see it."""
 
-    __slots__ = ("sent", "size")
+    __slots__ = ("dropped_for", "pages_dropped_by", "sent", "size")
 
     def __init__(self) -> None:
         """Start with a kernel that was told nothing."""
@@ -58,6 +67,11 @@ class KernelState:
         """What the kernel was last told, or has known since by a write of its own."""
         self.size = -1
         """The size that it was last told, or has made the file by a write of its own; -1 for none."""
+        self.dropped_for = 0
+        """The serial of the handle whose OPEN reply told the kernel to drop the pages. It does so when
+        the opener gets to run, and other processes may run before. 0 once it has done so for sure."""
+        self.pages_dropped_by = 0.0
+        """The time (``trio.current_time``) by which it should have, or will be notified."""
 
 
 class InlineState:
@@ -90,17 +104,31 @@ class NowaitState:
         """Tries of RWF_NOWAIT that would have had to wait, in a row (``inline_policy.NowaitProbe``)."""
 
 
+_serials = count(1)
+
+
 class HandleState:
     """The state of one open file."""
 
-    __slots__ = ("drop_due", "nowait_tried_at")
+    __slots__ = ("_file", "_kernel", "drop_due", "nowait_tried_at", "serial")
 
     def __init__(self, file: FileState, kernel: KernelState, fd: int) -> None:
         """Read and write a file by ``fd``."""
+        self._file, self._kernel = file, kernel
+        self.serial = next(_serials)
+        """Tells it apart from all other handles; never 0."""
         self.drop_due = False
         """Whether the OPEN reply had the kernel drop the file's pages, and it may not have done so."""
         self.nowait_tried_at = -1
         """The offset at which the channel has just tried RWF_NOWAIT in vain; -1 for none."""
+
+    def opener_ran(self) -> None:
+        """Note that the opener has run: the kernel has applied the invalidation of the OPEN reply."""
+        if self.drop_due:
+            self.drop_due = False
+            self._file.drops_due -= 1
+        if self._kernel.dropped_for == self.serial:
+            self._kernel.dropped_for, self._kernel.pages_dropped_by = 0, 0.0
 
     def write_inline(self, writes: InlineState) -> None:
         """Let the channel write where ``writes`` says that it does not wait."""

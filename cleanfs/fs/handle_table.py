@@ -9,7 +9,7 @@ from pyfuse3 import FileHandleT
 
 from cleanfs.fs.control import Node
 from cleanfs.fuse.channel import Channel
-from cleanfs.vfs.handles import DirHandle, FileHandle, Handle
+from cleanfs.vfs.handles import DirHandle, FileHandle, Handle, Services
 from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.open_files import OpenFiles
 
@@ -19,8 +19,11 @@ log = logging.getLogger(__name__)
 class HandleTable:
     """Holds the open files, directories and control directories."""
 
-    def __init__(self, inodes: InodeTable, open_files: OpenFiles, channel: Channel) -> None:
-        """Start with nothing open. The ``channel`` may serve reads of open files."""
+    def __init__(
+        self, services: Services, inodes: InodeTable, open_files: OpenFiles, channel: Channel
+    ) -> None:
+        """Start with nothing open. The ``channel`` may open files itself, and serve reads of all."""
+        self._services = services
         self._channel = channel
         self._inodes = inodes
         self._open_files = open_files
@@ -32,11 +35,25 @@ class HandleTable:
 
     def __getitem__(self, fh: int) -> Handle:
         """Return the open file of a number."""
-        return self._files[fh]
+        handle = self.get(fh)
+        if handle is None:
+            raise KeyError(fh)
+        return handle
 
     def get(self, fh: int) -> Handle | None:
         """Return the open file of a number; None if there is none."""
-        return self._files.get(fh)
+        handle = self._files.get(fh)
+        return self._adopt(fh) if handle is None else handle
+
+    def _adopt(self, fh: int) -> FileHandle | None:
+        """Make the handle of a file that the channel opened."""
+        adopted = self._channel.adopt_handle(fh)
+        if adopted is None:
+            return None
+        inode, file, fd, flags, stream = adopted
+        handle = self._files[fh] = FileHandle(self._services, inode, file, fd, flags, stream)
+        self._channel.add_handle(fh, handle.state)
+        return handle
 
     def directory(self, fh: int) -> DirHandle | Node:
         """Return the open directory of a number, or the control directory that it stands for."""
@@ -46,7 +63,7 @@ class HandleTable:
     def count(self) -> int:
         """Count the open files and directories, control files included."""
         directories = [found for found in self._directories.values() if isinstance(found, DirHandle)]
-        return len(self._files) + len(directories)
+        return len(self._files) + self._channel.own_handles + len(directories)
 
     def open_for_writing(self) -> set[int]:
         """Return the nodes of the files that are open for writing."""
@@ -71,7 +88,8 @@ class HandleTable:
 
     async def release(self, fh: FileHandleT) -> None:
         """Close a file."""
-        handle = self._files.pop(fh)
+        handle = self[fh]
+        del self._files[fh]
         self._channel.remove_handle(fh)
         if isinstance(handle, FileHandle):
             with self._inodes.closing(handle.inode, handle.fd):

@@ -90,7 +90,7 @@ class Opener:
         try:
             drops = await self._compare(handle, opened.stat, flags, before)
         except BaseException:
-            if inode.kernel.dropped_for is handle:
+            if inode.kernel.dropped_for == handle.state.serial:
                 services.notifier.inode(inode.node)
             await self._handles.release(fh)
             raise
@@ -112,7 +112,9 @@ class Opener:
             services.notifier.inode(inode.node)
         if drops:
             handle.drops_pages()
-            inode.kernel.drops_pages_for(handle)  # until this reply, any other open's drops them, too
+            inode.kernel.drops_pages_for(
+                handle.state.serial
+            )  # until this reply, any other open's drops them, too
         if inode.kernel.changed(st) and stale and services.notifier.explicit:
             services.notifier.inode(inode.node)  # before a reply tells another size
         if services.coherency.mode is not Coherency.NONE:  # otherwise the kernel knows all changes
@@ -141,12 +143,12 @@ class Opener:
         """Decide, right before the reply, whether it tells the kernel to drop its pages."""
         notifier, inode, moment = self._services.notifier, handle.inode, trio.current_time()
         kernel = inode.kernel
-        if kernel.dropped_for is handle:
-            kernel.drops_pages_for(handle, by=moment + DROP_SECONDS)
+        if kernel.dropped_for == handle.state.serial:
+            kernel.drops_pages_for(handle.state.serial, by=moment + DROP_SECONDS)
         drops = drops or moment < kernel.pages_dropped_by
-        if kernel.dropped_for is not None and not drops:
+        if kernel.dropped_for and not drops:
             notifier.inode(inode.node)  # the earlier opener may still not have run
-            kernel.dropped_for = None
+            kernel.dropped_for = 0
         return drops or notifier.is_pending(inode.node)
 
     async def truncate(

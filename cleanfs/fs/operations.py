@@ -10,6 +10,7 @@ before it returns it says what its reply gives (``ReplyRollback``).
 """
 
 import errno
+import functools
 import logging
 import os
 import stat as stat_module
@@ -55,10 +56,12 @@ from cleanfs.fuse.request import on_refusal
 from cleanfs.source import attributes, namespace
 from cleanfs.source.attributes import NewAttributes
 from cleanfs.source.errors import StaleError
+from cleanfs.source.io import SourceFs
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.export import Export
 from cleanfs.vfs.handles import IO_FLAGS, DirHandle, FileHandle, Services
 from cleanfs.vfs.inode import Inode
+from cleanfs.vfs.inode_state import InodeStates
 from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.node_ids import ROOT
 from cleanfs.vfs.open_files import LOOK_SECONDS, OpenFiles
@@ -100,7 +103,7 @@ class CleanFS(pyfuse3.Operations):
         self._root = None if services.is_local(inodes.root) else Root(inodes.root)
         look_seconds = LOOK_SECONDS if mode is Coherency.WATCH else attr_timeout
         self._open_files = OpenFiles(services, look_seconds)
-        self._handles = HandleTable(inodes, self._open_files, channel)
+        self._handles = HandleTable(services, inodes, self._open_files, channel)
         self._rollback = ReplyRollback(services.notifier, inodes, self._handles)
         self._entries = Entries(inodes, attr_timeout, watch, services.is_local)
         self._permissions = Permissions(services, tree, self._stale_names, channel)
@@ -143,8 +146,14 @@ class CleanFS(pyfuse3.Operations):
         states.caches_absence = self._caches_absence
         states.control_name = CONTROL_NAME
         self._services.notifier.count_in(states)
-        self._channel.serve_metadata(states, self._inodes.drop_unused, self._inodes.hold_parked)
+        self._services.backing.on_file_system(functools.partial(_share_file_system, states))
+        self._channel.serve_metadata(
+            states, self._inodes.drop_unused, self._inodes.hold_parked, self._poll
+        )
         add_handlers(self._channel, self._inodes)
+
+    def _poll(self, node: int) -> None:
+        self._open_files.opened(self._inodes[node])
 
     @property
     def open_files(self) -> int:
@@ -535,3 +544,9 @@ class CleanFS(pyfuse3.Operations):
         """Make an entry with which the kernel gets a reference to what was made."""
         self._rollback.made(inode)
         return self._entries.attributes(inode, st)
+
+
+def _share_file_system(states: InodeStates, device: int, fs: SourceFs) -> None:
+    """Let the channel know what is known of a file system of the source, if it is local."""
+    if fs.local:
+        states.use_file_system(device, fs, fs.reads, fs.names)

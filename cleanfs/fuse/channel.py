@@ -122,6 +122,7 @@ class Channel:
         self._inodes: Any = None  # InodeStates of vfs, which is above
         self._drop_unused: Callable[[list[int]], None]
         self._hold_parked: Callable[[int, int], bool]
+        self._poll_open: Callable[[int], None]
         self._lock = ReaderLock()
         self._lock_made = False
         self._closing = False
@@ -202,7 +203,7 @@ class Channel:
             self._native.serve_from(caches)
             self._serves = True
             if self._inodes is not None:
-                self._inodes.use_table(self._drop, self._hold_parked)
+                self._inodes.use_table(self._drop, self._hold_parked, self._poll)
                 self._native.serve_metadata(self._inodes)
 
     def serve_metadata(
@@ -210,17 +211,36 @@ class Channel:
         inodes: object,
         drop_unused: Callable[[list[int]], None],
         hold_parked: Callable[[int, int], bool],
+        poll_open: Callable[[int], None],
     ) -> None:
-        """Reply with names and attributes from these ``InodeStates``, once ``serve_from`` was called.
+        """Reply with names and attributes from these ``InodeStates``, and open their files.
 
-        ``drop_unused`` is called with nodes to which the kernel refers no more, ``hold_parked`` with a
-        node and its new fd.
+        That begins when ``serve_from`` was called, too. ``drop_unused`` is called with nodes to which
+        the kernel refers no more, ``hold_parked`` with a node and its new fd, ``poll_open`` with the
+        node of a file that was opened.
         """
         self._inodes, self._drop_unused, self._hold_parked = inodes, drop_unused, hold_parked
+        self._poll_open = poll_open
 
     def _drop(self, nodes: list[int]) -> bool:
         self._drop_unused(nodes)
         return self._scheduler.runnable > self._lock.woken
+
+    def _poll(self, node: int) -> bool:
+        self._poll_open(node)
+        return self._scheduler.runnable > self._lock.woken
+
+    def adopt_handle(self, fh: int) -> Any:  # noqa: ANN401  # its types are those of vfs, which is above
+        """Give up a file that was opened here: its inode, record, fd, flags and ``Stream``.
+
+        None if there is none with that number.
+        """
+        return self._native.adopt_handle(fh) if self._serves else None
+
+    @property
+    def own_handles(self) -> int:
+        """Count the files that were opened here."""
+        return self._native.own_handles if self._serves else 0
 
     def add_handle(self, fh: int, handle: HandleState) -> None:
         """Serve reads of an open file."""

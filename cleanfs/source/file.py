@@ -46,13 +46,21 @@ class SourceFile:
 
     __slots__ = ("_backing", "_durable", "_fd", "_fs", "_handle", "_stream")
 
-    def __init__(self, fd: int, fs: SourceFs, backing: Backing, *, durable: bool = False) -> None:
+    def __init__(
+        self,
+        fd: int,
+        fs: SourceFs,
+        backing: Backing,
+        stream: Stream | None = None,
+        *,
+        durable: bool = False,
+    ) -> None:
         """Read and write by ``fd``; ``durable`` writes wait for the disk (O_SYNC, O_DSYNC)."""
         self._fd = fd
         self._fs = fs
         self._backing = backing
         self._durable = durable
-        self._stream = Stream()
+        self._stream = stream or Stream()
         self._handle: HandleState | None = None
 
     def serve(self, handle: HandleState, *, writable: bool) -> None:

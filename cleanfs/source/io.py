@@ -104,13 +104,21 @@ class Backing:
         """Requests under way whose requesters are gone."""
         self.traffic = Traffic()
         self._file_systems: dict[int, SourceFs] = {}
+        self._on_file_system: Callable[[int, SourceFs], None] = lambda _, __: None
 
     def file_system(self, device: int, local: bool) -> SourceFs:
         """Return what is known of a device's file system, anew once another kind has its number."""
         known = self._file_systems.get(device)
         if known is None or known.local != local:
             known = self._file_systems[device] = SourceFs(local)
+            self._on_file_system(device, known)
         return known
+
+    def on_file_system(self, call: Callable[[int, SourceFs], None]) -> None:
+        """Call ``call`` with the device and what is known of each file system, now and later."""
+        self._on_file_system = call
+        for device, known in self._file_systems.items():
+            call(device, known)
 
     async def in_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call that may wait for the source in a worker thread."""

@@ -24,6 +24,7 @@ from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS, FileSystemTypes
 from cleanfs.source import listing, namespace
+from cleanfs.source.drop_behind import Stream
 from cleanfs.source.file import SourceFile, Written
 from cleanfs.source.io import Backing, SourceFs
 from cleanfs.source.listing import EntryStat
@@ -161,8 +162,16 @@ class Use:
 class FileHandle:
     """An open regular file."""
 
-    def __init__(self, services: Services, inode: Inode, file: CachedFile, fd: int, flags: int) -> None:
-        """Take over ``fd``, which was opened with ``flags``."""
+    def __init__(
+        self,
+        services: Services,
+        inode: Inode,
+        file: CachedFile,
+        fd: int,
+        flags: int,
+        stream: Stream | None = None,
+    ) -> None:
+        """Take over ``fd``, which was opened with ``flags``, and by which ``stream`` was read."""
         self._services = services
         self._pagecache = services.pagecache
         self._latencies = services.latencies
@@ -170,7 +179,8 @@ class FileHandle:
         self.file = file
         self.fd = fd
         durable = bool(flags & (os.O_SYNC | os.O_DSYNC))
-        self._source = SourceFile(fd, services.source_fs(inode), services.backing, durable=durable)
+        fs, backing = services.source_fs(inode), services.backing
+        self._source = SourceFile(fd, fs, backing, stream, durable=durable)
         self.use = Use()
         self._may_append = services.coherency.mode is not Coherency.NONE
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
@@ -345,10 +355,7 @@ class FileHandle:
 
     def opener_ran(self) -> None:
         """Note that the opener has run: the kernel has applied the invalidation of the OPEN reply."""
-        if self.state.drop_due:
-            self.state.drop_due = False
-            self.file.drops_due -= 1
-        self.inode.kernel.pages_dropped(self)
+        self.state.opener_ran()
 
 
 class DirHandle:

@@ -18,7 +18,7 @@ class Inode(InodeState):
     """One file, directory or other object of the source that the kernel knows."""
 
     __slots__ = (
-        "dentry", "file_key", "handle", "kernel", "lost_capability", "open_fds", "parent", "pins",
+        "dentry", "file_key", "handle", "kernel", "lost_capability", "parent", "pins",
         "record",
     )  # fmt: skip
 
@@ -35,8 +35,6 @@ class Inode(InodeState):
         """The directory in which the kernel last found it (``move``)."""
         self.pins = 0
         """The number of requests that use ``fd``, which must then not be closed."""
-        self.open_fds: tuple[int, ...] = ()
-        """The fds of its open file handles."""
         self.file_key: FileKey | None = None
         """Identifies its cached pages; None if none were ever looked for."""
         self.record: CachedFile | None = None
@@ -67,7 +65,7 @@ class Inode(InodeState):
     @property
     def idle(self) -> bool:
         """Tell whether no request and no open file uses it."""
-        return not self.pins and not self.open_fds
+        return not self.pins and not self.opens
 
     def mount_path(self) -> bytes:
         """Return the path by which the kernel found it below the mount's root; empty if unknown.

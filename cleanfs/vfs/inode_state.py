@@ -8,7 +8,7 @@ All are written on the main thread.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cleanfs.cache.state import FileState, KernelState, native
+from cleanfs.cache.state import FileState, InlineState, KernelState, NowaitState, native
 
 NOT_TOLD = -1
 """The access of an inode of which no mode and owners were told."""
@@ -50,8 +50,8 @@ class InodeState:
     """The state of one inode: the base of ``Inode``."""
 
     __slots__ = (
-        "device", "fd", "generation", "ino", "kind", "local", "name", "nlookup", "node", "opens",
-        "suspect", "used",
+        "device", "fd", "generation", "ino", "kind", "local", "name", "nlookup", "node", "open_fds",
+        "polled", "suspect", "used",
     )  # fmt: skip
 
     def __init__(
@@ -69,8 +69,10 @@ class InodeState:
         """O_PATH fd, or -1 if parked."""
         self.nlookup = 0
         """The kernel's lookup count."""
-        self.opens = 0
-        """How many file handles it has."""
+        self.open_fds: tuple[int, ...] = ()
+        """The fds of its open file handles."""
+        self.polled = False
+        """Whether it is polled for changes, as it is open or was lately."""
         self.local = False
         """Whether it is in this machine's memory once held: on a file system on which inode numbers
         last and fstat does not wait."""
@@ -79,6 +81,19 @@ class InodeState:
         self.used = False
         """Whether the channel used ``fd`` since the inode was last made the youngest in the table."""
         self.name = b""
+
+    @property
+    def opens(self) -> int:
+        """Count its file handles."""
+        return len(self.open_fds)
+
+    def add_open_fd(self, fd: int) -> None:
+        """Note that a file handle has this fd."""
+        self.open_fds += (fd,)
+
+    def remove_open_fd(self, fd: int) -> None:
+        """Note that it has it no more."""
+        self.open_fds = tuple(other for other in self.open_fds if other != fd)
 
     def set_place(self, parent: "InodeState | None", name: bytes) -> None:
         """Set the directory and the name by which the kernel last found it."""
@@ -109,6 +124,10 @@ class InodeStates:
         """With more inodes than this, the kernel is made to forget some."""
         self.notifications = 0
         """Notifications that are queued or being sent."""
+        self.open_fds = 0
+        """The fds of all file handles."""
+        self.fd_budget = 0
+        """Inodes that may be held, and half of the fds that file handles may have."""
 
     def __len__(self) -> int:
         """Count the inodes."""
@@ -128,10 +147,21 @@ class InodeStates:
     def stop_refusing(self, thread: int) -> None:
         """Forget that."""
 
-    def use_table(self, drop: Callable[[list[int]], bool], hold: Callable[[int, int], bool]) -> None:
+    def use_file_system(
+        self, device: int, nowait: NowaitState, reads: InlineState, names: InlineState
+    ) -> None:
+        """Note which calls to a local file system of the source do not wait."""
+
+    def use_table(
+        self,
+        drop: Callable[[list[int]], bool],
+        hold: Callable[[int, int], bool],
+        poll: Callable[[int], bool],
+    ) -> None:
         """Have ``drop`` called with nodes to which the kernel refers no more, ``hold`` to unpark one.
 
-        ``drop`` returns whether a task of trio can run, ``hold`` whether it took the fd.
+        ``poll`` is called with the node of a file that was opened, unless that is ``polled``. ``drop``
+        and ``poll`` return whether a task of trio can run, ``hold`` whether it took the fd.
         """
 
 

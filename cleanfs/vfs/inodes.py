@@ -87,9 +87,9 @@ class InodeTable:
         (``export``).
         """
         st = os.fstat(root_fd)
-        self.fd_budget = fd_budget
         self.states = InodeStates()
         """The same inodes, as the channel sees them."""
+        self.fd_budget = fd_budget
         self.max_inodes = max_inodes
         self._generations = count(1)
         self._node_ids = NodeIds(st.st_dev)
@@ -97,7 +97,6 @@ class InodeTable:
         self._mount_fds: dict[int, int] = {st.st_dev: os.open(".", os.O_RDONLY, dir_fd=root_fd)}
         self._nodes: OrderedDict[int, Inode] = OrderedDict()  # least recently used first
         self._held: OrderedDict[int, Inode] = OrderedDict()  # by node, least recently used first
-        self._open_fds = 0
         self._parked_total = 0
         self.forgotten = 0
         """Inodes that left the table."""
@@ -123,6 +122,15 @@ class InodeTable:
         self.name_gone = self._index.name_gone
         self.decode = self._node_ids.decode
         self.next_dynamic = self._node_ids.next_dynamic
+
+    @property
+    def fd_budget(self) -> int:
+        """Return how many inodes may be held, and half of the fds that file handles may have."""
+        return self.states.fd_budget
+
+    @fd_budget.setter
+    def fd_budget(self, number: int) -> None:
+        self.states.fd_budget = number
 
     @property
     def max_inodes(self) -> int:
@@ -283,23 +291,21 @@ class InodeTable:
 
     def check_may_open(self) -> None:
         """Raise OSError (EMFILE) if another open file would leave no fd for anything else."""
-        if self._open_fds >= 2 * self.fd_budget:
+        if self.states.open_fds >= 2 * self.fd_budget:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def opened(self, inode: Inode, fd: int) -> None:
         """Count ``fd``, the descriptor of a file handle on the inode."""
-        inode.open_fds += (fd,)
-        inode.opens += 1
-        self._open_fds += 1
+        inode.add_open_fd(fd)
+        self.states.open_fds += 1
         self.shrink()
 
     @contextmanager
     def closing(self, inode: Inode, fd: int) -> Iterator[None]:
         """Keep the inode in the table until a file handle of it has been closed."""
         self.space_retry.closing(inode.node)
-        self._open_fds -= 1
-        inode.open_fds = tuple(other for other in inode.open_fds if other != fd)
-        inode.opens = len(inode.open_fds)
+        self.states.open_fds -= 1
+        inode.remove_open_fd(fd)
         inode.pins += 1
         try:
             yield
@@ -446,7 +452,7 @@ class InodeTable:
 
     def _most_held(self) -> int:
         """Return how many inodes may be held: what open files leave, but at most one half."""
-        left = 2 * self.fd_budget - self._open_fds
+        left = 2 * self.fd_budget - self.states.open_fds
         return min(max(left, LEAST_HELD), self.fd_budget)
 
     def _touch(self, inode: Inode) -> None:

@@ -46,16 +46,11 @@ UNKNOWN: Final = Told(NOT_TOLD, UNSURE, 0)
 class KernelView(KernelViewState):
     """Holds what the kernel may know of one inode."""
 
-    __slots__ = ("dropped_for", "pages_dropped_by", "settling")
+    __slots__ = ("settling",)
 
     def __init__(self) -> None:
         """Start with a kernel that was told nothing."""
         super().__init__()
-        self.dropped_for: object = None
-        """The handle whose OPEN reply told the kernel to drop the pages. It does so when the opener
-        gets to run, and other processes may run before. None once it is known to have done so."""
-        self.pages_dropped_by = 0.0
-        """The time (``trio.current_time``) by which it should have, or will be notified."""
         self.settling: trio.Event | None = None
         """An event that is set when the notification under way has been made."""
 
@@ -136,14 +131,9 @@ class KernelView(KernelViewState):
 
     # -- pages --------------------------------------------------------------------------------
 
-    def drops_pages_for(self, handle: object, by: float = math.inf) -> None:
-        """Note that the OPEN reply for ``handle`` drops the pages; until ``by``, all of them do."""
-        self.dropped_for, self.pages_dropped_by = handle, by
-
-    def pages_dropped(self, handle: object) -> None:
-        """Note that the opener of ``handle`` has run, so the kernel has applied its reply."""
-        if self.dropped_for is handle:
-            self.dropped_for, self.pages_dropped_by = None, 0.0
+    def drops_pages_for(self, serial: int, by: float = math.inf) -> None:
+        """Note that the OPEN reply for a handle drops the pages; until ``by``, all of them do."""
+        self.dropped_for, self.pages_dropped_by = serial, by
 
     # -- doubts -------------------------------------------------------------------------------
 

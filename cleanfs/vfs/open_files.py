@@ -37,7 +37,7 @@ class OpenFiles:
         """Check each file every so many ``seconds``."""
         self._services = services
         self._seconds = max(seconds, LOOK_SECONDS)
-        self._inodes: dict[Inode, None] = {}  # the next to be checked first
+        self._inodes: dict[Inode, None] = {}  # the polled ones, the next to be checked first
         self._some = trio.Event()
         self._ctimes: Ctimes = {}
         self._requested: set[Inode] = set()  # those with an fstat under way to a server
@@ -45,13 +45,15 @@ class OpenFiles:
     def opened(self, inode: Inode) -> None:
         """Note that a file was opened."""
         services = self._services
-        if inode not in self._inodes and (services.is_local(inode) or services.notifier.explicit):
+        if not inode.polled and (services.is_local(inode) or services.notifier.explicit):
+            inode.polled = True
             self._inodes[inode] = None
             self._some.set()
 
     def closed(self, inode: Inode) -> None:
         """Note that a file was closed, perhaps not for the last time."""
-        if not inode.open_fds:
+        if inode.polled and not inode.opens:
+            inode.polled = False
             self._inodes.pop(inode, None)
             self._ctimes.pop(inode, None)
 
@@ -68,6 +70,8 @@ class OpenFiles:
                     self._some = trio.Event()
                     await self._some.wait()
                 await trio.sleep(self._seconds)
+                for inode in list(self._inodes):
+                    self.closed(inode)  # the channel may have closed it
                 for number, inode in enumerate(list(self._inodes)[:MAX_LOOKS], 1):
                     if inode not in self._inodes:  # closed meanwhile
                         continue

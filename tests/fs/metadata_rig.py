@@ -15,13 +15,21 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileHandleT, FlagT, FUSEError, InodeT, RequestContext, XAttrNameT
 
 from cleanfs.cache.cleancache import Cleancache
+from cleanfs.cache.files import CachedFile
 from cleanfs.cache.pagecache import PageCache
 from cleanfs.cache.resident import make_resident
 from cleanfs.fs.control import Control, Operator
 from cleanfs.fs.operations import CleanFS
 from cleanfs.fuse.channel import Channel
 from cleanfs.fuse.notify import Notifier
-from cleanfs.fuse.protocol import FUSE_BATCH_FORGET, FUSE_FORGET, FUSE_FORGET_ONE
+from cleanfs.fuse.protocol import (
+    FOPEN_KEEP_CACHE,
+    FUSE_BATCH_FORGET,
+    FUSE_FORGET,
+    FUSE_FORGET_ONE,
+    FUSE_OPEN_OUT,
+    FUSE_RELEASE_IN,
+)
 from cleanfs.latency import Latencies
 from cleanfs.linux.mounts import FileSystemTypes
 from cleanfs.source.identity import Rules
@@ -33,7 +41,7 @@ from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.inodes import InodeTable
 from tests.harness.kernel import Device, message
 
-LOOKUP, GETATTR, READLINK, GETXATTR = 1, 3, 5, 22
+LOOKUP, GETATTR, READLINK, OPEN, RELEASE, GETXATTR = 1, 3, 5, 14, 18, 22
 
 O_LARGEFILE = 0o100000
 """What the kernel adds to the flags of a 64-bit program; Python's own is 0."""
@@ -57,8 +65,14 @@ class Entry(NamedTuple):
     attributes: tuple[int, ...]
 
 
-Reply = Entry | bytes | int
-"""An entry, the data, or a negative errno."""
+class Opened(NamedTuple):
+    """Holds what an OPEN reply says, without the number."""
+
+    keeps_pages: bool
+
+
+Reply = Entry | Opened | bytes | int
+"""An entry, an open file, the data, or a negative errno."""
 
 
 class QuietNotifier(Notifier):
@@ -108,6 +122,7 @@ class Side:
 
     def __post_init__(self) -> None:
         cleancache = Cleancache().init_fs(4096)
+        cleancache.state.shared = self.mode is not Coherency.NONE
         pagecache = PageCache(1 << 20, cleancache, make_resident(4096))
         checker = CoherencyChecker(pagecache, self.mode)
         self.notifier = QuietNotifier()
@@ -129,11 +144,11 @@ class Side:
 
     # -- requests ---------------------------------------------------------------------------------
 
-    def _served(self, opcode: int, node: int, body: bytes, thread: int) -> bool:
+    def served(self, opcode: int, node: int, body: bytes, thread: int = THREAD, uid: int = 0) -> bool:
         """Send a request to the channel. Return whether that served it."""
         if self.device is None:
             return False
-        self.device.kernel.send(message(opcode, 2, body, pid=thread, node=node))
+        self.device.kernel.send(message(opcode, 2, body, pid=thread, node=node, uid=uid))
         if self.native.receive_now() is not None:
             return False
         self.natively += 1
@@ -145,7 +160,7 @@ class Side:
         return error, body
 
     async def lookup(self, parent: int, name: bytes, thread: int = THREAD) -> Reply:
-        if self._served(LOOKUP, parent, name + b"\0", thread):
+        if self.served(LOOKUP, parent, name + b"\0", thread):
             error, body = self._reply()
             if error:
                 return error
@@ -158,7 +173,7 @@ class Side:
         return error_of[0]
 
     async def getattr(self, node: int, thread: int = THREAD) -> Reply:
-        if self._served(GETATTR, node, GETATTR_IN, thread):
+        if self.served(GETATTR, node, GETATTR_IN, thread):
             error, body = self._reply()
             assert not error
             attr_s, attr_ns, _ = ATTR_OUT.unpack_from(body)
@@ -170,7 +185,7 @@ class Side:
         return error_of[0]
 
     async def readlink(self, node: int) -> Reply:
-        if self._served(READLINK, node, b"", THREAD):
+        if self.served(READLINK, node, b"", THREAD):
             error, body = self._reply()
             return error or body
         with errors() as error_of:
@@ -178,7 +193,7 @@ class Side:
         return error_of[0]
 
     async def getxattr(self, node: int, name: bytes) -> Reply:
-        if self._served(GETXATTR, node, struct.pack("=II", 100, 0) + name + b"\0", THREAD):
+        if self.served(GETXATTR, node, struct.pack("=II", 100, 0) + name + b"\0", THREAD):
             error, body = self._reply()
             return error or body
         with errors() as error_of:
@@ -189,24 +204,43 @@ class Side:
         body = struct.pack("=II", len(counts), 0) + b"".join(
             FUSE_FORGET_ONE.pack(*one) for one in counts
         )
-        if self._served(FUSE_BATCH_FORGET, 0, body, 0):
+        if self.served(FUSE_BATCH_FORGET, 0, body, 0):
             return
         await self.fs.forget([(InodeT(node), count) for node, count in counts])
 
     async def forget_one(self, node: int, count: int) -> None:
-        if not self._served(FUSE_FORGET, node, struct.pack("=Q", count), 0):
+        if not self.served(FUSE_FORGET, node, struct.pack("=Q", count), 0):
             await self.fs.forget([(InodeT(node), count)])
 
-    async def open(self, node: int) -> int:
+    async def open(
+        self, node: int, flags: int = os.O_RDONLY, *, uid: int = 0, thread: int = THREAD
+    ) -> Opened | int:
+        flags |= O_LARGEFILE
+        if self.served(OPEN, node, struct.pack("=II", flags, 0), thread, uid):
+            error, body = self._reply()
+            assert not error
+            fh, open_flags, _ = FUSE_OPEN_OUT.unpack(body)
+            self.fhs.append((node, FileHandleT(fh)))
+            return Opened(bool(open_flags & FOPEN_KEEP_CACHE))
         with errors() as error_of:
-            info = await self.fs.open(InodeT(node), FlagT(os.O_RDONLY | O_LARGEFILE), context(THREAD))
+            info = await self.fs.open(InodeT(node), FlagT(flags), context(thread, uid))
             self.fhs.append((node, FileHandleT(info.fh)))
-            return 0
-        return cast(int, error_of[0])
+            return Opened(bool(info.keep_cache))
+        return error_of[0]
+
+    async def read(self, offset: int = 0, size: int = 100) -> bytes:
+        """Read from the file that was opened first, by Python."""
+        return bytes(await self.fs.read(self.fhs[0][1], offset, size))
 
     async def release(self) -> None:
-        if self.fhs:
-            await self.fs.release(self.fhs.pop(0)[1])
+        """Close the file that was opened first, if one is open."""
+        if not self.fhs:
+            return
+        node, fh = self.fhs.pop(0)
+        if self.served(RELEASE, node, FUSE_RELEASE_IN.pack(fh, 0, 0, 0), 0):
+            assert self._reply() == (0, b"")
+        else:
+            await self.fs.release(fh)
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -233,6 +267,7 @@ class Side:
         coherency = self.services.coherency
         return {
             "inodes": {inode.node: inode_state(inode) for inode in self.table.all()},
+            "open": (self.table.states.open_fds, self.fs.open_files),
             "found": (coherency.changes_found, coherency.doubtful_flushes),
             "refreshes": self.notifier.refreshes,
             "queued": set(self.notifier._queued),  # noqa: SLF001  # no public access
@@ -259,12 +294,19 @@ def inode_state(inode: Inode) -> tuple[object, ...]:
     return (
         *(inode.nlookup, inode.fd >= 0, inode.name, inode.parent and inode.parent.node, inode.suspect),
         *(kernel.sent, kernel.size, kernel.access, kernel.access_ctime, kernel.acl),
-        *(kernel.doubts, kernel.size_doubt, kernel.doubts_settled),
+        *(kernel.doubts, kernel.size_doubt, kernel.doubts_settled, kernel.dropped_for != 0),
+        *(inode.opens, inode.opens > 0 and inode.polled, record_state(inode.record)),
     )
 
 
-def context(thread: int) -> RequestContext:
-    return cast(RequestContext, SimpleNamespace(uid=0, gid=0, pid=thread, umask=0o22))
+def record_state(record: CachedFile | None) -> object:
+    if record is None:
+        return None
+    return record.handles, record.pins, record.drops_due, record.racy, record.forgotten
+
+
+def context(thread: int, uid: int = 0) -> RequestContext:
+    return cast(RequestContext, SimpleNamespace(uid=uid, gid=0, pid=thread, umask=0o22))
 
 
 @contextlib.contextmanager

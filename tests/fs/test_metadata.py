@@ -18,92 +18,14 @@ from hypothesis import strategies as st
 
 from cleanfs.fs.control import CONTROL_NAME
 from cleanfs.fs.forget import forgets_in
-from cleanfs.fuse.session import native
 from cleanfs.vfs import handles
 from cleanfs.vfs.coherency import Coherency
-from cleanfs.vfs.inode import Inode
-from cleanfs.vfs.inode_state import InodeStates
 from cleanfs.vfs.node_ids import ROOT
-from tests.fs.metadata_rig import NO_ATTRIBUTE, THREAD, Entry, Reply, Side
-from tests.harness.kernel import Device
-
-needs_native = pytest.mark.skipif(
-    native is None or not InodeStates.native, reason="the native modules were not built"
-)
+from tests.fs.metadata_rig import NO_ATTRIBUTE, THREAD, Entry
+from tests.fs.twins import Twins, needs_native, twins_over
 
 CAPABILITY = b"security.capability"
 ACL = b"system.posix_acl_access"
-
-
-class Twins:
-    """Makes each request to both file systems, and compares replies and states."""
-
-    def __init__(self, source: Path, mode: Coherency) -> None:
-        self.source = source
-        self.device = Device()
-        self.sides = (Side(source, mode, self.device), Side(source, mode, None))
-        self.now_ns = 0
-
-    @property
-    def natively(self) -> int:
-        """Count the requests that the channel served."""
-        return self.sides[0].natively
-
-    async def both(self, call: str, *args: object) -> Reply:
-        first, second = [await getattr(side, call)(*args) for side in self.sides]
-        assert first == second, call
-        self.compare()
-        return first  # type: ignore[no-any-return]  # of a method by name
-
-    def on_both(self, call: str, *args: object) -> None:
-        for side in self.sides:
-            getattr(side, call)(*args)
-        self.compare()
-
-    def compare(self) -> None:
-        assert self.sides[0].state() == self.sides[1].state()
-
-    def inodes(self, node: int) -> list[Inode]:
-        return [side.table[node] for side in self.sides]
-
-    def deliver(self) -> None:
-        for side in self.sides:
-            side.notifier.deliver()
-
-    async def found(self, name: bytes, parent: int = ROOT) -> int:
-        """Look a name up that is there. Return its node."""
-        entry = await self.both("lookup", parent, name)
-        assert isinstance(entry, Entry)
-        return entry.node
-
-    async def is_served(self, call: str, *args: object) -> bool:
-        """Make a request to both. Return whether the channel served it."""
-        before = self.natively
-        await self.both(call, *args)
-        return self.natively > before
-
-    async def close(self) -> None:
-        for side in self.sides:
-            await side.close()
-        self.device.close()
-
-
-def make_source(path: Path) -> Path:
-    for name in ("a", "b"):
-        (path / name).write_text(name)
-    (path / "link").symlink_to("a")
-    (path / "dir").mkdir()
-    (path / "dir" / "x").write_text("x")
-    return path
-
-
-@contextlib.asynccontextmanager
-async def twins_over(path: Path, mode: Coherency) -> AsyncIterator[Twins]:
-    twins = Twins(make_source(path), mode)
-    try:
-        yield twins
-    finally:
-        await twins.close()
 
 
 @pytest.fixture

@@ -28,13 +28,12 @@ def body(*, data_only: bool = False) -> bytes:
     return struct.pack("=QII", FH, int(data_only), 0)
 
 
-def channel_of(device: Device, fd: int, *, drop_due: bool = False) -> Any:  # noqa: ANN401  # of the native module
+def channel_of(device: Device, fd: int) -> Any:  # noqa: ANN401  # of the native module
     """Make a native channel that serves one open file."""
     assert native is not None
     channel = native.Channel(device.fd, -1, 0, lambda *_: b"", lambda _: None)
     channel.serve_from(CacheState(4096))
     handle = HandleState(FileState(1, FileKey(1, 2, b"")), KernelState(), fd)
-    handle.drop_due = drop_due
     channel.add_handle(FH, handle)
     return channel
 
@@ -102,14 +101,4 @@ def test_many_calls_all_get_their_reply_and_are_forgotten(device: Device, tmp_pa
     wait_until(lambda: channel.syncing == 0)
     channel.receive_now()
     assert len(channel) == left, "those of Python, which has not replied"
-    os.close(fd)
-
-
-def test_a_file_whose_pages_the_opener_may_have_yet_to_drop_is_left_to_python(
-    device: Device, tmp_path: Path
-) -> None:
-    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
-    channel = channel_of(device, fd, drop_due=True)
-    device.send(FSYNC, 2, body())
-    assert channel.receive_now().unique == 2
     os.close(fd)

@@ -12,10 +12,12 @@ from cleanfs.fuse.request import Request, current, set_current
 PID = 4242
 
 
-def message(opcode: int, unique: int, body: bytes = b"", *, pid: int = PID, node: int = 1) -> bytes:
+def message(
+    opcode: int, unique: int, body: bytes = b"", *, pid: int = PID, node: int = 1, uid: int = 1000
+) -> bytes:
     """Pack a request."""
     length = FUSE_IN_HEADER.size + len(body)
-    return FUSE_IN_HEADER.pack(length, opcode, unique, node, 1000, 100, pid, 0, 0) + body
+    return FUSE_IN_HEADER.pack(length, opcode, unique, node, uid, 100, pid, 0, 0) + body
 
 
 class Device:

@@ -143,8 +143,8 @@ class Served:
         self.names[entry.st_ino] = name
         info = await self.fs.open(entry.st_ino, pyfuse3.FlagT(flags), CTX)
         handle = self.handle(info.fh)
-        if handle.inode.kernel.dropped_for is handle:  # the opener runs on at once
-            handle.inode.kernel.pages_dropped(handle)
+        if handle.inode.kernel.dropped_for == handle.state.serial:  # the opener runs on at once
+            handle.inode.kernel.dropped_for, handle.inode.kernel.pages_dropped_by = 0, 0.0
         return int(info.fh)
 
     async def release(self, fh: int) -> None:

@@ -95,7 +95,6 @@ def a_larger_size_is_known(served: Served, fh: int) -> None:
 
 
 READS: dict[str, Prepare] = {
-    "a drop that is due": drop_due,
     "a write under way": set_file("pending_writes", 1),
     "reads are remembered": set_file("remembers_reads", True),
     "distrusted": lambda served, fh: served.coherency.distrust(served.handle(fh).file),
@@ -111,7 +110,6 @@ SOURCE_READS: dict[str, Prepare] = {
 }
 
 WRITES: dict[str, Prepare] = {
-    "a drop that is due": drop_due,
     "a change under way": set_file("mutations", 1),
     "a write under way": set_file("pending_writes", 1),
     "reads are remembered": set_file("remembers_reads", True),
@@ -120,6 +118,26 @@ WRITES: dict[str, Prepare] = {
     "writes are slow": set_fs(writes__inline=False),
     "no call has just returned": set_fs(writes__returned_at=0.0),
 }
+
+
+@pytest.mark.parametrize("request_by", ["read", "write"])
+async def test_a_request_shows_that_the_opener_has_run(served: Served, request_by: str) -> None:
+    fh = await served.open("f")
+    drop_due(served, fh)
+    handle = served.handle(fh)
+    kernel = handle.inode.kernel
+    kernel.drops_pages_for(handle.state.serial)
+    served.trust(fh)
+    before = served.served
+    if request_by == "read":
+        await served.read(fh, 0, 10)
+    else:
+        await served.write(fh, 0, b"0123456789")
+    assert served.served == before + 1
+    assert (handle.state.drop_due, handle.file.drops_due, kernel.dropped_for) == (False, 0, 0)
+    kernel.drops_pages_for(handle.state.serial + 1)  # of another open
+    await served.read(fh, 0, 10)
+    assert kernel.dropped_for == handle.state.serial + 1
 
 
 @pytest.mark.parametrize("name", READS)

@@ -113,7 +113,7 @@ def test_an_fd_number_reused_for_another_file_is_not_taken_for_it(rig: Rig) -> N
     # The file handle was released and its fd number reused while open_parked ran in its thread.
     a = rig.lookup("a")
     fd = os.open(rig.path / "b", os.O_RDONLY)
-    a.open_fds = (fd,)
+    a.add_open_fd(fd)
     rig.park(a)
     try:
         opened, _ = open_parked(a, rig.table.mount_fd(a.device), rig.table.root.fd)
@@ -124,7 +124,7 @@ def test_an_fd_number_reused_for_another_file_is_not_taken_for_it(rig: Rig) -> N
         os.close(opened)
         assert same
     finally:
-        a.open_fds = ()
+        a.remove_open_fd(fd)
         os.close(fd)
 
 

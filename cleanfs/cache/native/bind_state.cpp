@@ -97,13 +97,19 @@ void bind_state(nb::module_& module) {
         .def_rw("pending_writes", &FileState::pending_writes)
         .def_rw("reads_in_flight", &FileState::reads_in_flight)
         .def_rw("remembers_reads", &FileState::remembers_reads)
-        .def_rw("forgotten", &FileState::forgotten);
+        .def_rw("forgotten", &FileState::forgotten)
+        .def_rw("pins", &FileState::pins)
+        .def_rw("handles", &FileState::handles)
+        .def_rw("drops_due", &FileState::drops_due)
+        .def_rw("used", &FileState::used);
 
     nb::class_<KernelState>(module, "KernelState", "cleanfs.cache.state.KernelState.")
         .def(nb::init<>())
         .def_prop_rw("sent", [](const KernelState& kernel) { return to_python(kernel.sent); },
                      [](KernelState& kernel, nb::object stamps) { kernel.sent = to_stamps(stamps); }, nb::arg().none())
-        .def_rw("size", &KernelState::size);
+        .def_rw("size", &KernelState::size)
+        .def_rw("dropped_for", &KernelState::dropped_for)
+        .def_rw("pages_dropped_by", &KernelState::pages_dropped_by);
 
     nb::class_<InlineState>(module, "InlineState", "cleanfs.cache.state.InlineState.")
         .def(nb::init<>())
@@ -126,7 +132,9 @@ void bind_state(nb::module_& module) {
 
     nb::class_<HandleState>(module, "HandleState", "cleanfs.cache.state.HandleState.")
         .def("__init__", [](HandleState* self, FileState* file, KernelState* kernel, int fd) {
+                 static std::uint64_t last_serial = 0;
                  new (self) HandleState;
+                 self->serial = ++last_serial;
                  self->file = file;
                  self->kernel = kernel;
                  self->fd = fd;
@@ -139,6 +147,8 @@ void bind_state(nb::module_& module) {
                  handle.stream = stream;
              },
              "reads"_a, "nowait"_a, "stream"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>())
+        .def_ro("serial", &HandleState::serial)
+        .def("opener_ran", &HandleState::opener_ran)
         .def_rw("drop_due", &HandleState::drop_due)
         .def_rw("nowait_tried_at", &HandleState::nowait_tried_at);
 

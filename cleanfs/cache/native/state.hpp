@@ -45,6 +45,9 @@ struct FileState {
     std::uint32_t mutations = 0, pending_writes = 0, reads_in_flight = 0;
     bool remembers_reads = false;
     bool forgotten = false;  // no record any more
+    std::int64_t pins = 0;
+    std::uint32_t handles = 0, drops_due = 0;
+    bool used = false;
 
     zcache::FileKey key() const { return {device, inode, generation}; }
 };
@@ -53,6 +56,8 @@ struct FileState {
 struct KernelState {
     std::optional<Stamps> sent;
     std::int64_t size = -1;
+    std::uint64_t dropped_for = 0;  // a handle's serial, or 0
+    double pages_dropped_by = 0;
 };
 
 // Whether calls of one kind to one file system are made inline: the native part of
@@ -85,6 +90,19 @@ struct HandleState {
     int fd = -1;
     bool drop_due = false;
     std::int64_t nowait_tried_at = -1;
+    std::uint64_t serial = 0;  // of Python's handles
+
+    // FileHandle.opener_ran: a request by this handle has come, so the kernel has applied the reply to its OPEN.
+    void opener_ran() {
+        if (drop_due) {
+            drop_due = false;
+            --file->drops_due;
+        }
+        if (serial != 0 && kernel->dropped_for == serial) {
+            kernel->dropped_for = 0;
+            kernel->pages_dropped_by = 0;
+        }
+    }
 };
 
 // One mount's caches.

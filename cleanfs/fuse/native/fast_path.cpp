@@ -58,6 +58,8 @@ bool FastPath::serve(const Message& message, Channel& channel) {
             case FUSE_READ: served = read(message, channel); break;
             case FUSE_WRITE: served = write(message, channel); break;
             case FUSE_FSYNC: served = sync(message, channel); break;
+            case FUSE_OPEN: served = open_handles_ && open_handles_->open(message, channel); break;
+            case FUSE_RELEASE: served = open_handles_ && open_handles_->release(message, channel); break;
             default: served = metadata_ && metadata_->serve(message, channel); break;
         }
     } catch (const std::bad_alloc&) {
@@ -67,9 +69,10 @@ bool FastPath::serve(const Message& message, Channel& channel) {
     return served;
 }
 
-HandleState* FastPath::find(std::uint64_t fh) const {
+HandleState* FastPath::find(std::uint64_t fh) {
     const auto found = handles_.find(fh);
-    return found == handles_.end() ? nullptr : found->second;
+    if (found != handles_.end()) return found->second;
+    return open_handles_ ? open_handles_->find(fh) : nullptr;
 }
 
 // FileHandle.read and PageCache.read, of a file whose reads wait for no write and need not be remembered.
@@ -77,7 +80,8 @@ bool FastPath::read(const Message& message, Channel& channel) {
     const auto in = message.body_as<fuse_read_in>();
     if (!in || caches_.resident == nullptr) return false;
     HandleState* handle = find(in->fh);
-    if (handle == nullptr || handle->drop_due) return false;
+    if (handle == nullptr) return false;
+    handle->opener_ran();
     const FileState& file = *handle->file;
     if (file.pending_writes > 0 || file.remembers_reads) return false;
     if (in->size == 0 || in->offset >= file.size || file.size > max_offset) return false;
@@ -200,7 +204,9 @@ bool FastPath::write(const Message& message, Channel& channel) {
     const auto in = message.body_as<fuse_write_in>();
     if (!in || message.body().size() - sizeof *in != in->size || in->size == 0) return false;
     HandleState* handle = find(in->fh);
-    if (handle == nullptr || handle->drop_due || handle->writes == nullptr) return false;
+    if (handle == nullptr) return false;
+    handle->opener_ran();
+    if (handle->writes == nullptr) return false;
     FileState& file = *handle->file;
     if (file.mutations > 0 || file.pending_writes > 0 || file.remembers_reads || !file.stamps) return false;
     if ((in->flags & (O_SYNC | O_DSYNC)) != 0 || ((in->flags & O_APPEND) != 0 && caches_.shared)) return false;
@@ -244,7 +250,7 @@ bool FastPath::write(const Message& message, Channel& channel) {
 bool FastPath::sync(const Message& message, Channel& channel) {
     const auto in = message.body_as<fuse_fsync_in>();
     const HandleState* handle = in ? find(in->fh) : nullptr;
-    if (handle == nullptr || handle->drop_due) return false;
+    if (handle == nullptr) return false;
     if (!sync_threads_) sync_threads_ = std::make_unique<SyncThreads>(channel.device());
     const bool data_only = (in->fsync_flags & FUSE_FSYNC_FDATASYNC) != 0;
     const std::uint64_t unique = message.header().unique;

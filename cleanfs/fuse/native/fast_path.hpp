@@ -14,6 +14,7 @@
 #include "channel.hpp"
 #include "histogram.hpp"
 #include "metadata.hpp"
+#include "open_handles.hpp"
 #include "state.hpp"
 #include "sync_threads.hpp"
 
@@ -27,8 +28,14 @@ public:
     void add(std::uint64_t fh, HandleState& handle) { handles_[fh] = &handle; }
     void remove(std::uint64_t fh) { handles_.erase(fh); }
 
-    // Serve names and attributes, too. `inodes` must outlive this object.
-    void serve_metadata(InodeStates& inodes) { metadata_.emplace(inodes); }
+    // Serve names and attributes, and open files, too. `inodes` must outlive this object.
+    void serve_metadata(InodeStates& inodes) {
+        metadata_.emplace(inodes);
+        open_handles_.emplace(caches_, inodes, *metadata_);
+    }
+
+    // The files that were opened here; null before `serve_metadata`.
+    OpenHandles* open_handles() { return open_handles_ ? &*open_handles_ : nullptr; }
 
     // Serve a request and send the reply. False if Python must.
     bool serve(const Message& message, Channel& channel);
@@ -62,7 +69,7 @@ private:
         std::uint64_t count;  // of pages
     };
 
-    HandleState* find(std::uint64_t fh) const;
+    HandleState* find(std::uint64_t fh);
     bool read(const Message& message, Channel& channel);
     bool borrow(const FileState& file, const Range& range, std::byte* to) const;
     std::optional<std::size_t> read_source(HandleState& handle, const FileState& file, const Range& range, std::byte* to);
@@ -75,6 +82,7 @@ private:
 
     CacheState& caches_;
     std::optional<Metadata> metadata_;
+    std::optional<OpenHandles> open_handles_;
     std::unique_ptr<SyncThreads> sync_threads_;  // made for the first FSYNC
     struct Sync {
         fuse_in_header header;

@@ -95,7 +95,6 @@ bool Metadata::serve(const Message& message, Channel& channel) {
     }
 }
 
-// Tree.using, where that does not wait: the inode, with a descriptor. Null if Python must find it.
 InodeState* Metadata::find_held(std::uint64_t node) {
     InodeState* inode = inodes_.find(node);
     if (inode == nullptr || inode->is_ready()) return inode;
@@ -130,7 +129,7 @@ bool Metadata::get_attributes(const Message& message, Channel& channel) {
     if (fstat(inode->fd, &st) != 0 || st.st_nlink == 0 || !is_as_known(*inode, st)) return false;
     KernelViewState& kernel = *inode->kernel;
     // An open file's size must be settled before a read goes by it (Tree._settle_size).
-    if (inode->opens > 0 && (kernel.size_doubt > kernel.doubts_settled || kernel.sent != Stamps::of(st))) return false;
+    if (!inode->open_fds.empty() && (kernel.size_doubt > kernel.doubts_settled || kernel.sent != Stamps::of(st))) return false;
 
     fuse_attr_out out{};
     const Timeout timeout(inodes_.timeout);
@@ -262,6 +261,12 @@ void Metadata::take_back(std::uint64_t node, std::uint64_t nlookup) {
     inode->nlookup -= static_cast<std::int64_t>(std::min(nlookup, max_nlookup));
     inode->nlookup = std::max(inode->nlookup, -static_cast<std::int64_t>(max_nlookup));
     if (inode->nlookup <= 0) unused_.push_back(node);
+}
+
+void Metadata::drop_if_unused(const InodeState& inode, Channel& channel) {
+    if (inode.nlookup > 0 || !inode.open_fds.empty()) return;
+    unused_.push_back(inode.node);
+    drop_unused(channel);
 }
 
 void Metadata::drop_unused(Channel& channel) {

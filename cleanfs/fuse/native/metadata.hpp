@@ -36,10 +36,15 @@ private:
 
 class Metadata {
 public:
-    explicit Metadata(InodeStates& inodes) : inodes_(inodes) {}
+    explicit Metadata(InodeStates& inodes) : inodes_(inodes) { unused_.reserve(1); }
 
     // Serve a request and send the reply. False if Python must.
     bool serve(const Message& message, Channel& channel);
+
+    // Tree.using, where that does not wait: the inode, with a descriptor. Null if Python must find it.
+    InodeState* find_held(std::uint64_t node);
+    // Have Python drop an inode to which neither the kernel nor a file handle refers.
+    void drop_if_unused(const InodeState& inode, Channel& channel);
 
 private:
     bool get_attributes(const Message& message, Channel& channel);
@@ -50,7 +55,6 @@ private:
     bool forget_batch(const Message& message, Channel& channel);
 
     bool is_as_known(const InodeState& inode, const struct stat& st) const;
-    InodeState* find_held(std::uint64_t node);
     bool hold(InodeState& inode, Descriptor& found, const struct stat& st);
     bool look_up_absent(const Message& message, Channel& channel) const;
     void take_back(std::uint64_t node, std::uint64_t nlookup);

@@ -114,6 +114,8 @@ void bind_channel(nb::module_& module) {
              [](PyChannel& channel, std::uint64_t fh, nb::object handle) { channel.fast_path().add_handle(fh, std::move(handle)); },
              "fh"_a, "handle"_a)
         .def("remove_handle", [](PyChannel& channel, std::uint64_t fh) { channel.fast_path().remove_handle(fh); }, "fh"_a)
+        .def("adopt_handle", [](PyChannel& channel, std::uint64_t fh) { return channel.fast_path().adopt_handle(fh); }, "fh"_a)
+        .def_prop_ro("own_handles", [](PyChannel& channel) { return channel.fast_path().own_handles(); })
         .def_prop_ro("syncing", &PyChannel::syncing)
         // Statistics.
         .def("opcodes", &opcodes)

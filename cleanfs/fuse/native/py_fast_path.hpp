@@ -40,6 +40,19 @@ public:
         handles_.erase(fh);
     }
 
+    // A file that was opened here becomes Python's: its inode, record, fd, flags and stream. None if there is none.
+    nb::object adopt_handle(std::uint64_t fh) {
+        OpenHandles* handles = fast_path_ == nullptr ? nullptr : fast_path_->open_handles();
+        const auto adopted = handles == nullptr ? std::nullopt : handles->adopt(fh);
+        if (!adopted) return nb::none();
+        return nb::make_tuple(nb::find(*adopted->inode), nb::find(*adopted->file), adopted->fd, adopted->flags, adopted->stream);
+    }
+
+    std::size_t own_handles() {
+        OpenHandles* handles = fast_path_ == nullptr ? nullptr : fast_path_->open_handles();
+        return handles == nullptr ? 0 : handles->size();
+    }
+
     // Null before `serve_from`.
     FastPath* get() { return fast_path_.get(); }
 

@@ -1,5 +1,8 @@
 #include "inode_bindings.hpp"
 
+#include <utility>
+#include <vector>
+
 #include "inode_state.hpp"
 #include "to_python.hpp"
 
@@ -14,18 +17,21 @@ std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.siz
 
 // InodeStates with what it refers to in Python: methods of objects that refer back to it.
 struct PyInodeStates : InodeStates {
-    nb::object drop = nb::none(), hold_parked = nb::none();
+    nb::object drop = nb::none(), hold_parked = nb::none(), poll_file = nb::none();
+    std::vector<nb::object> referenced;  // policies of file systems
 
     static int traverse(PyObject* self, visitproc visit, void* arg) {
         Py_VISIT(Py_TYPE(self));
         if (nb::inst_ready(self)) {
             Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->drop.ptr());
             Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->hold_parked.ptr());
+            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->poll_file.ptr());
         }
         return 0;
     }
     static int clear(PyObject* self) {
-        nb::inst_ptr<PyInodeStates>(self)->drop = nb::inst_ptr<PyInodeStates>(self)->hold_parked = nb::none();
+        auto& states = *nb::inst_ptr<PyInodeStates>(self);
+        states.drop = states.hold_parked = states.poll_file = nb::none();
         return 0;
     }
     static inline PyType_Slot slots[] = {
@@ -55,6 +61,22 @@ bool call_drop_unused(InodeStates& states, std::span<const std::uint64_t> nodes)
         error.discard_as_unraisable("the drop of unused inodes");
         return true;
     }
+}
+
+bool call_poll(InodeStates& states, std::uint64_t node) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        return nb::cast<bool>(static_cast<PyInodeStates&>(states).poll_file(node));
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the note of an open file");
+        return true;
+    }
+}
+
+nb::tuple to_python(const std::vector<int>& fds) {
+    nb::list list;
+    for (const int fd : fds) list.append(fd);
+    return nb::tuple(list);
 }
 
 }  // namespace
@@ -97,7 +119,11 @@ void bind_inode_states(nb::module_& module) {
         .def_ro("generation", &InodeState::generation)
         .def_rw("fd", &InodeState::fd)
         .def_rw("nlookup", &InodeState::nlookup)
-        .def_rw("opens", &InodeState::opens)
+        .def_prop_ro("open_fds", [](const InodeState& inode) { return to_python(inode.open_fds); })
+        .def_prop_ro("opens", [](const InodeState& inode) { return inode.open_fds.size(); })
+        .def("add_open_fd", [](InodeState& inode, int fd) { inode.open_fds.push_back(fd); }, "fd"_a)
+        .def("remove_open_fd", [](InodeState& inode, int fd) { std::erase(inode.open_fds, fd); }, "fd"_a)
+        .def_rw("polled", &InodeState::polled)
         .def_rw("local", &InodeState::local)
         .def_rw("suspect", &InodeState::suspect)
         .def_rw("used", &InodeState::used)
@@ -108,7 +134,7 @@ void bind_inode_states(nb::module_& module) {
                  inode.name = to_string(name);
              },
              "parent"_a.none(), "name"_a)
-        .def("set_record", [](InodeState& inode, const FileState* record) { inode.record = record; }, "record"_a.none());
+        .def("set_record", [](InodeState& inode, FileState* record) { inode.record = record; }, "record"_a.none());
     nb::class_<InodeStates>(module, "NativeInodeStates");
     nb::class_<PyInodeStates, InodeStates>(module, "InodeStates", "cleanfs.vfs.inode_state.InodeStates.",
                                            nb::type_slots(PyInodeStates::slots))
@@ -122,13 +148,21 @@ void bind_inode_states(nb::module_& module) {
              },
              "inode"_a)
         .def("use_table",
-             [](PyInodeStates& states, nb::object drop, nb::object hold) {
+             [](PyInodeStates& states, nb::object drop, nb::object hold, nb::object poll) {
                  states.drop = std::move(drop);
                  states.drop_unused = call_drop_unused;
                  states.hold_parked = std::move(hold);
                  states.hold = call_hold;
+                 states.poll_file = std::move(poll);
+                 states.poll = call_poll;
              },
-             "drop"_a, "hold"_a)
+             "drop"_a, "hold"_a, "poll"_a)
+        .def("use_file_system",
+             [](PyInodeStates& states, std::uint64_t device, nb::object nowait, nb::object reads, nb::object names) {
+                 states.file_systems[device] = {nb::cast<InlineState*>(reads), nb::cast<InlineState*>(names), nb::cast<NowaitState*>(nowait)};
+                 for (nb::object* object : {&nowait, &reads, &names}) states.referenced.push_back(std::move(*object));
+             },
+             "device"_a, "nowait"_a, "reads"_a, "names"_a)
         .def_rw("serves", &PyInodeStates::serves)
         .def_rw("timeout", &PyInodeStates::timeout)
         .def_rw("caches_absence", &PyInodeStates::caches_absence)
@@ -136,6 +170,8 @@ void bind_inode_states(nb::module_& module) {
                      [](PyInodeStates& states, const nb::bytes& name) { states.control_name = to_string(name); })
         .def_rw("max_inodes", &PyInodeStates::max_inodes)
         .def_rw("notifications", &PyInodeStates::notifications)
+        .def_rw("open_fds", &PyInodeStates::open_fds)
+        .def_rw("fd_budget", &PyInodeStates::fd_budget)
         .def("refuse", [](PyInodeStates& states, std::uint32_t thread) { states.refused.insert(thread); }, "thread"_a)
         .def("stop_refusing", [](PyInodeStates& states, std::uint32_t thread) { states.refused.erase(thread); }, "thread"_a);
 }

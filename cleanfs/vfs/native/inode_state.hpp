@@ -12,6 +12,7 @@
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
+#include <vector>
 
 #include "state.hpp"
 
@@ -77,20 +78,27 @@ struct InodeState {
 
     int fd = -1;
     std::int64_t nlookup = 0;
-    std::uint32_t opens = 0;
-    bool local = false, suspect = false, used = false;
+    std::vector<int> open_fds;  // of its file handles
+    bool local = false, suspect = false, used = false, polled = false;
     InodeState* parent = nullptr;  // the Python object keeps it alive
     std::string name;
-    const FileState* record = nullptr;
+    FileState* record = nullptr;
 
     // Whether its descriptor can be used here, and without a wait.
     bool is_ready() const { return local && fd >= 0 && !suspect; }
     bool is_parked() const { return local && fd < 0; }
 };
 
+// What is known of one file system of the source (cleanfs.source.io.SourceFs).
+struct SourceFsState {
+    InlineState *reads, *names;
+    NowaitState* nowait;
+};
+
 // The inodes of one mount.
 struct InodeStates {
     std::unordered_map<std::uint64_t, InodeState*> by_node;
+    std::unordered_map<std::uint64_t, SourceFsState> file_systems;  // the local ones, by device
 
     bool serves = false;
     double timeout = 0;
@@ -98,13 +106,20 @@ struct InodeStates {
     std::string control_name;
     std::size_t max_inodes = 0;
     std::size_t notifications = 0;
+    std::size_t open_fds = 0, fd_budget = 0;
     std::unordered_set<std::uint32_t> refused;  // threads
 
     // InodeTable.drop_unused, with the GIL. Returns whether a task of trio can run.
     bool (*drop_unused)(InodeStates& states, std::span<const std::uint64_t> nodes) noexcept = nullptr;
+    // OpenFiles.opened, with the GIL. Returns whether a task of trio can run.
+    bool (*poll)(InodeStates& states, std::uint64_t node) noexcept = nullptr;
     // InodeTable.hold_parked, with the GIL. Returns whether the descriptor, which has the right number, was taken.
     bool (*hold)(InodeStates& states, std::uint64_t node, int fd) noexcept = nullptr;
 
+    const SourceFsState* source_fs(const InodeState& inode) const {
+        const auto found = file_systems.find(inode.device);
+        return found == file_systems.end() ? nullptr : &found->second;
+    }
     InodeState* find(std::uint64_t node) const {
         const auto found = by_node.find(node);
         return found == by_node.end() ? nullptr : found->second;

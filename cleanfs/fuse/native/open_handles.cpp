@@ -1,0 +1,156 @@
+#include "open_handles.hpp"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+namespace cleanfs {
+
+namespace {
+
+// Flags of an open that changes something, or needs a second attempt where the source refuses them
+// (namespace.open_advised).
+constexpr std::uint32_t left_to_python = O_ACCMODE | O_TRUNC | O_APPEND | O_NOATIME | O_DSYNC | O_SYNC | O_CREAT | O_EXCL;
+
+// Flags that do not reach the source (handles.IO_FLAGS).
+constexpr std::uint32_t not_for_source = O_NOCTTY | O_NOFOLLOW | O_DIRECT;
+
+// namespace.open_file, without a wait for another process's lease. -1 and errno if that fails.
+int open_without_wait(int path_fd, std::uint32_t flags) {
+    char path[32];
+    std::snprintf(path, sizeof path, "/proc/self/fd/%d", path_fd);
+    const int fd = open(path, static_cast<int>((flags & ~not_for_source) | O_NONBLOCK | O_CLOEXEC));
+    if (fd >= 0 && (flags & O_NONBLOCK) == 0) {
+        int off = 0;
+        ioctl(fd, FIONBIO, &off);
+    }
+    return fd;
+}
+
+}  // namespace
+
+OpenHandles::~OpenHandles() {
+    for (const auto& [fh, handle] : handles_) ::close(handle.state.fd);
+}
+
+HandleState* OpenHandles::find(std::uint64_t fh) {
+    const auto found = handles_.find(fh);
+    return found == handles_.end() ? nullptr : &found->second.state;
+}
+
+// Whether pages or attributes that the kernel has may be stale, so that an open must see to it (Opener._compare,
+// Opener._must_drop_pages).
+bool OpenHandles::may_be_stale(const InodeState& inode) const {
+    const KernelViewState& kernel = *inode.kernel;
+    if (inodes_.notifications > 0 || kernel.dropped_for != 0) return true;
+    return caches_.shared && (inode.record->racy || kernel.doubts_settled < kernel.doubts);
+}
+
+// Tree.is_named, of an inode whose directory is held.
+bool OpenHandles::is_named(InodeState& inode) const {
+    InodeState* parent = inode.parent;
+    if (parent == nullptr || parent->nlookup <= 0 || !parent->is_ready() || parent->device != inode.device) return false;
+    struct statx found;
+    const int flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC;
+    if (statx(parent->fd, inode.name.c_str(), flags, STATX_INO, &found) != 0) return false;
+    parent->used = true;
+    return makedev(found.stx_dev_major, found.stx_dev_minor) == inode.device && found.stx_ino == inode.ino;
+}
+
+// Permissions._check_access, without a look at the ACL.
+bool OpenHandles::may_access(const InodeState& inode, const struct stat& st, std::uint32_t uid) const {
+    const KernelViewState& kernel = *inode.kernel;
+    if (uid == 0 || kernel.access == KernelViewState::not_told) return true;
+    return kernel.access == KernelViewState::access_of(st) && kernel.access_ctime == Stamps::of(st).ctime_ns;
+}
+
+// CleanFS.open, of a file that has a record, and is as that says.
+bool OpenHandles::open(const Message& message, Channel& channel) {
+    const auto in = message.body_as<fuse_open_in>();
+    if (!in || (in->flags & left_to_python) != O_RDONLY) return false;
+    InodeState* inode = metadata_.find_held(message.header().nodeid);
+    if (inode == nullptr || inode->kind != S_IFREG) return false;
+    FileState* file = inode->record;
+    if (file == nullptr || file->forgotten || !file->stamps || may_be_stale(*inode)) return false;
+    const SourceFsState* fs = inodes_.source_fs(*inode);
+    // With more open files some inodes must be parked (InodeTable.shrink).
+    if (fs == nullptr || inodes_.open_fds >= inodes_.fd_budget) return false;
+    if (caches_.shared && inodes_.refused.contains(message.header().pid)) return false;
+
+    Descriptor opened(open_without_wait(inode->fd, in->flags));
+    struct stat st;
+    if (opened.get() < 0 || fstat(opened.get(), &st) != 0) return false;
+    const Stamps now = Stamps::of(st);
+    KernelViewState& kernel = *inode->kernel;
+    if (now != *file->stamps || kernel.sent != now) return false;
+    if (caches_.shared && !is_named(*inode)) return false;
+    if (!may_access(*inode, st, message.header().uid)) return false;
+
+    const std::uint64_t fh = last_ + 1;
+    inode->open_fds.reserve(inode->open_fds.size() + 1);
+    Handle& handle = handles_[fh];  // what may throw comes before a count is changed
+    last_ = fh;
+    handle.inode = inode;
+    handle.flags = in->flags;
+    handle.state.file = file;
+    handle.state.kernel = &kernel;
+    handle.state.reads = fs->reads;
+    handle.state.nowait = fs->nowait;
+    handle.state.stream = &handle.stream;
+    handle.state.fd = opened.get();
+    opened.release();
+    ++file->pins;
+    ++file->handles;
+    inode->open_fds.push_back(handle.state.fd);
+    ++inodes_.open_fds;
+    file->used = inode->used = true;
+    if (message.header().uid != 0) kernel.access_ctime = now.ctime_ns;
+    if (caches_.shared && !inode->polled && inodes_.poll(inodes_, inode->node)) channel.let_scheduler_run();
+
+    const fuse_open_out out{fh, FOPEN_KEEP_CACHE, 0};
+    if (channel.reply(message.header().unique, 0, {reinterpret_cast<const std::byte*>(&out), sizeof out}) == Sent::refused) close(fh, channel);
+    return true;
+}
+
+// CleanFS.release, where nothing is left to be done but the close.
+bool OpenHandles::release(const Message& message, Channel& channel) {
+    const auto in = message.body_as<fuse_release_in>();
+    const auto found = in ? handles_.find(in->fh) : handles_.end();
+    if (found == handles_.end() || found->second.stream.rest()) return false;
+    struct stat st;
+    if (fstat(found->second.state.fd, &st) != 0 || st.st_nlink == 0) return false;  // its pages go
+    close(in->fh, channel);
+    channel.reply(message.header().unique, 0, {});
+    return true;
+}
+
+// FileHandle.release and InodeTable.closing.
+void OpenHandles::close(std::uint64_t fh, Channel& channel) {
+    const auto found = handles_.find(fh);
+    const Handle& handle = found->second;
+    InodeState& inode = *handle.inode;
+    --handle.state.file->pins;
+    --handle.state.file->handles;
+    std::erase(inode.open_fds, handle.state.fd);
+    --inodes_.open_fds;
+    ::close(handle.state.fd);
+    handles_.erase(found);
+    metadata_.drop_if_unused(inode, channel);
+}
+
+std::optional<OpenHandles::Adopted> OpenHandles::adopt(std::uint64_t fh) {
+    const auto found = handles_.find(fh);
+    if (found == handles_.end()) return std::nullopt;
+    const Handle& handle = found->second;
+    const Adopted adopted{handle.inode, handle.state.file, handle.state.fd, handle.flags, handle.stream};
+    --adopted.file->pins;
+    --adopted.file->handles;
+    handles_.erase(found);
+    return adopted;
+}
+
+}  // namespace cleanfs
