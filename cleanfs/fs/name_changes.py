@@ -9,6 +9,9 @@ from typing import Final
 import pyfuse3
 from pyfuse3 import FUSEError, RequestContext
 
+from cleanfs.backends.ops import FileKey
+from cleanfs.cache.fingerprint import Fingerprint
+from cleanfs.cache.state import Stamps
 from cleanfs.fs.control import CONTROL_NAME, Control
 from cleanfs.linux import syscalls
 from cleanfs.source import namespace
@@ -91,10 +94,34 @@ class NameChanges:
             actor, unlink = self._tree.actor(parent, ctx), namespace.unlink
             changed = await self._tree.change_names(parent, actor, unlink, parent.fd, name)
             inode = self._tree.name_changed(changed, parent, name)
-            self._inodes.name_gone(changed.key.device, parent, name)
-            if inode is not None:
-                self._inodes.lost_name(inode, parent, name)
+            self._name_gone(changed.key.device, inode, parent, name)
             return NameChange((inode,), gone=((parent, name),))
+
+    def unlinked(
+        self,
+        parent_node: int,
+        name: bytes,
+        node: int,
+        fd: int,
+        before: Stamps,
+        after: Stamps | None,
+        gone: bool,
+    ) -> None:
+        """Record what ``unlink`` would (``channel.Calls``)."""
+        parent, inode = self._inodes[parent_node], self._inodes[node]
+        key = inode.file_key or FileKey(inode.device, inode.ino, syscalls.name_to_handle(fd))
+        after_it = None if after is None else Fingerprint(*after, racy=True)
+        self._tree.note_name_change(inode, key, Fingerprint(*before, racy=True), after_it, gone=gone)
+        self._name_gone(inode.device, inode, parent, name)
+
+    def unlink_of(self, parent_node: int, name: bytes, node: int) -> NameChange:
+        """Return what an unlink did that was recorded before."""
+        return NameChange((self._inodes[node],), gone=((self._inodes[parent_node], name),))
+
+    def _name_gone(self, device: int, inode: Inode | None, parent: Inode, name: bytes) -> None:
+        self._inodes.name_gone(device, parent, name)
+        if inode is not None:
+            self._inodes.lost_name(inode, parent, name)
 
     async def rmdir(self, parent_node: int, name: bytes, ctx: RequestContext) -> NameChange:
         """Remove a directory."""

@@ -51,7 +51,7 @@ from cleanfs.fs.range_operations import RangeOperations
 from cleanfs.fs.rollback import ReplyRollback
 from cleanfs.fs.tmpfile import Tmpfile
 from cleanfs.fs.xattrs import CAPABILITY, Xattrs
-from cleanfs.fuse.channel import Channel
+from cleanfs.fuse.channel import Calls, Channel
 from cleanfs.fuse.request import on_refusal
 from cleanfs.source import attributes, namespace
 from cleanfs.source.attributes import NewAttributes
@@ -147,13 +147,21 @@ class CleanFS(pyfuse3.Operations):
         states.control_name = CONTROL_NAME
         self._services.notifier.count_in(states)
         self._services.backing.on_file_system(functools.partial(_share_file_system, states))
-        self._channel.serve_metadata(
-            states, self._inodes.drop_unused, self._inodes.hold_parked, self._poll
+        calls = Calls(
+            drop_unused=self._inodes.drop_unused,
+            hold_parked=self._inodes.hold_parked,
+            poll_open=self._poll,
+            unlinked=self._names.unlinked,
+            unlink_refused=self._unlink_refused,
         )
+        self._channel.serve_metadata(states, calls)
         add_handlers(self._channel, self._inodes)
 
     def _poll(self, node: int) -> None:
         self._open_files.opened(self._inodes[node])
+
+    def _unlink_refused(self, parent: int, name: bytes, node: int) -> None:
+        self._rollback.undo_names(self._names.unlink_of(parent, name, node))
 
     @property
     def open_files(self) -> int:

@@ -42,9 +42,11 @@ class ReplyRollback:
 
     def names(self, change: NameChange) -> None:
         """Register the undo of news that names changed."""
-        on_refusal(
-            functools.partial(self._invalidate, *change.inodes, there=change.there, gone=change.gone)
-        )
+        on_refusal(functools.partial(self.undo_names, change))
+
+    def undo_names(self, change: NameChange) -> None:
+        """Undo news that names changed, as the reply was refused."""
+        self._invalidate(*change.inodes, there=change.there, gone=change.gone)
 
     def found(self, inode: Inode) -> None:
         """Register the undo of a reference to an inode that was found, and of its attributes."""

@@ -26,14 +26,14 @@ import stat as stat_module
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final, ParamSpec, cast
 
 import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
 from cleanfs import eager
-from cleanfs.cache.state import CacheState, HandleState
+from cleanfs.cache.state import CacheState, HandleState, Stamps
 from cleanfs.fuse import init_flags
 from cleanfs.fuse.protocol import OPCODES
 from cleanfs.fuse.reader_lock import ReaderLock
@@ -43,6 +43,8 @@ from cleanfs.fuse.session import native
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 MAX_UNYIELDING_NS: Final = 100_000
 """The scheduler runs at least this often: it does not report tasks that it is about to run anyway."""
@@ -60,6 +62,23 @@ Handler = Callable[[Request, bytes], None]
 AsyncHandler = Callable[[Request, bytes], Coroutine[Any, Any, bytes]]
 """Handles a request, given its body. Returns the body of the reply. Raises FUSEError. It calls
 ``before_wait`` before it waits (``eager``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Holds what is called while requests are served without Python."""
+
+    drop_unused: Callable[[list[int]], None]
+    """Called with nodes to which the kernel refers no more."""
+    hold_parked: Callable[[int, int], bool]
+    """Called with a parked node and its new fd, with the right number. Returns whether it took that."""
+    poll_open: Callable[[int], None]
+    """Called with the node of a file that was opened, unless that is polled."""
+    unlinked: Callable[[int, bytes, int, int, Stamps, Stamps | None, bool], None]
+    """Called with a directory's node and the name that was removed there; with the file's node and an
+    fd of it; with its stamps before and after, None if those are not known; and whether it is gone."""
+    unlink_refused: Callable[[int, bytes, int], None]
+    """Called with the first three of them if the kernel refused the reply."""
 
 
 class Received(enum.Enum):
@@ -120,9 +139,7 @@ class Channel:
         self._native: Any = None
         self._serves = False
         self._inodes: Any = None  # InodeStates of vfs, which is above
-        self._drop_unused: Callable[[list[int]], None]
-        self._hold_parked: Callable[[int, int], bool]
-        self._poll_open: Callable[[int], None]
+        self._calls: Calls
         self._lock = ReaderLock()
         self._lock_made = False
         self._closing = False
@@ -203,32 +220,28 @@ class Channel:
             self._native.serve_from(caches)
             self._serves = True
             if self._inodes is not None:
-                self._inodes.use_table(self._drop, self._hold_parked, self._poll)
+                calls = self._calls
+                self._inodes.use_table(
+                    self._then_ready(calls.drop_unused),
+                    calls.hold_parked,
+                    self._then_ready(calls.poll_open),
+                    self._then_ready(calls.unlinked),
+                    calls.unlink_refused,
+                )
                 self._native.serve_metadata(self._inodes)
 
-    def serve_metadata(
-        self,
-        inodes: object,
-        drop_unused: Callable[[list[int]], None],
-        hold_parked: Callable[[int, int], bool],
-        poll_open: Callable[[int], None],
-    ) -> None:
-        """Reply with names and attributes from these ``InodeStates``, and open their files.
+    def serve_metadata(self, inodes: object, calls: "Calls") -> None:
+        """Serve names, attributes and opens by these ``InodeStates``, after ``serve_from``."""
+        self._inodes, self._calls = inodes, calls
 
-        That begins when ``serve_from`` was called, too. ``drop_unused`` is called with nodes to which
-        the kernel refers no more, ``hold_parked`` with a node and its new fd, ``poll_open`` with the
-        node of a file that was opened.
-        """
-        self._inodes, self._drop_unused, self._hold_parked = inodes, drop_unused, hold_parked
-        self._poll_open = poll_open
+    def _then_ready(self, call: Callable[P, None]) -> Callable[P, bool]:
+        """Make a function that makes a call, and returns whether a task can run after it."""
 
-    def _drop(self, nodes: list[int]) -> bool:
-        self._drop_unused(nodes)
-        return self._scheduler.runnable > self._lock.woken
+        def call_and_look(*args: P.args, **kwargs: P.kwargs) -> bool:
+            call(*args, **kwargs)
+            return self._scheduler.runnable > self._lock.woken
 
-    def _poll(self, node: int) -> bool:
-        self._poll_open(node)
-        return self._scheduler.runnable > self._lock.woken
+        return call_and_look
 
     def adopt_handle(self, fh: int) -> Any:  # noqa: ANN401  # its types are those of vfs, which is above
         """Give up a file that was opened here: its inode, record, fd, flags and ``Stream``.

@@ -8,7 +8,7 @@ All are written on the main thread.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cleanfs.cache.state import FileState, InlineState, KernelState, NowaitState, native
+from cleanfs.cache.state import FileState, InlineState, KernelState, NowaitState, Stamps, native
 
 NOT_TOLD = -1
 """The access of an inode of which no mode and owners were told."""
@@ -157,11 +157,13 @@ class InodeStates:
         drop: Callable[[list[int]], bool],
         hold: Callable[[int, int], bool],
         poll: Callable[[int], bool],
+        unlinked: Callable[[int, bytes, int, int, Stamps, Stamps | None, bool], bool],
+        unlink_refused: Callable[[int, bytes, int], None],
     ) -> None:
-        """Have ``drop`` called with nodes to which the kernel refers no more, ``hold`` to unpark one.
+        """Have these called (``channel.Calls``).
 
-        ``poll`` is called with the node of a file that was opened, unless that is ``polled``. ``drop``
-        and ``poll`` return whether a task of trio can run, ``hold`` whether it took the fd.
+        ``hold`` returns whether it took the fd; ``drop``, ``poll`` and ``unlinked`` return whether a
+        task of trio can run.
         """
 
 

@@ -393,24 +393,39 @@ class Tree:
         A file without a name is gone. Returns the inode, if it is in the table.
         """
         inode, key = self.inodes.subject(changed.key, parent, name)
-        if changed.gone and inode is not None:
+        after = None if changed.after is None else own_fingerprint(changed.after)
+        self.note_name_change(inode, key, own_fingerprint(changed.before), after, gone=changed.gone)
+        return inode
+
+    def note_name_change(
+        self,
+        inode: Inode | None,
+        key: FileKey,
+        before: Fingerprint,
+        after: Fingerprint | None,
+        *,
+        gone: bool,
+    ) -> None:
+        """Do so, given the inode, if it is in the table, and the key of its pages.
+
+        ``after`` is None if it is not known; ``gone`` says that the file has no name any more.
+        """
+        if gone and inode is not None:
             self.services.space_retry.removed(inode.node)
         file = self.services.pagecache.known(key)
         if file is None:
-            return inode
-        if changed.gone:
+            return
+        if gone:
             self.services.pagecache.forget(file)
+            return
+        coherency = self.services.coherency
+        distrusted = True
+        if after is None:
+            coherency.distrust(file)
         else:
-            coherency = self.services.coherency
-            if changed.after is None:
-                coherency.distrust(file)
-                distrusted = True
-            else:
-                before, after = own_fingerprint(changed.before), own_fingerprint(changed.after)
-                distrusted = coherency.after_name_change(file, before, after)
-            if distrusted and inode is not None:
-                self.services.notifier.inode(inode.node)
-        return inode
+            distrusted = coherency.after_name_change(file, before, after)
+        if distrusted and inode is not None:
+            self.services.notifier.inode(inode.node)
 
     async def open(self, inode: Inode, flags: int) -> OpenedFile:
         """Open a file for I/O, with those of the program's flags that apply to the source."""

@@ -148,7 +148,7 @@ class Side:
         """Send a request to the channel. Return whether that served it."""
         if self.device is None:
             return False
-        self.device.kernel.send(message(opcode, 2, body, pid=thread, node=node, uid=uid))
+        self.device.kernel.send(message(opcode, 2, body, pid=thread, node=node, uid=uid, gid=uid))
         if self.native.receive_now() is not None:
             return False
         self.natively += 1

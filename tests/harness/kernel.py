@@ -13,11 +13,18 @@ PID = 4242
 
 
 def message(
-    opcode: int, unique: int, body: bytes = b"", *, pid: int = PID, node: int = 1, uid: int = 1000
+    opcode: int,
+    unique: int,
+    body: bytes = b"",
+    *,
+    pid: int = PID,
+    node: int = 1,
+    uid: int = 1000,
+    gid: int = 100,
 ) -> bytes:
     """Pack a request."""
     length = FUSE_IN_HEADER.size + len(body)
-    return FUSE_IN_HEADER.pack(length, opcode, unique, node, uid, 100, pid, 0, 0) + body
+    return FUSE_IN_HEADER.pack(length, opcode, unique, node, uid, gid, pid, 0, 0) + body
 
 
 class Device:

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <limits.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -11,6 +10,8 @@
 #include <cerrno>
 #include <new>
 #include <utility>
+
+#include "inline_calls.hpp"
 
 namespace cleanfs {
 
@@ -21,33 +22,11 @@ namespace {
 constexpr std::uint64_t max_pages = IOV_MAX - 1;
 constexpr std::uint64_t max_bytes = std::uint64_t{2} << 20;
 
-// InlinePolicy's RECENT_SECONDS and SLOW_SECONDS.
-constexpr double recent_seconds = 0.1;
-constexpr std::int64_t slow_ns = 1'000'000;
-
 // Of Linux 6.14, newer than some headers.
 constexpr int rwf_dontcache = 0x80;
 
 // Far beyond any file, and far below where offsets overflow.
 constexpr std::uint64_t max_offset = std::uint64_t{1} << 62;
-
-// How often this thread has slept. Preemption does not count: it is no wait.
-long sleeps_of_thread() {
-    rusage usage;
-    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nvcsw : 0;
-}
-
-double seconds(std::int64_t ns) { return static_cast<double>(ns) * 1e-9; }
-
-// As cleanfs.source.io.watched: an inline call has returned, and may have waited.
-void note_return(InlineState& policy, std::int64_t began, long sleeps_before) {
-    const std::int64_t returned = now_ns();
-    policy.returned_at = seconds(returned);
-    if (returned - began > slow_ns && sleeps_of_thread() > sleeps_before) {
-        policy.waited_seconds = seconds(returned - began);
-        policy.inline_calls = false;
-    }
-}
 
 }  // namespace
 
@@ -60,6 +39,7 @@ bool FastPath::serve(const Message& message, Channel& channel) {
             case FUSE_FSYNC: served = sync(message, channel); break;
             case FUSE_OPEN: served = open_handles_ && open_handles_->open(message, channel); break;
             case FUSE_RELEASE: served = open_handles_ && open_handles_->release(message, channel); break;
+            case FUSE_UNLINK: served = name_changes_ && name_changes_->unlink(message, channel); break;
             default: served = metadata_ && metadata_->serve(message, channel); break;
         }
     } catch (const std::bad_alloc&) {
@@ -168,7 +148,7 @@ std::optional<std::size_t> FastPath::read_source(HandleState& handle, const File
 
     NowaitState& able = *handle.nowait;
     InlineState& policy = *handle.reads;
-    const bool may_wait = !able.nowait && policy.inline_calls && seconds(now_ns()) - policy.returned_at < recent_seconds;
+    const bool may_wait = !able.nowait && is_inline(policy, now_ns());
     if (!may_wait && !able.worthwhile()) return std::nullopt;
     const bool drop = caches_.drop_behind && !lingers;
     const bool dontcache = drop && able.dontcache;
@@ -212,7 +192,7 @@ bool FastPath::write(const Message& message, Channel& channel) {
     if ((in->flags & (O_SYNC | O_DSYNC)) != 0 || ((in->flags & O_APPEND) != 0 && caches_.shared)) return false;
     const std::int64_t began = now_ns();
     InlineState& policy = *handle->writes;
-    if (!policy.inline_calls || seconds(began) - policy.returned_at >= recent_seconds) return false;
+    if (!is_inline(policy, began)) return false;
     if (in->offset > max_offset - in->size) return false;
 
     struct stat st;

@@ -14,6 +14,7 @@
 #include "channel.hpp"
 #include "histogram.hpp"
 #include "metadata.hpp"
+#include "name_changes.hpp"
 #include "open_handles.hpp"
 #include "state.hpp"
 #include "sync_threads.hpp"
@@ -28,10 +29,11 @@ public:
     void add(std::uint64_t fh, HandleState& handle) { handles_[fh] = &handle; }
     void remove(std::uint64_t fh) { handles_.erase(fh); }
 
-    // Serve names and attributes, and open files, too. `inodes` must outlive this object.
+    // Serve names and attributes, open files and remove names, too. `inodes` must outlive this object.
     void serve_metadata(InodeStates& inodes) {
         metadata_.emplace(inodes);
         open_handles_.emplace(caches_, inodes, *metadata_);
+        name_changes_.emplace(inodes, *metadata_);
     }
 
     // The files that were opened here; null before `serve_metadata`.
@@ -83,6 +85,7 @@ private:
     CacheState& caches_;
     std::optional<Metadata> metadata_;
     std::optional<OpenHandles> open_handles_;
+    std::optional<NameChanges> name_changes_;
     std::unique_ptr<SyncThreads> sync_threads_;  // made for the first FSYNC
     struct Sync {
         fuse_in_header header;

@@ -79,6 +79,12 @@ std::optional<std::string_view> string_in(Bytes bytes) {
 
 }  // namespace
 
+std::optional<std::string_view> name_in(Bytes bytes) {
+    const auto name = string_in(bytes);
+    if (!name || name->empty() || *name == "." || *name == ".." || name->find('/') != name->npos) return std::nullopt;
+    return name;
+}
+
 bool Metadata::serve(const Message& message, Channel& channel) {
     switch (message.header().opcode) {
         case FUSE_FORGET: return forget(message, channel);

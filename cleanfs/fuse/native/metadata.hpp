@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string_view>
 #include <vector>
 
 #include "channel.hpp"
@@ -33,6 +34,10 @@ public:
 private:
     int fd_;
 };
+
+// The name at the beginning of some bytes, if it is one that leads to a child, and has its zero byte
+// (namespace.forbid_slash).
+std::optional<std::string_view> name_in(Bytes bytes);
 
 class Metadata {
 public:

@@ -18,6 +18,7 @@ std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.siz
 // InodeStates with what it refers to in Python: methods of objects that refer back to it.
 struct PyInodeStates : InodeStates {
     nb::object drop = nb::none(), hold_parked = nb::none(), poll_file = nb::none();
+    nb::object note_unlinked = nb::none(), note_unlink_refused = nb::none();
     std::vector<nb::object> referenced;  // policies of file systems
 
     static int traverse(PyObject* self, visitproc visit, void* arg) {
@@ -26,12 +27,16 @@ struct PyInodeStates : InodeStates {
             Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->drop.ptr());
             Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->hold_parked.ptr());
             Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->poll_file.ptr());
+            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->note_unlinked.ptr());
+            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->note_unlink_refused.ptr());
         }
         return 0;
     }
     static int clear(PyObject* self) {
         auto& states = *nb::inst_ptr<PyInodeStates>(self);
         states.drop = states.hold_parked = states.poll_file = nb::none();
+        states.note_unlinked = states.note_unlink_refused = nb::none();
+    nb::object note_unlinked = nb::none(), note_unlink_refused = nb::none();
         return 0;
     }
     static inline PyType_Slot slots[] = {
@@ -70,6 +75,33 @@ bool call_poll(InodeStates& states, std::uint64_t node) noexcept {
     } catch (nb::python_error& error) {
         error.discard_as_unraisable("the note of an open file");
         return true;
+    }
+}
+
+nb::object stamps_of(const struct stat& st) { return to_python(std::optional(Stamps::of(st))); }
+
+nb::bytes name_of(const InodeStates::Unlinked& unlinked) { return nb::bytes(unlinked.name.data(), unlinked.name.size()); }
+
+bool call_unlinked(InodeStates& states, const InodeStates::Unlinked& unlinked) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        const nb::object before = stamps_of(unlinked.before), after = unlinked.after == nullptr ? nb::none() : stamps_of(*unlinked.after);
+        const bool gone = unlinked.after != nullptr && unlinked.after->st_nlink == 0;
+        const nb::object ready = static_cast<PyInodeStates&>(states).note_unlinked(unlinked.parent, name_of(unlinked), unlinked.node, unlinked.fd,
+                                                                                   before, after, gone);
+        return nb::cast<bool>(ready);
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the record of a removed name");
+        return true;
+    }
+}
+
+void call_unlink_refused(InodeStates& states, const InodeStates::Unlinked& unlinked) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        static_cast<PyInodeStates&>(states).note_unlink_refused(unlinked.parent, name_of(unlinked), unlinked.node);
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the rollback of a refused reply");
     }
 }
 
@@ -148,15 +180,19 @@ void bind_inode_states(nb::module_& module) {
              },
              "inode"_a)
         .def("use_table",
-             [](PyInodeStates& states, nb::object drop, nb::object hold, nb::object poll) {
+             [](PyInodeStates& states, nb::object drop, nb::object hold, nb::object poll, nb::object unlinked, nb::object unlink_refused) {
                  states.drop = std::move(drop);
                  states.drop_unused = call_drop_unused;
                  states.hold_parked = std::move(hold);
                  states.hold = call_hold;
                  states.poll_file = std::move(poll);
                  states.poll = call_poll;
+                 states.note_unlinked = std::move(unlinked);
+                 states.unlinked = call_unlinked;
+                 states.note_unlink_refused = std::move(unlink_refused);
+                 states.unlink_refused = call_unlink_refused;
              },
-             "drop"_a, "hold"_a, "poll"_a)
+             "drop"_a, "hold"_a, "poll"_a, "unlinked"_a, "unlink_refused"_a)
         .def("use_file_system",
              [](PyInodeStates& states, std::uint64_t device, nb::object nowait, nb::object reads, nb::object names) {
                  states.file_systems[device] = {nb::cast<InlineState*>(reads), nb::cast<InlineState*>(names), nb::cast<NowaitState*>(nowait)};

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -109,6 +110,18 @@ struct InodeStates {
     std::size_t open_fds = 0, fd_budget = 0;
     std::unordered_set<std::uint32_t> refused;  // threads
 
+    // An unlink that the channel made.
+    struct Unlinked {
+        std::uint64_t parent;
+        std::string_view name;
+        std::uint64_t node;
+        int fd;  // of the file
+        const struct stat& before;
+        const struct stat* after;  // null if it is not known
+    };
+    // NameChanges.unlinked and its rollback, with the GIL. The first returns whether a task of trio can run.
+    bool (*unlinked)(InodeStates& states, const Unlinked& unlinked) noexcept = nullptr;
+    void (*unlink_refused)(InodeStates& states, const Unlinked& unlinked) noexcept = nullptr;
     // InodeTable.drop_unused, with the GIL. Returns whether a task of trio can run.
     bool (*drop_unused)(InodeStates& states, std::span<const std::uint64_t> nodes) noexcept = nullptr;
     // OpenFiles.opened, with the GIL. Returns whether a task of trio can run.
