@@ -1,4 +1,4 @@
-// Have the channel's metadata serve requests with any bytes in them, over a small directory. Each request that is served
+// Have the channel serve requests for names, attributes and opens with any bytes in them, over a small directory. Each request that is served
 // gets one reply, or none if it wants none; the kernel's references are counted by what it was told. The input is
 // libFuzzer's, or random.
 #include <fcntl.h>
@@ -6,6 +6,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
@@ -19,6 +20,8 @@
 
 #include "fuzz_main.hpp"
 #include "metadata.hpp"
+#include "name_changes.hpp"
+#include "open_handles.hpp"
 #include "pages.hpp"
 
 namespace {
@@ -53,10 +56,13 @@ using cleanfs::InodeStates;
 using cleanfs::KernelViewState;
 using cleanfs::Message;
 using cleanfs::Metadata;
+using cleanfs::NameChanges;
+using cleanfs::OpenHandles;
 
 constexpr const char* names[] = {"a", "b", "dir", "link", "none", "..", "a/b", ".cleancache", ""};
 constexpr std::uint32_t opcodes[] = {FUSE_LOOKUP,   FUSE_LOOKUP,   FUSE_GETATTR, FUSE_FORGET,
-                                     FUSE_READLINK, FUSE_GETXATTR, FUSE_BATCH_FORGET, FUSE_RENAME2};
+                                     FUSE_READLINK, FUSE_GETXATTR, FUSE_BATCH_FORGET, FUSE_RENAME2,
+                                     FUSE_OPEN,     FUSE_OPEN,     FUSE_RELEASE, FUSE_UNLINK};
 
 // A directory that lasts as long as the program.
 int source() {
@@ -64,8 +70,7 @@ int source() {
         char path[] = "/tmp/fuzz-metadata-XXXXXX";
         if (mkdtemp(path) == nullptr) fail("no directory");
         const int directory = open(path, O_RDONLY | O_DIRECTORY);
-        for (const char* name : {"a", "b"}) close(openat(directory, name, O_CREAT | O_WRONLY, 0600));
-        if (mkdirat(directory, "dir", 0700) != 0 || symlinkat("target", directory, "link") != 0) fail("no files");
+        if (mkdirat(directory, "dir", 0700) != 0) fail("no directory");
         static const std::string made = path;
         std::atexit([] {
             for (const char* name : {"a", "b", "link"}) unlink((made + "/" + name).c_str());
@@ -79,6 +84,7 @@ int source() {
 
 struct Inode : InodeState {
     KernelViewState view;
+    cleanfs::FileState file;
 };
 
 class Table : public InodeStates {
@@ -97,6 +103,21 @@ public:
             static_cast<Table&>(states).inodes_.at(node)->fd = fd;
             return true;
         };
+        poll = [](InodeStates& states, std::uint64_t node) noexcept { return states.find(node)->polled = true; };
+        unlinked = [](InodeStates& states, const Unlinked& name) noexcept {
+            struct stat st;
+            if (fstatat(source(), std::string(name.name).c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0) fail("the name is there");
+            return states.find(name.node) == nullptr;
+        };
+        unlink_refused = [](InodeStates&, const Unlinked&) noexcept {};
+        fd_budget = 8;
+        names_.inline_calls = true;
+        names_.returned_at = 1e18;  // always a moment ago
+        struct stat root;
+        fstat(source(), &root);
+        file_systems[root.st_dev] = {&reads_, &names_, &nowait_};
+        for (const char* name : {"a", "b"}) close(openat(source(), name, O_CREAT | O_WRONLY, 0600));
+        if (symlinkat("target", source(), "link") != 0 && errno != EEXIST) fail("no link");
         root_ = add(InodeState::root_node, ".", nullptr);
         for (const char* name : {"a", "b", "dir", "link"}) {
             struct stat st;
@@ -121,6 +142,9 @@ public:
         inode->kind = st.st_mode & S_IFMT;
         inode->node = node;
         inode->kernel = &inode->view;
+        inode->view.sent = inode->file.stamps = cleanfs::Stamps::of(st);
+        inode->file.racy = false;
+        if (inode->kind == S_IFREG) inode->record = &inode->file;
         inode->nlookup = told[node] = 1;
         inode->local = true;
         inode->name = name;
@@ -131,6 +155,11 @@ public:
     void drop(std::uint64_t node) {
         const auto found = inodes_.find(node);
         if (found == inodes_.end()) return;  // twice in a batch
+        InodeState& inode = *found->second;
+        if (!inode.open_fds.empty()) {  // no kernel forgets more than it has
+            inode.nlookup = std::max(inode.nlookup, std::int64_t{0});
+            return;
+        }
         park(*found->second);
         by_node.erase(node);
         inodes_.erase(found);
@@ -142,8 +171,11 @@ public:
 
     std::vector<std::uint64_t> nodes{InodeState::root_node, 0, 12345};
     std::map<std::uint64_t, std::int64_t> told;  // the kernel's references, by what it was told
+    std::vector<std::uint64_t> opened{0, 77};    // fhs, and two that no file has
 
 private:
+    cleanfs::InlineState reads_, names_;
+    cleanfs::NowaitState nowait_;
     InodeState* root_;
     std::map<std::uint64_t, std::unique_ptr<Inode>> inodes_;
 };
@@ -181,6 +213,8 @@ std::vector<std::byte> make_message(Input& input, const Table& table) {
     header.opcode = opcodes[input.below(std::size(opcodes))];
     header.unique = 2;
     header.nodeid = table.nodes[input.below(table.nodes.size())];
+    header.uid = geteuid();
+    header.gid = getegid();
     std::vector<std::byte> body;
     switch (header.opcode) {
         case FUSE_FORGET:
@@ -201,6 +235,15 @@ std::vector<std::byte> make_message(Input& input, const Table& table) {
         case FUSE_GETATTR:
             append(body, fuse_getattr_in{});
             break;
+        case FUSE_OPEN:
+            append(body, fuse_open_in{input.below(4) == 0 ? input.byte() : std::uint32_t{O_RDONLY}, 0});
+            break;
+        case FUSE_RELEASE: {
+            fuse_release_in release{};
+            release.fh = table.opened[input.below(table.opened.size())];
+            append(body, release);
+            break;
+        }
         default:
             append_name(body, names[input.below(std::size(names))]);
     }
@@ -234,6 +277,17 @@ void note(Table& table, const Message& message) {
                 if (out.nodeid != 0) ++table.told[out.nodeid];
             }
             break;
+        case FUSE_OPEN:
+            if (header.error != 0) fail("an error of an OPEN is Python's");
+            if (!refuses) {
+                fuse_open_out out;
+                std::memcpy(&out, last_reply.data() + sizeof header, sizeof out);
+                table.opened.push_back(out.fh);
+            }
+            break;
+        case FUSE_RELEASE:
+            std::erase(table.opened, message.body_as<fuse_release_in>()->fh);
+            break;
         case FUSE_FORGET:
             forget(table, message.header().nodeid, message.body_as<fuse_forget_in>()->nlookup);
             break;
@@ -259,7 +313,7 @@ void act(Table& table, Input& input) {
         case 2: table.notifications = input.below(2); break;
         case 3: table.caches_absence = !table.caches_absence; break;
         case 4: inode->kernel->size_doubt = static_cast<std::int64_t>(input.below(2)); break;
-        default: inode->opens = static_cast<std::uint32_t>(input.below(2)); break;
+        default: inode->kernel->dropped_for = input.below(2); break;
     }
 }
 
@@ -270,6 +324,17 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     Channel channel(device, -1, 0);
     Table table;
     Metadata metadata(table);
+    cleanfs::CacheState caches;
+    OpenHandles handles(caches, table, metadata);
+    NameChanges changes(table, metadata);
+    const auto serve = [&](const Message& message) {
+        switch (message.header().opcode) {
+            case FUSE_OPEN: return handles.open(message, channel);
+            case FUSE_RELEASE: return handles.release(message, channel);
+            case FUSE_UNLINK: return changes.unlink(message, channel);
+            default: return metadata.serve(message, channel);
+        }
+    };
     Input input(data, size);
     while (!input.ended()) {
         if (input.below(4) == 0) act(table, input);
@@ -280,9 +345,16 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         last_reply.clear();
         std::map<std::uint64_t, std::int64_t> doubts;
         for (const auto& [node, inode] : table.by_node) doubts[node] = inode->kernel->doubts;
-        const bool served = metadata.serve(*message, channel);
+        const bool served = serve(*message);
         if (replies != (served && message->has_reply() ? 1 : 0)) fail("a reply too few or too many");
         if (served) note(table, *message);
+        if (handles.size() != table.opened.size() - 2 || table.open_fds != handles.size()) fail("another count of open files");
+        std::size_t fds = 0, pins = 0;
+        for (const auto& [node, inode] : table.by_node) {
+            fds += inode->open_fds.size();
+            if (inode->record != nullptr) pins += static_cast<std::size_t>(inode->record->pins);
+        }
+        if (fds != handles.size() || pins != handles.size()) fail("a file that was opened is not held");
         for (const auto& [node, inode] : table.by_node) {
             if (inode->nlookup != table.told[node]) fail("another count of references");
             const bool told = served && refuses && last_reply.size() > sizeof(fuse_out_header) && node == message->header().nodeid;
