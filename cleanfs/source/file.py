@@ -195,7 +195,7 @@ class SourceFile:
         count = self._write_nowait(offset, data, append) if at_once else 0
         if count == len(data):
             traffic.writes_inline += 1
-            fs.writes.returned()
+            fs.writes.took(0.0, len(data))
             return Written(count, before, os.fstat(fd))
         try:
             if at_once and fs.writes.inline:

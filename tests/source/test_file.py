@@ -328,6 +328,23 @@ async def test_a_durable_write_is_never_inline(
     assert backing.stats().source_writes_inline == inline
 
 
+async def test_writes_that_never_wait_become_inline(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The channel makes inline writes itself, but none with RWF_NOWAIT."""
+    monkeypatch.setattr("cleanfs.source.inline_policy.RECENT_SECONDS", 60)
+    pwritev = os.pwritev
+
+    def at_once(fd: int, data: list[bytes], offset: int, flags: int) -> int:
+        return pwritev(fd, data, offset, flags & ~os.RWF_NOWAIT)
+
+    monkeypatch.setattr(os, "pwritev", at_once)
+    fs = SourceFs(local=True)
+    fs.writes.returned()
+    for _ in range(STREAK):
+        assert not fs.writes.inline
+        await SourceFile(fd, fs, Backing()).write_all(0, b"x")
+    assert fs.writes.inline
+
+
 async def test_a_write_that_would_wait_is_completed_in_a_thread(
     fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
