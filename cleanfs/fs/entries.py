@@ -58,8 +58,9 @@ class Entries:
         self._is_local = is_local
         # A longer timeout applies only where changes are announced.
         self._watch = watch if timeout > UNANNOUNCED_SECONDS else None
-        inodes.states.timeout = timeout
-        inodes.states.serves = self._watch is None
+        states = inodes.states
+        states.timeout = timeout
+        states.unwatched_timeout = timeout if self._watch is None else UNANNOUNCED_SECONDS
 
     def attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
         """Make the entry of an inode, and record that the kernel is told of it."""

@@ -145,7 +145,7 @@ class CleanFS(pyfuse3.Operations):
         self._inodes.root.local = self._root is None
         states.caches_absence = self._caches_absence
         states.control_name = CONTROL_NAME
-        self._services.notifier.count_in(states)
+        self._services.notifier.note_pending_in(states)
         self._services.backing.on_file_system(functools.partial(_share_file_system, states))
         calls = Calls(
             drop_unused=self._inodes.drop_unused,

@@ -121,10 +121,11 @@ def _message(code: int, body: bytes) -> bytes:
     return FUSE_OUT_HEADER.pack(FUSE_OUT_HEADER.size + len(body), code, 0) + body
 
 
-class PendingCounter(Protocol):
-    """Holds the number of notifications that are queued or being sent."""
+class PendingNodes(Protocol):
+    """Holds the nodes of which an invalidation is queued or being sent."""
 
-    notifications: int
+    def set_invalidating(self, node: int, pending: bool) -> None:
+        """Note whether there is one."""
 
 
 class _Drop:
@@ -167,7 +168,7 @@ class Notifier:
         self._isolated = IsolatedThreads(REFRESH_THREADS)
         self._refreshing: dict[int, trio.Event] = {}  # by node
         self._in_a_hurry = False
-        self._counter: PendingCounter | None = None
+        self._pending_nodes: PendingNodes | None = None
         self._again: dict[int, AttrRefresh] = {}  # to be refreshed once more
         self._nursery: trio.Nursery | None = None
         self.explicit = False
@@ -188,13 +189,16 @@ class Notifier:
         """
         self._device = -1 if fd < 0 else os.dup(fd)
 
-    def count_in(self, counter: PendingCounter) -> None:
-        """Keep the number of pending notifications in ``counter``."""
-        self._counter = counter
+    def note_pending_in(self, nodes: PendingNodes) -> None:
+        """Keep in ``nodes`` what ``is_pending`` says."""
+        self._pending_nodes = nodes
 
-    def _count_pending(self) -> None:
-        if self._counter is not None:
-            self._counter.notifications = len(self._queued) + len(self._sending)
+    def _note_pending(self, *items: Item) -> None:
+        if self._pending_nodes is None:
+            return
+        for item in items:
+            if isinstance(item, int):
+                self._pending_nodes.set_invalidating(item, self.is_pending(item))
 
     def start(self) -> None:
         """Start the threads, before the device is opened."""
@@ -266,7 +270,7 @@ class Notifier:
         self.may_drop(node)
         self._queued.discard(node)
         self._sending[node] += 1
-        self._count_pending()
+        self._note_pending(node)
         try:
             await self._in_a_thread(self._send_one, node)
         finally:
@@ -323,7 +327,6 @@ class Notifier:
                 # Before they are sent, since the same item may be queued again for a later change.
                 self._queued.difference_update(batch)
                 self._sending.update(batch)
-                self._count_pending()
                 while batch:
                     sent = trio.Event()
                     nursery.start_soon(self._send_some, batch, sent)
@@ -455,7 +458,7 @@ class Notifier:
 
     def _sent(self, items: list[Item]) -> None:
         self._sending -= Counter(items)
-        self._count_pending()
+        self._note_pending(*items)
         if not self._queued and not self._sending:
             self._drained.set()
             self._drained = trio.Event()
@@ -463,7 +466,7 @@ class Notifier:
     def _queue(self, item: Item) -> None:
         if item not in self._queued:
             self._queued.add(item)
-            self._count_pending()
+            self._note_pending(item)
             self._send.send_nowait(item)
 
     # -- in threads -----------------------------------------------------------------------------

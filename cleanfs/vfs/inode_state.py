@@ -112,18 +112,16 @@ class InodeStates:
     def __init__(self) -> None:
         """Start without inodes."""
         self._nodes: set[int] = set()
-        self.serves = False
-        """Whether the channel may reply with names and attributes."""
         self.timeout = 0.0
         """The timeout of attributes and names, in seconds."""
+        self.unwatched_timeout = 0.0
+        """That of inodes on file systems whose changes are not all announced."""
         self.caches_absence = False
         """Whether the kernel is told to remember that there is no such name."""
         self.control_name = b""
         """The name of the control directory in the root."""
         self.max_inodes = 0
         """With more inodes than this, the kernel is made to forget some."""
-        self.notifications = 0
-        """Notifications that are queued or being sent."""
         self.open_fds = 0
         """The fds of all file handles."""
         self.fd_budget = 0
@@ -140,6 +138,12 @@ class InodeStates:
     def remove(self, inode: InodeState) -> None:
         """Remove an inode, unless another took its place."""
         self._nodes.discard(inode.node)
+
+    def watch(self, device: int) -> None:
+        """Note that all changes of a file system are announced, if it is local."""
+
+    def set_invalidating(self, node: int, pending: bool) -> None:
+        """Note whether an invalidation of an inode is queued or being sent."""
 
     def refuse(self, thread: int) -> None:
         """Note that a thread was refused a call by a stale name, and may come again."""

@@ -217,6 +217,7 @@ class SourceWatch:
         """Watch a file system that was found below the source."""
         device = directory.device
         if self._is_part_of_a_watched_one(directory):
+            self._inodes.states.watch(device)
             return Reach.WHOLE
         if self._services.types[device] and not self._is_local(device):
             return Reach.NOTHING  # a mark may send a request to a server, which may hang
@@ -253,6 +254,7 @@ class SourceWatch:
             fanotify.mark(self._group, flags | fanotify.FAN_MARK_REMOVE, mask, path)
             return exc
         self._reach[device] = Reach.WHOLE
+        self._inodes.states.watch(device)
         self._anchors.setdefault(self._fsid(directory), []).append(anchor)
         log.info("watching the file system of device %d:%d", os.major(device), os.minor(device))
         return None

@@ -39,6 +39,7 @@ from cleanfs.vfs.coherency import Coherency, CoherencyChecker
 from cleanfs.vfs.handles import Services
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.inodes import InodeTable
+from cleanfs.vfs.source_watch import SourceWatch
 from tests.harness.kernel import Device, message
 
 LOOKUP, GETATTR, READLINK, OPEN, RELEASE, GETXATTR = 1, 3, 5, 14, 18, 22
@@ -92,15 +93,26 @@ class QuietNotifier(Notifier):
 
     async def pages_dropped(self, node: int) -> None:
         self._queued.discard(node)
-        self._count_pending()
+        self._note_pending(node)
 
     async def attributes_changed(self, node: int) -> None:
         pass
 
     def deliver(self) -> None:
         """Have all that is queued sent."""
+        sent = list(self._queued)
         self._queued.clear()
-        self._count_pending()
+        self._note_pending(*sent)
+
+
+class Watch:
+    """Satisfies ``CleanFS`` with a watch of the source that announces all changes, or not all."""
+
+    def __init__(self, announces_all: bool) -> None:
+        self.announces_all = announces_all
+
+    def announces(self, inode: Inode) -> bool:
+        return self.announces_all
 
 
 class NoOperator:
@@ -116,6 +128,7 @@ class Side:
     source: Path
     mode: Coherency
     device: Device | None
+    watch: Watch | None = None
     natively: int = 0
     """Requests that the channel served."""
     fhs: list[tuple[int, FileHandleT]] = field(default_factory=list)
@@ -135,7 +148,16 @@ class Side:
         os.close(root_fd)
         self.channel = Channel(0)
         control = Control(cast(Operator, NoOperator()))
-        self.fs = CleanFS(self.services, self.table, control, self.channel, attr_timeout=TIMEOUT)
+        self.fs = CleanFS(
+            self.services,
+            self.table,
+            control,
+            self.channel,
+            attr_timeout=TIMEOUT,
+            watch=cast(SourceWatch | None, self.watch),
+        )
+        if self.watch is not None and self.watch.announces_all:
+            self.table.states.watch(self.table.root.device)
         self.native: Any = None
         if self.device is not None:
             self.channel.receive_from(self.device.fd)
@@ -251,6 +273,14 @@ class Side:
             inode.used = False
         self.table.shrink()
         self.table.fd_budget = budget
+
+    def invalidate(self, node: int) -> None:
+        """Have the kernel invalidate an inode."""
+        self.notifier.inode(node)
+
+    def expire(self, name: bytes) -> None:
+        """Have the kernel look up a name of the root again."""
+        self.notifier.expire(self.table.root.node, name)
 
     def list(self, name: bytes) -> None:
         """List a name of the root, as READDIRPLUS does."""

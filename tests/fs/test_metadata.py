@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleanfs.fs.control import CONTROL_NAME
+from cleanfs.fs.entries import UNANNOUNCED_SECONDS
 from cleanfs.fs.forget import forgets_in
 from cleanfs.vfs import handles
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.node_ids import ROOT
-from tests.fs.metadata_rig import NO_ATTRIBUTE, THREAD, Entry
+from tests.fs.metadata_rig import NO_ATTRIBUTE, THREAD, TIMEOUT, Entry, Watch
 from tests.fs.twins import Twins, needs_native, twins_over
 
 CAPABILITY = b"security.capability"
@@ -119,14 +120,43 @@ async def test_a_file_that_was_removed_is_left_to_python(twins: Twins) -> None:
 
 
 @needs_native
-async def test_nothing_is_served_while_a_notification_is_pending(twins: Twins) -> None:
+async def test_an_inode_that_is_being_invalidated_is_left_to_python(twins: Twins) -> None:
     node = await twins.found(b"a")
-    for side in twins.sides:
-        side.notifier.expire(ROOT, b"b")
+    twins.on_both("invalidate", node)
     assert not await twins.is_served("lookup", ROOT, b"a")
+    twins.on_both("invalidate", node)
     assert not await twins.is_served("getattr", node)
+    twins.on_both("invalidate", node)
     twins.deliver()
     assert await twins.is_served("lookup", ROOT, b"a")
+    assert await twins.is_served("getattr", node)
+
+
+@needs_native
+async def test_others_are_served_while_an_inode_or_a_name_is_being_invalidated(twins: Twins) -> None:
+    node, other = await twins.found(b"a"), await twins.found(b"b")
+    twins.on_both("invalidate", other)
+    twins.on_both("invalidate", ROOT)
+    twins.on_both("expire", b"a")
+    assert await twins.is_served("lookup", ROOT, b"a")
+    assert await twins.is_served("getattr", node)
+
+
+@needs_native
+@pytest.mark.parametrize("announces_all", [True, False])
+async def test_a_watched_source_has_the_long_timeout_if_all_changes_are_announced(
+    tmp_path: Path, announces_all: bool
+) -> None:
+    async with twins_over(tmp_path, Coherency.WATCH, Watch(announces_all)) as twins:
+        node = await twins.found(b"a")
+        before = twins.natively
+        found = await twins.both("lookup", ROOT, b"a")
+        got = await twins.both("getattr", node)
+        assert twins.natively == before + 2
+        assert isinstance(found, Entry)
+        assert isinstance(got, Entry)
+        timeout = TIMEOUT if announces_all else UNANNOUNCED_SECONDS
+        assert found.entry_timeout == found.attr_timeout == got.attr_timeout == timeout
 
 
 @needs_native
@@ -420,21 +450,33 @@ steps = st.one_of(
     st.tuples(st.just("forget"), names),
     st.tuples(st.just("open"), names),
     st.tuples(st.sampled_from(["release", "park", "deliver", "wait"]), st.just(b"")),
-    st.tuples(st.just("list"), names),
+    st.tuples(st.sampled_from(["list", "expire"]), names),
+    st.tuples(st.just("invalidate"), names),
     st.tuples(st.sampled_from(["write", "chmod", "unlink", "replace", "link", "move"]), names),
 )
 
 
 @needs_native
-@pytest.mark.parametrize("mode", [Coherency.OPEN, Coherency.NONE])
-def test_any_sequence_has_the_replies_and_the_state_of_python(mode: Coherency) -> None:
+@pytest.mark.parametrize(
+    ("mode", "watch"),
+    [
+        (Coherency.OPEN, None),
+        (Coherency.NONE, None),
+        (Coherency.WATCH, Watch(announces_all=True)),
+        (Coherency.WATCH, Watch(announces_all=False)),
+    ],
+    ids=["open", "none", "watch", "watch some"],
+)
+def test_any_sequence_has_the_replies_and_the_state_of_python(
+    mode: Coherency, watch: Watch | None
+) -> None:
     served = 0
 
     @settings(max_examples=150, deadline=None)
     @given(st.lists(steps, min_size=5, max_size=40))
     def check(sequence: list[tuple[str, bytes]]) -> None:
         nonlocal served
-        served += trio.run(run_sequence, sequence, mode)
+        served += trio.run(run_sequence, sequence, mode, watch)
 
     with pytest.MonkeyPatch.context() as patched:
         clock = SimpleNamespace(now=10**18)
@@ -451,10 +493,10 @@ def test_any_sequence_has_the_replies_and_the_state_of_python(mode: Coherency) -
 CLOCKS: list[SimpleNamespace] = []
 
 
-async def run_sequence(sequence: list[tuple[str, bytes]], mode: Coherency) -> int:
+async def run_sequence(sequence: list[tuple[str, bytes]], mode: Coherency, watch: Watch | None) -> int:
     """Run the steps, and return how many requests the channel served."""
     with tempfile.TemporaryDirectory() as path:
-        async with twins_over(Path(path), mode) as twins:
+        async with twins_over(Path(path), mode, watch) as twins:
             for step, name in sequence:
                 await run_step(twins, step, name)
             return twins.natively
@@ -480,8 +522,10 @@ async def run_step(twins: Twins, step: str, name: bytes) -> None:
         await twins.both("open", node)
     elif step == "release":
         await twins.both("release")
-    elif step in ("park", "list"):
-        twins.on_both(step, *([name] if step == "list" else []))
+    elif step in ("park", "list", "expire"):
+        twins.on_both(step, *([] if step == "park" else [name]))
+    elif step == "invalidate":
+        twins.on_both(step, node or ROOT)
     elif step == "deliver":
         twins.deliver()
     elif step == "wait":

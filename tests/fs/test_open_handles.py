@@ -118,9 +118,11 @@ async def test_a_file_whose_record_was_forgotten_is_left_to_python(opened: Twins
     assert not await is_opened(opened)
 
 
-async def test_an_open_while_a_notification_is_pending_is_left_to_python(opened: Twins) -> None:
-    for side in opened.sides:
-        side.notifier.expire(ROOT, b"b")
+async def test_an_open_of_a_file_that_is_being_invalidated_is_left_to_python(opened: Twins) -> None:
+    opened.on_both("invalidate", ROOT)
+    opened.on_both("expire", b"a")
+    assert await is_opened(opened)
+    opened.on_both("invalidate", node_of(opened))
     assert not await is_opened(opened)
 
 

@@ -11,7 +11,7 @@ from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.inode_state import InodeStates
 from cleanfs.vfs.node_ids import ROOT
-from tests.fs.metadata_rig import Entry, Reply, Side
+from tests.fs.metadata_rig import Entry, Reply, Side, Watch
 from tests.harness.kernel import Device
 
 needs_native = pytest.mark.skipif(
@@ -22,10 +22,10 @@ needs_native = pytest.mark.skipif(
 class Twins:
     """Makes each request to both file systems, and compares replies and states."""
 
-    def __init__(self, source: Path, mode: Coherency) -> None:
+    def __init__(self, source: Path, mode: Coherency, watch: Watch | None = None) -> None:
         self.source = source
         self.device = Device()
-        self.sides = (Side(source, mode, self.device), Side(source, mode, None))
+        self.sides = (Side(source, mode, self.device, watch), Side(source, mode, None, watch))
         self.now_ns = 0
 
     @property
@@ -82,8 +82,8 @@ def make_source(path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def twins_over(path: Path, mode: Coherency) -> AsyncIterator[Twins]:
-    twins = Twins(make_source(path), mode)
+async def twins_over(path: Path, mode: Coherency, watch: Watch | None = None) -> AsyncIterator[Twins]:
+    twins = Twins(make_source(path), mode, watch)
     try:
         yield twins
     finally:

@@ -68,6 +68,41 @@ async def test_notifications_use_an_fd_of_their_own(
     assert len(os.listdir("/proc/self/fd")) == before - 1
 
 
+class PendingNodes:
+    """Notes the nodes of which an invalidation is said to be pending."""
+
+    def __init__(self) -> None:
+        self.nodes = set[int]()
+
+    def set_invalidating(self, node: int, pending: bool) -> None:
+        (self.nodes.add if pending else self.nodes.discard)(node)
+
+
+async def test_an_invalidation_is_pending_until_it_was_sent(device: tuple[int, int]) -> None:
+    reader, writer = device
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, bytes(4096))  # the pipe is full
+    notifier, pending = Notifier(), PendingNodes()
+    notifier.use_device(writer)
+    notifier.note_pending_in(pending)
+    notifier.inode(7)
+    notifier.entry(8, b"name")
+    notifier.expire(9, b"name")
+    assert pending.nodes == {7}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        nursery.start_soon(notifier.pages_dropped, 10)
+        await trio.testing.wait_all_tasks_blocked()
+        notifier.inode(7)  # for a later change
+        assert pending.nodes == {7, 10}
+        os.read(reader, 4096)
+        with trio.fail_after(10):
+            await notifier.drained()
+        assert not pending.nodes
+        nursery.cancel_scope.cancel()
+    notifier.close()
+
+
 @pytest.mark.parametrize("cause", ["waits for the reply", "waits for a read", "is slow"])
 async def test_a_write_waits_until_its_pages_are_dropped_unless_the_drop_waits_for_the_reply(
     device: tuple[int, int], monkeypatch: pytest.MonkeyPatch, cause: str

@@ -90,8 +90,7 @@ struct Inode : InodeState {
 class Table : public InodeStates {
 public:
     Table() {
-        serves = true;
-        timeout = 1.5;
+        timeout = unwatched_timeout = 1.5;
         control_name = ".cleancache";
         max_inodes = 100;
         drop_unused = [](InodeStates& states, std::span<const std::uint64_t> unused) noexcept {
@@ -310,7 +309,9 @@ void act(Table& table, Input& input) {
     switch (input.below(6)) {
         case 0: Table::park(*inode); break;
         case 1: inode->suspect = !inode->suspect; break;
-        case 2: table.notifications = input.below(2); break;
+        case 2:
+            if (table.invalidating.erase(node) == 0) table.invalidating.insert(node);
+            break;
         case 3: table.caches_absence = !table.caches_absence; break;
         case 4: inode->kernel->size_doubt = static_cast<std::int64_t>(input.below(2)); break;
         default: inode->kernel->dropped_for = input.below(2); break;

@@ -34,7 +34,12 @@ from cleanfs.fs.control import Control, Operator
 from cleanfs.fs.operations import CleanFS
 from cleanfs.fuse.channel import Channel
 from cleanfs.fuse.notify import Notifier
-from cleanfs.fuse.protocol import FUSE_OPEN_KILL_SUIDGID, FUSE_WRITE_CACHE, FUSE_WRITE_KILL_SUIDGID
+from cleanfs.fuse.protocol import (
+    FUSE_HANDLE_KILLPRIV_V2,
+    FUSE_OPEN_KILL_SUIDGID,
+    FUSE_WRITE_CACHE,
+    FUSE_WRITE_KILL_SUIDGID,
+)
 from cleanfs.latency import Latencies
 from cleanfs.linux import mounts
 from cleanfs.linux.mounts import FileSystemTypes, all_local
@@ -416,18 +421,20 @@ async def test_a_write_clears_set_id_bits_if_its_message_says_so(
 
 @pytest.mark.parametrize("uid", [0, 12345])
 @pytest.mark.parametrize("flags", [FUSE_OPEN_KILL_SUIDGID, 0])
+@pytest.mark.parametrize("negotiated", [FUSE_HANDLE_KILLPRIV_V2, 0])
 async def test_an_open_that_truncates_clears_set_id_bits(
-    services: Services, inodes: InodeTable, tmp_path: Path, uid: int, flags: int
+    services: Services, inodes: InodeTable, tmp_path: Path, uid: int, flags: int, negotiated: int
 ) -> None:
     (tmp_path / "f").chmod(0o6755)
-    control = Control(cast(Operator, NoOperator()))
-    fs = CleanFS(services, inodes, control, Channel(0), attr_timeout=1)
+    control, channel = Control(cast(Operator, NoOperator())), Channel(0)
+    channel.init_flags = negotiated
+    fs = CleanFS(services, inodes, control, channel, attr_timeout=1)
     ctx = cast(RequestContext, SimpleNamespace(uid=uid, gid=uid, pid=1))
     entry = await fs.lookup(inodes.root.node, b"f", ctx)
     with handling(flags=flags, uid=uid, gid=uid):
         info = await fs.open(entry.st_ino, FlagT(os.O_WRONLY | os.O_TRUNC), ctx)
     assert inodes[entry.st_ino].kernel.size == 0
-    cleared = bool(flags) or uid != 0
+    cleared = bool(flags) if negotiated else uid != 0
     assert stat_module.S_IMODE((tmp_path / "f").stat().st_mode) == (0o755 if cleared else 0o6755)
     await fs.release(FileHandleT(info.fh))
 

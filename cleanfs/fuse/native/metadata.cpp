@@ -87,16 +87,12 @@ std::optional<std::string_view> name_in(Bytes bytes) {
 
 bool Metadata::serve(const Message& message, Channel& channel) {
     switch (message.header().opcode) {
-        case FUSE_FORGET: return forget(message, channel);
-        case FUSE_BATCH_FORGET: return forget_batch(message, channel);
-        default: break;
-    }
-    if (!inodes_.serves) return false;
-    switch (message.header().opcode) {
         case FUSE_GETATTR: return get_attributes(message, channel);
         case FUSE_LOOKUP: return look_up(message, channel);
         case FUSE_READLINK: return read_link(message, channel);
         case FUSE_GETXATTR: return get_xattr(message, channel);
+        case FUSE_FORGET: return forget(message, channel);
+        case FUSE_BATCH_FORGET: return forget_batch(message, channel);
         default: return false;
     }
 }
@@ -123,7 +119,7 @@ bool Metadata::hold(InodeState& inode, Descriptor& found, const struct stat& st)
 // Whether Python would reply with these attributes, and do nothing else: the file is as its record says, and the kernel
 // has no stale pages to drop first (Tree.observe, Tree.nothing_to_drop).
 bool Metadata::is_as_known(const InodeState& inode, const struct stat& st) const {
-    if (inodes_.notifications > 0) return false;
+    if (inodes_.invalidating.contains(inode.node)) return false;
     return inode.record == nullptr || inode.record->forgotten || inode.record->stamps == Stamps::of(st);
 }
 
@@ -138,7 +134,7 @@ bool Metadata::get_attributes(const Message& message, Channel& channel) {
     if (!inode->open_fds.empty() && (kernel.size_doubt > kernel.doubts_settled || kernel.sent != Stamps::of(st))) return false;
 
     fuse_attr_out out{};
-    const Timeout timeout(inodes_.timeout);
+    const Timeout timeout(inodes_.timeout_of(*inode));
     out.attr_valid = timeout.seconds;
     out.attr_valid_nsec = timeout.ns;
     out.attr = attributes_of(*inode, st);
@@ -174,11 +170,13 @@ bool Metadata::look_up(const Message& message, Channel& channel) {
     if (inode->is_parked() ? !hold(*inode, found, st) : !inode->is_ready()) return false;
 
     fuse_entry_out out{};
-    const Timeout timeout(inodes_.timeout);
+    const Timeout timeout(inodes_.timeout_of(*inode)), entry_timeout(inodes_.timeout_of(*parent));
     out.nodeid = inode->node;
     out.generation = inode->generation;
-    out.entry_valid = out.attr_valid = timeout.seconds;
-    out.entry_valid_nsec = out.attr_valid_nsec = timeout.ns;
+    out.entry_valid = entry_timeout.seconds;
+    out.entry_valid_nsec = entry_timeout.ns;
+    out.attr_valid = timeout.seconds;
+    out.attr_valid_nsec = timeout.ns;
     out.attr = attributes_of(*inode, st);
     KernelViewState& kernel = *inode->kernel;
     const auto before = kernel.told();

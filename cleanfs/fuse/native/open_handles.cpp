@@ -46,7 +46,7 @@ HandleState* OpenHandles::find(std::uint64_t fh) {
 // Opener._must_drop_pages).
 bool OpenHandles::may_be_stale(const InodeState& inode) const {
     const KernelViewState& kernel = *inode.kernel;
-    if (inodes_.notifications > 0 || kernel.dropped_for != 0) return true;
+    if (inodes_.invalidating.contains(inode.node) || kernel.dropped_for != 0) return true;
     return caches_.shared && (inode.record->racy || kernel.doubts_settled < kernel.doubts);
 }
 

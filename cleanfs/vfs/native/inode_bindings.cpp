@@ -199,15 +199,24 @@ void bind_inode_states(nb::module_& module) {
                  for (nb::object* object : {&nowait, &reads, &names}) states.referenced.push_back(std::move(*object));
              },
              "device"_a, "nowait"_a, "reads"_a, "names"_a)
-        .def_rw("serves", &PyInodeStates::serves)
         .def_rw("timeout", &PyInodeStates::timeout)
+        .def_rw("unwatched_timeout", &PyInodeStates::unwatched_timeout)
+        .def("watch", [](PyInodeStates& states, std::uint64_t device) { states.watched.insert(device); }, "device"_a)
         .def_rw("caches_absence", &PyInodeStates::caches_absence)
         .def_prop_rw("control_name", [](const PyInodeStates& states) { return to_bytes(states.control_name); },
                      [](PyInodeStates& states, const nb::bytes& name) { states.control_name = to_string(name); })
         .def_rw("max_inodes", &PyInodeStates::max_inodes)
-        .def_rw("notifications", &PyInodeStates::notifications)
         .def_rw("open_fds", &PyInodeStates::open_fds)
         .def_rw("fd_budget", &PyInodeStates::fd_budget)
+        .def("set_invalidating",
+             [](PyInodeStates& states, std::uint64_t node, bool pending) {
+                 if (pending) {
+                     states.invalidating.insert(node);
+                 } else {
+                     states.invalidating.erase(node);
+                 }
+             },
+             "node"_a, "pending"_a)
         .def("refuse", [](PyInodeStates& states, std::uint32_t thread) { states.refused.insert(thread); }, "thread"_a)
         .def("stop_refusing", [](PyInodeStates& states, std::uint32_t thread) { states.refused.erase(thread); }, "thread"_a);
 }

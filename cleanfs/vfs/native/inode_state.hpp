@@ -101,13 +101,13 @@ struct InodeStates {
     std::unordered_map<std::uint64_t, InodeState*> by_node;
     std::unordered_map<std::uint64_t, SourceFsState> file_systems;  // the local ones, by device
 
-    bool serves = false;
-    double timeout = 0;
+    double timeout = 0, unwatched_timeout = 0;
+    std::unordered_set<std::uint64_t> watched;  // devices
     bool caches_absence = false;
     std::string control_name;
     std::size_t max_inodes = 0;
-    std::size_t notifications = 0;
     std::size_t open_fds = 0, fd_budget = 0;
+    std::unordered_set<std::uint64_t> invalidating;  // nodes
     std::unordered_set<std::uint32_t> refused;  // threads
 
     // An unlink that the channel made.
@@ -133,6 +133,12 @@ struct InodeStates {
         const auto found = file_systems.find(inode.device);
         return found == file_systems.end() ? nullptr : &found->second;
     }
+
+    // Entries.timeout_of, of an inode that is local.
+    double timeout_of(const InodeState& inode) const {
+        return watched.contains(inode.device) ? timeout : unwatched_timeout;
+    }
+
     InodeState* find(std::uint64_t node) const {
         const auto found = by_node.find(node);
         return found == by_node.end() ? nullptr : found->second;
