@@ -62,8 +62,8 @@ class LockOperations:
     @handler
     async def setlk(self, request: Request, body: bytes, *, waits: bool) -> bytes:
         """Take or give up a lock. A signal ends a wait."""
-        fh, owner, start, end, kind, _, flags, _ = FUSE_LK_IN.unpack_from(body)
-        handle, lock, flock = self._file(fh), Lock(kind, start, end), bool(flags & FUSE_LK_FLOCK)
+        fh, owner, start, end, kind, pid, flags, _ = FUSE_LK_IN.unpack_from(body)
+        handle, lock, flock = self._file(fh), Lock(kind, start, end, pid), bool(flags & FUSE_LK_FLOCK)
         await before_wait()  # a cancel scope belongs to a task
         with trio.CancelScope() as wait:
             request.on_interrupt = wait.cancel

@@ -8,6 +8,9 @@ description is closed.
 
 A lock that must wait is tried again: at once when one of the file is given up here, and else at growing
 intervals. So a wait can be given up, which a thread that waits in the source could not.
+
+What the owners here hold is remembered. It tells F_GETLK which process holds a lock, and whether a wait
+would never end, as the source knows neither of OFD locks.
 """
 
 import contextlib
@@ -15,7 +18,8 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -64,6 +68,14 @@ class Lock:
     pid: int = 0
     """The process that holds it; 0 if that is not known."""
 
+    def overlaps(self, other: "Lock") -> bool:
+        """Tell whether a byte is in both."""
+        return self.start <= other.end and other.start <= self.end
+
+    def conflicts(self, other: "Lock") -> bool:
+        """Tell whether two owners cannot have both."""
+        return self.overlaps(other) and fcntl.F_WRLCK in (self.kind, other.kind)
+
     def pack(self) -> bytes:
         """Make a struct flock."""
         length = 0 if self.end == OFFSET_MAX else self.end - self.start + 1
@@ -76,12 +88,28 @@ class Lock:
         return cls(kind, start, start + length - 1 if length else OFFSET_MAX, max(pid, 0))
 
 
+def after(held: list[Lock], new: Lock) -> list[Lock]:
+    """Return what an owner holds after it took ``new``, or gave up its bytes."""
+    rest = []
+    for lock in held:
+        if not lock.overlaps(new):
+            rest.append(lock)
+            continue
+        if lock.start < new.start:
+            rest.append(replace(lock, end=new.start - 1))
+        if lock.end > new.end:
+            rest.append(replace(lock, start=new.end + 1))
+    return rest if new.kind == fcntl.F_UNLCK else [*rest, new]
+
+
 @dataclass(eq=False, slots=True)
 class _Owner:
     """Holds the locks of one owner on one file."""
 
     inode: Inode
     fd: int
+    locks: list[Lock] = field(default_factory=list)
+    """Those of fcntl(2)."""
     fhs: set[int] = field(default_factory=set)
     """The open files through which it locked. When all are closed, it is gone."""
     use: Use = field(default_factory=Use)
@@ -99,6 +127,7 @@ class SourceLocks:
         self._services = services
         self._owners: dict[_Key, _Owner] = {}
         self._given_up: dict[Inode, trio.Event] = {}  # of files that are waited for
+        self._waits: dict[int, list[tuple[Inode, Lock]]] = {}  # for locks of fcntl(2), by owner
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -121,28 +150,77 @@ class SourceLocks:
             found = await self._services.inline_if_local(
                 handle.inode, fcntl.fcntl, fd, F_OFD_GETLK, wanted.pack()
             )
-        return Lock.unpack(found)
+        conflict = Lock.unpack(found)
+        if conflict.pid or conflict.kind == fcntl.F_UNLCK:
+            return conflict
+        for _, lock in self._others(handle.inode, owner):
+            if lock.kind == conflict.kind and lock.overlaps(conflict):
+                return replace(conflict, pid=lock.pid)
+        return conflict
 
     async def set(
         self, handle: FileHandle, fh: int, owner: int, lock: Lock, *, flock: bool, waits: bool
     ) -> None:
         """Take or give up a lock. Raises OSError: EAGAIN if others hold it, unless it ``waits``.
 
-        A wait can be cancelled. It is never cancelled while the source is asked.
+        A wait can be cancelled. It is never cancelled while the source is asked. Raises EDEADLK if the
+        wait would never end, as the others wait for the owner.
         """
-        key, seconds = (handle.inode, owner, flock), FIRST_RETRY_SECONDS
+        key = handle.inode, owner, flock
         with handle.use:
-            while True:
-                try:
-                    with trio.CancelScope(shield=True):
-                        await self._try(handle, fh, key, lock)
-                except BlockingIOError:
-                    if not waits:
-                        raise
-                else:
-                    return
-                await self._given_up_within(seconds, handle.inode)
-                seconds = min(2 * seconds, MAX_RETRY_SECONDS)
+            if await self._take(handle, fh, key, lock):
+                return
+            if not waits:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            with contextlib.nullcontext() if flock else self._waiting(handle.inode, owner, lock):
+                seconds = FIRST_RETRY_SECONDS
+                while True:
+                    await self._given_up_within(seconds, handle.inode)
+                    if await self._take(handle, fh, key, lock):
+                        return
+                    seconds = min(2 * seconds, MAX_RETRY_SECONDS)
+
+    async def _take(self, handle: FileHandle, fh: int, key: _Key, lock: Lock) -> bool:
+        """Take or give up a lock; False if others hold it. Never cancelled."""
+        with trio.CancelScope(shield=True):
+            try:
+                await self._try(handle, fh, key, lock)
+            except BlockingIOError:
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def _waiting(self, inode: Inode, owner: int, lock: Lock) -> Iterator[None]:
+        """Note that an owner waits. Raises EDEADLK if it would wait for ever."""
+        if self._is_deadlock(inode, owner, lock):
+            raise OSError(errno.EDEADLK, os.strerror(errno.EDEADLK))
+        waits = self._waits.setdefault(owner, [])
+        waits.append(wait := (inode, lock))
+        try:
+            yield
+        finally:
+            waits.remove(wait)
+            if not waits:
+                del self._waits[owner]
+
+    def _is_deadlock(self, inode: Inode, owner: int, lock: Lock) -> bool:
+        """Tell whether one that holds the lock waits for the owner, perhaps by way of others."""
+        seen, pending = {owner}, [(inode, owner, lock)]
+        while pending:
+            inode, waiter, wanted = pending.pop()
+            holders = {other for other, held in self._others(inode, waiter) if held.conflicts(wanted)}
+            if waiter != owner and owner in holders:
+                return True
+            for holder in holders - seen:
+                seen.add(holder)
+                pending += [(file, holder, lock) for file, lock in self._waits.get(holder, ())]
+        return False
+
+    def _others(self, inode: Inode, owner: int) -> Iterator[tuple[int, Lock]]:
+        """Return the locks of fcntl(2) that other owners here hold on a file."""
+        for (file, other, _), held in self._owners.items():
+            if file is inode and other != owner:
+                yield from ((other, lock) for lock in held.locks)
 
     async def _given_up_within(self, seconds: float, inode: Inode) -> None:
         """Wait until a lock of a file is given up here, at most so long."""
@@ -173,6 +251,7 @@ class SourceLocks:
                 await self._services.inline_if_local(
                     inode, fcntl.fcntl, owner.fd, F_OFD_SETLK, lock.pack()
                 )
+                owner.locks = after(owner.locks, lock)
         if lock.kind != fcntl.F_WRLCK:  # given up, or perhaps now shared
             self._wake(inode)
 

@@ -2,13 +2,14 @@
 
 import fcntl
 import os
+import select
 import signal
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,82 @@ def test_locks_of_open_files_go_with_the_last_close(fs: MountedFs, take: Callabl
         wait_until(is_free)
         with pytest.raises(BlockingIOError):
             take(other)
+
+
+HOLDER = """
+import errno, fcntl, struct, sys
+f = open(sys.argv[1], "r+b")
+def lock(command, start):
+    fcntl.fcntl(f, command, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, start, 1, 0))
+lock(fcntl.F_SETLK, int(sys.argv[2]))
+print("holds", flush=True)
+sys.stdin.readline()
+try:
+    lock(fcntl.F_SETLKW, int(sys.argv[3]))
+    print("has it", flush=True)
+except OSError as exc:
+    print("deadlock" if exc.errno == errno.EDEADLK else exc, flush=True)
+"""
+
+
+@contextmanager
+def holder(path: Path, held: int, wanted: int) -> Iterator["subprocess.Popen[str]"]:
+    """Run a program that holds the lock of a byte. Upon a line it waits for another one, and ends."""
+    words = [sys.executable, "-c", HOLDER, str(path), str(held), str(wanted)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert line_of(process) == "holds\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    """Return the next line that a program prints."""
+    assert process.stdout is not None
+    readable, _, _ = select.select([process.stdout], [], [], 60)
+    assert readable
+    return process.stdout.readline()
+
+
+def start_waiting(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_wait_that_would_never_end_fails(fs: MountedFs, number: int) -> None:
+    """Each program but one waits for the next one's lock; then the last waits for the first one's."""
+    path = fs.path / "f"
+    with ExitStack() as stack:
+        programs = [stack.enter_context(holder(path, at, (at + 1) % number)) for at in range(number)]
+        for process in programs[:-1]:
+            start_waiting(process)
+            time.sleep(0.3)
+        start_waiting(programs[-1])
+        assert line_of(programs[-1]) == "deadlock\n"
+        for process in programs[:-1]:
+            assert line_of(process) == "has it\n"
+
+
+def test_waits_for_one_that_waits_for_nothing_go_on(fs: MountedFs) -> None:
+    path = fs.path / "f"
+    with holder(path, 0, 5) as first, holder(path, 1, 0) as second, holder(path, 2, 0) as third:
+        for process in second, third:
+            start_waiting(process)
+        time.sleep(0.3)
+        start_waiting(first)
+        for process in first, second, third:
+            assert line_of(process) == "has it\n"
+
+
+@pytest.mark.parametrize("side", ["path", "source"])
+def test_the_process_that_holds_a_lock_is_told(fs: MountedFs, side: str) -> None:
+    with opened(fs.path / "f") as fd, holder(getattr(fs, side) / "f", 7, 0) as process:
+        for start, pid in (7, process.pid), (6, 0):
+            data = struct.pack("hhqqi4x", WRITE, os.SEEK_SET, start, 1, 0)
+            found = struct.unpack("hhqqi4x", fcntl.fcntl(fd, GET, data))
+            assert (found[0], found[4]) == (WRITE if pid else UNLOCK, pid)
+        lock(fd, SET, READ, 8, 1)
+        assert lock(fd, GET, READ, 8, 1) == UNLOCK
