@@ -64,6 +64,11 @@ class Entries:
 
     def attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
         """Make the entry of an inode, and record that the kernel is told of it."""
+        inode.kernel.reply_sent(st)
+        return self.untold(inode, st)
+
+    def untold(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
+        """Make the entry of an inode."""
         entry = _entry(st)
         if inode is not self._inodes.root:  # the root's node id is FUSE's, its number its own
             entry.st_ino = InodeT(inode.node)
@@ -72,7 +77,6 @@ class Entries:
         if self._watch is not None:
             entry.attr_timeout = self._timeout_of(inode, self._watch)
             entry.entry_timeout = self._timeout_of(inode.parent or inode, self._watch)
-        inode.kernel.reply_sent(st)
         if not inode.local:
             inode.local = self._is_local(inode)
         return entry

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from itertools import count
 
 import trio
@@ -84,6 +85,7 @@ class HandleTable:
         self._directories[fh] = directory
         if isinstance(directory, DirHandle):
             self._inodes.opened(directory.inode, directory.fd)
+            self._channel.add_directory(fh, directory.state)
         return fh
 
     async def release(self, fh: FileHandleT) -> None:
@@ -102,8 +104,20 @@ class HandleTable:
         """Close a directory."""
         directory = self._directories.pop(fh)
         if isinstance(directory, DirHandle):
+            self._channel.remove_directory(fh)
             with self._inodes.closing(directory.inode, directory.fd):
                 await directory.release()
+
+    def close_directory(self, fh: int) -> bool:
+        """Close a directory of a local source, unless a request uses it. Return whether it did."""
+        directory = self._directories[fh]
+        if not isinstance(directory, DirHandle) or directory.use:
+            return False
+        del self._directories[fh]
+        self._channel.remove_directory(fh)
+        with self._inodes.closing(directory.inode, directory.fd), contextlib.suppress(OSError):
+            os.close(directory.fd)
+        return True
 
     def abandon(self, fh: FileHandleT) -> None:
         """Have ``release_abandoned`` close what the kernel does not know to be open."""

@@ -88,13 +88,12 @@ class Lister:
         if self._inodes.may_be_link(listing.stat):
             linked = await self._find_link(directory, name)
         inode, st = linked or self._inode_of(directory, name, listing)
+        if not pyfuse3.readdir_reply(token, FileNameT(name), self._entries.untold(inode, st), position):
+            self._inodes.forget(inode.node, 1)
+            return None
         told = inode.kernel.told
-        entry = self._entries.attributes(inode, st)
-        if pyfuse3.readdir_reply(token, FileNameT(name), entry, position):
-            return inode, told
-        inode.kernel.not_sent(told)
-        self._inodes.forget(inode.node, 1)
-        return None
+        inode.kernel.reply_sent(st)
+        return inode, told
 
     def _add_dots(self, directory: DirHandle, start: int, token: ReaddirToken) -> bool:
         """Add ``.`` and ``..``, unless the reply starts behind them. Return whether they fit."""

@@ -64,7 +64,7 @@ class Opener:
     async def open_directory(self, inode: Inode, ctx: RequestContext) -> FileHandleT:
         """Open a directory. Raises OSError."""
         request = current()  # pyfuse3's handler gets no flags
-        flags = 0 if request is None else request.flags & os.O_NOATIME
+        flags = 0 if request is None else request.file_flags & os.O_NOATIME
         fd = await self._tree.open_directory(inode, flags)
         try:
             st = await self._services.inline_if_local(inode, os.fstat, fd)

@@ -45,6 +45,7 @@ from cleanfs.fs.inode_operations import InodeOperations
 from cleanfs.fs.listing import Lister, list_control
 from cleanfs.fs.lock_operations import LockOperations
 from cleanfs.fs.name_changes import NameChanges
+from cleanfs.fs.open_directories import OpenDirectories
 from cleanfs.fs.opening import Opener
 from cleanfs.fs.permissions import Permissions, is_granted
 from cleanfs.fs.range_operations import RangeOperations
@@ -150,7 +151,11 @@ class CleanFS(pyfuse3.Operations):
         calls = Calls(
             drop_unused=self._inodes.drop_unused,
             hold_parked=self._inodes.hold_parked,
+            enter_opened=self._inodes.enter_opened,
+            enter_listed=self._inodes.enter_listed,
             poll_open=self._poll,
+            open_directory=OpenDirectories(self._services, self._inodes, self._handles).open,
+            close_directory=self._handles.close_directory,
             unlinked=self._names.unlinked,
             unlink_refused=self._unlink_refused,
         )
@@ -557,4 +562,4 @@ class CleanFS(pyfuse3.Operations):
 def _share_file_system(states: InodeStates, device: int, fs: SourceFs) -> None:
     """Let the channel know what is known of a file system of the source, if it is local."""
     if fs.local:
-        states.use_file_system(device, fs, fs.reads, fs.names)
+        states.use_file_system(device, fs, fs.reads, fs.names, fs.listings)

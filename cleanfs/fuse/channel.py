@@ -26,7 +26,7 @@ import stat as stat_module
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, ParamSpec, cast
+from typing import Any, Final, cast
 
 import pyfuse3
 import trio
@@ -44,7 +44,6 @@ from cleanfs.latency import HistogramSnapshot, LatencyStats
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 
 MAX_UNYIELDING_NS: Final = 100_000
 """The scheduler runs at least this often: it does not report tasks that it is about to run anyway."""
@@ -72,8 +71,21 @@ class Calls:
     """Called with nodes to which the kernel refers no more."""
     hold_parked: Callable[[int, int], bool]
     """Called with a parked node and its new fd, with the right number. Returns whether it took that."""
+    enter_opened: Callable[[int, os.stat_result, int, bytes, bytes | None], int]
+    """Called with an fd that was opened by a name, and its stat; with the directory's node and the
+    name; and with the file handle, if wanted. Makes an inode that takes over the fd, and returns its
+    node. Returns 0 if it did nothing."""
+    enter_listed: Callable[[int, list[tuple[os.stat_result, bytes, bytes | None]]], list[int] | None]
+    """Called with a directory's node, and with stat, name and handle of files that were listed. Makes
+    the inodes of those that have none, and moves the others. Returns their nodes, or None if it did
+    nothing."""
     poll_open: Callable[[int], None]
     """Called with the node of a file that was opened, unless that is polled."""
+    open_directory: Callable[[int, int], int]
+    """Called with the node of a directory, and an fd to list it by. Makes a handle that takes over the
+    fd, and returns its number. Returns 0 if it did nothing."""
+    close_directory: Callable[[int], bool]
+    """Called with the number of an open directory. Returns whether it closed that: it is not in use."""
     unlinked: Callable[[int, bytes, int, int, Stamps, Stamps | None, bool], None]
     """Called with a directory's node and the name that was removed there; with the file's node and an
     fd of it; with its stamps before and after, None if those are not known; and whether it is gone."""
@@ -220,28 +232,15 @@ class Channel:
             self._native.serve_from(caches)
             self._serves = True
             if self._inodes is not None:
-                calls = self._calls
-                self._inodes.use_table(
-                    self._then_ready(calls.drop_unused),
-                    calls.hold_parked,
-                    self._then_ready(calls.poll_open),
-                    self._then_ready(calls.unlinked),
-                    calls.unlink_refused,
-                )
+                self._inodes.use_table(self._calls, self._is_task_ready)
                 self._native.serve_metadata(self._inodes)
 
     def serve_metadata(self, inodes: object, calls: "Calls") -> None:
         """Serve names, attributes and opens by these ``InodeStates``, after ``serve_from``."""
         self._inodes, self._calls = inodes, calls
 
-    def _then_ready(self, call: Callable[P, None]) -> Callable[P, bool]:
-        """Make a function that makes a call, and returns whether a task can run after it."""
-
-        def call_and_look(*args: P.args, **kwargs: P.kwargs) -> bool:
-            call(*args, **kwargs)
-            return self._scheduler.runnable > self._lock.woken
-
-        return call_and_look
+    def _is_task_ready(self) -> bool:
+        return self._scheduler.runnable > self._lock.woken
 
     def adopt_handle(self, fh: int) -> Any:  # noqa: ANN401  # its types are those of vfs, which is above
         """Give up a file that was opened here: its inode, record, fd, flags and ``Stream``.
@@ -264,6 +263,16 @@ class Channel:
         """Serve no more reads of an open file."""
         if self._serves:
             self._native.remove_handle(fh)
+
+    def add_directory(self, fh: int, directory: object) -> None:
+        """List an open directory, given its ``DirectoryState``."""
+        if self._serves:
+            self._native.add_directory(fh, directory)
+
+    def remove_directory(self, fh: int) -> None:
+        """List an open directory no more."""
+        if self._serves:
+            self._native.remove_directory(fh)
 
     @property
     def writes_served(self) -> int:

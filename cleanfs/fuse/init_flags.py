@@ -32,7 +32,8 @@ WANTED: Final = {
 """The flags that every mount asks for, and what each does. Linux 3.2, 4.7, 5.11, 5.13."""
 
 # Not asked for:
-# * READDIRPLUS_AUTO: the kernel would also send READDIR, for which pyfuse3 has no handler.
+# * READDIRPLUS_AUTO: the kernel would request names alone after the first reply of a listing, until a
+#   program looks one up. find(1) reads all names first: each would cost a LOOKUP (docs/metadata.md).
 # * NO_OPENDIR_SUPPORT: an open directory holds a snapshot of its names (``DirHandle``), and permission
 #   to list it is checked when it is opened.
 # * CACHE_SYMLINKS: a kernel that keeps a target sends no request by which a change would be found,

@@ -27,7 +27,7 @@ class Request(Protocol):
     flags: int
     """``open_flags``, ``read_flags``, ``write_flags`` or ``valid``, if the request has one of them."""
     file_flags: int
-    """The open file's flags, as fcntl(2) has them now, if this is a READ or WRITE."""
+    """The open file's flags, as fcntl(2) has them now, if this is a READ, WRITE or OPENDIR."""
     rollback: Rollback | None
     """Undoes what the reply gives; called if the kernel refuses the reply, as the requester is gone."""
     interrupted: bool

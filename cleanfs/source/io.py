@@ -69,6 +69,7 @@ class SourceFs(NowaitState):
     """Describes one file system of the source: what it can do, and how fast it was lately."""
 
     __slots__ = (
+        "listings",
         "local",
         "names",
         "nowait_probe",
@@ -87,6 +88,7 @@ class SourceFs(NowaitState):
         self.reads = InlinePolicy()
         self.writes = InlinePolicy()
         self.names = InlinePolicy(steps=4)  # a rename is two lookups and more
+        self.listings = InlinePolicy(steps=4)
         self.nowait_probe = NowaitProbe(self)
         self.nowait_write_probe = NowaitProbe(NowaitState())
 
@@ -136,6 +138,15 @@ class Backing:
         seconds, outcome = await self.in_thread(_timed, call, *args)
         policy.took(seconds, 0)
         return outcome()
+
+    async def list_in_thread(
+        self, fs: SourceFs, size: Callable[[T], int], call: Callable[[*Ts], T], *args: *Ts
+    ) -> T:
+        """List in a thread, and note how long that took: the result counts for ``size`` bytes."""
+        seconds, outcome = await self.in_thread(_timed, call, *args)
+        result = outcome()
+        fs.listings.took(seconds, size(result))
+        return result
 
     def stats(
         self, served_reads: tuple[int, int] = (0, 0), served_writes: tuple[int, int] = (0, 0)

@@ -4,12 +4,14 @@ Plain functions over descriptors, run in worker threads. They touch no state of 
 """
 
 import os
+import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from cleanfs.cache.state import native
 from cleanfs.linux import syscalls
 
 
@@ -46,7 +48,7 @@ def stat_names(dir_fd: int, names: list[bytes], handles: bool = False) -> list[E
     return stats
 
 
-class Names:
+class PythonNames:
     """The names in a directory, in order, packed.
 
     Each open directory keeps its names. A list of 20,000 took 82 bytes a name, a fifth of which
@@ -72,6 +74,16 @@ class Names:
     def some(self, position: int, count: int) -> list[bytes]:
         """Return up to ``count`` names from a position on."""
         return [self[i] for i in range(position, min(position + count, len(self)))]
+
+    @property
+    def memory(self) -> int:
+        """Return how many bytes the names take."""
+        return sys.getsizeof(self._packed) + sys.getsizeof(self._starts)
+
+
+Names = PythonNames
+if native is not None and not TYPE_CHECKING:
+    Names = native.Names
 
 
 @dataclass(frozen=True, slots=True)

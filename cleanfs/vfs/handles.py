@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
@@ -30,6 +30,7 @@ from cleanfs.source.io import Backing, SourceFs
 from cleanfs.source.listing import EntryStat
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
+from cleanfs.vfs.directory_state import DirectoryState
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.invalidate import invalidate
 from cleanfs.vfs.kernel_view import Told
@@ -358,6 +359,12 @@ class FileHandle:
         self.state.opener_ran()
 
 
+NAME_SIZE: Final = 1 << 10
+STAT_SIZE: Final = 16 << 10
+"""How many bytes a name that is listed, and one that is stat'ed, count for (``InlinePolicy.took``): 0.5
+and 7.6 us."""
+
+
 class DirHandle:
     """An open directory: a snapshot of its names, taken anew at each rewind.
 
@@ -373,7 +380,8 @@ class DirHandle:
         self.fd = fd
         self._handles = handles
         self.use = Use()
-        self._names = listing.Names()
+        self.state = DirectoryState(fd)
+        self._source_fs = services.source_fs(inode)
         self._entries: dict[int, tuple[bytes, EntryStat]] = {}
         self._entries_before = Before(0, 0)
         self._dots: dict[bytes, os.stat_result] = {}
@@ -388,9 +396,15 @@ class DirHandle:
     async def rewind(self) -> None:
         """Take the snapshot. Raises OSError."""
         before = self._services.before()
-        run = self._services.backing.in_thread
-        listed = await run(listing.list_directory, self.fd, self.batch, self._handles)
-        self._names = listed.names
+        call = listing.list_directory
+        self.state.rewinding += 1
+        try:
+            listed = await self._services.backing.list_in_thread(
+                self._source_fs, _listing_size, call, self.fd, self.batch, self._handles
+            )
+        finally:
+            self.state.rewinding -= 1
+        self.state.names = listed.names
         self._keep(0, listed.names.some(0, len(listed.stats)), listed.stats, before)
         self._dots = {b".": listed.dot, b"..": listed.dot_dot}
 
@@ -408,14 +422,16 @@ class DirHandle:
 
     async def entry(self, position: int) -> tuple[bytes, EntryStat] | None:
         """Return the name at a position and its stat's outcome; None at the end. Raises OSError."""
-        if position >= len(self._names):
+        names = self.state.names
+        if position >= len(names):
             return None
         if position not in self._entries:
             before = self._services.before()
-            names = self._names.some(position, self.batch)
-            run = self._services.backing.in_thread
-            stats = await run(listing.stat_names, self.fd, names, self._handles)
-            self._keep(position, names, stats, before)
+            some = names.some(position, self.batch)
+            stats = await self._services.backing.list_in_thread(
+                self._source_fs, _stats_size, listing.stat_names, self.fd, some, self._handles
+            )
+            self._keep(position, some, stats, before)
         self.before = self._entries_before
         return self._entries[position]
 
@@ -428,6 +444,14 @@ class DirHandle:
         """Make the directory durable in the source (``fsync``)."""
         with self.use:
             await self._services.backing.in_thread(namespace.sync, self.fd, data_only)
+
+
+def _listing_size(listed: listing.Listing) -> int:
+    return len(listed.names) * NAME_SIZE + _stats_size(listed.stats)
+
+
+def _stats_size(stats: list[EntryStat]) -> int:
+    return len(stats) * STAT_SIZE
 
 
 def fstat_and_close(fd: int) -> os.stat_result:

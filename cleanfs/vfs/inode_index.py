@@ -136,12 +136,18 @@ class InodeIndex:
 
     def add(self, inode: Inode) -> None:
         """Add the inode that the source has now under its pair."""
-        self._by_id[self._id(inode)] = inode
+        key = self._id(inode)
+        before = self._by_id.get(key)
+        if before is not None:
+            before.current = False
+        self._by_id[key] = inode
+        inode.current = True
 
     def discard(self, inode: Inode) -> None:
         """Remove an inode that may not be there any more."""
         if self._by_id.get(self._id(inode)) is inode:
             del self._by_id[self._id(inode)]
+            inode.current = False
 
     def _id(self, inode: Inode) -> int | tuple[int, int | bytes]:
         if inode.dentry is not None:

@@ -8,7 +8,7 @@ All are written on the main thread.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cleanfs.cache.state import FileState, InlineState, KernelState, NowaitState, Stamps, native
+from cleanfs.cache.state import FileState, InlineState, KernelState, NowaitState, native
 
 NOT_TOLD = -1
 """The access of an inode of which no mode and owners were told."""
@@ -50,8 +50,8 @@ class InodeState:
     """The state of one inode: the base of ``Inode``."""
 
     __slots__ = (
-        "device", "fd", "generation", "ino", "kind", "local", "name", "nlookup", "node", "open_fds",
-        "polled", "suspect", "used",
+        "current", "device", "fd", "generation", "ino", "kind", "local", "name", "nlookup", "node",
+        "open_fds", "polled", "suspect", "used",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +80,8 @@ class InodeState:
         """Whether a call on ``fd`` failed with an error that another fd of the file may not meet."""
         self.used = False
         """Whether the channel used ``fd`` since the inode was last made the youngest in the table."""
+        self.current = False
+        """Whether the source has it now under its device and number (``InodeIndex``)."""
         self.name = b""
 
     @property
@@ -112,6 +114,8 @@ class InodeStates:
     def __init__(self) -> None:
         """Start without inodes."""
         self._nodes: set[int] = set()
+        self.wants_handles = False
+        """Whether new inodes are entered with their file handles."""
         self.timeout = 0.0
         """The timeout of attributes and names, in seconds."""
         self.unwatched_timeout = 0.0
@@ -152,23 +156,17 @@ class InodeStates:
         """Forget that."""
 
     def use_file_system(
-        self, device: int, nowait: NowaitState, reads: InlineState, names: InlineState
+        self,
+        device: int,
+        nowait: NowaitState,
+        reads: InlineState,
+        names: InlineState,
+        listings: InlineState,
     ) -> None:
         """Note which calls to a local file system of the source do not wait."""
 
-    def use_table(
-        self,
-        drop: Callable[[list[int]], bool],
-        hold: Callable[[int, int], bool],
-        poll: Callable[[int], bool],
-        unlinked: Callable[[int, bytes, int, int, Stamps, Stamps | None, bool], bool],
-        unlink_refused: Callable[[int, bytes, int], None],
-    ) -> None:
-        """Have these called (``channel.Calls``).
-
-        ``hold`` returns whether it took the fd; ``drop``, ``poll`` and ``unlinked`` return whether a
-        task of trio can run.
-        """
+    def use_table(self, calls: object, task_ready: Callable[[], bool]) -> None:
+        """Have ``channel.Calls`` called. ``task_ready`` tells whether a task of trio can run."""
 
 
 if native is not None and not TYPE_CHECKING:

@@ -90,6 +90,7 @@ class InodeTable:
         self.states = InodeStates()
         """The same inodes, as the channel sees them."""
         self.fd_budget = fd_budget
+        self.states.wants_handles = exports
         self.max_inodes = max_inodes
         self._generations = count(1)
         self._node_ids = NodeIds(st.st_dev)
@@ -291,8 +292,12 @@ class InodeTable:
 
     def check_may_open(self) -> None:
         """Raise OSError (EMFILE) if another open file would leave no fd for anything else."""
-        if self.states.open_fds >= 2 * self.fd_budget:
+        if not self.may_open():
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def may_open(self) -> bool:
+        """Tell whether another open file leaves fds for everything else."""
+        return self.states.open_fds < 2 * self.fd_budget
 
     def opened(self, inode: Inode, fd: int) -> None:
         """Count ``fd``, the descriptor of a file handle on the inode."""
@@ -345,6 +350,36 @@ class InodeTable:
             return False
         self._hold(inode, fd, inode.ino)
         return True
+
+    def enter_opened(
+        self, fd: int, st: os.stat_result, parent_node: int, name: bytes, handle: bytes | None
+    ) -> int:
+        """Make the inode of a local ``fd``, which was opened by a name; see ``channel.Calls``."""
+        parent = self._nodes[parent_node]
+        if self._index.find(st) is not None:
+            return 0
+        inode = self._new(st, parent, name, handle)
+        inode.local = True
+        self._hold(inode, fd, st.st_ino)
+        self.moved(inode, parent, name)
+        return inode.node
+
+    def enter_listed(
+        self, parent_node: int, entries: list[tuple[os.stat_result, bytes, bytes | None]]
+    ) -> list[int] | None:
+        """Make or move inodes of local files that a listing met; see ``channel.Calls``."""
+        parent = self._nodes[parent_node]
+        for st, _, _ in entries:
+            inode = self._index.find(st)
+            if inode is not None and inode.node != st.st_ino:
+                return None  # the channel has not seen it
+        nodes = []
+        for st, name, handle in entries:
+            inode = self.listed(st, parent, name, handle)
+            inode.local = True
+            self.moved(inode, parent, name)
+            nodes.append(inode.node)
+        return nodes
 
     def mount_fd(self, device: int) -> int:
         """Return a descriptor on the file system ``device``, for opening by handle; -1 for none."""

@@ -80,10 +80,6 @@ class KernelView(KernelViewState):
         """Return the state to return to if the next reply is refused."""
         return Told(self.size, self.access, self.access_ctime)
 
-    def not_sent(self, before: Told) -> None:
-        """Return to what was told before, as attributes did not fit into a reply."""
-        self.size, self.access, self.access_ctime = before
-
     def rollback(self, before: Told | None = None) -> None:
         """Note that a reply was refused: the kernel may still use what it was told ``before``.
 

@@ -129,6 +129,7 @@ class Side:
     mode: Coherency
     device: Device | None
     watch: Watch | None = None
+    exports: bool = False
     natively: int = 0
     """Requests that the channel served."""
     fhs: list[tuple[int, FileHandleT]] = field(default_factory=list)
@@ -144,7 +145,8 @@ class Side:
         )
         root_fd = os.open(self.source, PATH_FLAGS)
         space_retry = self.services.space_retry
-        self.table = InodeTable(root_fd, 100, 1000, space_retry, Rules(self.services.types))
+        rules = Rules(self.services.types)
+        self.table = InodeTable(root_fd, 100, 1000, space_retry, rules, exports=self.exports)
         os.close(root_fd)
         self.channel = Channel(0)
         control = Control(cast(Operator, NoOperator()))
@@ -296,7 +298,9 @@ class Side:
             self._check_record(inode)
         coherency = self.services.coherency
         return {
-            "inodes": {inode.node: inode_state(inode) for inode in self.table.all()},
+            "inodes": {
+                inode.node: inode_state(inode, exports=self.exports) for inode in self.table.all()
+            },
             "open": (self.table.states.open_fds, self.fs.open_files),
             "found": (coherency.changes_found, coherency.doubtful_flushes),
             "refreshes": self.notifier.refreshes,
@@ -319,10 +323,11 @@ class Side:
             self.channel._scheduler.close()  # noqa: SLF001  # as in Channel.close
 
 
-def inode_state(inode: Inode) -> tuple[object, ...]:
+def inode_state(inode: Inode, *, exports: bool) -> tuple[object, ...]:
     kernel = inode.kernel
     return (
         *(inode.nlookup, inode.fd >= 0, inode.name, inode.parent and inode.parent.node, inode.suspect),
+        *(exports and inode.generation, inode.handle, inode.local),
         *(kernel.sent, kernel.size, kernel.access, kernel.access_ctime, kernel.acl),
         *(kernel.doubts, kernel.size_doubt, kernel.doubts_settled, kernel.dropped_for != 0),
         *(inode.opens, inode.opens > 0 and inode.polled, record_state(inode.record)),

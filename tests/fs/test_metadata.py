@@ -21,6 +21,7 @@ from cleanfs.fs.entries import UNANNOUNCED_SECONDS
 from cleanfs.fs.forget import forgets_in
 from cleanfs.vfs import handles
 from cleanfs.vfs.coherency import Coherency
+from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.node_ids import ROOT
 from tests.fs.metadata_rig import NO_ATTRIBUTE, THREAD, TIMEOUT, Entry, Watch
 from tests.fs.twins import Twins, needs_native, twins_over
@@ -39,12 +40,62 @@ async def twins(tmp_path: Path) -> AsyncIterator[Twins]:
 
 
 @needs_native
-async def test_a_name_that_was_found_before_is_served(twins: Twins) -> None:
-    assert not await twins.is_served("lookup", ROOT, b"a")
+async def test_a_name_is_served_when_it_is_new_and_when_it_was_found_before(twins: Twins) -> None:
+    assert await twins.is_served("lookup", ROOT, b"a")
     assert await twins.is_served("lookup", ROOT, b"a")
     directory = await twins.found(b"dir")
-    assert not await twins.is_served("lookup", directory, b"x")
     assert await twins.is_served("lookup", directory, b"x")
+    assert await twins.is_served("lookup", directory, b"x")
+    assert len(twins.sides[0].table) == 4
+
+
+@needs_native
+async def test_a_new_inode_gets_its_file_handle_where_handles_last(tmp_path: Path) -> None:
+    async with twins_over(tmp_path, Coherency.OPEN, exports=True) as twins:
+        assert await twins.is_served("lookup", ROOT, b"a")
+        native, python = twins.inodes((tmp_path / "a").stat().st_ino)
+        assert native.handle == python.handle
+        assert native.handle
+
+
+@needs_native
+async def test_a_new_inode_that_is_one_too_many_is_left_to_python(twins: Twins) -> None:
+    for side in twins.sides:
+        side.table.max_inodes = 2
+    assert await twins.is_served("lookup", ROOT, b"a")
+    assert not await twins.is_served("lookup", ROOT, b"b")
+
+
+@needs_native
+async def test_a_new_inode_whose_number_is_being_invalidated_is_left_to_python(twins: Twins) -> None:
+    node = (twins.source / "a").stat().st_ino
+    for side in twins.sides:
+        side.notifier.inode(node)  # another file that had this number
+    assert not await twins.is_served("lookup", ROOT, b"a")
+
+
+@needs_native
+async def test_a_number_that_another_node_has_is_left_to_python(twins: Twins) -> None:
+    st = (twins.source / "a").stat()
+    for side in twins.sides:  # as after two files had that number, one after the other
+        inode = Inode(st.st_dev, st.st_ino, 0, side.table.next_dynamic(), 0)
+        side.table._nodes[inode.node] = inode  # noqa: SLF001  # as a lookup does
+        side.table._index.add(inode)  # noqa: SLF001
+    assert not await twins.is_served("lookup", ROOT, b"a")
+
+
+@needs_native
+async def test_new_names_on_a_further_file_system_are_left_to_python(twins: Twins) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    mountpoint = twins.source / "dir"
+    await trio.run_process(["mount", "-t", "tmpfs", "tmpfs", str(mountpoint)])
+    try:
+        (mountpoint / "y").write_text("y")
+        directory = await twins.found(b"dir")
+        assert not await twins.is_served("lookup", directory, b"y")
+    finally:
+        await trio.run_process(["umount", "-l", str(mountpoint)])
 
 
 @needs_native

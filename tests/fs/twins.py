@@ -22,10 +22,15 @@ needs_native = pytest.mark.skipif(
 class Twins:
     """Makes each request to both file systems, and compares replies and states."""
 
-    def __init__(self, source: Path, mode: Coherency, watch: Watch | None = None) -> None:
+    side: type[Side] = Side
+
+    def __init__(
+        self, source: Path, mode: Coherency, watch: Watch | None = None, *, exports: bool = False
+    ) -> None:
         self.source = source
         self.device = Device()
-        self.sides = (Side(source, mode, self.device, watch), Side(source, mode, None, watch))
+        devices = (self.device, None)
+        self.sides = [self.side(source, mode, device, watch, exports) for device in devices]
         self.now_ns = 0
 
     @property
@@ -82,8 +87,10 @@ def make_source(path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def twins_over(path: Path, mode: Coherency, watch: Watch | None = None) -> AsyncIterator[Twins]:
-    twins = Twins(make_source(path), mode, watch)
+async def twins_over(
+    path: Path, mode: Coherency, watch: Watch | None = None, *, exports: bool = False
+) -> AsyncIterator[Twins]:
+    twins = Twins(make_source(path), mode, watch, exports=exports)
     try:
         yield twins
     finally:

@@ -17,7 +17,7 @@ from tests.harness.kernel import Device, message
 
 pytestmark = pytest.mark.skipif(native is None, reason="the native module was not built")
 
-NOTIFY_REPLY, WRITE, READ, OPEN, SETATTR, CREATE, IOCTL = 41, 16, 15, 14, 4, 35, 39
+NOTIFY_REPLY, WRITE, READ, OPEN, SETATTR, CREATE, IOCTL, OPENDIR = 41, 16, 15, 14, 4, 35, 39, 27
 NO_REPLY: Final = (FUSE_FORGET, FUSE_INTERRUPT, NOTIFY_REPLY, FUSE_BATCH_FORGET)
 
 SIZES: Final = {
@@ -151,6 +151,7 @@ def test_flags_are_those_of_the_struct() -> None:
         (READ, read, 2, 0o40000),
         (OPEN, struct.pack("=II", 0o1001, 1), 1, 0),
         (CREATE, create, 1, 0),
+        (OPENDIR, struct.pack("=II", 0o1200000, 1), 1, 0o1200000),
         (SETATTR, struct.pack("=I", 1 << 11) + bytes(84), 1 << 11, 0),
         (17, b"", 0, 0),
     ):

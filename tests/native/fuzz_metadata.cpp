@@ -1,6 +1,6 @@
-// Have the channel serve requests for names, attributes and opens with any bytes in them, over a small directory. Each request that is served
-// gets one reply, or none if it wants none; the kernel's references are counted by what it was told. The input is
-// libFuzzer's, or random.
+// Have the channel serve requests for names, attributes, opens and listings with any bytes in them, over a small
+// directory. Each request that is served gets one reply, or none if it wants none; the kernel's references are counted by
+// what it was told. The input is libFuzzer's, or random.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "directories.hpp"
 #include "fuzz_main.hpp"
 #include "metadata.hpp"
 #include "name_changes.hpp"
@@ -51,6 +52,9 @@ extern "C" ssize_t __wrap_writev(int, const iovec* parts, int count) {
 namespace {
 
 using cleanfs::Channel;
+using cleanfs::Directories;
+using cleanfs::DirectoryState;
+using cleanfs::Found;
 using cleanfs::InodeState;
 using cleanfs::InodeStates;
 using cleanfs::KernelViewState;
@@ -62,7 +66,10 @@ using cleanfs::OpenHandles;
 constexpr const char* names[] = {"a", "b", "dir", "link", "none", "..", "a/b", ".cleancache", ""};
 constexpr std::uint32_t opcodes[] = {FUSE_LOOKUP,   FUSE_LOOKUP,   FUSE_GETATTR, FUSE_FORGET,
                                      FUSE_READLINK, FUSE_GETXATTR, FUSE_BATCH_FORGET, FUSE_RENAME2,
-                                     FUSE_OPEN,     FUSE_OPEN,     FUSE_RELEASE, FUSE_UNLINK};
+                                     FUSE_OPEN,     FUSE_OPEN,     FUSE_RELEASE, FUSE_UNLINK,
+                                     FUSE_OPENDIR,  FUSE_READDIRPLUS, FUSE_READDIRPLUS, FUSE_RELEASEDIR,
+                                     FUSE_STATFS};
+constexpr std::uint64_t max_fh = 4;  // of directories
 
 // A directory that lasts as long as the program.
 int source() {
@@ -109,12 +116,33 @@ public:
             return states.find(name.node) == nullptr;
         };
         unlink_refused = [](InodeStates&, const Unlinked&) noexcept {};
+        enter = [](InodeStates& states, std::uint64_t parent, const Found& found, int fd) noexcept {
+            auto& table = static_cast<Table&>(states);
+            if (table.refuses_new) return std::uint64_t{0};
+            return table.add(found.st, fd, found.name, table.find(parent))->node;
+        };
+        enter_listed = [](InodeStates& states, std::uint64_t directory, std::span<const Found> all, std::uint64_t* to) noexcept {
+            auto& table = static_cast<Table&>(states);
+            if (table.refuses_new) return false;
+            for (const Found& found : all) {
+                InodeState* inode = table.find(found.st.st_ino);
+                if (inode == nullptr) inode = table.add(found.st, -1, found.name, table.find(directory));
+                inode->name = found.name;
+                inode->parent = table.find(directory);
+                *to++ = inode->node;
+            }
+            return true;
+        };
+        open_directory = [](InodeStates& states, std::uint64_t, int fd) noexcept { return static_cast<Table&>(states).open(fd); };
+        close_directory = [](InodeStates& states, std::uint64_t fh) noexcept { return static_cast<Table&>(states).close_open(fh); };
         fd_budget = 8;
         names_.inline_calls = true;
         names_.returned_at = 1e18;  // always a moment ago
         struct stat root;
         fstat(source(), &root);
-        file_systems[root.st_dev] = {&reads_, &names_, &nowait_};
+        listings.inline_calls = true;
+        listings.returned_at = 1e18;
+        file_systems[root.st_dev] = {&reads_, &names_, &listings, &nowait_};
         for (const char* name : {"a", "b"}) close(openat(source(), name, O_CREAT | O_WRONLY, 0600));
         if (symlinkat("target", source(), "link") != 0 && errno != EEXIST) fail("no link");
         root_ = add(InodeState::root_node, ".", nullptr);
@@ -127,15 +155,24 @@ public:
     }
     ~Table() {
         for (auto& [node, inode] : inodes_) park(*inode);
+        for (auto& [fh, state] : open_) close(state->fd);
     }
     Table(const Table&) = delete;
     Table& operator=(const Table&) = delete;
 
     InodeState* add(std::uint64_t node, const char* name, InodeState* parent) {
-        auto inode = std::make_unique<Inode>();
+        const int fd = openat(source(), name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
         struct stat st;
-        inode->fd = openat(source(), name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-        if (fstat(inode->fd, &st) != 0) fail("a file cannot be opened");
+        if (fstat(fd, &st) != 0) fail("a file cannot be opened");
+        InodeState* inode = add(st, fd, name, parent, node);
+        inode->nlookup = told[node] = 1;
+        return inode;
+    }
+    InodeState* add(const struct stat& st, int fd, std::string_view name, InodeState* parent, std::uint64_t node = 0) {
+        if (node == 0) node = st.st_ino;
+        auto inode = std::make_unique<Inode>();
+        inode->fd = fd;
+        inode->current = true;
         inode->device = st.st_dev;
         inode->ino = st.st_ino;
         inode->kind = st.st_mode & S_IFMT;
@@ -144,7 +181,6 @@ public:
         inode->view.sent = inode->file.stamps = cleanfs::Stamps::of(st);
         inode->file.racy = false;
         if (inode->kind == S_IFREG) inode->record = &inode->file;
-        inode->nlookup = told[node] = 1;
         inode->local = true;
         inode->name = name;
         inode->parent = parent;
@@ -161,6 +197,7 @@ public:
         }
         park(*found->second);
         by_node.erase(node);
+        dropped_.push_back(std::move(found->second));
         inodes_.erase(found);
     }
     static void park(InodeState& inode) {
@@ -168,6 +205,29 @@ public:
         inode.fd = -1;
     }
 
+    std::uint64_t open(int fd) {
+        if (refuses_new || open_.size() == max_fh) return 0;
+        std::uint64_t fh = 1;
+        while (open_.contains(fh)) ++fh;
+        auto state = std::make_unique<DirectoryState>();
+        state->fd = fd;
+        directories->add(fh, *state);
+        open_[fh] = std::move(state);
+        return fh;
+    }
+    bool close_open(std::uint64_t fh) {
+        if (refuses_new) return false;  // it is in use
+        const auto found = open_.find(fh);
+        if (found == open_.end()) fail("a directory that is not open is closed");
+        directories->remove(fh);
+        close(found->second->fd);
+        open_.erase(found);
+        return true;
+    }
+
+    Directories* directories = nullptr;
+    cleanfs::InlineState listings;
+    bool refuses_new = false;
     std::vector<std::uint64_t> nodes{InodeState::root_node, 0, 12345};
     std::map<std::uint64_t, std::int64_t> told;  // the kernel's references, by what it was told
     std::vector<std::uint64_t> opened{0, 77};    // fhs, and two that no file has
@@ -177,6 +237,8 @@ private:
     cleanfs::NowaitState nowait_;
     InodeState* root_;
     std::map<std::uint64_t, std::unique_ptr<Inode>> inodes_;
+    std::vector<std::unique_ptr<Inode>> dropped_;  // which may be the directory of another
+    std::map<std::uint64_t, std::unique_ptr<DirectoryState>> open_;  // by fh
 };
 
 // Bytes of the input, zeros when it has ended.
@@ -234,6 +296,20 @@ std::vector<std::byte> make_message(Input& input, const Table& table) {
         case FUSE_GETATTR:
             append(body, fuse_getattr_in{});
             break;
+        case FUSE_OPENDIR:
+            append(body, fuse_open_in{});
+            break;
+        case FUSE_READDIRPLUS: {
+            fuse_read_in in{};
+            in.fh = input.below(max_fh + 2);
+            in.offset = input.below(8) == 0 ? ~std::uint64_t{0} - input.below(4) : input.below(8);
+            in.size = static_cast<std::uint32_t>(input.below(8) == 0 ? input.below(64) : 200 * input.below(8));
+            append(body, in);
+            break;
+        }
+        case FUSE_RELEASEDIR:
+            append(body, fuse_release_in{input.below(max_fh + 2), 0, 0, 0});
+            break;
         case FUSE_OPEN:
             append(body, fuse_open_in{input.below(4) == 0 ? input.byte() : std::uint32_t{O_RDONLY}, 0});
             break;
@@ -263,6 +339,22 @@ void forget(Table& table, std::uint64_t node, std::uint64_t count) {
     if (table.told[node] <= 0) table.told.erase(node);
 }
 
+// Note the entries of a listing, which must be whole.
+void note_entries(Table& table, std::uint32_t size) {
+    const std::size_t begin = sizeof(fuse_out_header);
+    if (last_reply.size() - begin > size) fail("a listing that is too large");
+    for (std::size_t at = begin; at < last_reply.size();) {
+        fuse_direntplus entry;
+        constexpr std::size_t fixed = FUSE_NAME_OFFSET_DIRENTPLUS;
+        if (last_reply.size() - at < fixed) fail("a listing that ends within an entry");
+        std::memcpy(&entry, last_reply.data() + at, fixed);
+        const std::string name(reinterpret_cast<const char*>(last_reply.data()) + at + fixed, entry.dirent.namelen);
+        at += FUSE_DIRENT_ALIGN(fixed + name.size());
+        if (at > last_reply.size()) fail("a listing that ends within a name");
+        if (name != "." && name != ".." && !refuses) ++table.told[entry.entry_out.nodeid];
+    }
+}
+
 // Note what the kernel makes of a request that was served.
 void note(Table& table, const Message& message) {
     fuse_out_header header{};
@@ -287,6 +379,9 @@ void note(Table& table, const Message& message) {
         case FUSE_RELEASE:
             std::erase(table.opened, message.body_as<fuse_release_in>()->fh);
             break;
+        case FUSE_READDIRPLUS:
+            note_entries(table, message.body_as<fuse_read_in>()->size);
+            break;
         case FUSE_FORGET:
             forget(table, message.header().nodeid, message.body_as<fuse_forget_in>()->nlookup);
             break;
@@ -305,8 +400,13 @@ void note(Table& table, const Message& message) {
 void act(Table& table, Input& input) {
     const std::uint64_t node = table.nodes[input.below(table.nodes.size())];
     InodeState* inode = table.find(node);
+    table.listings.inline_calls = input.below(8) > 0;
+    table.refuses_new = input.below(8) == 0;
+    table.max_inodes = input.below(8) == 0 ? 3 : 100;
+    table.wants_handles = input.below(2) == 0;
     if (inode == nullptr || node == InodeState::root_node) return;
-    switch (input.below(6)) {
+    switch (input.below(7)) {
+        case 6: inode->current = !inode->current; break;
         case 0: Table::park(*inode); break;
         case 1: inode->suspect = !inode->suspect; break;
         case 2:
@@ -328,12 +428,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     cleanfs::CacheState caches;
     OpenHandles handles(caches, table, metadata);
     NameChanges changes(table, metadata);
+    Directories directories(table, metadata);
+    table.directories = &directories;
     const auto serve = [&](const Message& message) {
         switch (message.header().opcode) {
             case FUSE_OPEN: return handles.open(message, channel);
             case FUSE_RELEASE: return handles.release(message, channel);
             case FUSE_UNLINK: return changes.unlink(message, channel);
-            default: return metadata.serve(message, channel);
+            default: return metadata.serve(message, channel) || directories.serve(message, channel);
         }
     };
     Input input(data, size);

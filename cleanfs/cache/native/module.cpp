@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 #include "bind_state.hpp"
+#include "directory_bindings.hpp"
 #include "inode_bindings.hpp"
 #include "pages.hpp"
 
@@ -28,4 +29,5 @@ NB_MODULE(_pagecache, module) {
         .def("check", &Pages::check);
     cleanfs::bind_state(module);
     cleanfs::bind_inode_states(module);
+    cleanfs::bind_directory_state(module);
 }

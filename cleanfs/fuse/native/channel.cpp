@@ -178,6 +178,8 @@ std::uint32_t Message::file_flags() const {
         if (auto read = body_as<fuse_read_in>()) return read->flags;
     } else if (header_.opcode == FUSE_WRITE) {
         if (auto write = body_as<fuse_write_in>()) return write->flags;
+    } else if (header_.opcode == FUSE_OPENDIR) {
+        if (auto open = body_as<fuse_open_in>()) return open->flags;
     }
     return 0;
 }

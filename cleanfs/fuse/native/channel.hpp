@@ -59,7 +59,7 @@ public:
     }
     // Those of an OPEN, OPENDIR, CREATE, READ or WRITE (their fuse_*_in), or the `valid` of a SETATTR; else 0.
     std::uint32_t flags() const;
-    // The open file's flags as they are now (fcntl(2), F_GETFL), of a READ or WRITE; else 0.
+    // The open file's flags as they are now (fcntl(2), F_GETFL), of a READ, WRITE or OPENDIR; else 0.
     std::uint32_t file_flags() const;
 
 private:

@@ -40,7 +40,7 @@ bool FastPath::serve(const Message& message, Channel& channel) {
             case FUSE_OPEN: served = open_handles_ && open_handles_->open(message, channel); break;
             case FUSE_RELEASE: served = open_handles_ && open_handles_->release(message, channel); break;
             case FUSE_UNLINK: served = name_changes_ && name_changes_->unlink(message, channel); break;
-            default: served = metadata_ && metadata_->serve(message, channel); break;
+            default: served = metadata_ && (metadata_->serve(message, channel) || directories_->serve(message, channel)); break;
         }
     } catch (const std::bad_alloc&) {
         // Nothing was sent: what may throw comes before the reply.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "channel.hpp"
+#include "directories.hpp"
 #include "histogram.hpp"
 #include "metadata.hpp"
 #include "name_changes.hpp"
@@ -29,15 +30,18 @@ public:
     void add(std::uint64_t fh, HandleState& handle) { handles_[fh] = &handle; }
     void remove(std::uint64_t fh) { handles_.erase(fh); }
 
-    // Serve names and attributes, open files and remove names, too. `inodes` must outlive this object.
+    // Serve names, attributes and directories, open files and remove names, too. `inodes` must outlive this object.
     void serve_metadata(InodeStates& inodes) {
         metadata_.emplace(inodes);
+        directories_.emplace(inodes, *metadata_);
         open_handles_.emplace(caches_, inodes, *metadata_);
         name_changes_.emplace(inodes, *metadata_);
     }
 
     // The files that were opened here; null before `serve_metadata`.
     OpenHandles* open_handles() { return open_handles_ ? &*open_handles_ : nullptr; }
+    // Null before `serve_metadata`.
+    Directories* directories() { return directories_ ? &*directories_ : nullptr; }
 
     // Serve a request and send the reply. False if Python must.
     bool serve(const Message& message, Channel& channel);
@@ -84,6 +88,7 @@ private:
 
     CacheState& caches_;
     std::optional<Metadata> metadata_;
+    std::optional<Directories> directories_;
     std::optional<OpenHandles> open_handles_;
     std::optional<NameChanges> name_changes_;
     std::unique_ptr<SyncThreads> sync_threads_;  // made for the first FSYNC

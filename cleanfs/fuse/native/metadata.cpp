@@ -3,14 +3,16 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
-#include <limits>
 #include <string_view>
+
+#include "attributes.hpp"
+#include "file_handles.hpp"
 
 namespace cleanfs {
 
@@ -32,50 +34,7 @@ int open_cached(int directory, const char* name) {
     return static_cast<int>(syscall(SYS_openat2, directory, name, &how, sizeof how));
 }
 
-// A timeout as libfuse sends it: seconds, and the nanoseconds beyond.
-struct Timeout {
-    std::uint64_t seconds;
-    std::uint32_t ns;
-
-    explicit Timeout(double timeout) {
-        const double bounded = std::clamp(timeout, 0.0, 1e15), whole = std::floor(bounded);
-        seconds = static_cast<std::uint64_t>(whole);
-        ns = static_cast<std::uint32_t>((bounded - whole) * 1e9);
-    }
-};
-
-// Entries.attributes: the root's node id is FUSE's, its number its own.
-fuse_attr attributes_of(const InodeState& inode, const struct stat& st) {
-    fuse_attr attr{};
-    attr.ino = inode.node == InodeState::root_node ? st.st_ino : inode.node;
-    attr.size = static_cast<std::uint64_t>(st.st_size);
-    attr.blocks = static_cast<std::uint64_t>(st.st_blocks);
-    attr.atime = static_cast<std::uint64_t>(st.st_atim.tv_sec);
-    attr.mtime = static_cast<std::uint64_t>(st.st_mtim.tv_sec);
-    attr.ctime = static_cast<std::uint64_t>(st.st_ctim.tv_sec);
-    attr.atimensec = static_cast<std::uint32_t>(st.st_atim.tv_nsec);
-    attr.mtimensec = static_cast<std::uint32_t>(st.st_mtim.tv_nsec);
-    attr.ctimensec = static_cast<std::uint32_t>(st.st_ctim.tv_nsec);
-    attr.mode = st.st_mode;
-    attr.nlink = static_cast<std::uint32_t>(st.st_nlink);
-    attr.uid = st.st_uid;
-    attr.gid = st.st_gid;
-    attr.rdev = static_cast<std::uint32_t>(st.st_rdev);
-    attr.blksize = static_cast<std::uint32_t>(st.st_blksize);
-    return attr;
-}
-
-template <class Struct>
-Bytes bytes_of(const Struct& reply) {
-    return {reinterpret_cast<const std::byte*>(&reply), sizeof reply};
-}
-
-// The string at the beginning of some bytes, which have its zero byte.
-std::optional<std::string_view> string_in(Bytes bytes) {
-    const auto end = std::ranges::find(bytes, std::byte{0});
-    if (end == bytes.end()) return std::nullopt;
-    return std::string_view(reinterpret_cast<const char*>(bytes.data()), static_cast<std::size_t>(end - bytes.begin()));
-}
+bool is_dot(std::string_view name) { return name == "." || name == ".."; }
 
 }  // namespace
 
@@ -116,11 +75,25 @@ bool Metadata::hold(InodeState& inode, Descriptor& found, const struct stat& st)
     return inode.is_ready();  // the table may have parked it again
 }
 
-// Whether Python would reply with these attributes, and do nothing else: the file is as its record says, and the kernel
-// has no stale pages to drop first (Tree.observe, Tree.nothing_to_drop).
 bool Metadata::is_as_known(const InodeState& inode, const struct stat& st) const {
     if (inodes_.invalidating.contains(inode.node)) return false;
     return inode.record == nullptr || inode.record->forgotten || inode.record->stamps == Stamps::of(st);
+}
+
+bool Metadata::is_named(const InodeState& inode) const {
+    InodeState* parent = inode.parent;
+    if (parent == nullptr || parent->nlookup <= 0 || !parent->is_ready() || parent->device != inode.device) return false;
+    struct statx found;
+    const int flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC;
+    if (statx(parent->fd, inode.name.c_str(), flags, STATX_INO, &found) != 0) return false;
+    parent->used = true;
+    return makedev(found.stx_dev_major, found.stx_dev_minor) == inode.device && found.stx_ino == inode.ino;
+}
+
+bool may_access(const InodeState& inode, const struct stat& st, std::uint32_t uid) {
+    const KernelViewState& kernel = *inode.kernel;
+    if (uid == 0 || kernel.access == KernelViewState::not_told) return true;
+    return kernel.access == KernelViewState::access_of(st) && kernel.access_ctime == Stamps::of(st).ctime_ns;
 }
 
 // CleanFS.getattr.
@@ -145,7 +118,7 @@ bool Metadata::get_attributes(const Message& message, Channel& channel) {
     return true;
 }
 
-// CleanFS.lookup, of a name by which the kernel found the same inode last.
+// CleanFS.lookup.
 bool Metadata::look_up(const Message& message, Channel& channel) {
     InodeState* parent = find_held(message.header().nodeid);
     const auto name = string_in(message.body());
@@ -161,33 +134,51 @@ bool Metadata::look_up(const Message& message, Channel& channel) {
     }
     struct stat st;
     if (fstat(found.get(), &st) != 0) return false;
+    parent->used = true;
+    reserve_unused(1);  // what may throw comes before a count is changed
     // Node ids on the first file system are inode numbers. A held descriptor keeps the number from other files.
     InodeState* inode = inodes_.find(st.st_ino);
-    if (inode == nullptr || inode->device != st.st_dev || inode->ino != st.st_ino) return false;
-    // "." and ".." are no names by which an inode was found.
-    if (inode->parent != parent || inode->name != *name || !is_as_known(*inode, st)) return false;
-    parent->used = true;
-    if (inode->is_parked() ? !hold(*inode, found, st) : !inode->is_ready()) return false;
+    return inode == nullptr ? reply_new(message, channel, *parent, *name, found, st)
+                            : reply_known(message, channel, *inode, *parent, *name, found, st);
+}
 
-    fuse_entry_out out{};
-    const Timeout timeout(inodes_.timeout_of(*inode)), entry_timeout(inodes_.timeout_of(*parent));
-    out.nodeid = inode->node;
-    out.generation = inode->generation;
-    out.entry_valid = entry_timeout.seconds;
-    out.entry_valid_nsec = entry_timeout.ns;
-    out.attr_valid = timeout.seconds;
-    out.attr_valid_nsec = timeout.ns;
-    out.attr = attributes_of(*inode, st);
-    KernelViewState& kernel = *inode->kernel;
+// CleanFS.lookup, of a name by which the kernel found the same inode last.
+bool Metadata::reply_known(const Message& message, Channel& channel, InodeState& inode, const InodeState& parent,
+                           std::string_view name, Descriptor& found, const struct stat& st) {
+    if (inode.device != st.st_dev || inode.ino != st.st_ino) return false;
+    // "." and ".." are no names by which an inode was found.
+    if (inode.parent != &parent || inode.name != name || !is_as_known(inode, st)) return false;
+    if (inode.is_parked() ? !hold(inode, found, st) : !inode.is_ready()) return false;
+    inode.used = true;
+    reply_entry(message, channel, inode, st);
+    return true;
+}
+
+// CleanFS.lookup, of a file that the kernel does not know.
+bool Metadata::reply_new(const Message& message, Channel& channel, const InodeState& parent, std::string_view name,
+                         Descriptor& found, const struct stat& st) {
+    if (inodes_.by_node.size() >= inodes_.max_inodes || st.st_dev != inodes_.device() || is_dot(name)) return false;
+    if (inodes_.invalidating.contains(st.st_ino)) return false;  // of another file that had this number
+    const std::optional<std::string> handle = inodes_.wants_handles ? handle_of(found.get()) : std::nullopt;
+    const std::uint64_t node = inodes_.enter(inodes_, parent.node, {name, st, handle}, found.get());
+    if (node == 0) return false;
+    found.release();
+    InodeState* inode = inodes_.find(node);
+    reply_entry(message, channel, *inode, st);
+    return true;
+}
+
+// Reply with an inode, to which the kernel gets one more reference.
+void Metadata::reply_entry(const Message& message, Channel& channel, InodeState& inode, const struct stat& st) {
+    const fuse_entry_out out = entry_of(inode, st, inodes_);
+    KernelViewState& kernel = *inode.kernel;
     const auto before = kernel.told();
     kernel.reply_sent(st);
-    inode->used = true;
-    if (channel.reply(message.header().unique, 0, bytes_of(out)) == Sent::refused) {
-        kernel.rollback(before);
-    } else {
-        ++inode->nlookup;
-    }
-    return true;
+    ++inode.nlookup;
+    if (channel.reply(message.header().unique, 0, bytes_of(out)) != Sent::refused) return;
+    kernel.rollback(before);
+    take_back(inode.node, 1);
+    drop_unused(channel);
 }
 
 // There is no such name. With --coherency none the kernel may remember that (Entries.absent).
@@ -258,7 +249,6 @@ bool Metadata::forget_batch(const Message& message, Channel& channel) {
     return true;
 }
 
-// InodeTable.forget, without the drop.
 void Metadata::take_back(std::uint64_t node, std::uint64_t nlookup) {
     InodeState* inode = inodes_.find(node);
     if (inode == nullptr || node == InodeState::root_node) return;

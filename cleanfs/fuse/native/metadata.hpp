@@ -6,34 +6,21 @@
 #pragma once
 
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <optional>
 #include <string_view>
 #include <vector>
 
+#include "attributes.hpp"
 #include "channel.hpp"
 #include "inode_state.hpp"
 
 namespace cleanfs {
 
-// A descriptor that is closed unless it is released.
-class Descriptor {
-public:
-    explicit Descriptor(int fd) : fd_(fd) {}
-    ~Descriptor() {
-        if (fd_ >= 0) close(fd_);
-    }
-    Descriptor(const Descriptor&) = delete;
-    Descriptor& operator=(const Descriptor&) = delete;
-
-    int get() const { return fd_; }
-    void release() { fd_ = -1; }
-
-private:
-    int fd_;
-};
+// Permissions._check_access, without a look at the ACL: whether the kernel admitted a user by mode, owners and ACL as they
+// are.
+bool may_access(const InodeState& inode, const struct stat& st, std::uint32_t uid);
 
 // The name at the beginning of some bytes, if it is one that leads to a child, and has its zero byte
 // (namespace.forbid_slash).
@@ -48,6 +35,18 @@ public:
 
     // Tree.using, where that does not wait: the inode, with a descriptor. Null if Python must find it.
     InodeState* find_held(std::uint64_t node);
+    // Whether Python would reply with these attributes, and do nothing else: the file is as its record says, and the kernel
+    // has no stale pages to drop first (Tree.observe, Tree.nothing_to_drop).
+    bool is_as_known(const InodeState& inode, const struct stat& st) const;
+    // Tree.is_named, of an inode whose directory is held.
+    bool is_named(const InodeState& inode) const;
+
+    // Make room for so many calls of the next, which then does not throw.
+    void reserve_unused(std::size_t count) { unused_.reserve(count); }
+    // InodeTable.forget, without the drop.
+    void take_back(std::uint64_t node, std::uint64_t nlookup);
+    // Drop those of which the last reference was taken back, unless they are in use.
+    void drop_unused(Channel& channel);
     // Have Python drop an inode to which neither the kernel nor a file handle refers.
     void drop_if_unused(const InodeState& inode, Channel& channel);
 
@@ -59,11 +58,13 @@ private:
     bool forget(const Message& message, Channel& channel);
     bool forget_batch(const Message& message, Channel& channel);
 
-    bool is_as_known(const InodeState& inode, const struct stat& st) const;
     bool hold(InodeState& inode, Descriptor& found, const struct stat& st);
+    bool reply_known(const Message& message, Channel& channel, InodeState& inode, const InodeState& parent, std::string_view name,
+                     Descriptor& found, const struct stat& st);
+    bool reply_new(const Message& message, Channel& channel, const InodeState& parent, std::string_view name, Descriptor& found,
+                   const struct stat& st);
+    void reply_entry(const Message& message, Channel& channel, InodeState& inode, const struct stat& st);
     bool look_up_absent(const Message& message, Channel& channel) const;
-    void take_back(std::uint64_t node, std::uint64_t nlookup);
-    void drop_unused(Channel& channel);
 
     InodeStates& inodes_;
     std::vector<std::uint64_t> unused_;  // nodes that the message under way made unused

@@ -116,6 +116,10 @@ void bind_channel(nb::module_& module) {
         .def("remove_handle", [](PyChannel& channel, std::uint64_t fh) { channel.fast_path().remove_handle(fh); }, "fh"_a)
         .def("adopt_handle", [](PyChannel& channel, std::uint64_t fh) { return channel.fast_path().adopt_handle(fh); }, "fh"_a)
         .def_prop_ro("own_handles", [](PyChannel& channel) { return channel.fast_path().own_handles(); })
+        .def("add_directory",
+             [](PyChannel& channel, std::uint64_t fh, nb::object directory) { channel.fast_path().add_directory(fh, std::move(directory)); },
+             "fh"_a, "directory"_a)
+        .def("remove_directory", [](PyChannel& channel, std::uint64_t fh) { channel.fast_path().remove_directory(fh); }, "fh"_a)
         .def_prop_ro("syncing", &PyChannel::syncing)
         // Statistics.
         .def("opcodes", &opcodes)

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -50,24 +49,6 @@ bool OpenHandles::may_be_stale(const InodeState& inode) const {
     return caches_.shared && (inode.record->racy || kernel.doubts_settled < kernel.doubts);
 }
 
-// Tree.is_named, of an inode whose directory is held.
-bool OpenHandles::is_named(InodeState& inode) const {
-    InodeState* parent = inode.parent;
-    if (parent == nullptr || parent->nlookup <= 0 || !parent->is_ready() || parent->device != inode.device) return false;
-    struct statx found;
-    const int flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC;
-    if (statx(parent->fd, inode.name.c_str(), flags, STATX_INO, &found) != 0) return false;
-    parent->used = true;
-    return makedev(found.stx_dev_major, found.stx_dev_minor) == inode.device && found.stx_ino == inode.ino;
-}
-
-// Permissions._check_access, without a look at the ACL.
-bool OpenHandles::may_access(const InodeState& inode, const struct stat& st, std::uint32_t uid) const {
-    const KernelViewState& kernel = *inode.kernel;
-    if (uid == 0 || kernel.access == KernelViewState::not_told) return true;
-    return kernel.access == KernelViewState::access_of(st) && kernel.access_ctime == Stamps::of(st).ctime_ns;
-}
-
 // CleanFS.open, of a file that has a record, and is as that says.
 bool OpenHandles::open(const Message& message, Channel& channel) {
     const auto in = message.body_as<fuse_open_in>();
@@ -87,7 +68,7 @@ bool OpenHandles::open(const Message& message, Channel& channel) {
     const Stamps now = Stamps::of(st);
     KernelViewState& kernel = *inode->kernel;
     if (now != *file->stamps || kernel.sent != now) return false;
-    if (caches_.shared && !is_named(*inode)) return false;
+    if (caches_.shared && !metadata_.is_named(*inode)) return false;
     if (!may_access(*inode, st, message.header().uid)) return false;
 
     const std::uint64_t fh = last_ + 1;

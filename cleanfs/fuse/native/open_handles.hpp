@@ -55,8 +55,6 @@ private:
     };
 
     bool may_be_stale(const InodeState& inode) const;
-    bool is_named(InodeState& inode) const;
-    bool may_access(const InodeState& inode, const struct stat& st, std::uint32_t uid) const;
     void close(std::uint64_t fh, Channel& channel);
 
     CacheState& caches_;

@@ -22,7 +22,7 @@ public:
         caches_ = std::move(caches);
     }
 
-    // The next three do nothing before `serve_from`.
+    // The next ones do nothing before `serve_from`.
     void serve_metadata(nb::object inodes) {
         if (fast_path_ == nullptr) return;
         fast_path_->serve_metadata(nb::cast<InodeStates&>(inodes));
@@ -37,6 +37,19 @@ public:
 
     void remove_handle(std::uint64_t fh) {
         if (fast_path_ != nullptr) fast_path_->remove(fh);
+        handles_.erase(fh);
+    }
+
+    void add_directory(std::uint64_t fh, nb::object directory) {
+        Directories* directories = fast_path_ == nullptr ? nullptr : fast_path_->directories();
+        if (directories == nullptr) return;
+        directories->add(fh, nb::cast<DirectoryState&>(directory));
+        handles_[fh] = std::move(directory);
+    }
+
+    void remove_directory(std::uint64_t fh) {
+        Directories* directories = fast_path_ == nullptr ? nullptr : fast_path_->directories();
+        if (directories != nullptr) directories->remove(fh);
         handles_.erase(fh);
     }
 

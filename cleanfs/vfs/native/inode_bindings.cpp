@@ -17,26 +17,27 @@ std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.siz
 
 // InodeStates with what it refers to in Python: methods of objects that refer back to it.
 struct PyInodeStates : InodeStates {
-    nb::object drop = nb::none(), hold_parked = nb::none(), poll_file = nb::none();
-    nb::object note_unlinked = nb::none(), note_unlink_refused = nb::none();
+    nb::object calls = nb::none(), task_ready = nb::none();
+    nb::object stat_result = nb::module_::import_("os").attr("stat_result");
     std::vector<nb::object> referenced;  // policies of file systems
+
+    template <class... Args>
+    nb::object call(const char* name, Args&&... args) const {
+        return calls.attr(name)(std::forward<Args>(args)...);
+    }
+    bool is_task_ready() const { return nb::cast<bool>(task_ready()); }
 
     static int traverse(PyObject* self, visitproc visit, void* arg) {
         Py_VISIT(Py_TYPE(self));
         if (nb::inst_ready(self)) {
-            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->drop.ptr());
-            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->hold_parked.ptr());
-            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->poll_file.ptr());
-            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->note_unlinked.ptr());
-            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->note_unlink_refused.ptr());
+            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->calls.ptr());
+            Py_VISIT(nb::inst_ptr<PyInodeStates>(self)->task_ready.ptr());
         }
         return 0;
     }
     static int clear(PyObject* self) {
         auto& states = *nb::inst_ptr<PyInodeStates>(self);
-        states.drop = states.hold_parked = states.poll_file = nb::none();
-        states.note_unlinked = states.note_unlink_refused = nb::none();
-    nb::object note_unlinked = nb::none(), note_unlink_refused = nb::none();
+        states.calls = states.task_ready = nb::none();
         return 0;
     }
     static inline PyType_Slot slots[] = {
@@ -49,7 +50,7 @@ struct PyInodeStates : InodeStates {
 bool call_hold(InodeStates& states, std::uint64_t node, int fd) noexcept {
     const nb::gil_scoped_acquire locked;
     try {
-        return nb::cast<bool>(static_cast<PyInodeStates&>(states).hold_parked(node, fd));
+        return nb::cast<bool>(static_cast<PyInodeStates&>(states).call("hold_parked", node, fd));
     } catch (nb::python_error& error) {
         error.discard_as_unraisable("the opening of a parked inode");
         return false;
@@ -61,7 +62,9 @@ bool call_drop_unused(InodeStates& states, std::span<const std::uint64_t> nodes)
     try {
         nb::list list;
         for (const std::uint64_t node : nodes) list.append(node);
-        return nb::cast<bool>(static_cast<PyInodeStates&>(states).drop(list));
+        const auto& all = static_cast<PyInodeStates&>(states);
+        all.call("drop_unused", list);
+        return all.is_task_ready();
     } catch (nb::python_error& error) {
         error.discard_as_unraisable("the drop of unused inodes");
         return true;
@@ -71,7 +74,9 @@ bool call_drop_unused(InodeStates& states, std::span<const std::uint64_t> nodes)
 bool call_poll(InodeStates& states, std::uint64_t node) noexcept {
     const nb::gil_scoped_acquire locked;
     try {
-        return nb::cast<bool>(static_cast<PyInodeStates&>(states).poll_file(node));
+        const auto& all = static_cast<PyInodeStates&>(states);
+        all.call("poll_open", node);
+        return all.is_task_ready();
     } catch (nb::python_error& error) {
         error.discard_as_unraisable("the note of an open file");
         return true;
@@ -87,9 +92,9 @@ bool call_unlinked(InodeStates& states, const InodeStates::Unlinked& unlinked) n
     try {
         const nb::object before = stamps_of(unlinked.before), after = unlinked.after == nullptr ? nb::none() : stamps_of(*unlinked.after);
         const bool gone = unlinked.after != nullptr && unlinked.after->st_nlink == 0;
-        const nb::object ready = static_cast<PyInodeStates&>(states).note_unlinked(unlinked.parent, name_of(unlinked), unlinked.node, unlinked.fd,
-                                                                                   before, after, gone);
-        return nb::cast<bool>(ready);
+        const auto& all = static_cast<PyInodeStates&>(states);
+        all.call("unlinked", unlinked.parent, name_of(unlinked), unlinked.node, unlinked.fd, before, after, gone);
+        return all.is_task_ready();
     } catch (nb::python_error& error) {
         error.discard_as_unraisable("the record of a removed name");
         return true;
@@ -99,9 +104,67 @@ bool call_unlinked(InodeStates& states, const InodeStates::Unlinked& unlinked) n
 void call_unlink_refused(InodeStates& states, const InodeStates::Unlinked& unlinked) noexcept {
     const nb::gil_scoped_acquire locked;
     try {
-        static_cast<PyInodeStates&>(states).note_unlink_refused(unlinked.parent, name_of(unlinked), unlinked.node);
+        static_cast<PyInodeStates&>(states).call("unlink_refused", unlinked.parent, name_of(unlinked), unlinked.node);
     } catch (nb::python_error& error) {
         error.discard_as_unraisable("the rollback of a refused reply");
+    }
+}
+
+// The ten fields that os.stat_result has as a tuple.
+nb::object to_python(const PyInodeStates& states, const struct stat& st) {
+    return states.stat_result(nb::make_tuple(st.st_mode, st.st_ino, st.st_dev, st.st_nlink, st.st_uid, st.st_gid, st.st_size,
+                                             st.st_atim.tv_sec, st.st_mtim.tv_sec, st.st_ctim.tv_sec));
+}
+
+nb::object to_python(const std::optional<std::string>& handle) { return handle ? nb::object(to_bytes(*handle)) : nb::none(); }
+
+nb::bytes to_bytes(std::string_view name) { return nb::bytes(name.data(), name.size()); }
+
+std::uint64_t call_enter(InodeStates& states, std::uint64_t parent, const Found& found, int fd) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        const auto& all = static_cast<PyInodeStates&>(states);
+        const nb::object st = to_python(all, found.st), handle = to_python(found.handle);
+        return nb::cast<std::uint64_t>(all.call("enter_opened", fd, st, parent, to_bytes(found.name), handle));
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the entry of an inode");
+        return 0;
+    }
+}
+
+bool call_enter_listed(InodeStates& states, std::uint64_t directory, std::span<const Found> found, std::uint64_t* nodes) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        const auto& all = static_cast<PyInodeStates&>(states);
+        nb::list entries;
+        for (const Found& one : found) entries.append(nb::make_tuple(to_python(all, one.st), to_bytes(one.name), to_python(one.handle)));
+        const nb::object entered = all.call("enter_listed", directory, entries);
+        if (entered.is_none()) return false;
+        for (const nb::handle node : entered) *nodes++ = nb::cast<std::uint64_t>(node);
+        return true;
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the entry of listed inodes");
+        return false;
+    }
+}
+
+std::uint64_t call_open_directory(InodeStates& states, std::uint64_t node, int fd) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        return nb::cast<std::uint64_t>(static_cast<PyInodeStates&>(states).call("open_directory", node, fd));
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the opening of a directory");
+        return 0;
+    }
+}
+
+bool call_close_directory(InodeStates& states, std::uint64_t fh) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        return nb::cast<bool>(static_cast<PyInodeStates&>(states).call("close_directory", fh));
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the closing of a directory");
+        return false;
     }
 }
 
@@ -159,6 +222,7 @@ void bind_inode_states(nb::module_& module) {
         .def_rw("local", &InodeState::local)
         .def_rw("suspect", &InodeState::suspect)
         .def_rw("used", &InodeState::used)
+        .def_rw("current", &InodeState::current)
         .def_prop_ro("name", [](const InodeState& inode) { return to_bytes(inode.name); })
         .def("set_place",
              [](InodeState& inode, InodeState* parent, const nb::bytes& name) {
@@ -180,25 +244,28 @@ void bind_inode_states(nb::module_& module) {
              },
              "inode"_a)
         .def("use_table",
-             [](PyInodeStates& states, nb::object drop, nb::object hold, nb::object poll, nb::object unlinked, nb::object unlink_refused) {
-                 states.drop = std::move(drop);
+             [](PyInodeStates& states, nb::object calls, nb::object task_ready) {
+                 states.calls = std::move(calls);
+                 states.task_ready = std::move(task_ready);
                  states.drop_unused = call_drop_unused;
-                 states.hold_parked = std::move(hold);
                  states.hold = call_hold;
-                 states.poll_file = std::move(poll);
+                 states.enter = call_enter;
+                 states.enter_listed = call_enter_listed;
                  states.poll = call_poll;
-                 states.note_unlinked = std::move(unlinked);
+                 states.open_directory = call_open_directory;
+                 states.close_directory = call_close_directory;
                  states.unlinked = call_unlinked;
-                 states.note_unlink_refused = std::move(unlink_refused);
                  states.unlink_refused = call_unlink_refused;
              },
-             "drop"_a, "hold"_a, "poll"_a, "unlinked"_a, "unlink_refused"_a)
+             "calls"_a, "task_ready"_a)
         .def("use_file_system",
-             [](PyInodeStates& states, std::uint64_t device, nb::object nowait, nb::object reads, nb::object names) {
-                 states.file_systems[device] = {nb::cast<InlineState*>(reads), nb::cast<InlineState*>(names), nb::cast<NowaitState*>(nowait)};
-                 for (nb::object* object : {&nowait, &reads, &names}) states.referenced.push_back(std::move(*object));
+             [](PyInodeStates& states, std::uint64_t device, nb::object nowait, nb::object reads, nb::object names, nb::object listings) {
+                 states.file_systems[device] = {nb::cast<InlineState*>(reads), nb::cast<InlineState*>(names), nb::cast<InlineState*>(listings),
+                                                nb::cast<NowaitState*>(nowait)};
+                 for (nb::object* object : {&nowait, &reads, &names, &listings}) states.referenced.push_back(std::move(*object));
              },
-             "device"_a, "nowait"_a, "reads"_a, "names"_a)
+             "device"_a, "nowait"_a, "reads"_a, "names"_a, "listings"_a)
+        .def_rw("wants_handles", &PyInodeStates::wants_handles)
         .def_rw("timeout", &PyInodeStates::timeout)
         .def_rw("unwatched_timeout", &PyInodeStates::unwatched_timeout)
         .def("watch", [](PyInodeStates& states, std::uint64_t device) { states.watched.insert(device); }, "device"_a)

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -80,7 +81,7 @@ struct InodeState {
     int fd = -1;
     std::int64_t nlookup = 0;
     std::vector<int> open_fds;  // of its file handles
-    bool local = false, suspect = false, used = false, polled = false;
+    bool local = false, suspect = false, used = false, polled = false, current = false;
     InodeState* parent = nullptr;  // the Python object keeps it alive
     std::string name;
     FileState* record = nullptr;
@@ -92,8 +93,15 @@ struct InodeState {
 
 // What is known of one file system of the source (cleanfs.source.io.SourceFs).
 struct SourceFsState {
-    InlineState *reads, *names;
+    InlineState *reads, *names, *listings;
     NowaitState* nowait;
+};
+
+// An object of the source that has no inode yet.
+struct Found {
+    std::string_view name;
+    struct stat st;
+    std::optional<std::string> handle;  // none if not requested, or not available
 };
 
 // The inodes of one mount.
@@ -101,6 +109,7 @@ struct InodeStates {
     std::unordered_map<std::uint64_t, InodeState*> by_node;
     std::unordered_map<std::uint64_t, SourceFsState> file_systems;  // the local ones, by device
 
+    bool wants_handles = false;
     double timeout = 0, unwatched_timeout = 0;
     std::unordered_set<std::uint64_t> watched;  // devices
     bool caches_absence = false;
@@ -129,6 +138,18 @@ struct InodeStates {
     // InodeTable.hold_parked, with the GIL. Returns whether the descriptor, which has the right number, was taken.
     bool (*hold)(InodeStates& states, std::uint64_t node, int fd) noexcept = nullptr;
 
+    // InodeTable.enter_opened, with the GIL. Returns the node of the new inode, to which the kernel has no reference yet, and
+    // which holds the descriptor; 0 if nothing was done.
+    std::uint64_t (*enter)(InodeStates& states, std::uint64_t parent, const Found& found, int fd) noexcept = nullptr;
+    // InodeTable.enter_listed, with the GIL: as above for each, without descriptors; and have known inodes moved. Gives the
+    // node of each. False if nothing was done.
+    bool (*enter_listed)(InodeStates& states, std::uint64_t directory, std::span<const Found> found, std::uint64_t* nodes) noexcept = nullptr;
+    // OpenDirectories.open and HandleTable.close_directory, with the GIL.
+    std::uint64_t (*open_directory)(InodeStates& states, std::uint64_t node, int fd) noexcept = nullptr;
+    bool (*close_directory)(InodeStates& states, std::uint64_t fh) noexcept = nullptr;
+
+    // Of the first file system, where node ids are inode numbers.
+    std::uint64_t device() const { return find(InodeState::root_node)->device; }
     const SourceFsState* source_fs(const InodeState& inode) const {
         const auto found = file_systems.find(inode.device);
         return found == file_systems.end() ? nullptr : &found->second;

@@ -95,6 +95,23 @@ def test_a_chmod_of_a_hanging_mount_point_blocks_no_other_request(
             check_alive(fs)
 
 
+def test_a_listing_of_a_hanging_mount_point_blocks_no_other_request(tmp_path: Path) -> None:
+    """Listings that have not waited lately are made on the main thread, and stay on the file system."""
+    real, source = tmp_path / "real", tmp_path / "source"
+    for path in (real, source, source / "sub", source / "dir"):
+        path.mkdir()
+    with faulty(real, source / "sub") as sub, on(source, tmp_path) as fs:
+        sub.fault("getattr", hang=True)
+
+        def list_top() -> None:
+            for _ in range(1000):  # in a row, until one is made inline
+                os.listdir(fs.path / "dir")
+            os.listdir(fs.path)
+
+        with hung(sub, list_top):
+            check_alive(fs)
+
+
 def test_another_file_is_served_while_many_requests_of_one_hang(served: Faulty, fs: MountedFs) -> None:
     with opened(fs.path / "f", os.O_RDWR) as fd, opened(fs.path / "other", os.O_RDWR) as other:
         served.fault("read", name="f", hang=True)
