@@ -51,8 +51,9 @@ class HandleTable:
         adopted = self._channel.adopt_handle(fh)
         if adopted is None:
             return None
-        inode, file, fd, flags, stream = adopted
-        handle = self._files[fh] = FileHandle(self._services, inode, file, fd, flags, stream)
+        inode, file, fd, flags, stream, writes = adopted
+        handle = FileHandle(self._services, inode, file, fd, flags, stream, writes=writes)
+        self._files[fh] = handle
         self._channel.add_handle(fh, handle.state)
         return handle
 
@@ -69,7 +70,8 @@ class HandleTable:
     def open_for_writing(self) -> set[int]:
         """Return the nodes of the files that are open for writing."""
         handles = [handle for handle in self._files.values() if isinstance(handle, FileHandle)]
-        return {handle.inode.node for handle in handles if handle.writable}
+        nodes = {handle.inode.node for handle in handles if handle.writable}
+        return nodes.union(self._channel.own_writers)
 
     def add(self, handle: Handle) -> FileHandleT:
         """Give an open file a number."""

@@ -7,14 +7,17 @@ from typing import Final
 import trio
 from pyfuse3 import FileHandleT, FileInfo, RequestContext
 
+from cleanfs.backends.ops import FileKey
+from cleanfs.cache.files import CachedFile
 from cleanfs.fs.handle_table import HandleTable
 from cleanfs.fs.permissions import Permissions
 from cleanfs.fuse.request import current
+from cleanfs.source import namespace
 from cleanfs.source.attributes import NewAttributes, without_set_id
 from cleanfs.source.caller import Caller
 from cleanfs.source.namespace import OpenedFile
 from cleanfs.vfs.coherency import Coherency
-from cleanfs.vfs.handles import Before, DirHandle, FileHandle, Services
+from cleanfs.vfs.handles import Before, DirHandle, FileHandle, Services, begin_writing
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.kernel_view import stamps_of
@@ -75,20 +78,46 @@ class Opener:
         directory = DirHandle(self._services, inode, fd, handles=self._inodes.exports)
         return self._handles.add_directory(directory)
 
-    async def make_handle(
-        self, inode: Inode, opened: OpenedFile, flags: int, before: Before
-    ) -> FileInfo:
-        """Make a handle of a file that was opened after ``before``; takes over its descriptor."""
-        services = self._services
+    def created(self, parent_node: int, name: bytes, fd: int, path_fd: int, writable: bool) -> int:
+        """Record a file that the channel created and opened (``channel.Calls``)."""
+        services, inodes = self._services, self._inodes
+        parent, before = inodes[parent_node], services.before()
+        st = os.fstat(path_fd)
+        inodes.name_gone(parent.device, parent, name)
+        inode = inodes.looked_up(path_fd, st, parent, name)
+        assert inode.nlookup == 1, "the file is new, and so is its number"
+        inode.local = True
+        file = self._record_of(inode, namespace.file_key(fd, st))
+        services.coherency.on_open(file, self._tree.fingerprint(st, before), before.clock)
+        if services.coherency.mode is not Coherency.NONE:
+            self._open_files.opened(inode)
+        if writable:
+            begin_writing(services, inode, file)
+        return inode.node
+
+    def _record_of(self, inode: Inode, key: FileKey) -> CachedFile:
+        """Return the record of an inode that was opened, which has that key."""
         if inode.dentry is None:
-            inode.handle = opened.key.generation
-        file = services.pagecache.file(opened.key, inode.dentry)
-        inode.set_file(opened.key, file)
+            inode.handle = key.generation
+        file = self._services.pagecache.file(key, inode.dentry)
+        inode.set_file(key, file)
+        return file
+
+    async def make_handle(
+        self, inode: Inode, opened: OpenedFile, flags: int, before: Before, *, new: bool = False
+    ) -> FileInfo:
+        """Make a handle of a file that was opened after ``before``; takes over its descriptor.
+
+        ``new`` says that it was created by this request.
+        """
+        services = self._services
+        file = self._record_of(inode, opened.key)
+        new = new and inode.nlookup == 1 and not file.handles
         handle = FileHandle(services, inode, file, opened.fd, flags)
         self._inodes.opened(inode, opened.fd)
         fh = self._handles.add(handle)
         try:
-            drops = await self._compare(handle, opened.stat, flags, before)
+            drops = await self._compare(handle, opened.stat, flags, before, new=new)
         except BaseException:
             if inode.kernel.dropped_for == handle.state.serial:
                 services.notifier.inode(inode.node)
@@ -101,12 +130,15 @@ class Opener:
         return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not drops)
 
     async def _compare(
-        self, handle: FileHandle, st: os.stat_result, flags: int, before: Before
+        self, handle: FileHandle, st: os.stat_result, flags: int, before: Before, *, new: bool
     ) -> bool:
-        """Compare the source with what is known. Return whether this open drops the kernel's pages."""
+        """Compare the source with what is known. Return whether this open drops the kernel's pages.
+
+        It has none of a ``new`` file, of which no reply has told it.
+        """
         services, inode = self._services, handle.inode
         now = self._tree.fingerprint(st, before)
-        stale = services.coherency.on_open(handle.file, now, before.clock)
+        stale = services.coherency.on_open(handle.file, now, before.clock) and not new
         drops = stale and flags != FLAGS_FOR_AN_IOCTL
         if stale and not drops:
             services.notifier.inode(inode.node)

@@ -35,6 +35,8 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from cleanfs.cache.files import CachedFile
+from cleanfs.cache.state import FileState
 from cleanfs.fs import direct
 from cleanfs.fs.control import CONTROL_NAME, Control
 from cleanfs.fs.entries import Entries, control_entry, new_attributes, statvfs_data
@@ -54,16 +56,25 @@ from cleanfs.fs.tmpfile import Tmpfile
 from cleanfs.fs.xattrs import CAPABILITY, Xattrs
 from cleanfs.fuse.channel import Calls, Channel
 from cleanfs.fuse.request import on_refusal
+from cleanfs.linux import credentials
 from cleanfs.source import attributes, namespace
 from cleanfs.source.attributes import NewAttributes
 from cleanfs.source.errors import StaleError
 from cleanfs.source.io import SourceFs
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.export import Export
-from cleanfs.vfs.handles import IO_FLAGS, DirHandle, FileHandle, Services
+from cleanfs.vfs.handles import (
+    IO_FLAGS,
+    DirHandle,
+    FileHandle,
+    Services,
+    begin_writing,
+    end_writing,
+)
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.inode_state import InodeStates
 from cleanfs.vfs.inodes import InodeTable
+from cleanfs.vfs.kernel_view import NOTHING
 from cleanfs.vfs.node_ids import ROOT
 from cleanfs.vfs.open_files import LOOK_SECONDS, OpenFiles
 from cleanfs.vfs.root import ACL_NAMES, Root
@@ -146,6 +157,8 @@ class CleanFS(pyfuse3.Operations):
         self._inodes.root.local = self._root is None
         states.caches_absence = self._caches_absence
         states.control_name = CONTROL_NAME
+        states.writeback = self._services.writeback
+        states.can_act = credentials.can_act()
         self._services.notifier.note_pending_in(states)
         self._services.backing.on_file_system(functools.partial(_share_file_system, states))
         calls = Calls(
@@ -156,6 +169,10 @@ class CleanFS(pyfuse3.Operations):
             poll_open=self._poll,
             open_directory=OpenDirectories(self._services, self._inodes, self._handles).open,
             close_directory=self._handles.close_directory,
+            begin_writing=self._begin_writing,
+            end_writing=self._end_writing,
+            created=self._opener.created,
+            create_refused=self._create_refused,
             unlinked=self._names.unlinked,
             unlink_refused=self._unlink_refused,
         )
@@ -164,6 +181,17 @@ class CleanFS(pyfuse3.Operations):
 
     def _poll(self, node: int) -> None:
         self._open_files.opened(self._inodes[node])
+
+    def _begin_writing(self, node: int, file: FileState) -> None:
+        assert isinstance(file, CachedFile)
+        begin_writing(self._services, self._inodes[node], file)
+
+    def _end_writing(self, node: int, file: FileState) -> None:
+        assert isinstance(file, CachedFile)
+        end_writing(self._services, self._inodes[node], file)
+
+    def _create_refused(self, node: int) -> None:
+        self._rollback.undo_made(self._inodes[node], NOTHING)
 
     def _unlink_refused(self, parent: int, name: bytes, node: int) -> None:
         self._rollback.undo_names(self._names.unlink_of(parent, name, node))
@@ -394,7 +422,7 @@ class CleanFS(pyfuse3.Operations):
             with self._inodes.using(inode):
                 told = inode.kernel.told
                 entry = self._entries.attributes(inode, st)
-                info = await self._opener.make_handle(inode, opened, flags, before)
+                info = await self._opener.make_handle(inode, opened, flags, before, new=True)
                 self._rollback.created(info.fh, inode, told)
                 return info, entry
 
@@ -562,4 +590,4 @@ class CleanFS(pyfuse3.Operations):
 def _share_file_system(states: InodeStates, device: int, fs: SourceFs) -> None:
     """Let the channel know what is known of a file system of the source, if it is local."""
     if fs.local:
-        states.use_file_system(device, fs, fs.reads, fs.names, fs.listings)
+        states.use_file_system(device, fs, fs.reads, fs.writes, fs.names, fs.listings)

@@ -54,7 +54,7 @@ class ReplyRollback:
 
     def made(self, inode: Inode) -> None:
         """Register the undo of a reference to an inode that was made, and of its attributes."""
-        on_refusal(functools.partial(self._not_made, inode, inode.kernel.told))
+        on_refusal(functools.partial(self.undo_made, inode, inode.kernel.told))
 
     def listed(self, listed: list[tuple[Inode, Told]]) -> None:
         """Register the undo of references to inodes; with each is what was told of it before."""
@@ -72,7 +72,8 @@ class ReplyRollback:
         inode.kernel.rollback(before)
         self._inodes.forget(inode.node, 1)
 
-    def _not_made(self, inode: Inode, before: Told) -> None:
+    def undo_made(self, inode: Inode, before: Told) -> None:
+        """Undo a reference to an inode that was made, as the reply was refused."""
         place = [(inode.parent, inode.name)] if inode.parent is not None else []
         self._invalidate(inode, before=before, there=place)
         self._inodes.forget(inode.node, 1)
@@ -87,4 +88,4 @@ class ReplyRollback:
 
     def _not_created(self, fh: FileHandleT, inode: Inode, before: Told) -> None:
         self._handles.abandon(fh)
-        self._not_made(inode, before)
+        self.undo_made(inode, before)

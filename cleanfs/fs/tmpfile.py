@@ -62,6 +62,6 @@ class Tmpfile:
                 told = inode.kernel.told
                 entry = self._entries.attributes(inode, opened.stat)
                 flags &= ~os.O_TMPFILE
-                info = await self._opener.make_handle(inode, opened, flags, before)
+                info = await self._opener.make_handle(inode, opened, flags, before, new=True)
                 self._rollback.created(info.fh, inode, told)
         return entry_out(entry) + open_out(info)

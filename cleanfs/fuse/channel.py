@@ -33,7 +33,7 @@ import trio
 from pyfuse3 import FUSEError
 
 from cleanfs import eager
-from cleanfs.cache.state import CacheState, HandleState, Stamps
+from cleanfs.cache.state import CacheState, FileState, HandleState, Stamps
 from cleanfs.fuse import init_flags
 from cleanfs.fuse.protocol import OPCODES
 from cleanfs.fuse.reader_lock import ReaderLock
@@ -86,6 +86,15 @@ class Calls:
     fd, and returns its number. Returns 0 if it did nothing."""
     close_directory: Callable[[int], bool]
     """Called with the number of an open directory. Returns whether it closed that: it is not in use."""
+    begin_writing: Callable[[int, FileState], None]
+    """Called with the node and record of a file that was opened for writing."""
+    end_writing: Callable[[int, FileState], None]
+    """Called with them when it is closed."""
+    created: Callable[[int, bytes, int, int, bool], int]
+    """Called with a directory's node, the name of a file that was created there, two fds of it, for
+    data and for its path, and whether it may be written to. Takes over the second. Returns its node."""
+    create_refused: Callable[[int], None]
+    """Called with its node if the kernel refused the reply."""
     unlinked: Callable[[int, bytes, int, int, Stamps, Stamps | None, bool], None]
     """Called with a directory's node and the name that was removed there; with the file's node and an
     fd of it; with its stamps before and after, None if those are not known; and whether it is gone."""
@@ -243,7 +252,7 @@ class Channel:
         return self._scheduler.runnable > self._lock.woken
 
     def adopt_handle(self, fh: int) -> Any:  # noqa: ANN401  # its types are those of vfs, which is above
-        """Give up a file that was opened here: its inode, record, fd, flags and ``Stream``.
+        """Give up a file that was opened here: its inode, record, fd, flags, ``Stream``; if it writes.
 
         None if there is none with that number.
         """
@@ -273,6 +282,11 @@ class Channel:
         """List an open directory no more."""
         if self._serves:
             self._native.remove_directory(fh)
+
+    @property
+    def own_writers(self) -> list[int]:
+        """List the nodes of those that are open for writing."""
+        return self._native.own_writers if self._serves else []
 
     @property
     def writes_served(self) -> int:

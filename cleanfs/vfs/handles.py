@@ -171,8 +171,13 @@ class FileHandle:
         fd: int,
         flags: int,
         stream: Stream | None = None,
+        *,
+        writes: bool = False,
     ) -> None:
-        """Take over ``fd``, which was opened with ``flags``, and by which ``stream`` was read."""
+        """Take over ``fd``, which was opened with ``flags``, and by which ``stream`` was read.
+
+        ``writes`` says that ``begin_writing`` was called for it.
+        """
         self._services = services
         self._pagecache = services.pagecache
         self._latencies = services.latencies
@@ -187,22 +192,16 @@ class FileHandle:
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self.state = HandleState(file, inode.kernel, fd)
         self._source.serve(self.state, writable=self.writable)
-        self._writes = False
+        self._writes = writes
         file.pins += 1
         file.handles += 1
 
     def may_write(self) -> None:
         """Note that the OPEN reply is about to be sent: a program may then fill pages to write."""
-        services, file = self._services, self.file
+        services = self._services
         if not self.writable or services.writeback:  # then the kernel drops no unwritten page
             return
-        notifier = services.notifier
-        if file.read_ranges is None:
-            file.read_ranges = RangeSet(file, dropped=not notifier.explicit)
-            notifier.in_writing(self.inode.node, file.read_ranges)
-        if file.drops_due > self.state.drop_due or notifier.drops_pages(self.inode.node):
-            file.read_ranges.dropped = True
-        file.read_ranges.writers += 1
+        begin_writing(services, self.inode, self.file, own_drop_due=self.state.drop_due)
         self._writes = True
 
     def drops_pages(self) -> None:
@@ -339,11 +338,8 @@ class FileHandle:
         await self.use.ended()
         file.pins -= 1
         file.handles -= 1
-        if self._writes and file.read_ranges is not None:
-            file.read_ranges.writers -= 1
-            if not file.read_ranges.writers:
-                services.notifier.not_in_writing(self.inode.node, file.read_ranges)
-                file.read_ranges, file.remembers_reads = None, False
+        if self._writes:
+            end_writing(services, self.inode, file)
         await self._source.drop_rest()
         st = await services.inline_if_local(self.inode, fstat_and_close, self.fd)
         if st.st_nlink == 0:
@@ -363,6 +359,32 @@ NAME_SIZE: Final = 1 << 10
 STAT_SIZE: Final = 16 << 10
 """How many bytes a name that is listed, and one that is stat'ed, count for (``InlinePolicy.took``): 0.5
 and 7.6 us."""
+
+
+def begin_writing(
+    services: Services, inode: Inode, file: CachedFile, *, own_drop_due: bool = False
+) -> None:
+    """Note that a program may fill pages to write, by a handle that it is about to get.
+
+    ``own_drop_due`` says that the reply which gives it has the kernel drop the file's pages.
+    """
+    notifier = services.notifier
+    if file.read_ranges is None:
+        file.read_ranges = RangeSet(file, dropped=not notifier.explicit)
+        notifier.in_writing(inode.node, file.read_ranges)
+    if file.drops_due > own_drop_due or notifier.drops_pages(inode.node):
+        file.read_ranges.dropped = True
+    file.read_ranges.writers += 1
+
+
+def end_writing(services: Services, inode: Inode, file: CachedFile) -> None:
+    """Note that a handle for which ``begin_writing`` was called is closed."""
+    if file.read_ranges is None:
+        return
+    file.read_ranges.writers -= 1
+    if not file.read_ranges.writers:
+        services.notifier.not_in_writing(inode.node, file.read_ranges)
+        file.read_ranges, file.remembers_reads = None, False
 
 
 class DirHandle:

@@ -126,6 +126,10 @@ class InodeStates:
         """The name of the control directory in the root."""
         self.max_inodes = 0
         """With more inodes than this, the kernel is made to forget some."""
+        self.writeback = False
+        """Whether the kernel writes later, and needs each file opened for reading, too."""
+        self.can_act = False
+        """Whether what the daemon makes in the source is what a thread that acts for itself makes."""
         self.open_fds = 0
         """The fds of all file handles."""
         self.fd_budget = 0
@@ -160,6 +164,7 @@ class InodeStates:
         device: int,
         nowait: NowaitState,
         reads: InlineState,
+        writes: InlineState,
         names: InlineState,
         listings: InlineState,
     ) -> None:

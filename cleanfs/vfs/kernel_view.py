@@ -39,6 +39,9 @@ class Told(NamedTuple):
     access_ctime: int
 
 
+NOTHING: Final = Told(-1, NOT_TOLD, 0)
+"""What the kernel was told of an inode that was just made."""
+
 UNKNOWN: Final = Told(NOT_TOLD, UNSURE, 0)
 """Access that differs from any that a file can have."""
 

@@ -337,7 +337,8 @@ def inode_state(inode: Inode, *, exports: bool) -> tuple[object, ...]:
 def record_state(record: CachedFile | None) -> object:
     if record is None:
         return None
-    return record.handles, record.pins, record.drops_due, record.racy, record.forgotten
+    writers = record.read_ranges.writers if record.read_ranges is not None else 0
+    return record.handles, record.pins, writers, record.drops_due, record.racy, record.forgotten
 
 
 def context(thread: int, uid: int = 0) -> RequestContext:

@@ -1,34 +1,59 @@
-"""Test the names that the channel removes, beside what Python does, over two equal sources."""
+"""Test the files that the channel creates and removes, beside what Python does."""
 
 import contextlib
 import errno
 import os
+import stat as stat_module
+import struct
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyfuse3 import FileNameT, FlagT, InodeT
+from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT
 
 from cleanfs.fs.control import CONTROL_NAME
+from cleanfs.fuse.protocol import FOPEN_KEEP_CACHE
+from cleanfs.fuse.protocol import FUSE_CREATE_IN as CREATE_IN
+from cleanfs.fuse.protocol import FUSE_OPEN_OUT as OPEN_OUT
 from cleanfs.vfs import handles
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.node_ids import ROOT
-from tests.fs.metadata_rig import O_LARGEFILE, THREAD, Side, context, errors
+from tests.fs.metadata_rig import (
+    ATTR,
+    ENTRY_OUT,
+    O_LARGEFILE,
+    THREAD,
+    Side,
+    context,
+    errors,
+    record_state,
+)
 from tests.fs.twins import needs_native
 from tests.harness.kernel import Device
 
 pytestmark = needs_native
 
-UNLINK = 10
+UNLINK, CREATE = 10, 35
+
+
+class Created(NamedTuple):
+    """Holds what a CREATE reply says, without numbers and times."""
+
+    entry_timeout: float
+    mode: int
+    owners: tuple[int, int]
+    size: int
+    keeps_pages: bool
 
 
 class NameTwins:
-    """Makes each request to both file systems, and compares replies and what is known afterwards."""
+    """Makes each request to two file systems over equal sources, and compares what they do."""
 
     def __init__(self, path: Path, mode: Coherency) -> None:
         self.device = Device()
@@ -72,6 +97,22 @@ class NameTwins:
         self.compare()
         return first
 
+    async def create(self, name: bytes, parent: bytes = b"", **arguments: int) -> Created | int:
+        """Create a file. Return what the reply says, which must be the same for both."""
+        self.trust()
+        first, second = [
+            await create(side, node_of(side, parent), name, **arguments) for side in self.sides
+        ]
+        assert first == second
+        self.compare()
+        return first
+
+    async def is_created(self, name: bytes, parent: bytes = b"", **arguments: int) -> bool:
+        """Create a file. Return whether the channel did it."""
+        before = self.natively
+        assert isinstance(await self.create(name, parent, **arguments), Created)
+        return self.natively > before
+
     async def is_unlinked(self, name: bytes, parent: bytes = b"", uid: int = 0) -> bool:
         """Remove a name. Return whether the channel did it."""
         before = self.natively
@@ -106,6 +147,41 @@ async def unlink(side: Side, parent: int, name: bytes, uid: int) -> int:
     return error_of[0]
 
 
+async def create(
+    side: Side,
+    parent: int,
+    name: bytes,
+    *,
+    flags: int = os.O_WRONLY,
+    mode: int = 0o100644,
+    umask: int = 0,
+    uid: int = 0,
+) -> Created | int:
+    flags |= O_LARGEFILE | os.O_CREAT
+    if side.served(CREATE, parent, CREATE_IN.pack(flags, mode, umask, 0) + name + b"\0", THREAD, uid):
+        assert side.device is not None
+        [(_, error, body)] = side.device.replies()
+        if error:
+            return error
+        node, _, seconds, _, ns, _ = ENTRY_OUT.unpack_from(body)
+        attributes = ATTR.unpack_from(body, ENTRY_OUT.size)
+        fh, open_flags, _ = OPEN_OUT.unpack_from(body, ENTRY_OUT.size + ATTR.size)
+        side.fhs.append((node, FileHandleT(fh)))
+        keeps = bool(open_flags & FOPEN_KEEP_CACHE)
+        return Created(seconds + ns / 1e9, attributes[9], attributes[11:13], attributes[1], keeps)
+    with errors() as error_of:
+        requester = context(THREAD, uid)
+        requester.umask = umask  # type: ignore[misc]  # it is no pyfuse3's
+        requester.gid = os.getegid() if uid == 0 else uid  # type: ignore[misc]  # the same
+        info, entry = await side.fs.create(
+            InodeT(parent), FileNameT(name), ModeT(mode), FlagT(flags), requester
+        )
+        side.fhs.append((entry.st_ino, info.fh))
+        owners = entry.st_uid, entry.st_gid
+        return Created(entry.entry_timeout, entry.st_mode, owners, entry.st_size, bool(info.keep_cache))
+    return error_of[0]
+
+
 def state_of(side: Side) -> object:
     """Return what is known of all files, without their numbers."""
     inodes = []
@@ -119,8 +195,8 @@ def state_of(side: Side) -> object:
                 *(inode.nlookup, inode.name, inode.parent is None, inode.opens, inode.kernel.doubts),
                 *(inode.kernel.sent == stamps, inode.kernel.size),
                 *(side.services.space_retry.is_removed(inode.node), known is None),
-                record is None
-                or (record.forgotten, record.racy, record.stamps == stamps, record.handles),
+                record is None or (record.forgotten, record.stamps == stamps, record_state(record)),
+                (inode.kernel.dropped_for != 0, inode.opens > 0 and inode.polled),
             )
         )
     coherency = side.services.coherency
@@ -150,6 +226,11 @@ async def twins(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     async with twins_in(tmp_path, request.param) as made:
         yield made
 
+
+DEFAULT_ACL = struct.pack(
+    "=I" + "HHI" * 3, 2, *(1, 6, 0xFFFFFFFF), *(4, 6, 0xFFFFFFFF), *(32, 4, 0xFFFFFFFF)
+)
+"""rw- for owner and group, r-- for others (linux/posix_acl_xattr.h)."""
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the tests' kernel sends root's requests")
 
@@ -286,6 +367,89 @@ async def test_a_refused_reply_makes_the_kernel_look_again(twins: NameTwins) -> 
     assert inode.kernel.doubts == doubts + 1
 
 
+@as_root
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR | os.O_EXCL])
+async def test_a_file_is_created(twins: NameTwins, flags: int) -> None:
+    assert await twins.is_created(b"new", flags=flags)
+    assert [side.fs.open_files for side in twins.sides] == [1, 1]
+    await twins.released()
+    twins.compare()
+    assert await twins.is_unlinked(b"new")
+
+
+@as_root
+async def test_a_file_is_created_in_a_directory(twins: NameTwins) -> None:
+    await twins.found(b"dir")
+    assert await twins.is_created(b"new", b"dir")
+
+
+@as_root
+async def test_the_umask_applies_unless_there_is_a_default_acl(twins: NameTwins) -> None:
+    assert await twins.is_created(b"new", mode=0o100666, umask=0o27)
+    assert stat_module.S_IMODE((twins.sides[0].source / "new").stat().st_mode) == 0o640
+    for side in twins.sides:
+        os.setxattr(side.source, "system.posix_acl_default", DEFAULT_ACL)
+    assert await twins.is_created(b"other", mode=0o100666, umask=0o27)
+    assert stat_module.S_IMODE((twins.sides[0].source / "other").stat().st_mode) == 0o664
+
+
+async def is_creation_left(twins: NameTwins, name: bytes = b"new", **arguments: int) -> bool:
+    """Tell whether the channel leaves a creation to Python, and does nothing."""
+    twins.trust()
+    side = twins.sides[0]
+    before, natively = sorted(os.listdir(side.source)), side.natively
+    fields = {"flags": os.O_WRONLY, "mode": 0o100644, "umask": 0} | arguments
+    uid = fields.pop("uid", 0)
+    body = CREATE_IN.pack(fields["flags"], fields["mode"], fields["umask"], 0) + name + b"\0"
+    served = side.served(CREATE, ROOT, body, THREAD, uid)
+    assert side.natively == natively + served
+    return not served and sorted(os.listdir(side.source)) == before
+
+
+@as_root
+@pytest.mark.parametrize("name", [b"a", b".", b"..", b"", b"dir/new", CONTROL_NAME])
+async def test_a_creation_by_a_name_that_is_taken_is_left_to_python(
+    twins: NameTwins, name: bytes
+) -> None:
+    assert await is_creation_left(twins, name)
+
+
+async def test_a_creation_by_another_user_is_left_to_python(twins: NameTwins) -> None:
+    assert await is_creation_left(twins, uid=os.geteuid() + 1)
+
+
+@as_root
+@pytest.mark.parametrize("bit", [stat_module.S_ISUID, stat_module.S_ISGID, stat_module.S_ISVTX])
+async def test_a_creation_with_special_bits_is_left_to_python(twins: NameTwins, bit: int) -> None:
+    assert await is_creation_left(twins, mode=0o100644 | bit)
+
+
+@as_root
+async def test_a_creation_is_left_to_python_where_a_rule_holds_it_back(twins: NameTwins) -> None:
+    side = twins.sides[0]
+    states = side.table.states
+    for name, value in (("writeback", True), ("can_act", False), ("fd_budget", 0)):
+        before = getattr(states, name)
+        setattr(states, name, value)
+        assert await is_creation_left(twins), name
+        setattr(states, name, before)
+    side.table.max_inodes = 0
+    assert await is_creation_left(twins)
+    side.table.max_inodes = 100
+    assert await twins.is_created(b"new")
+
+
+@as_root
+async def test_a_refused_creation_is_undone(twins: NameTwins) -> None:
+    assert await twins.is_created(b"new")
+    side = twins.sides[0]
+    node = side.fhs[0][0]
+    side.fs._create_refused(node)  # noqa: SLF001  # what the channel calls
+    queued = side.notifier._queued  # noqa: SLF001  # no public access
+    assert {node, ROOT} < queued
+    assert side.table[node].nlookup == 0
+
+
 # -- any sequence ------------------------------------------------------------------------------------
 
 NAMES = (b"a", b"b", b"c", b"dir")
@@ -352,6 +516,9 @@ async def run_step(twins: NameTwins, step: str, name: bytes, other: bytes) -> No
     if step in ("unlink", "other"):
         await twins.unlink(name, uid=0 if step == "unlink" else 1)
         return
+    if step == "create":
+        await twins.create(name, umask=0o22, mode=0o100666)
+        return
     outcomes = []
     for side in twins.sides:
         with contextlib.suppress(OSError):
@@ -361,16 +528,9 @@ async def run_step(twins: NameTwins, step: str, name: bytes, other: bytes) -> No
 
 
 async def change(side: Side, step: str, name: bytes, other: bytes) -> object:
-    path, root = side.source / os.fsdecode(name), InodeT(ROOT)
+    path = side.source / os.fsdecode(name)
     if step == "find":
         return await side.lookup(ROOT, name) == -errno.ENOENT
-    if step == "create":
-        with errors() as error_of:
-            requester = context(THREAD)
-            flags = FlagT(os.O_WRONLY | O_LARGEFILE)
-            info, _ = await side.fs.create(root, FileNameT(name), 0o100644, flags, requester)
-            side.fhs.append((node_of(side, name), info.fh))
-        return error_of
     if step == "open" and path.is_file() and side.table.get(node_of(side, name)) is not None:
         return await side.open(node_of(side, name))
     if step == "release":

@@ -77,9 +77,28 @@ async def test_python_takes_over_a_file_that_it_must_handle(opened: Twins) -> No
     opened.compare()
 
 
-@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_APPEND, os.O_NOATIME, os.O_TRUNC])
+@pytest.mark.parametrize("flags", [os.O_NOATIME, os.O_TRUNC, os.O_WRONLY | os.O_TRUNC])
 async def test_an_open_that_does_more_is_left_to_python(opened: Twins, flags: int) -> None:
     assert not opened.sides[0].served(OPEN, node_of(opened), OPEN_IN.pack(flags, 0))
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR | os.O_APPEND, os.O_RDWR | os.O_SYNC])
+async def test_a_file_is_opened_for_writing(opened: Twins, flags: int) -> None:
+    assert await is_opened(opened, flags=flags)
+    assert [side.fs.open_for_writing() for side in opened.sides] == [{node_of(opened)}] * 2
+    assert await is_opened(opened, flags=flags)
+    assert await opened.is_served("release")
+    for side in opened.sides:
+        assert side.fs._handles[side.fhs[0][1]]  # noqa: SLF001  # Python takes it over
+    assert not await opened.is_served("release")
+    assert [side.fs.open_for_writing() for side in opened.sides] == [set()] * 2
+
+
+async def test_a_file_that_the_kernel_writes_back_is_left_to_python(opened: Twins) -> None:
+    for side in opened.sides:
+        side.table.states.writeback = True
+    assert await is_opened(opened)
+    assert not await is_opened(opened, flags=os.O_WRONLY)
 
 
 @pytest.mark.parametrize("flags", [os.O_NONBLOCK, os.O_DIRECT, os.O_NOFOLLOW])

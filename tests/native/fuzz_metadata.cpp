@@ -142,7 +142,7 @@ public:
         fstat(source(), &root);
         listings.inline_calls = true;
         listings.returned_at = 1e18;
-        file_systems[root.st_dev] = {&reads_, &names_, &listings, &nowait_};
+        file_systems[root.st_dev] = {&reads_, &writes_, &names_, &listings, &nowait_};
         for (const char* name : {"a", "b"}) close(openat(source(), name, O_CREAT | O_WRONLY, 0600));
         if (symlinkat("target", source(), "link") != 0 && errno != EEXIST) fail("no link");
         root_ = add(InodeState::root_node, ".", nullptr);
@@ -233,7 +233,7 @@ public:
     std::vector<std::uint64_t> opened{0, 77};    // fhs, and two that no file has
 
 private:
-    cleanfs::InlineState reads_, names_;
+    cleanfs::InlineState reads_, writes_, names_;
     cleanfs::NowaitState nowait_;
     InodeState* root_;
     std::map<std::uint64_t, std::unique_ptr<Inode>> inodes_;
@@ -427,7 +427,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     Metadata metadata(table);
     cleanfs::CacheState caches;
     OpenHandles handles(caches, table, metadata);
-    NameChanges changes(table, metadata);
+    NameChanges changes(table, metadata, handles);
     Directories directories(table, metadata);
     table.directories = &directories;
     const auto serve = [&](const Message& message) {

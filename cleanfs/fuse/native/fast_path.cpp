@@ -39,6 +39,7 @@ bool FastPath::serve(const Message& message, Channel& channel) {
             case FUSE_FSYNC: served = sync(message, channel); break;
             case FUSE_OPEN: served = open_handles_ && open_handles_->open(message, channel); break;
             case FUSE_RELEASE: served = open_handles_ && open_handles_->release(message, channel); break;
+            case FUSE_CREATE: served = name_changes_ && name_changes_->create(message, channel); break;
             case FUSE_UNLINK: served = name_changes_ && name_changes_->unlink(message, channel); break;
             default: served = metadata_ && (metadata_->serve(message, channel) || directories_->serve(message, channel)); break;
         }

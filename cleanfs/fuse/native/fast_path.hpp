@@ -35,7 +35,7 @@ public:
         metadata_.emplace(inodes);
         directories_.emplace(inodes, *metadata_);
         open_handles_.emplace(caches_, inodes, *metadata_);
-        name_changes_.emplace(inodes, *metadata_);
+        name_changes_.emplace(inodes, *metadata_, *open_handles_);
     }
 
     // The files that were opened here; null before `serve_metadata`.

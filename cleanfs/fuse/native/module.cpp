@@ -120,6 +120,7 @@ void bind_channel(nb::module_& module) {
              [](PyChannel& channel, std::uint64_t fh, nb::object directory) { channel.fast_path().add_directory(fh, std::move(directory)); },
              "fh"_a, "directory"_a)
         .def("remove_directory", [](PyChannel& channel, std::uint64_t fh) { channel.fast_path().remove_directory(fh); }, "fh"_a)
+        .def_prop_ro("own_writers", [](PyChannel& channel) { return channel.fast_path().own_writers(); })
         .def_prop_ro("syncing", &PyChannel::syncing)
         // Statistics.
         .def("opcodes", &opcodes)

@@ -13,10 +13,10 @@ namespace {
 
 // Flags of an open that changes something, or needs a second attempt where the source refuses them
 // (namespace.open_advised).
-constexpr std::uint32_t left_to_python = O_ACCMODE | O_TRUNC | O_APPEND | O_NOATIME | O_DSYNC | O_SYNC | O_CREAT | O_EXCL;
+constexpr std::uint32_t left_to_python = O_TRUNC | O_NOATIME | O_CREAT | O_EXCL;
 
 // Flags that do not reach the source (handles.IO_FLAGS).
-constexpr std::uint32_t not_for_source = O_NOCTTY | O_NOFOLLOW | O_DIRECT;
+constexpr std::uint32_t not_for_source = O_NOCTTY | O_NOFOLLOW | O_DIRECT | O_APPEND;
 
 // namespace.open_file, without a wait for another process's lease. -1 and errno if that fails.
 int open_without_wait(int path_fd, std::uint32_t flags) {
@@ -52,14 +52,13 @@ bool OpenHandles::may_be_stale(const InodeState& inode) const {
 // CleanFS.open, of a file that has a record, and is as that says.
 bool OpenHandles::open(const Message& message, Channel& channel) {
     const auto in = message.body_as<fuse_open_in>();
-    if (!in || (in->flags & left_to_python) != O_RDONLY) return false;
+    if (!in || (in->flags & left_to_python) != 0) return false;
+    if ((in->flags & O_ACCMODE) != O_RDONLY && inodes_.writeback) return false;  // it is opened for reading, too
     InodeState* inode = metadata_.find_held(message.header().nodeid);
     if (inode == nullptr || inode->kind != S_IFREG) return false;
-    FileState* file = inode->record;
+    const FileState* file = inode->record;
     if (file == nullptr || file->forgotten || !file->stamps || may_be_stale(*inode)) return false;
-    const SourceFsState* fs = inodes_.source_fs(*inode);
-    // With more open files some inodes must be parked (InodeTable.shrink).
-    if (fs == nullptr || inodes_.open_fds >= inodes_.fd_budget) return false;
+    if (inodes_.source_fs(*inode) == nullptr || !has_room()) return false;
     if (caches_.shared && inodes_.refused.contains(message.header().pid)) return false;
 
     Descriptor opened(open_without_wait(inode->fd, in->flags));
@@ -71,30 +70,37 @@ bool OpenHandles::open(const Message& message, Channel& channel) {
     if (caches_.shared && !metadata_.is_named(*inode)) return false;
     if (!may_access(*inode, st, message.header().uid)) return false;
 
-    const std::uint64_t fh = last_ + 1;
-    inode->open_fds.reserve(inode->open_fds.size() + 1);
-    Handle& handle = handles_[fh];  // what may throw comes before a count is changed
-    last_ = fh;
-    handle.inode = inode;
-    handle.flags = in->flags;
-    handle.state.file = file;
-    handle.state.kernel = &kernel;
-    handle.state.reads = fs->reads;
-    handle.state.nowait = fs->nowait;
-    handle.state.stream = &handle.stream;
-    handle.state.fd = opened.get();
+    const std::uint64_t fh = add(*inode, opened.get(), in->flags);
     opened.release();
-    ++file->pins;
-    ++file->handles;
-    inode->open_fds.push_back(handle.state.fd);
-    ++inodes_.open_fds;
-    file->used = inode->used = true;
     if (message.header().uid != 0) kernel.access_ctime = now.ctime_ns;
+    if (handles_.at(fh).writable()) inodes_.begin_writing(inodes_, inode->node, *inode->record);
     if (caches_.shared && !inode->polled && inodes_.poll(inodes_, inode->node)) channel.let_scheduler_run();
 
     const fuse_open_out out{fh, FOPEN_KEEP_CACHE, 0};
     if (channel.reply(message.header().unique, 0, {reinterpret_cast<const std::byte*>(&out), sizeof out}) == Sent::refused) close(fh, channel);
     return true;
+}
+
+std::uint64_t OpenHandles::add(InodeState& inode, int fd, std::uint32_t flags) {
+    const SourceFsState* fs = inodes_.source_fs(inode);
+    FileState* file = inode.record;
+    inode.open_fds.reserve(inode.open_fds.size() + 1);
+    Handle& handle = handles_[last_ + 1];  // what may throw comes before a count is changed
+    handle.inode = &inode;
+    handle.flags = flags;
+    handle.state.file = file;
+    handle.state.kernel = inode.kernel;
+    handle.state.reads = fs->reads;
+    handle.state.nowait = fs->nowait;
+    handle.state.stream = &handle.stream;
+    handle.state.writes = handle.writable() && (flags & (O_SYNC | O_DSYNC)) == 0 ? fs->writes : nullptr;
+    handle.state.fd = fd;
+    ++file->pins;
+    ++file->handles;
+    inode.open_fds.push_back(fd);
+    ++inodes_.open_fds;
+    file->used = inode.used = true;
+    return ++last_;
 }
 
 // CleanFS.release, where nothing is left to be done but the close.
@@ -114,6 +120,7 @@ void OpenHandles::close(std::uint64_t fh, Channel& channel) {
     const auto found = handles_.find(fh);
     const Handle& handle = found->second;
     InodeState& inode = *handle.inode;
+    if (handle.writable()) inodes_.end_writing(inodes_, inode.node, *handle.state.file);
     --handle.state.file->pins;
     --handle.state.file->handles;
     std::erase(inode.open_fds, handle.state.fd);
@@ -127,11 +134,19 @@ std::optional<OpenHandles::Adopted> OpenHandles::adopt(std::uint64_t fh) {
     const auto found = handles_.find(fh);
     if (found == handles_.end()) return std::nullopt;
     const Handle& handle = found->second;
-    const Adopted adopted{handle.inode, handle.state.file, handle.state.fd, handle.flags, handle.stream};
+    const Adopted adopted{handle.inode, handle.state.file, handle.state.fd, handle.flags, handle.stream, handle.writable()};
     --adopted.file->pins;
     --adopted.file->handles;
     handles_.erase(found);
     return adopted;
+}
+
+std::vector<std::uint64_t> OpenHandles::writers() const {
+    std::vector<std::uint64_t> nodes;
+    for (const auto& [fh, handle] : handles_) {
+        if (handle.writable()) nodes.push_back(handle.inode->node);
+    }
+    return nodes;
 }
 
 }  // namespace cleanfs

@@ -1,4 +1,4 @@
-// Open files for reading without Python, where nothing about them has changed, and close them.
+// Open files without Python, where nothing about them has changed, and close them.
 //
 // A file that is opened here has no FileHandle. Python makes one when it needs it (`adopt`), from all that is known
 // here; then the file is Python's. A request is served only where no rule holds it back. In all other cases nothing has
@@ -6,10 +6,13 @@
 // cleanfs/vfs/handles.py; the tests compare the two).
 #pragma once
 
+#include <fcntl.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <unordered_map>
+#include <vector>
 
 #include "channel.hpp"
 #include "inode_state.hpp"
@@ -32,6 +35,14 @@ public:
     bool open(const Message& message, Channel& channel);
     bool release(const Message& message, Channel& channel);
 
+    // Whether another file may be opened without parking inodes (InodeTable.shrink).
+    bool has_room() const { return inodes_.open_fds < inodes_.fd_budget; }
+    // Make a handle of a file that was opened with `flags`; takes over the fd. Returns its number. The inode has a
+    // record. If it throws, nothing was changed.
+    std::uint64_t add(InodeState& inode, int fd, std::uint32_t flags);
+    // Take back a handle that the kernel was not told of, or close one.
+    void close(std::uint64_t fh, Channel& channel);
+
     // Null if no file was opened here by that number.
     HandleState* find(std::uint64_t fh);
     std::size_t size() const { return handles_.size(); }
@@ -42,12 +53,17 @@ public:
         int fd;
         std::uint32_t flags;
         Stream stream;
+        bool writes;
     };
     // Give up a file. Its fd still counts as one of the inode's.
     std::optional<Adopted> adopt(std::uint64_t fh);
+    // The nodes of the files that are open for writing.
+    std::vector<std::uint64_t> writers() const;
 
 private:
     struct Handle {
+        bool writable() const { return (flags & O_ACCMODE) != O_RDONLY; }
+
         InodeState* inode;
         std::uint32_t flags;
         Stream stream;
@@ -55,7 +71,6 @@ private:
     };
 
     bool may_be_stale(const InodeState& inode) const;
-    void close(std::uint64_t fh, Channel& channel);
 
     CacheState& caches_;
     InodeStates& inodes_;

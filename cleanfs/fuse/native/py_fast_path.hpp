@@ -53,17 +53,27 @@ public:
         handles_.erase(fh);
     }
 
-    // A file that was opened here becomes Python's: its inode, record, fd, flags and stream. None if there is none.
+    // A file that was opened here becomes Python's: its inode, record, fd, flags, stream, and whether it writes.
+    // None if there is none.
     nb::object adopt_handle(std::uint64_t fh) {
         OpenHandles* handles = fast_path_ == nullptr ? nullptr : fast_path_->open_handles();
         const auto adopted = handles == nullptr ? std::nullopt : handles->adopt(fh);
         if (!adopted) return nb::none();
-        return nb::make_tuple(nb::find(*adopted->inode), nb::find(*adopted->file), adopted->fd, adopted->flags, adopted->stream);
+        return nb::make_tuple(nb::find(*adopted->inode), nb::find(*adopted->file), adopted->fd, adopted->flags, adopted->stream, adopted->writes);
     }
 
     std::size_t own_handles() {
         OpenHandles* handles = fast_path_ == nullptr ? nullptr : fast_path_->open_handles();
         return handles == nullptr ? 0 : handles->size();
+    }
+
+    nb::list own_writers() {
+        OpenHandles* handles = fast_path_ == nullptr ? nullptr : fast_path_->open_handles();
+        nb::list nodes;
+        if (handles != nullptr) {
+            for (const std::uint64_t node : handles->writers()) nodes.append(node);
+        }
+        return nodes;
     }
 
     // Null before `serve_from`.

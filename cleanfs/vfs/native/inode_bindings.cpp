@@ -83,6 +83,46 @@ bool call_poll(InodeStates& states, std::uint64_t node) noexcept {
     }
 }
 
+void call_begin_writing(InodeStates& states, std::uint64_t node, FileState& file) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        static_cast<PyInodeStates&>(states).call("begin_writing", node, nb::find(file));
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the note of a writer");
+    }
+}
+
+void call_end_writing(InodeStates& states, std::uint64_t node, FileState& file) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        static_cast<PyInodeStates&>(states).call("end_writing", node, nb::find(file));
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the note of a writer that is gone");
+    }
+}
+
+InodeStates::Made call_created(InodeStates& states, const InodeStates::Created& created) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        const nb::bytes name(created.name.data(), created.name.size());
+        const auto& table = static_cast<PyInodeStates&>(states);
+        const nb::object node = table.call("created", created.parent, name, created.fd, created.path_fd, created.writable);
+        return {states.find(nb::cast<std::uint64_t>(node)), table.is_task_ready()};
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the record of a new file");
+        return {nullptr, true};
+    }
+}
+
+void call_create_refused(InodeStates& states, std::uint64_t node) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        static_cast<PyInodeStates&>(states).call("create_refused", node);
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the rollback of a refused reply");
+    }
+}
+
 nb::object stamps_of(const struct stat& st) { return to_python(std::optional(Stamps::of(st))); }
 
 nb::bytes name_of(const InodeStates::Unlinked& unlinked) { return nb::bytes(unlinked.name.data(), unlinked.name.size()); }
@@ -254,17 +294,22 @@ void bind_inode_states(nb::module_& module) {
                  states.poll = call_poll;
                  states.open_directory = call_open_directory;
                  states.close_directory = call_close_directory;
+                 states.begin_writing = call_begin_writing;
+                 states.end_writing = call_end_writing;
+                 states.created = call_created;
+                 states.create_refused = call_create_refused;
                  states.unlinked = call_unlinked;
                  states.unlink_refused = call_unlink_refused;
              },
              "calls"_a, "task_ready"_a)
         .def("use_file_system",
-             [](PyInodeStates& states, std::uint64_t device, nb::object nowait, nb::object reads, nb::object names, nb::object listings) {
-                 states.file_systems[device] = {nb::cast<InlineState*>(reads), nb::cast<InlineState*>(names), nb::cast<InlineState*>(listings),
+             [](PyInodeStates& states, std::uint64_t device, nb::object nowait, nb::object reads, nb::object writes, nb::object names,
+                nb::object listings) {
+                 states.file_systems[device] = {nb::cast<InlineState*>(reads), nb::cast<InlineState*>(writes), nb::cast<InlineState*>(names), nb::cast<InlineState*>(listings),
                                                 nb::cast<NowaitState*>(nowait)};
-                 for (nb::object* object : {&nowait, &reads, &names, &listings}) states.referenced.push_back(std::move(*object));
+                 for (nb::object* object : {&nowait, &reads, &writes, &names, &listings}) states.referenced.push_back(std::move(*object));
              },
-             "device"_a, "nowait"_a, "reads"_a, "names"_a, "listings"_a)
+             "device"_a, "nowait"_a, "reads"_a, "writes"_a, "names"_a, "listings"_a)
         .def_rw("wants_handles", &PyInodeStates::wants_handles)
         .def_rw("timeout", &PyInodeStates::timeout)
         .def_rw("unwatched_timeout", &PyInodeStates::unwatched_timeout)
@@ -273,6 +318,8 @@ void bind_inode_states(nb::module_& module) {
         .def_prop_rw("control_name", [](const PyInodeStates& states) { return to_bytes(states.control_name); },
                      [](PyInodeStates& states, const nb::bytes& name) { states.control_name = to_string(name); })
         .def_rw("max_inodes", &PyInodeStates::max_inodes)
+        .def_rw("writeback", &PyInodeStates::writeback)
+        .def_rw("can_act", &PyInodeStates::can_act)
         .def_rw("open_fds", &PyInodeStates::open_fds)
         .def_rw("fd_budget", &PyInodeStates::fd_budget)
         .def("set_invalidating",

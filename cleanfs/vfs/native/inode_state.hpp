@@ -93,7 +93,7 @@ struct InodeState {
 
 // What is known of one file system of the source (cleanfs.source.io.SourceFs).
 struct SourceFsState {
-    InlineState *reads, *names, *listings;
+    InlineState *reads, *writes, *names, *listings;
     NowaitState* nowait;
 };
 
@@ -115,10 +115,28 @@ struct InodeStates {
     bool caches_absence = false;
     std::string control_name;
     std::size_t max_inodes = 0;
+    bool writeback = false, can_act = false;
     std::size_t open_fds = 0, fd_budget = 0;
     std::unordered_set<std::uint64_t> invalidating;  // nodes
     std::unordered_set<std::uint32_t> refused;  // threads
 
+    // Operations' begin_writing and end_writing, with the GIL.
+    void (*begin_writing)(InodeStates& states, std::uint64_t node, FileState& file) noexcept = nullptr;
+    void (*end_writing)(InodeStates& states, std::uint64_t node, FileState& file) noexcept = nullptr;
+    // A file that the channel created.
+    struct Created {
+        std::uint64_t parent;
+        std::string_view name;
+        int fd, path_fd;
+        bool writable;
+    };
+    struct Made {
+        InodeState* inode;  // null if it failed
+        bool task_ready;    // a task of trio can run
+    };
+    // Opener.created and its rollback, with the GIL.
+    Made (*created)(InodeStates& states, const Created& created) noexcept = nullptr;
+    void (*create_refused)(InodeStates& states, std::uint64_t node) noexcept = nullptr;
     // An unlink that the channel made.
     struct Unlinked {
         std::uint64_t parent;
