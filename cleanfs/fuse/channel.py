@@ -10,9 +10,9 @@ handle is received in the wait, and copied once when libfuse reads.
 * From a wait, pyfuse3 needs to know only that libfuse has a message to read or the device is being
   closed. Messages that have handlers here never end a wait.
 * A wait that finds a message at once is no checkpoint, and other tasks must not starve. So before each
-  wait the scheduler says whether another task could run; if so, it runs, and at the latest after
-  ``MAX_UNYIELDING_NS``. During the wait, which may serve many requests, the native half looks at
-  trio's epoll fd and at its next deadline.
+  wait the scheduler says whether another task could run; if so, it runs. It also runs for events
+  that it waits for (``LOOK_NS``), and at the latest after ``MAX_UNYIELDING_NS``. During the wait, which
+  may serve many requests, the native half looks at trio's epoll fd and at its next deadline.
 * The wait sleeps in the native half, not in trio: a run of the scheduler is most of a small request's
   cost. It releases the GIL, so worker threads make progress.
 """
@@ -45,8 +45,12 @@ from cleanfs.latency import HistogramSnapshot, LatencyStats
 log = logging.getLogger(__name__)
 
 
-MAX_UNYIELDING_NS: Final = 100_000
-"""The scheduler runs at least this often: it does not report tasks that it is about to run anyway."""
+LOOK_NS: Final = 50_000
+"""How often to look for events that the scheduler waits for, while requests come without a pause. A
+look takes 1 us, a run of the scheduler some 20."""
+
+MAX_UNYIELDING_NS: Final = 10_000_000
+"""The scheduler runs at least this often, whatever it reports."""
 
 DRAIN_LOOK_SECONDS: Final = 0.01
 """How often to look whether the last requests have ended, when the mount ends."""
@@ -164,7 +168,7 @@ class Channel:
         self._lock = ReaderLock()
         self._lock_made = False
         self._closing = False
-        self._yielded_ns = 0
+        self._yielded_ns = self._looked_ns = 0
         self._nursery: trio.Nursery | None = None
         self._in_progress = 0
         self._one_ended = trio.Event()
@@ -384,14 +388,12 @@ class Channel:
         Raises trio.ClosedResourceError once the device is being closed.
         """
         scheduler = self._scheduler
+        scheduler.ran()
         while not self._closing:
             while self._in_progress >= MAX_REQUESTS:
                 self._one_ended = trio.Event()
                 await self._one_ended.wait()
-            if (
-                scheduler.runnable > self._lock.woken
-                or time.perf_counter_ns() > self._yielded_ns + MAX_UNYIELDING_NS
-            ):
+            if scheduler.runnable > self._lock.woken or self._has_events():
                 await self._yield()
                 continue
             received = self._receive()
@@ -403,10 +405,19 @@ class Channel:
                 await self._yield()
         raise trio.ClosedResourceError
 
+    def _has_events(self) -> bool:
+        """Tell whether the scheduler may have something to do, by a look every ``LOOK_NS``."""
+        now = time.perf_counter_ns()
+        if now < self._looked_ns + LOOK_NS:
+            return False
+        self._looked_ns = now
+        return now > self._yielded_ns + MAX_UNYIELDING_NS or self._scheduler.has_events
+
     async def _yield(self) -> None:
         """Let other tasks run."""
         await trio.lowlevel.checkpoint()
-        self._yielded_ns = time.perf_counter_ns()
+        self._scheduler.ran()
+        self._yielded_ns = self._looked_ns = time.perf_counter_ns()
 
     def _receive(self) -> Received:
         """Receive a message that the native half does not serve, unless the scheduler must run."""

@@ -1,5 +1,6 @@
 """Tell whether trio has something to do, so that the channel may sleep in its place."""
 
+import select
 from typing import cast
 
 import trio
@@ -18,6 +19,10 @@ class Scheduler(trio.abc.Instrument):
         self.fd = _epoll_fd()
         """An fd that is readable when an fd that a task waits for is, when a thread has called back,
         and after a signal: trio's wake-up socket is in it. -1 if this trio hides its epoll."""
+        self._events = select.poll()
+        if self.fd >= 0:
+            self._events.register(self.fd, select.POLLIN)
+        self.ran()
         trio.lowlevel.add_instrument(self)
 
     def close(self) -> None:
@@ -29,10 +34,20 @@ class Scheduler(trio.abc.Instrument):
         """Count the tasks that can run, without the present one."""
         return len(self._runnable)
 
+    def ran(self) -> None:
+        """Note that tasks have run, which alone sets deadlines. trio's statistics take some time."""
+        seconds = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        self._deadline = trio.current_time() + seconds
+
     @property
     def seconds_to_next_deadline(self) -> float:
         """Return when the scheduler must run whatever happens; negative if that is past."""
-        return trio.lowlevel.current_statistics().seconds_to_next_deadline
+        return self._deadline - trio.current_time()
+
+    @property
+    def has_events(self) -> bool:
+        """Tell whether an event or a deadline may have come that the scheduler has not seen."""
+        return self.fd < 0 or self.seconds_to_next_deadline <= 0 or bool(self._events.poll(0))
 
     def task_scheduled(self, task: trio.lowlevel.Task) -> None:
         """Note that a task can run (trio calls this)."""
