@@ -150,8 +150,8 @@ async def test_all_of_it_at_once(device: Device, sleeping: Channel) -> None:
                     events.start_soon(timed, chosen.random() / 2, chosen.random() < 0.3)
                     await trio.sleep(chosen.random() / 500)
             stop.set()
+            await trio.to_thread.run_sync(disturber.join)  # a signal must find its receiver
             nursery.cancel_scope.cancel()
-    await trio.to_thread.run_sync(disturber.join)
     assert latest < LATE_SECONDS
     assert handled
     assert sleeping.stats().busy_poll_slept > 10

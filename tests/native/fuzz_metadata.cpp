@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
@@ -66,7 +67,7 @@ using cleanfs::OpenHandles;
 constexpr const char* names[] = {"a", "b", "dir", "link", "none", "..", "a/b", ".cleancache", ""};
 constexpr std::uint32_t opcodes[] = {FUSE_LOOKUP,   FUSE_LOOKUP,   FUSE_GETATTR, FUSE_FORGET,
                                      FUSE_READLINK, FUSE_GETXATTR, FUSE_BATCH_FORGET, FUSE_RENAME2,
-                                     FUSE_OPEN,     FUSE_OPEN,     FUSE_RELEASE, FUSE_UNLINK,
+                                     FUSE_OPEN,     FUSE_OPEN,     FUSE_RELEASE, FUSE_UNLINK, FUSE_CREATE, FUSE_CREATE,
                                      FUSE_OPENDIR,  FUSE_READDIRPLUS, FUSE_READDIRPLUS, FUSE_RELEASEDIR,
                                      FUSE_STATFS};
 constexpr std::uint64_t max_fh = 4;  // of directories
@@ -79,11 +80,7 @@ int source() {
         const int directory = open(path, O_RDONLY | O_DIRECTORY);
         if (mkdirat(directory, "dir", 0700) != 0) fail("no directory");
         static const std::string made = path;
-        std::atexit([] {
-            for (const char* name : {"a", "b", "link"}) unlink((made + "/" + name).c_str());
-            rmdir((made + "/dir").c_str());
-            rmdir(made.c_str());
-        });
+        std::atexit([] { std::filesystem::remove_all(made); });
         return directory;
     }();
     return fd;
@@ -112,10 +109,27 @@ public:
         poll = [](InodeStates& states, std::uint64_t node) noexcept { return states.find(node)->polled = true; };
         unlinked = [](InodeStates& states, const Unlinked& name) noexcept {
             struct stat st;
-            if (fstatat(source(), std::string(name.name).c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0) fail("the name is there");
+            const int directory = states.find(name.parent)->fd;
+            if (fstatat(directory, std::string(name.name).c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0) fail("the name is there");
             return states.find(name.node) == nullptr;
         };
         unlink_refused = [](InodeStates&, const Unlinked&) noexcept {};
+        begin_writing = end_writing = [](InodeStates&, std::uint64_t, cleanfs::FileState&) noexcept {};
+        created = [](InodeStates& states, const Created& file) noexcept {
+            auto& table = static_cast<Table&>(states);
+            struct stat st;
+            fstat(file.path_fd, &st);
+            if (table.find(st.st_ino) != nullptr) {  // a parked file had that number
+                close(file.path_fd);
+                return Made{nullptr, false};
+            }
+            InodeState* inode = table.add(st, file.path_fd, file.name, table.find(file.parent));
+            inode->nlookup = 1;
+            table.nodes.push_back(inode->node);
+            return Made{inode, false};
+        };
+        create_refused = [](InodeStates& states, std::uint64_t node) noexcept { states.find(node)->nlookup = 0; };
+        can_act = true;
         enter = [](InodeStates& states, std::uint64_t parent, const Found& found, int fd) noexcept {
             auto& table = static_cast<Table&>(states);
             if (table.refuses_new) return std::uint64_t{0};
@@ -143,6 +157,7 @@ public:
         listings.inline_calls = true;
         listings.returned_at = 1e18;
         file_systems[root.st_dev] = {&reads_, &writes_, &names_, &listings, &nowait_};
+        unlinkat(source(), "none", 0);
         for (const char* name : {"a", "b"}) close(openat(source(), name, O_CREAT | O_WRONLY, 0600));
         if (symlinkat("target", source(), "link") != 0 && errno != EEXIST) fail("no link");
         root_ = add(InodeState::root_node, ".", nullptr);
@@ -313,6 +328,10 @@ std::vector<std::byte> make_message(Input& input, const Table& table) {
         case FUSE_OPEN:
             append(body, fuse_open_in{input.below(4) == 0 ? input.byte() : std::uint32_t{O_RDONLY}, 0});
             break;
+        case FUSE_CREATE:
+            append(body, fuse_create_in{static_cast<std::uint32_t>(input.below(3)), 0100644, 022, 0});
+            append_name(body, names[input.below(std::size(names))]);
+            break;
         case FUSE_RELEASE: {
             fuse_release_in release{};
             release.fh = table.opened[input.below(table.opened.size())];
@@ -376,6 +395,16 @@ void note(Table& table, const Message& message) {
                 table.opened.push_back(out.fh);
             }
             break;
+        case FUSE_CREATE:
+            if (header.error == 0 && !refuses) {
+                fuse_entry_out entry;
+                fuse_open_out out;
+                std::memcpy(&entry, last_reply.data() + sizeof header, sizeof entry);
+                std::memcpy(&out, last_reply.data() + sizeof header + sizeof entry, sizeof out);
+                ++table.told[entry.nodeid];
+                table.opened.push_back(out.fh);
+            }
+            break;
         case FUSE_RELEASE:
             std::erase(table.opened, message.body_as<fuse_release_in>()->fh);
             break;
@@ -434,6 +463,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         switch (message.header().opcode) {
             case FUSE_OPEN: return handles.open(message, channel);
             case FUSE_RELEASE: return handles.release(message, channel);
+            case FUSE_CREATE: return changes.create(message, channel);
             case FUSE_UNLINK: return changes.unlink(message, channel);
             default: return metadata.serve(message, channel) || directories.serve(message, channel);
         }
