@@ -1,4 +1,4 @@
-"""The main job, once: real files, a small page cache, two passes of cp -r and of fio.
+"""Show the main job, once: real files, a small page cache, two passes of cp -r and of fio.
 
 The same reads from the source directly stand beside them. ``--counters`` prints the control files, too.
 Exits 1 if a copied byte differs, if a second pass needed the source, or if something stays mounted.
@@ -40,7 +40,7 @@ console = Console()
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass did."""
+    """Says what one pass did."""
 
     name: str
     seconds: float
@@ -52,7 +52,7 @@ class Pass:
 
 
 def main() -> int:
-    """Run the demonstration; the exit status."""
+    """Run the demonstration. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--counters", action="store_true", help="print the mount's control files, too")
     counters = parser.parse_args().counters
@@ -78,7 +78,7 @@ def main() -> int:
 def demonstrate(
     source: Path, mountpoint: Path, copies: Path, progress: Progress
 ) -> tuple[list[Pass], list[str]]:
-    """Each workload on the source and twice on the mount: the passes, and what went wrong."""
+    """Run each workload on the source and twice on the mount. Returns passes and problems."""
     total = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
     big = sorted((source / "lib").iterdir(), key=lambda path: -path.stat().st_size)[:FIO_FILES]
     big_total = sum(path.stat().st_size for path in big)
@@ -138,7 +138,7 @@ def timed(name: str, command: list[str], where: Path, size: int, progress: Progr
 
 
 def asked(now: dict[str, Any], before: dict[str, Any]) -> int:
-    """Bytes in the pages that were asked for between two snapshots."""
+    """Return the bytes in the pages that were asked for between two snapshots."""
     pages = sum(now[key] - before[key] for key in ("pagecache_hits", "pagecache_misses"))
     return int(pages * now["page_size"])
 
@@ -181,7 +181,7 @@ def collect_files(source: Path, progress: Progress) -> None:
 
 @contextmanager
 def mounted(source: Path, mountpoint: Path) -> Iterator[None]:
-    """The mount, for the length of the block."""
+    """Mount, for the length of the block."""
     cleanfs = [sys.executable, "-m", "cleanfs"]
     subprocess.run([*cleanfs, "mount", "--page-cache", PAGE_CACHE, source, mountpoint], check=True)
     try:
@@ -194,13 +194,13 @@ def mounted(source: Path, mountpoint: Path) -> Iterator[None]:
 
 
 def stats(mountpoint: Path) -> dict[str, Any]:
-    """A snapshot from the control file."""
+    """Take a snapshot from the control file."""
     parsed: dict[str, Any] = json.loads((mountpoint / ".cleancache/stats.json").read_text())
     return parsed
 
 
 def show(passes: list[Pass]) -> None:
-    """The table of passes."""
+    """Show the table of passes."""
     table = Table(title=f"page cache {PAGE_CACHE}, pool 512M", title_justify="left")
     for column in ("pass", "seconds", "MB/s", "from the source", "hit ratio", "compression"):
         table.add_column(column, justify="left" if column == "pass" else "right")
@@ -217,7 +217,7 @@ def show(passes: list[Pass]) -> None:
 
 
 def conclusion(passes: list[Pass]) -> str:
-    """What the table says in a sentence, and in another one if that is not in favour of cleanfs."""
+    """Say in a sentence what the table shows, and in another one if cleanfs lost."""
     jobs = [passes[number : number + 3] for number in range(0, len(passes), 3)]
     from_source = sum(second.from_source for _, _, second in jobs)
     times = "; ".join(
@@ -239,7 +239,7 @@ def conclusion(passes: list[Pass]) -> str:
 
 
 def show_counters(mountpoint: Path) -> None:
-    """The control files."""
+    """Show the control files."""
     control = mountpoint / ".cleancache"
     for name in ("succ_gets", "failed_gets", "puts", "flushes"):
         console.print(f".cleancache/{name}: {(control / name).read_text().strip()}")
@@ -248,7 +248,7 @@ def show_counters(mountpoint: Path) -> None:
 
 
 def progress_bar() -> Progress:
-    """A line per step, with bytes."""
+    """Draw a line per step, with bytes."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description:24}"),

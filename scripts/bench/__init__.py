@@ -1,1 +1,1 @@
-"""Benchmarks: cleanfs beside its peers, and beside itself with other options."""
+"""Benchmarks compare cleanfs with its peers, and with itself under other options."""

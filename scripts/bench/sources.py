@@ -50,7 +50,7 @@ console = Console(width=140)
 
 
 class MissingError(Exception):
-    """This machine cannot do that."""
+    """Says that this machine cannot do that."""
 
 
 def run(*command: str | Path) -> None:
@@ -75,7 +75,7 @@ def unmounted(path: Path) -> Iterator[Path]:
 
 
 def fill(directory: Path) -> None:
-    """The files; half of each compresses away. Their stamps are old."""
+    """Make the files; half of each compresses away. Their stamps are old."""
     for number in range(FILES):
         noise = random.Random(number).randbytes(SIZE // 2)
         path = directory / f"file{number}"
@@ -84,7 +84,7 @@ def fill(directory: Path) -> None:
 
 
 def plain(base: Path) -> Path:
-    """A directory with the files, on whatever /var/tmp is on."""
+    """Make a directory with the files, on whatever /var/tmp is on."""
     path = base / "plain"
     if not path.exists():
         path.mkdir()
@@ -97,13 +97,13 @@ def plain(base: Path) -> Path:
 
 @contextmanager
 def local(base: Path) -> Iterator[Path]:
-    """The file system of /var/tmp."""
+    """Use the file system of /var/tmp."""
     yield plain(base)
 
 
 @contextmanager
 def tmpfs(base: Path) -> Iterator[Path]:
-    """A tmpfs."""
+    """Mount a tmpfs."""
     with unmounted(base / "mnt") as mnt:
         run("mount", "-t", "tmpfs", "none", mnt)
         fill(mnt)
@@ -111,7 +111,7 @@ def tmpfs(base: Path) -> Iterator[Path]:
 
 
 def image(fs_type: str, *mkfs: str) -> Callable[[Path], AbstractContextManager[Path]]:
-    """A loop device with a new file system, made by a program whose last argument is the image."""
+    """Mount a new file system, made by a program whose last argument is the image."""
 
     @contextmanager
     def source(base: Path) -> Iterator[Path]:
@@ -129,7 +129,7 @@ def image(fs_type: str, *mkfs: str) -> Callable[[Path], AbstractContextManager[P
 
 
 def read_only_image(fs_type: str, *make: str) -> Callable[[Path], AbstractContextManager[Path]]:
-    """An image of the files, made by a program, to which ``%d`` is the directory, ``%i`` the image."""
+    """Mount an image made by a program, to which ``%d`` is the directory, ``%i`` the image."""
 
     @contextmanager
     def source(base: Path) -> Iterator[Path]:
@@ -143,7 +143,7 @@ def read_only_image(fs_type: str, *make: str) -> Callable[[Path], AbstractContex
 
 
 def ntfs_3g(program: str) -> Callable[[Path], AbstractContextManager[Path]]:
-    """One of the two servers of ntfs-3g."""
+    """Start one of the two servers of ntfs-3g."""
 
     @contextmanager
     def source(base: Path) -> Iterator[Path]:
@@ -160,7 +160,7 @@ def ntfs_3g(program: str) -> Callable[[Path], AbstractContextManager[Path]]:
 
 
 def overlay(options: str = "", lower: str = "") -> Callable[[Path], AbstractContextManager[Path]]:
-    """overlayfs; ``lower`` is what serves the lower directory (``bindfs``), if anything."""
+    """Mount overlayfs; ``lower`` is what serves the lower directory (``bindfs``), if anything."""
 
     @contextmanager
     def source(base: Path) -> Iterator[Path]:
@@ -178,7 +178,7 @@ def overlay(options: str = "", lower: str = "") -> Callable[[Path], AbstractCont
 
 
 def serving(*command: str) -> Callable[[Path], AbstractContextManager[Path]]:
-    """A FUSE server that goes to the background; ``%s`` is the directory, ``%m`` where to mount."""
+    """Start a FUSE server in the background; ``%s`` is the directory, ``%m`` where to mount."""
 
     @contextmanager
     def source(base: Path) -> Iterator[Path]:
@@ -192,21 +192,21 @@ def serving(*command: str) -> Callable[[Path], AbstractContextManager[Path]]:
 
 @contextmanager
 def numbers_again(base: Path) -> Iterator[Path]:
-    """The tests' own server, that gives numbers again."""
+    """Start the tests' own server, which gives numbers again."""
     with renumbering.renumbering(plain(base), base / "mnt", "again", "--whole-seconds") as source:
         yield source.path
 
 
 @contextmanager
 def passthrough(base: Path) -> Iterator[Path]:
-    """The tests' pyfuse3 server: node ids are the numbers of the real files."""
+    """Start the tests' pyfuse3 server: node ids are the numbers of the real files."""
     with faulty(plain(base), base / "mnt") as source:
         yield source.path
 
 
 @contextmanager
 def another_cleanfs(base: Path) -> Iterator[Path]:
-    """A directory in a mount of ours, which keeps nothing itself."""
+    """Make a directory in a mount of ours, which keeps nothing itself."""
     (base / "below").mkdir()
     options = ("--page-cache", "0", "--backend", "none")
     with mounted(plain(base / "below").parent, base / "mnt", *options) as below:
@@ -214,7 +214,7 @@ def another_cleanfs(base: Path) -> Iterator[Path]:
 
 
 def sshfs(latency_ms: float) -> Callable[[Path], AbstractContextManager[Path]]:
-    """Sshfs to a server of our own on this machine, behind a proxy: a round trip takes that long."""
+    """Mount sshfs from a server on this machine, behind a proxy: a round trip takes that long."""
 
     @contextmanager
     def source(base: Path) -> Iterator[Path]:
@@ -249,7 +249,7 @@ def sshfs(latency_ms: float) -> Callable[[Path], AbstractContextManager[Path]]:
 
 @contextmanager
 def delaying(port: int, milliseconds: float) -> Iterator[int]:
-    """A port of this machine that leads to ``port``, later. Its threads end with the connections."""
+    """Open a port that leads to ``port``, later. Its threads end with the connections."""
     if not milliseconds:
         yield port
         return
@@ -321,7 +321,7 @@ SOURCES: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
 
 
 def identities(directory: Path) -> dict[str, tuple[int, bytes]]:
-    """Number and file handle of each file, as the source gives them now."""
+    """Return number and file handle of each file, as the source gives them now."""
     found = {}
     for number in range(FILES):
         fd = os.open(directory / f"file{number}", os.O_PATH)
@@ -334,7 +334,7 @@ def identities(directory: Path) -> dict[str, tuple[int, bytes]]:
 
 @dataclass
 class Trial:
-    """One source, while it is tried."""
+    """Holds one source, while it is tried."""
 
     name: str
     source: Path
@@ -345,7 +345,7 @@ class Trial:
     before: dict[str, Any]
 
     def row(self) -> list[str]:
-        """The second pass, and what it says."""
+        """Make the second pass, and return what it says."""
         begun = time.perf_counter()
         digest = read(self.fs.path)
         seconds = time.perf_counter() - begun
@@ -371,7 +371,7 @@ class Trial:
 
 
 def read(mountpoint: Path) -> str:
-    """Read all files; a digest of them."""
+    """Read all files. Returns a digest of them."""
     digest = hashlib.sha256()
     for number in range(FILES):
         digest.update((mountpoint / f"file{number}").read_bytes())
@@ -398,7 +398,7 @@ def begin(name: str, base: Path, stack: ExitStack) -> Trial:
 
 
 def drop_caches() -> None:
-    """Several times: a file of the source can be forgotten only when it was in the mount on it."""
+    """Drop them several times: a file can be forgotten only after the one in the mount on it."""
     for _ in range(3):
         Path("/proc/sys/vm/drop_caches").write_text("3\n")
         time.sleep(FORGETTING_SECONDS)

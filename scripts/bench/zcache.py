@@ -121,7 +121,7 @@ def main(
 def measure(
     corpus: str, path: Path, file_bytes: int, rounds: int, core: Path
 ) -> dict[str, dict[str, float]]:
-    """Medians by contestant and figure."""
+    """Return medians by contestant and figure."""
     values: dict[str, dict[str, list[float]]] = {}
 
     def record(who: str, figures: dict[str, float]) -> None:
@@ -167,7 +167,7 @@ def measure(
 
 
 def show(corpus: str, file_bytes: int, rows: dict[str, dict[str, float]]) -> None:
-    """One corpus as a table."""
+    """Show one corpus as a table."""
     table = Table(title=f"{corpus}, {file_bytes / 1e6:,.0f} MB; ns a page")
     headings = {
         "put": "put, caller", "get": "get, put back", "get_into": "get, buffer", "core_put": "core put",
@@ -239,7 +239,7 @@ def one(who: str, path: Path, file_bytes: int) -> dict[str, float]:
 
 
 def one_dict(path: Path, file_bytes: int) -> dict[str, float]:
-    """What a page cache of twenty lines would do."""
+    """Measure what a page cache of twenty lines would do."""
     kept: dict[tuple[FileKey, int], bytes] = {}
     before = memory_bytes()
     elapsed = 0.0
@@ -259,7 +259,7 @@ def one_dict(path: Path, file_bytes: int) -> dict[str, float]:
 
 
 def timed_gets(get: Callable[[int], object], first: int, stop: int) -> float:
-    """Nanoseconds a page."""
+    """Return the nanoseconds a page."""
     start = time.perf_counter()
     for at in range(first, stop, RANGE):
         get(at)
@@ -267,7 +267,7 @@ def timed_gets(get: Callable[[int], object], first: int, stop: int) -> float:
 
 
 def batches(path: Path, count: int) -> Iterator[tuple[int, list[bytes]]]:
-    """The corpus, some pages at a time, with the index of the first."""
+    """Cut the corpus: some pages at a time, with the index of the first."""
     with path.open("rb") as file:
         first = 0
         while data := file.read(count * PAGE):
@@ -277,7 +277,7 @@ def batches(path: Path, count: int) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def memory_bytes() -> int:
-    """Anonymous memory of this process that is in RAM."""
+    """Return how much anonymous memory of this process is in RAM."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -288,7 +288,7 @@ def memory_bytes() -> int:
 
 
 def build_core(scratch: Path) -> Path:
-    """The C++ benchmark."""
+    """Build the C++ benchmark."""
     build = scratch / "build"
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DZCACHE_BENCH=ON"]
     for command in (
@@ -300,7 +300,7 @@ def build_core(scratch: Path) -> Path:
 
 
 def measure_zram(path: Path, file_bytes: int) -> dict[str, float]:
-    """A zram device with the corpus on it; empty where the machine does not let us."""
+    """Measure a zram device with the corpus on it; empty where the machine does not let us."""
     try:
         number = int(Path("/sys/class/zram-control/hot_add").read_text())
     except OSError:
@@ -344,7 +344,7 @@ def measure_zram(path: Path, file_bytes: int) -> dict[str, float]:
 
 
 def measure_curve(core: Path) -> dict[str, Any]:
-    """What one operation costs with more and more pages held."""
+    """Measure what one operation costs with more and more pages held."""
     table = Table(title="pages held, and ns an operation on one of them at random")
     for heading in ("allocator", "pages", "get", "flush_page", "flush_inode, a page", "index B a page"):
         table.add_column(heading, justify="right")
@@ -368,7 +368,7 @@ def measure_curve(core: Path) -> dict[str, Any]:
 
 @dataclass
 class Corpus:
-    """A file of whole pages, and how many bytes of it are files' own."""
+    """Holds a file of whole pages, and how many bytes of it are files' own."""
 
     path: Path
     size: int
@@ -386,7 +386,7 @@ class Corpus:
 
 
 def files_below(directories: list[str], pattern: str) -> Iterator[bytes]:
-    """Contents of the files there, each only once, in a random order that is the same each time."""
+    """Return contents of the files there, each once, in a random order that is always the same."""
     found = sorted({path.resolve() for top in directories for path in Path(top).rglob(pattern)})
     Random(1).shuffle(found)
     seen = set()
@@ -401,7 +401,7 @@ def files_below(directories: list[str], pattern: str) -> Iterator[bytes]:
 
 
 def from_files(directories: list[str], pattern: str) -> Callable[[Path, int], int]:
-    """A corpus of real files, as many as there are."""
+    """Make a corpus of real files, as many as there are."""
 
     def write(path: Path, size: int) -> int:
         path.unlink(missing_ok=True)
@@ -415,7 +415,7 @@ def from_files(directories: list[str], pattern: str) -> Callable[[Path, int], in
 
 
 def json_logs(path: Path, size: int) -> int:
-    """A web service's log, one JSON object a line."""
+    """Make a web service's log, one JSON object a line."""
     random = Random(2)
     path.unlink(missing_ok=True)
     corpus = Corpus(path, size)
@@ -439,7 +439,7 @@ def json_logs(path: Path, size: int) -> int:
 
 
 def database(path: Path, size: int) -> int:
-    """An sqlite database with numbers, words and an index."""
+    """Make an sqlite database with numbers, words and an index."""
     random = Random(3)
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "db"
@@ -461,7 +461,7 @@ def database(path: Path, size: int) -> int:
 
 
 def compressed(path: Path, size: int) -> int:
-    """What does not compress any more: Python source, by zlib."""
+    """Make what does not compress any more: Python source, by zlib."""
     path.unlink(missing_ok=True)
     corpus = Corpus(path, min(size, 64 << 20))
     data = b"".join(files_below(PYTHON, "*.py"))

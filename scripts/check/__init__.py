@@ -1,1 +1,1 @@
-"""Checks that run for longer than the tests: loads at random, faults, limits, comparisons."""
+"""Check for longer than the tests do: loads at random, faults, limits, comparisons."""

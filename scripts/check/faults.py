@@ -30,11 +30,11 @@ OPS = ("lookup", "getattr", "open", "read", "write", "flush", "fsync", "setattr"
 
 
 class WrongError(AssertionError):
-    """Something was read that the source does not have, or an error was not the one that was made."""
+    """Says that something was read that the source does not have, or an error was not the one made."""
 
 
 class Campaign:
-    """One mount, some files, and a program that uses them."""
+    """Holds one mount, some files, and a program that uses them."""
 
     def __init__(self, rng: random.Random, source: Faulty, fs: MountedFs, loud: bool) -> None:
         """The files are made."""
@@ -49,7 +49,7 @@ class Campaign:
         time.sleep(0.05)
 
     def run(self, deadline: float) -> None:
-        """Fault after fault."""
+        """Make fault after fault."""
         while time.monotonic() < deadline:
             if self._rng.random() < 0.1:
                 self._hang()
@@ -143,7 +143,7 @@ class Campaign:
             self._same(path, at, os.pread(fd, size, at), size)
 
     def _map(self, path: Path) -> None:
-        """What is in memory of a mapping, and nothing that a fault could make SIGBUS of."""
+        """Map what is in memory of a mapping, and nothing that a fault could make SIGBUS of."""
         with _opened(path, os.O_RDONLY) as fd:
             size = os.fstat(fd).st_size
             data = os.pread(fd, size, 0)
@@ -232,7 +232,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 def one_round(seed: int, seconds: float, loud: bool) -> dict[str, int]:
-    """One mount."""
+    """Run one mount."""
     rng = random.Random(seed)
     options = ["--page-cache", rng.choice(["0", "40K", "1M"]), "--pool-limit", "64M"]
     options += ["--page-size", rng.choice(["4096", "4096", "16384", "65536"])]
@@ -252,7 +252,7 @@ def one_round(seed: int, seconds: float, loud: bool) -> dict[str, int]:
 
 
 def main() -> int:
-    """Rounds until the time is over; 1 at the first difference."""
+    """Run rounds until the time is over; exits with 1 at the first difference."""
     parser = argparse.ArgumentParser(
         prog="scripts/run check/faults", description=__doc__, allow_abbrev=False
     )

@@ -32,7 +32,7 @@ NOTHING_LEFT = 5
 @click.option("--rounds", type=click.IntRange(1), help="End after so many.")
 @click.option("-k", "chosen", help="Only tests whose name has this, as pytest understands it.")
 def main(seconds: float, factor: int, seed: int | None, rounds: int | None, chosen: str | None) -> None:
-    """Bad input for every option, control file, parser and reader of statistics, chosen at random.
+    """Give every option, control file, parser and reader of statistics bad input, chosen at random.
 
     Rounds until the time is over: a round that it cuts off counts as it stands. Exits with 1 at the
     first failure, whose smallest input and seed are printed.
@@ -54,7 +54,7 @@ def main(seconds: float, factor: int, seed: int | None, rounds: int | None, chos
 
 
 def one_round(seed: int, factor: int, left: float, chosen: str | None) -> int | None:
-    """The suites once. Their exit status; None if the time was over before."""
+    """Run the suites once. Returns their exit status; None if the time was over before."""
     command = [
         sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header",
         "--timeout", str(left + 60), f"--hypothesis-seed={seed}", *SUITES,

@@ -84,7 +84,7 @@ def build(compiler: str, sanitizer: str, flags: str, programs: tuple[str, ...]) 
 
 
 def libfuzzer_options(program: str, seconds: int, seed: int) -> tuple[str, ...]:
-    """Arguments for libFuzzer, which clang++ has, with a corpus that lasts from run to run."""
+    """Return arguments for libFuzzer, which clang++ has, with a corpus that lasts from run to run."""
     corpus = TOP / f"corpus-{program}"
     corpus.mkdir(exist_ok=True)
     return (

@@ -32,7 +32,7 @@ OPTIONS = (
 
 
 def main() -> None:
-    """All kinds, round after round; exits with 1 if one of them fails or does not end."""
+    """Run all kinds, round after round; exits with 1 if one of them fails or does not end."""
     parser = argparse.ArgumentParser(
         prog="scripts/run check/stress_races", description=__doc__, allow_abbrev=False
     )
@@ -68,7 +68,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def sites(base: Path, options: tuple[str, ...]) -> Iterator[dict[str, Path]]:
-    """Directories to compare, by name."""
+    """Return directories to compare, by name."""
     for name in ("source", "cleanfs", "plain", "bindfs"):
         (base / name).mkdir()
     places = {"plain": base / "plain", "cleanfs": base / "cleanfs"}
@@ -84,7 +84,7 @@ def sites(base: Path, options: tuple[str, ...]) -> Iterator[dict[str, Path]]:
 
 
 def one_kind(kind: str, places: dict[str, Path], scale: float, seed: int, limit: float) -> bool:
-    """One program everywhere: whether it ended well on cleanfs."""
+    """Run one program everywhere. Returns whether it ended well on cleanfs."""
     seconds, errors = {}, {}
     for name, place in places.items():
         directory = place / kind

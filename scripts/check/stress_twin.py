@@ -22,7 +22,7 @@ ATTR_TIMEOUTS = (0, 0, 0.05, 0.2)
 
 
 def main() -> None:
-    """Rounds until the time is over; exits with 1 at the first failure."""
+    """Run rounds until the time is over; exits with 1 at the first failure."""
     parser = argparse.ArgumentParser(
         prog="scripts/run check/stress_twin", description=__doc__, allow_abbrev=False
     )
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def one_round(args: argparse.Namespace, seed: int, deadline: float) -> None:
-    """One mount, some machines."""
+    """Run some machines on one mount."""
     choose = random.Random(seed)
     page_size = choose.choice(PAGE_SIZES)
     backend = choose.choice(BACKENDS)

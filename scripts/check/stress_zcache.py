@@ -38,7 +38,7 @@ ENGINES: list[tuple[int, dict[str, Any]]] = [
 
 
 def main() -> None:
-    """Rounds until there were enough steps, or the time is over. Raises at the first difference."""
+    """Run rounds until there were enough steps, or the time is over. Raises at the first difference."""
     parser = argparse.ArgumentParser(
         prog="scripts/run check/stress_zcache", description=__doc__, allow_abbrev=False
     )
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def one_round(seed: int, steps: int, deadline: float) -> None:
-    """One engine, some thousand steps."""
+    """Make some thousand steps with one engine."""
     choose = random.Random(seed)
     least, options = choose.choice(ENGINES)
     limits = [least * MIB, least * MIB + 100_000, 2 * least * MIB, 9 * least * MIB]
@@ -104,7 +104,7 @@ EVERYDAY = {"put", "put_back", "get", "get_into", "flush", "fill", "sync"}
 
 
 def _actions(twin: Twin, choose: random.Random, limits: list[int]) -> dict[str, Callable[[], None]]:
-    """What can be done next, by name."""
+    """Return what can be done next, by name."""
 
     def pool() -> int:
         return choose.choice(twin.pools)

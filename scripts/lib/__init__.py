@@ -1,1 +1,1 @@
-"""What benchmarks and checks share."""
+"""Hold what benchmarks and checks share."""

@@ -1,4 +1,4 @@
-"""The command line of the comparison."""
+"""Read the command line of the comparison, and run it."""
 
 import os
 import shlex
@@ -167,7 +167,7 @@ def _report(
     markdown_file: Path | None,
     plots_directory: Path | None,
 ) -> None:
-    """Whatever was measured until now."""
+    """Show and write whatever was measured until now."""
     drawn: dict[str, Path] = {}
     if plots_directory:
         try:
@@ -191,7 +191,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 
 def _arguments() -> list[str]:
-    """What was asked for, without where it is written to."""
+    """Return what was asked for, without where it is written to."""
     found: list[str] = []
     arguments = iter(sys.argv[1:])
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""A control group around one contestant: memory and disk limits, CPU time, who is in it.
+"""Put a control group around one contestant: memory and disk limits, CPU time, who is in it.
 
 Version 1 and version 2 hierarchies; the daemon and the workload are started inside.
 """
@@ -16,7 +16,7 @@ JOIN = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 99; shift; done; shift; e
 
 
 def hierarchies() -> dict[str, Path]:
-    """Where each controller is; "unified" for version 2."""
+    """Return where each controller is; "unified" stands for version 2."""
     found: dict[str, Path] = {}
     for line in mounts():
         _, where, kind, options = line.split()[:4]
@@ -32,7 +32,7 @@ def hierarchies() -> dict[str, Path]:
 
 
 class Group:
-    """One group; make it with `group()`."""
+    """Is one group; ``group()`` makes it."""
 
     def __init__(self, memory: int | None) -> None:
         self.memory = memory
@@ -86,19 +86,19 @@ class Group:
             self._set("blkio", "blkio.throttle.read_bps_device", f"{device} {bytes_per_second}")
 
     def inside(self, *command: str | Path | int) -> Command:
-        """The command, run in this group."""
+        """Return the command that runs ``command`` in this group."""
         joins = [path / "cgroup.procs" for path in self._paths.values()]
         return ["sh", "-c", JOIN, "sh", *joins, "--", *command]
 
     def cpu_seconds(self) -> float:
-        """CPU time of all that ever ran inside."""
+        """Return the CPU time of all that ever ran inside."""
         if self._unified is not None:
             lines = (self._paths["unified"] / "cpu.stat").read_text().splitlines()
             return next(int(line.split()[1]) for line in lines if line.startswith("usage_usec")) / 1e6
         return int((self._paths["cpuacct"] / "cpuacct.usage").read_text()) / 1e9
 
     def pids(self) -> list[int]:
-        """Who is inside."""
+        """Return the processes inside."""
         found: set[int] = set()
         for path in self._paths.values():
             found.update(map(int, (path / "cgroup.procs").read_text().split()))
@@ -127,7 +127,7 @@ class Group:
 
 @contextmanager
 def group(memory: int | None = None) -> Iterator[Group]:
-    """A group of its own, gone afterwards."""
+    """Yield a group of its own, which is gone afterwards."""
     made = Group(memory)
     try:
         made.create()

@@ -1,4 +1,4 @@
-"""Who is compared, and how each is mounted.
+"""Say what is compared, and how each is mounted.
 
 A contestant mounts a source inside a control group and gives the path to read from.
 """
@@ -23,12 +23,12 @@ SPARE = 116
 
 @contextmanager
 def nothing(_: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
-    """The source itself."""
+    """Mount nothing: measure the source itself."""
     yield source
 
 
 def cleanfs_of(checkout: Path) -> tuple[str, ...]:
-    """The command of another checkout of cleanfs. Raises SkippedError if it would run other code."""
+    """Return another checkout's command. Raises SkippedError if it would run other code."""
     python = ("env", f"PYTHONPATH={checkout}", str(checkout / ".venv/bin/python"), "-P")
     found = call(*python, "-c", "import cleanfs; print(cleanfs.__file__)").strip()
     if not Path(found).is_relative_to(checkout):
@@ -37,7 +37,7 @@ def cleanfs_of(checkout: Path) -> tuple[str, ...]:
 
 
 def cleanfs(*options: str, command: tuple[str, ...] = CLEANFS) -> Mount:
-    """A cleanfs mount with these options."""
+    """Mount cleanfs with these options."""
 
     @contextmanager
     def mount(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
@@ -52,13 +52,13 @@ def cleanfs(*options: str, command: tuple[str, ...] = CLEANFS) -> Mount:
 
 
 def cleanfs_within(memory: int, *options: str, spare: int = SPARE) -> Mount:
-    """The largest pool that leaves so many MiB for process, page caches, workload, kernel's tables."""
+    """Choose the largest pool that leaves so many MiB for process, page caches, workload and kernel."""
     pool = memory // MIB - spare
     return cleanfs("--pool-limit", f"{pool}M", "--page-cache", "8M", *options)
 
 
 def mergerfs(files: str) -> Mount:
-    """A mergerfs mount; files is its cache.files."""
+    """Mount mergerfs; ``files`` is its cache.files."""
 
     @contextmanager
     def mount(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
@@ -76,7 +76,7 @@ def mergerfs(files: str) -> Mount:
 
 @contextmanager
 def bindfs(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
-    """A bindfs mount."""
+    """Mount bindfs."""
     need("bindfs")
     mountpoint.mkdir(parents=True, exist_ok=True)
     try:
@@ -88,7 +88,7 @@ def bindfs(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
 
 @contextmanager
 def rclone(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
-    """An rclone mount with its cache of whole files, on the source's disk: there is no other."""
+    """Mount rclone with its cache of whole files, on the source's disk: there is no other."""
     need("rclone")
     mountpoint.mkdir(parents=True, exist_ok=True)
     cache = source.parent / "rclone-cache"
@@ -105,7 +105,7 @@ def rclone(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A name, the disk that it reads, and its mount."""
+    """Holds a name, the disk that it reads, and its mount."""
 
     name: str
     disk: str
@@ -123,7 +123,7 @@ ZRAM = "ext4 on zram (ceiling)"
 
 
 def equal_ram(memory: int, spare: int = SPARE) -> list[Contestant]:
-    """Those who get the same RAM for everything; spare: MiB of it that are not for cleanfs's pool."""
+    """Return those that get the same RAM; ``spare``: MiB of it that are not for cleanfs's pool."""
     return [
         Contestant(NATIVE, "ext4", nothing),
         Contestant("cleanfs", "ext4", cleanfs_within(memory, spare=spare)),

@@ -1,4 +1,4 @@
-"""Rows about the daemon itself: its memory, and what it does when nobody asks for anything."""
+"""Measure the daemon itself: its memory, and what it does when nothing asks for anything."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ TICKS, SWITCHES = "CPU ticks of 10 ms", "voluntary context switches"
 
 
 def _memory(place: Place) -> Iterator[Figure]:
-    """The daemon's RSS before and after streams that are much larger than its caches."""
+    """Measure the daemon's RSS before and after streams that are much larger than its caches."""
     yield Figure("just mounted", "MiB", place.stats()["rss_bytes"] / MIB)
     for kind, size, write in (
         ("compressible", 4 * place.plan.stream, write_compressible),

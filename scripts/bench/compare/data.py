@@ -1,4 +1,4 @@
-"""Data sets: text that compresses like source code, random bytes, the kernel's source tree."""
+"""Make data sets: text that compresses like source code, random bytes, the kernel's source tree."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ SMALL_TREE = ("drivers/gpu/drm/amd", "include/linux", "kernel", "mm")
 
 
 def tarball() -> Path:
-    """The kernel's source as Debian packs it."""
+    """Find the kernel's source as Debian packs it."""
     found = sorted(Path("/usr/src").glob("linux-source-*.tar.xz"))
     if not found:
         raise SkippedError("no kernel source (Debian package linux-source)")
@@ -51,7 +51,7 @@ def unpack_tree(target: Path, which: str) -> Path:
 
 
 def count_files(tree: Path) -> tuple[int, int]:
-    """Regular files below, and their bytes."""
+    """Count the regular files below, and their bytes."""
     count = size = 0
     for top, _, names in os.walk(tree):
         for name in names:

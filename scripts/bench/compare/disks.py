@@ -1,4 +1,4 @@
-"""Disks of our own: files as loop devices with ext4 or btrfs, and compressed RAM (zram)."""
+"""Make disks of our own: files as loop devices with ext4 or btrfs, and compressed RAM (zram)."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from .machine import MIB, SkippedError, call, need
 
 @dataclass(frozen=True)
 class DiskClass:
-    """What a throttled disk gives; 0: as much as there is."""
+    """Says what a throttled disk gives; 0: as much as there is."""
 
     name: str
     iops: int
@@ -27,7 +27,7 @@ UNTHROTTLED = DiskClass("unthrottled disk", 0, 0)
 
 @dataclass(frozen=True)
 class Disk:
-    """A block device with a file system on it."""
+    """Is a block device with a file system on it."""
 
     device: Path
     options: str = ""
@@ -38,17 +38,17 @@ class Disk:
 
     @property
     def number(self) -> str:
-        """MAJ:MIN."""
+        """Return MAJ:MIN."""
         return (self._sys / "dev").read_text().strip()
 
     @property
     def read_mib(self) -> float:
-        """What was read from it so far."""
+        """Return how much was read from it so far."""
         return int((self._sys / "stat").read_text().split()[2]) / 2048
 
     @property
     def ram_bytes(self) -> int:
-        """RAM that holds the data: zram only."""
+        """Return the RAM that holds the data: zram only."""
         stat = self._sys / "mm_stat"
         return int(stat.read_text().split()[2]) if stat.exists() else 0
 
@@ -78,7 +78,7 @@ def unmount(where: Path) -> None:
 
 @contextmanager
 def loop_disk(image: Path, size: int, kind: str, options: str = "") -> Iterator[Disk]:
-    """A file system of that kind in an image file, read past the page cache of the image."""
+    """Make a file system of that kind in an image file, read past the page cache of the image."""
     need(f"mkfs.{kind}", "losetup")
     if shutil.disk_usage(image.parent).free < size // 2:
         raise SkippedError(f"less than {size // 2 // MIB:,} MiB free in {image.parent}")
@@ -100,7 +100,7 @@ def loop_disk(image: Path, size: int, kind: str, options: str = "") -> Iterator[
 
 @contextmanager
 def zram_disk(size: int) -> Iterator[Disk]:
-    """ext4 in compressed RAM."""
+    """Make an ext4 in compressed RAM."""
     try:
         number = int(Path("/sys/class/zram-control/hot_add").read_text())
     except OSError as exc:

@@ -1,4 +1,4 @@
-"""Everybody gets the same RAM for program, daemon and caches, on disks of three classes."""
+"""Give each the same RAM for program, daemon and caches, on disks of three classes."""
 
 from . import contestants as who
 from .contestants import Contestant
@@ -19,7 +19,7 @@ WARM = 2
 
 
 def bench(lab: Lab, clock: Clock) -> None:
-    """Re-reads, random reads and a scan of a working set larger than RAM."""
+    """Measure re-reads, random reads and a scan of a working set larger than RAM."""
     plan = lab.plan
     text = round(plan.oversize * plan.ram)
     section = lab.results.section(
@@ -51,7 +51,7 @@ def bench(lab: Lab, clock: Clock) -> None:
 
 
 def _memory(lab: Lab, entrant: Contestant, ram: int, text: int) -> int:
-    """Bytes for the group."""
+    """Return the bytes for the group."""
     if entrant.disk != "zram":
         return ram * MIB
     lab.disk("zram")
@@ -109,7 +109,7 @@ def _measure(
 
 
 def sweep(lab: Lab, clock: Clock) -> None:
-    """The same re-read and random reads with working sets from half of RAM to three times RAM."""
+    """Measure re-reads and random reads of working sets from half of RAM to three times RAM."""
     plan = lab.plan
     section = lab.results.section(
         "sweep",

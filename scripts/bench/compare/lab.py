@@ -1,4 +1,4 @@
-"""What a run shares: its directory, its disks, its sizes, its clock, its results."""
+"""Hold what a run shares: its directory, its disks, its sizes, its clock, its results."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """Says how much is measured."""
 
     rounds: int = 3
     ram: int = 680
@@ -90,19 +90,19 @@ QUICK = replace(
 
 
 class Clock:
-    """Each part has its minutes; a part that has used them measures no further rounds."""
+    """Gives each part its minutes; a part that has used them measures no further rounds."""
 
     def __init__(self, minutes: float) -> None:
         self._end = time.monotonic() + minutes * 60
 
     @property
     def up(self) -> bool:
-        """Whether the time is used."""
+        """Tell whether the time is used."""
         return time.monotonic() > self._end
 
 
 class Lab:
-    """One run."""
+    """Is one run."""
 
     def __init__(
         self, scratch: Path, stack: ExitStack, plan: Plan, console: Console, progress: Progress
@@ -126,11 +126,11 @@ class Lab:
             self._console.print(line, markup=False, highlight=False)
 
     def say(self, line: str) -> None:
-        """Something worth knowing."""
+        """Report something worth knowing."""
         self._console.print(line, markup=False, highlight=False)
 
     def rounds(self, items: Sequence[Item], count: int, clock: Clock, what: str) -> Iterator[Item]:
-        """Everybody once in each round, each round starting with another one."""
+        """Take each once in each round, each round starting with another one."""
         task = self.progress.add_task(what, total=count * len(items))
         for turn in range(count):
             for place in range(len(items)):
@@ -145,7 +145,7 @@ class Lab:
     # -- disks -----------------------------------------------------------------------------------
 
     def disk(self, name: str) -> Disk:
-        """A disk with its data sets below data/; made when it is first asked for."""
+        """Return a disk with its data sets below data/; it is made when it is first asked for."""
         if name not in self._disks:
             task = self.progress.add_task(f"making the disk {name}", total=None)
             try:
@@ -160,16 +160,16 @@ class Lab:
         return found
 
     def own(self, kind: str, mib: int, options: str = "") -> Disk:
-        """A loop disk for the whole run."""
+        """Make a loop disk for the whole run."""
         image = self.scratch / f"{len(self._disks)}-{kind}.img"
         return self._stack.enter_context(loop_disk(image, mib * MIB, kind, options))
 
     def own_zram(self, mib: int) -> Disk:
-        """A zram disk for the whole run."""
+        """Make a zram disk for the whole run."""
         return self._stack.enter_context(zram_disk(mib * MIB))
 
     def fill(self, disk: Disk, tree: bool) -> None:
-        """The working sets, and the kernel's tree, on a new disk."""
+        """Put the working sets, and the kernel's tree, on a new disk."""
         plan = self.plan
         mount = self.scratch / "fill"
         with disk.mounted(mount):
@@ -187,7 +187,7 @@ class Lab:
 
     @contextmanager
     def session(self, contestant: Contestant, memory: int) -> Iterator["Session"]:
-        """A disk and a contestant freshly mounted, in a control group with so much memory (bytes)."""
+        """Mount a disk and a contestant afresh, in a control group with so much memory (bytes)."""
         disk = self.disk(contestant.disk)
         self._mounts += 1
         base = self.scratch / f"session-{self._mounts}"
@@ -207,7 +207,7 @@ class Lab:
     def mounted(
         self, contestant: Contestant, source: Path, memory: int | None = None
     ) -> Iterator["Mounted"]:
-        """A contestant on a directory."""
+        """Mount a contestant on a directory."""
         self._mounts += 1
         mountpoint = self.scratch / f"mount-{self._mounts}"
         try:
@@ -221,7 +221,7 @@ class Lab:
 
 @dataclass
 class Mounted:
-    """A contestant in its group."""
+    """Holds a contestant in its group."""
 
     group: Group
     source: Path
@@ -230,7 +230,7 @@ class Mounted:
 
 @dataclass
 class Session:
-    """A contestant in its group, on its disk."""
+    """Holds a contestant in its group, on its disk."""
 
     group: Group
     disk: Disk

@@ -1,4 +1,4 @@
-"""What this machine has, and running commands on it."""
+"""Find out what this machine has, and run commands on it."""
 
 import contextlib
 import os
@@ -46,7 +46,7 @@ def call(*command: str | Path | int, timeout: float = 300, **options: object) ->
 def timed(
     command: Command, limit: float, cwd: Path | None = None, accept: Sequence[int] = (0,)
 ) -> tuple[float, bool]:
-    """Seconds that a command took, and whether the limit ended it. Its output is read away.
+    """Return the seconds that a command took, and whether the limit ended it. Its output is read away.
 
     The command gets a session of its own, so that ending it ends its children.
     """
@@ -80,12 +80,12 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
 
 
 def mounts() -> list[str]:
-    """Lines of the mount table; names in it may be any bytes."""
+    """Return the lines of the mount table; names in it may be any bytes."""
     return os.fsdecode(Path("/proc/self/mounts").read_bytes()).splitlines()
 
 
 def facts() -> dict[str, str]:
-    """The machine in a few words, for the report."""
+    """Describe the machine in a few words, for the report."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     system = "Linux"
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Rows over a tree of many small files: listings, git, copies."""
+"""Measure a tree of many small files: listings, git, copies."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What cleanfs costs where it cannot help: streams, once through."""
+"""Measure what cleanfs costs where it cannot help: streams, once through."""
 
 from contextlib import ExitStack
 
@@ -20,7 +20,7 @@ CPU = ", CPU"
 
 
 def bench(lab: Lab, clock: Clock) -> None:
-    """Sequential reads of a file that nobody has read before, or whose source is in RAM."""
+    """Measure sequential reads of a file that nothing has read before, or whose source is in RAM."""
     plan = lab.plan
     section = lab.results.section(
         "overhead",

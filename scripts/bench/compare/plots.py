@@ -1,4 +1,4 @@
-"""Pictures of the tables."""
+"""Draw pictures of the tables."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ COLOURS = {
 
 
 def draw(results: Results, directory: Path) -> dict[str, Path]:
-    """PNG files by the name of the section; raises ImportError without matplotlib."""
+    """Make PNG files by the name of the section; raises ImportError without matplotlib."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -53,7 +53,7 @@ def draw(results: Results, directory: Path) -> dict[str, Path]:
 
 
 def _panels(name: str, section: Section) -> list[tuple[str, list[str]]]:
-    """Titles, and the workloads in each; one unit in a panel."""
+    """Return titles, and the workloads in each; one unit in a panel."""
     if name == "idle":
         return []
     panels: dict[str, list[str]] = {}
@@ -112,7 +112,7 @@ def _lines(axis: "Axes", section: Section, workloads: list[str]) -> None:
 
 
 def _short(workload: str) -> str:
-    """Without what the title says already; in two lines."""
+    """Shorten a label by what the title says already; in two lines."""
     for kind in (equal_ram.REREAD, equal_ram.RANDOM, equal_ram.SKEWED, equal_ram.SCAN):
         workload = workload.removeprefix(f"{kind}, ")
     return workload.replace(", ", ",\n")

@@ -1,4 +1,4 @@
-"""Work on a mount, as rows run it: a process of its own, which prints the seconds that it took."""
+"""Work on a mount, as rows run it: in a process of its own, which prints the seconds that it took."""
 
 import os
 import sqlite3

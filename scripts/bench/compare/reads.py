@@ -1,4 +1,4 @@
-"""Rows that read a file none of whose pages the kernel keeps: each read reaches the file system."""
+"""Measure reads of a file none of whose pages the kernel keeps: each reaches the file system."""
 
 from collections.abc import Iterator
 from pathlib import Path

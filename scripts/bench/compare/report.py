@@ -1,4 +1,4 @@
-"""Tables on the terminal, Markdown, JSON."""
+"""Write tables on the terminal, in Markdown and JSON."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from .targets import judge
 
 
 def show(results: Results, console: Console) -> None:
-    """Everything, on the terminal."""
+    """Show everything on the terminal."""
     for section in results.sections.values():
         if not section.cells:
             continue
@@ -52,7 +52,7 @@ def markdown(
     plots: dict[str, Path],
     base: Path,
 ) -> str:
-    """For docs/benchmarks.md; pictures are named relative to base."""
+    """Write docs/benchmarks.md; pictures are named relative to base."""
     lines = ["## Everything side by side: `scripts/run bench/compare`"]
     lines += [", ".join(f"{name} {value}" for name, value in facts.items()) + "."]
     how = (
@@ -104,7 +104,7 @@ def _ratio(section: Section, workload: str, who: str) -> dict[str, Any]:
 
 
 def as_json(results: Results, facts: dict[str, str], command: str, minutes: float) -> str:
-    """All values."""
+    """Return all values."""
     sections: dict[str, Any] = {
         name: {
             "title": section.title,

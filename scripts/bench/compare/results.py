@@ -1,4 +1,4 @@
-"""Figures as they come in: section, workload, contestant, samples."""
+"""Keep figures as they come in: section, workload, contestant, samples."""
 
 import statistics
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement."""
+    """Holds one measurement."""
 
     value: float
     disk_mib: float | None = None
@@ -18,29 +18,29 @@ class Sample:
 
 @dataclass
 class Cell:
-    """One workload of one contestant."""
+    """Holds one workload of one contestant."""
 
     unit: str
     samples: list[Sample] = field(default_factory=list)
 
     @property
     def median(self) -> float:
-        """Of the values."""
+        """Return the median of the values."""
         return statistics.median(sample.value for sample in self.samples)
 
     @property
     def at_least(self) -> bool:
-        """Whether the median is a lower bound."""
+        """Tell whether the median is a lower bound."""
         return any(sample.at_least for sample in self.samples)
 
     @property
     def disk_mib(self) -> float | None:
-        """Median of what was read from the disk."""
+        """Return the median of what was read from the disk."""
         found = [sample.disk_mib for sample in self.samples if sample.disk_mib is not None]
         return statistics.median(found) if found else None
 
     def text(self) -> str:
-        """Median and spread, and what came from the disk."""
+        """Return median and spread, and what came from the disk."""
         values = [sample.value for sample in self.samples]
         text = ("≥ " if self.at_least else "") + number(self.median)
         if len(values) > 1:
@@ -50,7 +50,7 @@ class Cell:
         return text
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON."""
+        """Make a dict for the JSON."""
         return {
             "unit": self.unit,
             "median": self.median,
@@ -61,25 +61,25 @@ class Cell:
 
 
 def number(value: float) -> str:
-    """Three digits at least."""
+    """Format a number with three digits at least."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 @dataclass
 class Section:
-    """One table: workloads by contestants."""
+    """Holds one table: workloads by contestants."""
 
     title: str
     about: str
     cells: dict[str, dict[str, Cell]] = field(default_factory=dict)
 
     def add(self, workload: str, who: str, unit: str, sample: Sample) -> None:
-        """One more measurement."""
+        """Add one more measurement."""
         row = self.cells.setdefault(workload, {})
         row.setdefault(who, Cell(unit)).samples.append(sample)
 
     def get(self, workload: str, who: str) -> Cell | None:
-        """What was measured, if it was."""
+        """Return what was measured, if it was."""
         return self.cells.get(workload, {}).get(who)
 
     def ratio(self, workload: str, who: str) -> Cell | None:
@@ -94,22 +94,22 @@ class Section:
 
     @property
     def contestants(self) -> list[str]:
-        """All of them, in order of appearance."""
+        """Return all of them, in order of appearance."""
         return list(dict.fromkeys(who for row in self.cells.values() for who in row))
 
 
 @dataclass
 class Results:
-    """Everything, and what was skipped."""
+    """Holds everything, and what was skipped."""
 
     sections: dict[str, Section] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
     def section(self, name: str, title: str, about: str) -> Section:
-        """A new section."""
+        """Begin a new section."""
         return self.sections.setdefault(name, Section(title, about))
 
     def get(self, section: str, workload: str, who: str) -> Cell | None:
-        """What was measured, if it was."""
+        """Return what was measured, if it was."""
         found = self.sections.get(section)
         return found.get(workload, who) if found else None

@@ -38,7 +38,7 @@ CONTESTANTS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A value of a workload."""
+    """Names a value of a workload."""
 
     workload: str
     unit: str
@@ -47,7 +47,7 @@ class Figure:
 
 @dataclass
 class Meter:
-    """Seconds that a block took, and the CPU seconds that the daemon used meanwhile."""
+    """Measures the seconds that a block took, and the CPU seconds that the daemon used meanwhile."""
 
     seconds: float = 0.0
     cpu: float | None = None
@@ -66,7 +66,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Place:
-    """A contestant that is mounted, for one measurement."""
+    """Holds a contestant that is mounted, for one measurement."""
 
     name: str
     source: Path
@@ -97,7 +97,7 @@ Measure = Callable[[Place], Iterator[Figure]]
 
 @dataclass(frozen=True)
 class Row:
-    """One workload."""
+    """Is one workload."""
 
     title: str
     measure: Measure
@@ -117,7 +117,7 @@ class Row:
 
 
 class Bench:
-    """What rows have in common: the lab, the baseline, and the data that is already there."""
+    """Holds what rows have in common: the lab, the baseline, and the data that is already there."""
 
     def __init__(self, lab: Lab, baseline: Path | None) -> None:
         self._lab = lab
@@ -153,7 +153,7 @@ class Bench:
     def _mounting(
         self, stack: ExitStack, name: str, row: Row, each: str
     ) -> Callable[[], AbstractContextManager[Mounted]]:
-        """How to get at a contestant's mount: the one that is there, or a new one each time."""
+        """Choose how to get at a contestant's mount: the one that is there, or a new one each time."""
         contestant = Contestant(CONTESTANTS[each], "", self._mounts(row)[each])
         source = self._source(name, row, each)
         if row.new_mounts:

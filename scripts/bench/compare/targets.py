@@ -1,4 +1,4 @@
-"""What is aimed at, as ratios within one run, and what was measured."""
+"""State what is aimed at, as ratios within one run, and what was measured."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from .rows import CONTESTANTS
 
 @dataclass(frozen=True)
 class Target:
-    """cleanfs over somebody else, or the inverse where less is better."""
+    """Compares cleanfs with another, or the inverse where less is better."""
 
     text: str
     goal: float
@@ -55,7 +55,7 @@ WAKE_UPS = 10
 
 
 def judge(results: Results) -> list[tuple[str, str, str, str]]:
-    """Target, goal, measured, verdict; for those that were measured."""
+    """Return target, goal, measured, verdict; for those that were measured."""
     rows = []
     for target in TARGETS:
         ours = results.get(target.section, target.workload, target.ours)

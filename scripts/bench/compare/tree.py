@@ -1,4 +1,4 @@
-"""The kernel's source tree at equal RAM on a slow disk: grep, tar, and a compile."""
+"""Measure the kernel's source tree at equal RAM on a slow disk: grep, tar, and a compile."""
 
 import os
 import shutil

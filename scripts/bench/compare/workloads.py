@@ -1,4 +1,4 @@
-"""What is run on a mount."""
+"""Define what is run on a mount."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ZIPF = "zipf:0.99"
 
 @dataclass(frozen=True)
 class Io:
-    """What fio measured."""
+    """Holds what fio measured."""
 
     mb_per_second: float
     iops: float

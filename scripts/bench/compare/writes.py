@@ -1,4 +1,4 @@
-"""Rows that write: large and small, mixed with reads, with fsync, by a database."""
+"""Measure writes: large and small, mixed with reads, with fsync, by a database."""
 
 from collections.abc import Iterator
 from dataclasses import replace

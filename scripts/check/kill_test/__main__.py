@@ -20,7 +20,7 @@ from .site import Failure, Site
 
 
 def main() -> int:
-    """The exit status."""
+    """Run the test. Returns the exit status."""
     known = rounds()
     parser = argparse.ArgumentParser(
         prog="scripts/run check/kill_test",
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def print_table(tallies: dict[str, Tally]) -> None:
-    """What was done, and what programs saw."""
+    """Print what was done, and what programs saw."""
     table = Table()
     for heading in ("fault", "rounds", "turns confirmed", "end s, max", "mount again s, median, max"):
         table.add_column(heading, justify="left" if heading == "fault" else "right")

@@ -25,13 +25,13 @@ GONE = {*DEATH, "ENOENT", "ENOTDIR"}
 
 
 def kill(site: Site, choose: random.Random) -> set[str]:
-    """SIGKILL."""
+    """Send SIGKILL."""
     daemon(site).send_signal(signal.SIGKILL)
     return DEATH
 
 
 def stop_and_kill(site: Site, choose: random.Random) -> set[str]:
-    """SIGSTOP, SIGCONT, a while later SIGKILL; nothing may come of the first two."""
+    """Send SIGSTOP, SIGCONT, a while later SIGKILL; nothing may come of the first two."""
     daemon(site).send_signal(signal.SIGSTOP)
     time.sleep(choose.random() * 0.4)
     daemon(site).send_signal(signal.SIGCONT)
@@ -41,7 +41,7 @@ def stop_and_kill(site: Site, choose: random.Random) -> set[str]:
 
 
 def orderly(number: int) -> Callable[[Site, random.Random], set[str]]:
-    """A signal after which the daemon unmounts."""
+    """Send a signal after which the daemon unmounts."""
 
     def send(site: Site, choose: random.Random) -> set[str]:
         daemon(site).send_signal(number)
@@ -51,7 +51,7 @@ def orderly(number: int) -> Callable[[Site, random.Random], set[str]]:
 
 
 def twice(site: Site, choose: random.Random) -> set[str]:
-    """Two signals or three, the later ones at any moment of what the first brings about."""
+    """Send two signals or three, the later ones at any moment of what the first brings about."""
     for _ in range(choose.choice((2, 2, 3))):
         with contextlib.suppress(ProcessLookupError):
             daemon(site).send_signal(choose.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
@@ -95,7 +95,7 @@ def abort(site: Site, choose: random.Random) -> set[str]:
 
 @dataclass(frozen=True)
 class Fault:
-    """A way to end."""
+    """Is a way to end."""
 
     end: Callable[[Site, random.Random], set[str]]
     """Does it; which errors programs may see."""

@@ -18,10 +18,10 @@ from .site import END_TIMEOUT, START_TIMEOUT, Failure, Site, differences, wait
 
 
 class Round:
-    """One load and its end."""
+    """Is one load and its end."""
 
     def __init__(self, site: Site, seed: int, kinds: list[str]) -> None:
-        """``kinds`` of clients; all choices follow from ``seed``."""
+        """Choose ``kinds`` of clients; all choices follow from ``seed``."""
         self.site, self.seed, self.kinds = site, seed, kinds
         self.random = random.Random(seed)
         self.clients: dict[str, subprocess.Popen[bytes]] = {}
@@ -55,7 +55,7 @@ class Round:
             client.wait(END_TIMEOUT)
 
     def said(self, kind: str) -> Path:
-        """Where a client says what it has done."""
+        """Return where a client says what it has done."""
         return self.site.base / "said" / kind
 
     def until_it_goes(self) -> None:
@@ -70,7 +70,7 @@ class Round:
         return said.done > 0
 
     def until_all_have_noticed(self, accept: set[str]) -> Counter[str]:
-        """Wait for the ends of the clients; with which errors."""
+        """Wait for the ends of the clients. Returns with which errors."""
         wait(
             "the clients", lambda: all(c.poll() is not None for c in self.clients.values()), END_TIMEOUT
         )
@@ -89,7 +89,7 @@ class Round:
         return errors
 
     def check(self, writeback: bool) -> int:
-        """Raises Failure if something that was confirmed is not in the source; how much was."""
+        """Raise Failure if something that was confirmed is not in the source. Returns how much was."""
         turns = 0
         for kind in self.kinds:
             said = load.read_progress(self.said(kind))
@@ -100,7 +100,7 @@ class Round:
         return turns
 
     def change_source(self) -> None:
-        """While nobody serves the mount: contents that no cache from before may hold."""
+        """Write, while nothing serves the mount, contents that no cache from before may hold."""
         for number in range(0, load.UNCHANGED, 7):
             path = self.site.source / "load" / "unchanged" / str(number)
             st = path.stat()
@@ -108,7 +108,7 @@ class Round:
             os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
 
     def restore_source(self) -> None:
-        """As ``change_source`` found it, and nothing of the clients."""
+        """Put back what ``change_source`` found, and nothing of the clients."""
         top = self.site.source / "load"
         for number in range(0, load.UNCHANGED, 7):
             (top / "unchanged" / str(number)).write_bytes(load.unchanged(number))

@@ -45,7 +45,7 @@ CONFIGURATIONS: tuple[tuple[str, ...], ...] = (
 
 @dataclass
 class Tally:
-    """What happened to the rounds of one fault."""
+    """Counts what happened to the rounds of one fault."""
 
     rounds: int = 0
     turns: int = 0
@@ -162,7 +162,7 @@ def background_round(site: Site, seed: int, tally: Tally) -> None:
 
 
 def mount_and_unmount(site: Site, tally: Tally) -> None:
-    """Over whatever is there."""
+    """Mount and unmount over whatever is there."""
     again = site.mount(CONFIGURATIONS[0])
     tally.remounts.append(again.seconds)
     if differences(site.source, site.mountpoint):
@@ -173,7 +173,7 @@ def mount_and_unmount(site: Site, tally: Tally) -> None:
 
 
 def rounds() -> dict[str, Callable[[Site, int, Tally], None]]:
-    """All kinds of rounds by name."""
+    """Return all kinds of rounds by name."""
 
     def loaded(fault: Fault) -> Callable[[Site, int, Tally], None]:
         return lambda site, seed, tally: loaded_round(site, seed, fault, tally)

@@ -18,12 +18,12 @@ END_TIMEOUT = 30.0
 
 
 class Failure(Exception):  # noqa: N818  # it is the outcome, not a mishap
-    """Something is lost, wrong or left behind; the message says what."""
+    """Says that something is lost, wrong or left behind, and what."""
 
 
 @dataclass
 class Daemon:
-    """A foreground process that serves a mount."""
+    """Is a foreground process that serves a mount."""
 
     process: mounting.Process
     options: tuple[str, ...]
@@ -32,12 +32,12 @@ class Daemon:
 
     @property
     def writeback(self) -> bool:
-        """Whether the kernel may have the only copy of what was written."""
+        """Tell whether the kernel may have the only copy of what was written."""
         return "--writeback" in self.options
 
 
 class Site:
-    """A source, a mount point, and all that a round may leave behind, below one directory."""
+    """Holds a source, a mount point, and all that a round may leave behind, below one directory."""
 
     def __init__(self, base: Path) -> None:
         """Make it."""
@@ -51,13 +51,13 @@ class Site:
         self.daemon: Daemon | None = None
 
     def start(self, options: tuple[str, ...]) -> mounting.Process:
-        """A daemon, that need not have come up yet."""
+        """Start a daemon, which need not have come up yet."""
         arguments: list[str | Path] = ["mount", "-f", *options, self.source, self.mountpoint]
         with self.log.open("ab") as log:
             return mounting.start("cleanfs", arguments, log, prefix=self.environment)
 
     def mount(self, options: tuple[str, ...]) -> Daemon:
-        """A daemon that replies. Raises Failure if it does not come up."""
+        """Start a daemon that replies. Raises Failure if it does not come up."""
         self.log.write_bytes(b"")
         begun = time.monotonic()
         process = self.start(options)
@@ -69,7 +69,7 @@ class Site:
         return self.daemon
 
     def replies(self) -> bool:
-        """Whether a live daemon serves the mount point."""
+        """Tell whether a live daemon serves the mount point."""
         try:
             return (self.mountpoint / ".cleancache" / "stats").exists()
         except OSError as exc:
@@ -78,7 +78,7 @@ class Site:
             return False
 
     def log_text(self) -> str:
-        """What the daemon said."""
+        """Return what the daemon said."""
         return self.log.read_text(errors="replace")[-4000:]
 
     def clean_up(self) -> None:
@@ -98,7 +98,7 @@ class Site:
 
 
 def unmount(site: Site, process: subprocess.Popen[bytes] | None = None) -> None:
-    """By the command, which waits for the daemon's end."""
+    """Unmount by the command, which waits for the daemon's end."""
     done = mounting.cleanfs("umount", site.mountpoint, timeout=END_TIMEOUT)
     if done.returncode:
         raise Failure(f"cleanfs umount: {done.stderr}")
@@ -107,13 +107,13 @@ def unmount(site: Site, process: subprocess.Popen[bytes] | None = None) -> None:
 
 
 def daemon(site: Site) -> mounting.Process:
-    """The process that serves the mount."""
+    """Return the process that serves the mount."""
     assert site.daemon is not None
     return site.daemon.process
 
 
 def stacks(pid: int) -> str:
-    """Where in the kernel each thread of a process waits."""
+    """Return where in the kernel each thread of a process waits."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):
@@ -125,14 +125,14 @@ def stacks(pid: int) -> str:
 
 
 def no_complaints(site: Site) -> None:
-    """Raises Failure if the daemon's log has what is ours to mend."""
+    """Raise Failure if the daemon's log has what is ours to mend."""
     text = site.log.read_text(errors="replace")
     if "Traceback" in text or " ERROR " in text:
         raise Failure(f"the daemon's log: {text[-4000:]}")
 
 
 def processes_of(site: Site) -> list[int]:
-    """Processes whose command line or directory is below the site."""
+    """Return the processes whose command line or directory is below the site."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -143,7 +143,7 @@ def processes_of(site: Site) -> list[int]:
 
 
 def nothing_left(site: Site) -> None:
-    """Raises Failure for a mount, a process or a file of a daemon that has ended."""
+    """Raise Failure for a mount, a process or a file of a daemon that has ended."""
     no_complaints(site)
     if mounted_at(str(site.mountpoint)) is not None:
         raise Failure("a mount is left")
@@ -177,7 +177,7 @@ def wait(what: str, condition: Callable[[], bool], timeout: float) -> None:
 
 
 def differences(source: Path, path: Path) -> list[str]:
-    """Names that do not lead to the same in two trees."""
+    """Return the names that do not lead to the same in two trees."""
     names = {entry.name: entry for entry in os.scandir(source)}
     different = list({entry.name for entry in os.scandir(path)} ^ set(names))
     for name in names.keys() - set(different):
@@ -194,5 +194,5 @@ def differences(source: Path, path: Path) -> list[str]:
 
 
 def mode(path: Path) -> int:
-    """Type and permissions."""
+    """Return type and permissions."""
     return path.lstat().st_mode

@@ -1,4 +1,4 @@
-"""The command line of the limits."""
+"""Read the command line of the limits."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def main(
 
 
 def run_case(name: str, engine: str, quick: bool, minutes: float, disk: Path) -> list[Figure]:
-    """One case with one engine."""
+    """Run one case with one engine."""
     console.print(f"{name}, {engine}", style="bold")
     os.environ["CLEANFS_PUREPYTHON"] = "1" if engine == "python" else "0"
     os.environ["CLEANFS_REQUIRE_NATIVE"] = "0" if engine == "python" else "1"
@@ -119,12 +119,12 @@ def run_case(name: str, engine: str, quick: bool, minutes: float, disk: Path) ->
 
 
 def say(line: str) -> None:
-    """Progress."""
+    """Report progress."""
     console.print(escape(line))
 
 
 def show(figures: list[Figure]) -> None:
-    """The table."""
+    """Show the table."""
     table = Table("case", "engine", "what", "measured", "promise", "", title="limits")
     verdicts = {True: "[green]ok[/]", False: "[red]broken[/]", None: ""}
     for figure in figures:
@@ -135,7 +135,7 @@ def show(figures: list[Figure]) -> None:
 
 
 def overdue(*_: object) -> None:
-    """A case hangs."""
+    """Note that a case hangs."""
     raise TimeoutError("the case took longer than --minutes")
 
 

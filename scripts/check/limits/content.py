@@ -1,4 +1,4 @@
-"""Mixed data: text, noise and zeros, in files from a few bytes to many MiB."""
+"""Make mixed data: text, noise and zeros, in files from a few bytes to many MiB."""
 
 import os
 import random
@@ -9,7 +9,7 @@ CHUNK = 1 << 20
 
 
 def text(choose: random.Random, size: int) -> bytes:
-    """Lines of words: compresses as programs' source does."""
+    """Make lines of words: they compress as programs' source does."""
     words = [
         b"%s%d" % (stem, choose.randrange(1000)) for stem in (b"read", b"page_", b"self.", b"    ")
     ]
@@ -21,7 +21,7 @@ def text(choose: random.Random, size: int) -> bytes:
 
 
 def write_mixed(path: Path, size: int, choose: random.Random) -> int:
-    """Fill a file with runs of the three kinds, in turn. Its checksum (CRC-32)."""
+    """Fill a file with runs of the three kinds, in turn. Returns its checksum (CRC-32)."""
     kinds = ("text", "noise", "zeros")
     crc = 0
     with path.open("wb", buffering=0) as file:
@@ -42,7 +42,7 @@ def write_mixed(path: Path, size: int, choose: random.Random) -> int:
 
 
 def make_set(directory: Path, total: int, seed: int = 1) -> dict[Path, tuple[int, int]]:
-    """Files of so many bytes in all: relative name -> size and checksum."""
+    """Make files of so many bytes in all. Returns relative name -> size and checksum."""
     choose = random.Random(seed)
     made: dict[Path, tuple[int, int]] = {}
     left = total

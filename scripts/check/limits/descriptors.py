@@ -1,4 +1,4 @@
-"""10,000 open files at once; at the limit programs get EMFILE, and everything else goes on."""
+"""Open 10,000 files at once; at the limit programs get EMFILE, and everything else goes on."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def run(lab: Lab) -> None:
 
 
 def _open_unlinked(lab: Lab, fs: MountedFs, wanted: int) -> None:
-    """Written, unlinked, and still there for those that have them open."""
+    """Write and unlink a file: it is still there for those that have it open."""
     names = [fs.path / "many" / f"open-{i}" for i in range(wanted)]
     with ExitStack() as stack:
         files = [stack.enter_context(name.open("w+b", buffering=0)) for name in names]

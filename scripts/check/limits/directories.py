@@ -1,4 +1,4 @@
-"""Many open directories at once, listed in part: what they hold is given back when they are closed."""
+"""Open many directories at once and list them in part: what they hold is given back at their close."""
 
 import ctypes
 import os

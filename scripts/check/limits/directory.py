@@ -1,4 +1,4 @@
-"""A directory of 100,000 files: listed, walked, changed while it is listed, and emptied."""
+"""List, walk, change and empty a directory of 100,000 files."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ def run(lab: Lab) -> None:
 
 
 def fill(directory: Path, count: int) -> None:
-    """Empty files."""
+    """Make empty files."""
     directory.mkdir()
     fd = os.open(directory, os.O_RDONLY)
     for number in range(count):

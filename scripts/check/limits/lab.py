@@ -1,4 +1,4 @@
-"""What cases have at hand: directories, mounts, a daemon's figures, and where results go."""
+"""Hold what cases have at hand: directories, mounts, a daemon's figures, and where results go."""
 
 import contextlib
 import os
@@ -31,12 +31,12 @@ FILE_KIB = 0.7
 
 
 class NotHereError(Exception):
-    """The machine lacks what the case needs; the message says what."""
+    """Says that the machine lacks what the case needs, and what that is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One thing that was measured, beside what was promised."""
+    """Holds one thing that was measured, beside what was promised."""
 
     case: str
     engine: str
@@ -49,7 +49,7 @@ class Figure:
 
 @dataclass
 class Lab:
-    """The place for one case with one engine."""
+    """Is the place for one case with one engine."""
 
     case: str
     engine: str
@@ -64,17 +64,17 @@ class Lab:
     figures: list[Figure] = field(default_factory=list)
 
     def pick(self, full: int, quick: int) -> int:
-        """A size, by how thorough we are."""
+        """Choose a size, by how thorough we are."""
         return quick if self.quick else full
 
     # -- results ------------------------------------------------------------------------------
 
     def inform(self, what: str, measured: object) -> None:
-        """A figure without a promise."""
+        """Note a figure without a promise."""
         self._add(what, str(measured), "", None)
 
     def hold(self, what: str, measured: object, promise: object, holds: bool) -> None:
-        """A figure and whether its promise holds."""
+        """Note a figure and whether its promise holds."""
         self._add(what, str(measured), str(promise), holds)
 
     def same(self, what: str, measured: object, promise: object) -> None:
@@ -95,14 +95,14 @@ class Lab:
     # -- mounts -------------------------------------------------------------------------------
 
     def directory(self, name: str, *, on_disk: bool = False) -> Path:
-        """A new directory."""
+        """Make a new directory."""
         path = (self.disk_base if on_disk else self.base) / name
         path.mkdir()
         return path
 
     @contextlib.contextmanager
     def mount(self, source: Path, *options: str, prefix: tuple[str, ...] = ()) -> Iterator[MountedFs]:
-        """A mount of the source; its log must show no error."""
+        """Mount the source; the daemon's log must show no error."""
         mountpoint = Path(tempfile.mkdtemp(prefix="mnt", dir=self.base))
         mounting.LIFETIME = self.seconds
         with mounting.mounted(source, mountpoint, *options, prefix=prefix) as fs:
@@ -110,7 +110,7 @@ class Lab:
 
     @contextlib.contextmanager
     def loop(self, kind: str, size: int, *options: str) -> Iterator[Path]:
-        """A file system of its own, on a sparse file. Raises NotHereError."""
+        """Mount a file system of its own, on a sparse file. Raises NotHereError."""
         image = self.disk_base / f"{kind}.img"
         where = self.directory(f"{kind}-{len(list(self.base.iterdir()))}")
         with image.open("wb") as file:
@@ -138,7 +138,7 @@ def _run(*command: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A daemon at one moment; sizes in MiB."""
+    """Shows a daemon at one moment; sizes in MiB."""
 
     seconds: float
     rss: float
@@ -150,7 +150,7 @@ class Sample:
 
 
 class Daemon:
-    """The process behind a mount, from outside."""
+    """Shows the process behind a mount, from outside."""
 
     def __init__(self, fs: MountedFs) -> None:
         """Look at the daemon of ``fs``."""
@@ -158,7 +158,7 @@ class Daemon:
         self.proc = Path("/proc") / str(fs.process.pid)
 
     def sample(self) -> Sample:
-        """Now."""
+        """Look at it now."""
         sizes = {}
         for line in (self.proc / "smaps_rollup").read_text().splitlines()[1:]:
             name, value = line.split()[:2]
@@ -175,14 +175,14 @@ class Daemon:
         )
 
     def stats(self) -> dict[str, Any]:
-        """Its statistics; nothing if it cannot answer."""
+        """Return its statistics; nothing if it cannot reply."""
         try:
             return self.fs.stats()
         except OSError:
             return {}
 
     def open_files(self, wanted: int = 0) -> int:
-        """Files that it has open; closing comes some time after close."""
+        """Count files that it has open; closing comes some time after close."""
         deadline = time.monotonic() + 30
         while (found := self.fs.stats()["open_files"]) > wanted and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -190,7 +190,7 @@ class Daemon:
 
     @contextlib.contextmanager
     def watched(self, every: float = 0.5) -> Iterator[list[Sample]]:
-        """Samples that are taken in the time of the block, one at least."""
+        """Take samples in the time of the block, one at least."""
         samples = [self.sample()]
         over = threading.Event()
 
@@ -209,7 +209,7 @@ class Daemon:
             samples.append(self.sample())
 
     def settled(self, seconds: float = 10.0) -> Sample:
-        """When worker threads have ended, or the time is over; they live for 10 idle seconds."""
+        """Wait until worker threads have ended, or the time is over; they live for 10 idle seconds."""
         before = self.sample()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -222,14 +222,14 @@ class Daemon:
 
 
 def promised_mib(fs_stats: dict[str, Any], inodes: int, files: int, *, busy: bool) -> float:
-    """What a daemon may take (docs/sizes.md), with so many inodes and file records at most."""
+    """Return what a daemon may take (docs/sizes.md), with so many inodes and file records at most."""
     limits = fs_stats["pagecache_limit"] + fs_stats["backend_counters"].get("pool_limit", 0)
     tables = (inodes * INODE_KIB + files * FILE_KIB) / 1024
     return float(limits) / MIB + tables + CONSTANT_MIB + (REQUESTS_MIB if busy else 0)
 
 
 def growth(samples: list[Sample]) -> float:
-    """How much more PSS in the last quarter of the time than in the second, in MiB (medians)."""
+    """Return how much more PSS in the last quarter of the time than in the second, in MiB (medians)."""
     quarter = max(len(samples) // 4, 1)
     late = median(sample.pss for sample in samples[-quarter:])
     early = median(sample.pss for sample in samples[quarter : 2 * quarter] or samples[:1])
@@ -240,7 +240,7 @@ def growth(samples: list[Sample]) -> float:
 
 
 def in_processes(count: int, work: Callable[[int], None], timeout: float) -> list[str]:
-    """Run ``work(i)`` in as many processes at once. What went wrong, a line for each."""
+    """Run ``work(i)`` in as many processes at once. Returns what went wrong, a line for each."""
     pipes: dict[int, int] = {}
     for i in range(count):
         reader, writer = os.pipe()
@@ -280,5 +280,5 @@ def _wait(pid: int, deadline: float) -> int | str:
 
 
 def as_json(figures: list[Figure]) -> list[dict[str, Any]]:
-    """For a file."""
+    """Make a dict for a file."""
     return [asdict(figure) for figure in figures]

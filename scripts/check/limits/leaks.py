@@ -1,4 +1,4 @@
-"""One daemon for long: whatever is done again and again, its memory, descriptors and tables stay."""
+"""Do things again and again with one daemon: its memory, descriptors and tables stay as they are."""
 
 import mmap
 import os
@@ -175,7 +175,7 @@ def _backend(fs: MountedFs, first: int, stop: int) -> None:
 
 
 def _fill(fs: MountedFs, i: int) -> None:
-    """Some pages for the pool."""
+    """Make some pages for the pool."""
     path = fs.path / f"f{i % 100}"
     path.read_bytes()
     fs.drop_kernel(path)

@@ -103,7 +103,7 @@ def _forked(source: Path, point: Path, *, kill: bool) -> None:
 
 
 def _in_one_process(lab: Lab, source: Path, point: Path, count: int) -> None:
-    """What one process keeps of mounts that it had."""
+    """Find what one process keeps of mounts that it had."""
     receive, send = multiprocessing.get_context("spawn").Pipe(duplex=False)
     child = multiprocessing.get_context("spawn").Process(
         target=_many_in_this_process, args=(source, point, count, send)
@@ -162,7 +162,7 @@ def _own_figures(point: Path) -> dict[str, int]:
 
 
 def _traces(point: Path) -> dict[str, int]:
-    """What a mount could leave, counted on this machine; other mounts may come and go."""
+    """Count what a mount could leave on this machine; other mounts may come and go."""
     mountinfo = Path("/proc/self/mountinfo").read_text()
     return {
         "mounts": mountinfo.count(str(point)),
@@ -175,7 +175,7 @@ def _traces(point: Path) -> dict[str, int]:
 
 
 def _own_connections(point: Path) -> set[str]:
-    """Connections that no mount in sight has: those of mounts that are gone."""
+    """Return connections that no mount in sight has: those of mounts that are gone."""
     with contextlib.suppress(OSError):
         minors = {
             line.split()[2].partition(":")[2]
@@ -204,7 +204,7 @@ def _slab(name: str) -> int:
 
 @contextlib.contextmanager
 def _fusectl() -> Iterator[None]:
-    """Where nobody has mounted it, mount it for as long as we look."""
+    """Mount it, where it is not mounted, for as long as we look."""
     if os.path.ismount(CONNECTIONS):
         yield
         return

@@ -1,4 +1,4 @@
-"""Names of any bytes up to 255, paths up to 4,095 bytes, and deeper by chdir."""
+"""Use names of any bytes up to 255, paths up to 4,095 bytes, and deeper by chdir."""
 
 import errno
 import os
@@ -93,7 +93,7 @@ def _long_paths(lab: Lab, top: Path) -> None:
 
 
 def _deep(lab: Lab, top: Path, source: Path, depth: int) -> None:
-    """Directories below each other, each by a name of 255 bytes: made and found by chdir."""
+    """Make directories below each other, each by a name of 255 bytes, and find them by chdir."""
     fd = os.open(top, os.O_RDONLY)
     for _ in range(depth):
         os.mkdir(b"d" * 255, dir_fd=fd)

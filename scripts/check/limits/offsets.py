@@ -1,4 +1,4 @@
-"""Files as large as the source can have them, to the last byte before 2^63-1.
+"""Use files as large as the source can have them, to the last byte before 2^63-1.
 
 Whatever is done to a file at such an offset, through the mount and to a twin in the source directly,
 has the same result.
@@ -44,7 +44,7 @@ def _on(lab: Lab, kind: str, top: Path) -> None:
 
 
 def _largest(path: Path) -> int:
-    """The largest size that truncate takes."""
+    """Return the largest size that truncate takes."""
     path.touch()
     low, high = 0, END
     while low < high:
@@ -59,7 +59,7 @@ def _largest(path: Path) -> int:
 
 
 def _compare(fs: MountedFs, largest: int, page_size: int) -> list[str]:
-    """Steps on a file and on its twin."""
+    """Make steps on a file and on its twin."""
     files = [os.open(top / "f", os.O_RDWR | os.O_CREAT) for top in (fs.path, fs.source)]
     os.close(files[1])
     files[1] = os.open(fs.source / "twin", os.O_RDWR | os.O_CREAT)
@@ -130,6 +130,6 @@ def _through_cleancache(lab: Lab, what: str, fs: MountedFs, largest: int) -> Non
 
 
 def _read(fd: int, at: int) -> bytes:
-    """From the daemon, not from what the kernel kept."""
+    """Read from the daemon, not from what the kernel kept."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     return os.pread(fd, 3, at)

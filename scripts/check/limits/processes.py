@@ -1,4 +1,4 @@
-"""64 processes at once: each with files of its own, all with one file, and storms of forks."""
+"""Run 64 processes at once: each with files of its own, all with one file, and storms of forks."""
 
 import os
 import random
@@ -85,7 +85,7 @@ def _own_files(top: Path, number: int, seconds: float) -> None:
 
 
 def _one_file(path: Path, source: Path, number: int, seconds: float) -> None:
-    """Random ranges, of which the kernel keeps nothing."""
+    """Read random ranges, of which the kernel keeps nothing."""
     choose = random.Random(number)
     ours, truth = os.open(path, os.O_RDONLY), os.open(source, os.O_RDONLY)
     size = os.fstat(truth).st_size
@@ -97,7 +97,7 @@ def _one_file(path: Path, source: Path, number: int, seconds: float) -> None:
 
 
 def _streams(path: Path, source: Path, number: int, seconds: float) -> None:
-    """From an offset of its own on, a MiB at a time."""
+    """Read from an offset of its own on, a MiB at a time."""
     ours, truth = os.open(path, os.O_RDONLY), os.open(source, os.O_RDONLY)
     size = os.fstat(truth).st_size
     at = size // PROCESSES * number
@@ -109,7 +109,7 @@ def _streams(path: Path, source: Path, number: int, seconds: float) -> None:
 
 
 def _large_writes(top: Path, number: int, seconds: float) -> None:
-    """A MiB at a time, over and over the same 8."""
+    """Write a MiB at a time, over and over the same 8."""
     choose = random.Random(number)
     path = top / f"w{number}"
     parts = [b""] * 8
@@ -127,7 +127,7 @@ def _large_writes(top: Path, number: int, seconds: float) -> None:
 
 
 def _forks(path: Path, source: Path, number: int, seconds: float) -> None:
-    """Children that read through an inherited descriptor, and die with it or before it."""
+    """Fork children that read through an inherited descriptor, and die with it or before it."""
     choose = random.Random(number)
     ours, truth = os.open(path, os.O_RDONLY), os.open(source, os.O_RDONLY)
     size = os.fstat(truth).st_size

@@ -1,4 +1,4 @@
-"""Very many tiny files and a full pool: file records are one for each 4 KiB of the pool, at most."""
+"""Make many tiny files and a full pool: file records are at most one for each 4 KiB of it."""
 
 import os
 from pathlib import Path

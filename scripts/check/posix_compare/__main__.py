@@ -1,4 +1,4 @@
-"""The command line of the comparison."""
+"""Read the command line of the comparison."""
 
 import json
 import os

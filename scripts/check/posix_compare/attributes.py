@@ -1,4 +1,4 @@
-"""chmod, chown, times, and what statx and statvfs say."""
+"""Compare chmod, chown, times, and what statx and statvfs say."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Where another file system is mounted below: what does not go across, and what does."""
+"""Compare what goes across to a file system that is mounted below, and what does not."""
 
 import os
 
@@ -31,7 +31,7 @@ def _copied() -> list[object]:
 
 
 def _moved() -> list[object]:
-    """What mv does after EXDEV."""
+    """Do what mv does after EXDEV."""
     with open("file", "rb") as old, open(f"{SECOND}/new", "wb") as new:
         new.write(old.read())
     os.unlink("file")

@@ -1,4 +1,4 @@
-"""System calls that Python has no name for, or refuses to make as they are."""
+"""Make system calls that Python has no name for, or refuses to make as they are."""
 
 import ctypes
 import os
@@ -30,7 +30,7 @@ Path = str | bytes
 
 
 def check(result: int) -> int:
-    """The result; raises OSError for -1."""
+    """Return the result; raises OSError for -1."""
     if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -79,7 +79,7 @@ def fchownat(fd: int, path: Path, uid: int, gid: int, flags: int) -> None:
 
 
 def getxattr(path: Path, name: bytes, size: int) -> int:
-    """The size that the call returns for a buffer of ``size`` bytes."""
+    """Return the size that the call returns for a buffer of ``size`` bytes."""
     buffer = ctypes.create_string_buffer(max(size, 1))
     return check(libc.getxattr(os.fsencode(path), name, buffer if size else None, size))
 
@@ -94,14 +94,14 @@ def setxattr(path: Path, name: bytes, value: bytes, flags: int) -> None:
 
 
 def readlink(path: Path, size: int) -> str:
-    """With a buffer of ``size`` bytes."""
+    """Read a link with a buffer of ``size`` bytes."""
     buffer = ctypes.create_string_buffer(max(size, 1))
     length = check(libc.readlink(os.fsencode(path), buffer, size))
     return os.fsdecode(buffer.raw[:length])
 
 
 def ioctl(fd: int, request: int, value: int = 0) -> int:
-    """With a pointer to an int, which is returned."""
+    """Call ioctl with a pointer to an int, which is returned."""
     number = ctypes.c_long(value)
     check(libc.ioctl(fd, ctypes.c_ulong(request), ctypes.byref(number)))
     return number.value

@@ -1,4 +1,4 @@
-"""What a case is, and who runs it."""
+"""Define what a case is, and who runs it."""
 
 import errno
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ TEAM: Final = 23456
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody who runs cases."""
+    """Is somebody who runs cases."""
 
     name: str
     uid: int
@@ -40,7 +40,7 @@ ROOT_AND_MEMBER: Final = ("root", "member")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One comparison.
+    """Is one comparison.
 
     ``setup`` runs as root, ``action`` as a user, both in a fresh directory, which has a fresh directory
     to itself. What the action returns or raises is the result; what the directories hold afterwards is
@@ -57,7 +57,7 @@ Cases = Iterator[Case]
 
 
 def attempt(call: Callable[..., object], *args: object, **kwargs: object) -> object:
-    """What a call returns, or the name of its errno."""
+    """Return what a call returns, or the name of its errno."""
     try:
         return call(*args, **kwargs)
     except OSError as exc:

@@ -1,4 +1,4 @@
-"""Reading, writing, seeking and truncating, at the edges."""
+"""Compare reading, writing, seeking and truncating, at the edges."""
 
 import ctypes
 import fcntl
@@ -120,7 +120,7 @@ ONES = ("pread", "pwrite", "pwrite of nothing", "preadv", "pwritev", "seek, writ
 
 
 def _limited(limit: int, call: str) -> list[object]:
-    """With a limit on the size of files; SIGXFSZ ignored, or deadly."""
+    """Write with a limit on the size of files; SIGXFSZ is ignored, or deadly."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL if "signal" in call else signal.SIG_IGN)
     fd = _fd()
@@ -151,7 +151,7 @@ def _flagged(flag: int, flags: int) -> list[object]:
 
 
 def _toggled(first: int, second: int) -> list[object]:
-    """O_APPEND set or cleared while the file is open."""
+    """Set or clear O_APPEND while the file is open."""
     fd = _fd(os.O_RDWR | first)
     said: list[object] = [os.write(fd, b"first")]
     fcntl.fcntl(fd, fcntl.F_SETFL, second)
@@ -162,7 +162,7 @@ def _toggled(first: int, second: int) -> list[object]:
 
 
 def _appenders() -> list[object]:
-    """Two descriptors, one of them appending, and one in another process."""
+    """Write by two descriptors, one of them appending, and one in another process."""
     one, two = _fd(os.O_WRONLY | os.O_APPEND), _fd(os.O_RDWR | os.O_APPEND)
     plain = _fd()
     said: list[object] = []
@@ -182,7 +182,7 @@ def _appenders() -> list[object]:
 
 
 def _direct(offset: int, size: int, writes: bool) -> list[object]:
-    """O_DIRECT with and without alignment."""
+    """Use O_DIRECT with and without alignment."""
     fd = _fd(os.O_RDWR | os.O_DIRECT)
     memory = libc.mmap(None, 16384, 3, 0x22, -1, 0)
     call = libc.pwrite if writes else libc.pread
@@ -300,7 +300,7 @@ def cases() -> Cases:
 
 
 def _rewritten() -> list[object]:
-    """As databases and log writers do: append, then correct what was appended."""
+    """Append, then correct what was appended, as databases and log writers do."""
     fd = os.open("empty", os.O_RDWR | os.O_APPEND)
     said: list[object] = [os.write(fd, b"0123456789")]
     fcntl.fcntl(fd, fcntl.F_SETFL, 0)

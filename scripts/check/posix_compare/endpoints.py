@@ -1,4 +1,4 @@
-"""Fifos, sockets and devices: the objects themselves, through the mount."""
+"""Compare fifos, sockets and devices: the objects themselves, through the mount."""
 
 import os
 import select
@@ -25,7 +25,7 @@ def _fifo(reader: int, writer: int) -> list[object]:
 
 
 def _blocking() -> list[object]:
-    """A reader that waits for its writer."""
+    """Have a reader wait for its writer."""
     thread = threading.Thread(target=lambda: os.write(os.open("fifo", os.O_WRONLY), b"late"))
     thread.start()
     fd = os.open("fifo", os.O_RDONLY)
@@ -68,7 +68,7 @@ def _stream(kind: int) -> list[object]:
 
 
 def _connect(mode: int) -> list[object]:
-    """To a socket of root, as somebody else."""
+    """Connect to a socket of root, as somebody else."""
     server = socket.socket(socket.AF_UNIX)
     server.bind("new")
     os.chmod("new", mode)

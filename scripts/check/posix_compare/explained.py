@@ -1,4 +1,4 @@
-"""Differences that are limits of FUSE or of pyfuse3: each is a heading of docs/limits.md."""
+"""Explain differences by limits of FUSE or of pyfuse3: each is a heading of docs/limits.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from .run import Difference
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Which differences a heading explains."""
+    """Says which differences a heading explains."""
 
     heading: str
     case: str
@@ -21,11 +21,11 @@ class Explanation:
     only_without: str = ""
 
     def covers(self, difference: Difference) -> bool:
-        """Whether it explains a difference."""
+        """Tell whether it explains a difference."""
         return matches(difference.case, self.case) and matches(difference.aspect, self.aspect)
 
     def applies(self, options: Sequence[str]) -> bool:
-        """Whether a mount with such options has the difference."""
+        """Tell whether a mount with such options has the difference."""
         given = " ".join(options)
         return self.only_with in given and not (self.only_without and self.only_without in given)
 
@@ -73,12 +73,12 @@ EXPLANATIONS: Final = (
 
 
 def matches(text: str, pattern: str) -> bool:
-    """``*`` and ``?``; brackets are no special characters."""
+    """Tell whether a pattern matches: it has ``*`` and ``?``, brackets are no special characters."""
     return fnmatchcase(text, pattern.replace("[", "[[]"))
 
 
 def explain(difference: Difference, options: Sequence[str]) -> Explanation | None:
-    """The first explanation of a difference."""
+    """Return the first explanation of a difference."""
     for explanation in EXPLANATIONS:
         if explanation.applies(options) and explanation.covers(difference):
             return explanation

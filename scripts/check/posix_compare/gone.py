@@ -1,4 +1,4 @@
-"""Files and directories that are used after their last name is gone, and O_PATH descriptors."""
+"""Use files and directories after their last name is gone, and O_PATH descriptors."""
 
 import contextlib
 import ctypes

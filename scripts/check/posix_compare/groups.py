@@ -1,4 +1,4 @@
-"""All cases."""
+"""Collect all cases."""
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -48,7 +48,7 @@ GROUPS: dict[str, Callable[[], Cases]] = {
 def select(
     filters: tuple[str, ...] = (), users: tuple[str, ...] = (), every: int = 1
 ) -> list[tuple[Case, str]]:
-    """Cases whose names match one of the patterns (or begin with one), each with one of its users.
+    """Return the cases whose names match a pattern (or begin with one), each with one of its users.
 
     ``every`` is n for each nth of them.
     """
@@ -62,5 +62,5 @@ def select(
 
 
 def is_meant(name: str, pattern: str) -> bool:
-    """Whether a name matches a pattern, or begins with it."""
+    """Tell whether a name matches a pattern, or begins with it."""
     return name.startswith(pattern) or fnmatchcase(name, pattern)

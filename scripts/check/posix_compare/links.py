@@ -1,4 +1,4 @@
-"""link: to every kind of object, by every way, with other people's files."""
+"""Make hard links to every kind of object, by every way, with other people's files."""
 
 import os
 
@@ -35,7 +35,7 @@ def _by_descriptor(kind: str, flags: int) -> None:
 
 
 def _ring() -> list[object]:
-    """Many names, each made from the one before."""
+    """Make many names, each from the one before."""
     for n in range(20):
         os.link(f"{n - 1}" if n else "file", f"{n}")
     os.unlink("file")

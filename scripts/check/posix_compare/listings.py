@@ -1,4 +1,4 @@
-"""Listing directories: completeness, positions, and change meanwhile."""
+"""List directories: completeness, positions, and change meanwhile."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ KINDS = ("file", "empty", "full", "to-file", "to-dir", "dangling", "loop", "fifo
 
 
 class Directory:
-    """A DIR of the C library."""
+    """Is a DIR of the C library."""
 
     def __init__(self, path: str) -> None:
         self._dir = ctypes.c_void_p(libc.opendir(os.fsencode(path)))
@@ -19,19 +19,19 @@ class Directory:
             check(-1)
 
     def read(self) -> str | None:
-        """The next name."""
+        """Return the next name."""
         entry = libc.readdir(self._dir)
         return None if not entry else os.fsdecode(ctypes.string_at(entry + 19))
 
     def rest(self) -> list[str]:
-        """All names that follow."""
+        """Return all names that follow."""
         found = []
         while (name := self.read()) is not None:
             found.append(name)
         return found
 
     def tell(self) -> int:
-        """The position."""
+        """Return the position."""
         position: int = libc.telldir(self._dir)
         return position
 
@@ -45,13 +45,13 @@ class Directory:
 
     @property
     def fd(self) -> int:
-        """Its descriptor."""
+        """Return its descriptor."""
         number: int = libc.dirfd(self._dir)
         return number
 
 
 def fill(count: int) -> None:
-    """A directory of many names."""
+    """Make a directory of many names."""
     os.mkdir("many")
     os.chmod("many", 0o777)
     for n in range(count):

@@ -1,4 +1,4 @@
-"""flock, fcntl and open file description locks, and leases."""
+"""Compare flock, fcntl and open file description locks, and leases."""
 
 import fcntl
 import itertools
@@ -15,13 +15,13 @@ RANGES = {"all": (0, 0), "first": (0, 10), "second": (10, 10), "overlap": (5, 10
 
 
 def _lock(fd: int, command: int, kind: int, start: int, length: int) -> object:
-    """The type that the call returns: of the lock in the way, with F_GETLK."""
+    """Return the type that the call returns: of the lock in the way, with F_GETLK."""
     data = struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
     return struct.unpack_from("h", fcntl.fcntl(fd, command, data))[0]
 
 
 def in_child(call: Callable[[], object]) -> object:
-    """What a call returns in another process."""
+    """Return what a call returns in another process."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
@@ -68,7 +68,7 @@ def _records(
 
 
 def _wrong(flags: int) -> list[object]:
-    """Locks that the way a file was opened does not allow."""
+    """Take locks that the way a file was opened does not allow."""
     fd = os.open("file", flags)
     said = [attempt(_lock, fd, fcntl.F_SETLK, kind, 0, 0) for kind in (*TYPES.values(), 7)]
     said += [attempt(_lock, fd, F_OFD_SETLK, kind, 0, 0) for kind in TYPES.values()]

@@ -1,4 +1,4 @@
-"""mmap: shared and private, what may be mapped, and what lies beyond the end."""
+"""Map files, shared and private: what may be mapped, and what lies beyond the end."""
 
 import ctypes
 import mmap

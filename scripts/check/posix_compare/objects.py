@@ -1,4 +1,4 @@
-"""What setups make: one object of each kind, under the name of its kind."""
+"""Make what setups need: one object of each kind, under the name of its kind."""
 
 import os
 import socket
@@ -57,7 +57,7 @@ TARGETS = {"to-file": ("file",), "to-dir": ("dir",)}
 
 
 def make(*names: str, mode: int | None = None, uid: int = OWNER, gid: int = TEAM) -> Callable[[], None]:
-    """A setup that makes objects, with ``mode`` or one by which the group may use them."""
+    """Return a setup that makes objects, with ``mode`` or one by which the group may use them."""
 
     def setup() -> None:
         for name in names:
@@ -73,7 +73,7 @@ def make(*names: str, mode: int | None = None, uid: int = OWNER, gid: int = TEAM
 
 
 def then(*setups: Callable[[], None]) -> Callable[[], None]:
-    """One setup after the other."""
+    """Run one setup after the other."""
 
     def setup() -> None:
         for each in setups:

@@ -1,4 +1,4 @@
-"""The state of a case's directory, in a form that is the same wherever the same was done."""
+"""Describe a case's directory, in a form that is the same wherever the same was done."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ Stats = dict[str, os.stat_result]
 
 
 def paths(top: str) -> list[str]:
-    """Everything that is there, relative to ``top``, and that itself. Moves directories' atimes."""
+    """Return all that is there, relative to ``top``, and that itself. Moves directories' atimes."""
     return [".", *(os.path.relpath(path, top) for path in _walk(top))]
 
 
@@ -32,7 +32,7 @@ def age(top: str, known: list[str]) -> None:
 
 
 def stats(top: str, known: list[str]) -> Stats:
-    """The lstat of what is still there. Moves no time."""
+    """Return the lstat of what is still there. Moves no time."""
     found: Stats = {}
     for path in known:
         above = found.get(os.path.dirname(path))
@@ -44,7 +44,7 @@ def stats(top: str, known: list[str]) -> Stats:
 
 
 def state(top: str, before: Stats, after: Stats) -> State:
-    """What is there after an action. What took another's place is held against itself before."""
+    """Describe what is there now. What took another's place is held against itself before."""
     inodes = {st.st_ino: st for st in before.values()}
     return {
         path: _describe(

@@ -1,4 +1,4 @@
-"""open: flags by flags, on every kind of object."""
+"""Open every kind of object, flags by flags."""
 
 import fcntl
 import itertools
@@ -97,7 +97,7 @@ def cases() -> Cases:
 
 
 def create_all(mode: int, umask: int) -> list[object]:
-    """One of each kind that has a mode, under a umask."""
+    """Create one of each kind that has a mode, under a umask."""
     os.umask(umask)
     return [
         attempt(use, "f", os.O_RDWR | os.O_CREAT | os.O_EXCL, mode),

@@ -1,4 +1,4 @@
-"""Every call that takes a path, with every kind of path."""
+"""Make every call that takes a path, with every kind of path."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Who may do what to whose files."""
+"""Compare who may do what to whose files."""
 
 import os
 
@@ -26,7 +26,7 @@ OWNERSHIPS = {"owner": (OWNER, TEAM), "stranger": (54321, TEAM), "outsider": (54
 
 
 def _use(path: str) -> list[object]:
-    """Everything that depends on a file's mode."""
+    """Do everything that depends on a file's mode."""
     said: list[object] = [os.access(path, mode) for mode in (os.R_OK, os.W_OK, os.X_OK, os.F_OK)]
     said.append(attempt(faccessat2, AT_FDCWD, path, os.R_OK | os.W_OK, AT_EACCESS))
     for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_PATH, os.O_RDONLY | os.O_NOATIME):

@@ -1,4 +1,4 @@
-"""Executing programs: who may, as whom, and while who writes."""
+"""Execute programs: who may, as whom, and while who writes."""
 
 import mmap
 import os
@@ -41,7 +41,7 @@ def _script(mode: int, line: str = "#!/bin/sh") -> None:
 
 
 def output(path: str, *args: str) -> object:
-    """What a program prints, or why it does not run."""
+    """Return what a program prints, or why it does not run."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:

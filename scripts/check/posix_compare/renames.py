@@ -1,4 +1,4 @@
-"""rename: every type over every type, with every flag, and where it gets difficult."""
+"""Rename every type over every type, with every flag, and where it gets difficult."""
 
 import os
 
@@ -10,7 +10,7 @@ KINDS = ("file", "empty", "dir", "full", "to-file", "to-dir", "dangling", "fifo"
 
 
 def _two(old: str, new: str) -> None:
-    """Objects of two kinds, as ``old`` and ``there/new``, and ``beside`` as well."""
+    """Make objects of two kinds, as ``old`` and ``there/new``, and ``beside`` as well."""
     os.mkdir("there")
     os.chmod("there", 0o777)
     for kind, places in (old, ("old",)), (new, ("there/new", "beside")):
@@ -85,7 +85,7 @@ def _open_files(mode: int) -> list[object]:
 
 
 def _moved_directory() -> list[object]:
-    """Names below a directory that moves while it is open and the working directory."""
+    """Use names below a directory that moves while it is open and the working directory."""
     fd = os.open("full", os.O_RDONLY)
     os.chdir("dir")
     os.rename("../full", "../dir/full")

@@ -1,4 +1,4 @@
-"""Running cases on both sites, and what differs."""
+"""Run cases on both sites, and find what differs."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ Job = tuple[Case, str]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something that the mount does not do as the plain directory does."""
+    """Is something that the mount does not do as the plain directory does."""
 
     case: str
     user: str
@@ -35,13 +35,13 @@ class Difference:
     mount: Any
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Make a dict for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a case did on a site."""
+    """Holds what a case did on a site."""
 
     result: Any
     states: dict[str, State]
@@ -61,7 +61,7 @@ def compare(
 
 
 def differences(case: Case, user: str, plain: Outcome, mount: Outcome) -> Iterator[Difference]:
-    """Aspect by aspect."""
+    """Compare aspect by aspect."""
     for aspect, one, other in _unequal("result", plain.result, mount.result):
         yield Difference(case.name, user, aspect, one, other)
     expected = plain.states["plain"]
@@ -108,7 +108,7 @@ def _run(site: Site, batch: list[tuple[int, Case, str]]) -> list[Outcome]:
 
 
 def _set_up(top: str, case: Case) -> None:
-    """As root; what is not to be created under a umask sets its mode itself."""
+    """Set up as root; what is not to be created under a umask sets its mode itself."""
     os.mkdir(top)
     os.mkdir(f"{top}/work")
     os.chmod(top, 0o777)
@@ -131,7 +131,7 @@ def _age(site: Site, number: str) -> dict[str, Stats]:
 
 
 def _look(site: Site, number: str, before: dict[str, Stats]) -> dict[str, State]:
-    """First what moves no time, in all views; then what is new, and what is in it all."""
+    """Look first at what moves no time, in all views; then at what is new, and what is in it all."""
     tops = {view: os.path.join(path, number) for view, path in site.views.items()}
     after = {view: observe.stats(top, list(before[view])) for view, top in tops.items()}
     if site.writeback:
@@ -145,7 +145,7 @@ def _look(site: Site, number: str, before: dict[str, Stats]) -> dict[str, State]
 
 
 def _write_back(top: str) -> None:
-    """What the kernel still keeps goes to the source, to be seen there; unless that refuses it."""
+    """Have the kernel write what it still keeps to the source, unless that refuses it."""
     for path, st in observe.stats(top, observe.paths(top)).items():
         if stat.S_ISREG(st.st_mode):
             fd = os.open(os.path.join(top, path), os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Set-user-id and set-group-id bits: what takes them away, and what does not."""
+"""Compare what takes set-user-id and set-group-id bits away, and what does not."""
 
 import mmap
 import os

@@ -1,4 +1,4 @@
-"""Where cases run: a plain directory, and a mount of another one on the same file system."""
+"""Make the sites of cases: a plain directory, and a mount of another one on the same file system."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ LIFETIME_SECONDS = 7200.0
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A directory for cases, and where what they leave is looked at."""
+    """Holds a directory for cases, and where what they leave is looked at."""
 
     top: Path
     views: dict[str, Path]
@@ -26,7 +26,7 @@ class Site:
 
 @contextmanager
 def sites(base: Path | None, options: tuple[str, ...]) -> Iterator[tuple[Site, Site]]:
-    """The plain one, and the one on a mount with these options."""
+    """Make the plain one, and the one on a mount with these options."""
     with ExitStack() as stack:
         scratch = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="posix-compare-", dir=base))
@@ -55,7 +55,7 @@ def sites(base: Path | None, options: tuple[str, ...]) -> Iterator[tuple[Site, S
 
 @contextmanager
 def _disk(scratch: Path) -> Iterator[Path]:
-    """ext4 of our own."""
+    """Make an ext4 of our own."""
     image, where = scratch / "image", scratch / "disk"
     with image.open("wb") as file:
         file.truncate(DISK_MIB << 20)

@@ -1,4 +1,4 @@
-"""fallocate, holes, and copies that the kernel makes."""
+"""Compare fallocate, holes, and copies that the kernel makes."""
 
 import os
 
@@ -37,7 +37,7 @@ def _allocate(mode: int, offset: int, length: int) -> list[object]:
 
 
 def _holes(path: str) -> list[object]:
-    """What SEEK_DATA and SEEK_HOLE find."""
+    """Return what SEEK_DATA and SEEK_HOLE find."""
     fd = os.open(path, os.O_RDONLY)
     said = []
     for start in (0, 100, 4096, 100_000, 1 << 20, (1 << 20) + 5, 2 << 20):
@@ -81,7 +81,7 @@ def _sendfile(target: str, offset: int | None, count: int) -> list[object]:
 
 
 def _splice() -> list[object]:
-    """A file into a pipe, the pipe into another file."""
+    """Splice a file into a pipe, and the pipe into another file."""
     reader, writer = os.pipe()
     from_fd, to_fd = os.open("file", os.O_RDONLY), os.open("new", os.O_RDWR | os.O_CREAT, 0o644)
     said = [

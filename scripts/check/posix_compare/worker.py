@@ -1,4 +1,4 @@
-"""Running an action: in a forked process, as somebody else, for no longer than it may take."""
+"""Run an action in a forked process, as somebody else, for no longer than it may take."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ TIMEOUT_SECONDS = 20
 
 
 def run(user: User, directory: str, action: Callable[[], object]) -> object:
-    """What the action returned, or the name of its errno, or how its process ended."""
+    """Return what the action returned, or the name of its errno, or how its process ended."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -65,7 +65,7 @@ def _child(user: User, directory: str, action: Callable[[], object], writer: int
 
 
 def _plain(value: object) -> object:
-    """What JSON can say."""
+    """Return what JSON can say."""
     if isinstance(value, bytes):
         return value.decode("latin-1") if len(value) < 200 else f"{len(value)} bytes, {hash_of(value)}"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Extended attributes: names, sizes, flags, objects; and access control lists."""
+"""Compare extended attributes: names, sizes, flags, objects; and access control lists."""
 
 import os
 import stat
@@ -61,7 +61,7 @@ def _many(count: int, size: int) -> list[object]:
 
 
 def acl(*entries: tuple[int, int, int]) -> bytes:
-    """A list in the form of the system calls: tag, permissions, id."""
+    """Make a list in the form of the system calls: tag, permissions, id."""
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
@@ -140,7 +140,7 @@ def _use(kind: str) -> list[object]:
 
 
 def _with_lists(umask: int) -> list[object]:
-    """What is made where there is a default list, and what is made below that."""
+    """Make something where there is a default list, and something below that."""
     said = create_all(0o666, umask)
     said += [attempt(os.mkdir, "d2", 0o777), attempt(use, "d2/f", os.O_RDWR | os.O_CREAT, 0o666)]
     said += [attempt(os.listxattr, "d2"), attempt(use, "g", os.O_RDWR | os.O_CREAT, 0o6755)]

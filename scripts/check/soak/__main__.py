@@ -1,4 +1,4 @@
-"""The command line of the soak."""
+"""Read the command line of the soak."""
 
 import json
 import os
@@ -145,7 +145,7 @@ def main(
 
 
 def _serial(text: str) -> str:
-    """``file N.`` of what was found, as the journals name it."""
+    """Return ``file N.`` of what was found, as the journals name it."""
     before, _, rest = text.partition("file ")
     number = rest.partition(".")[0]
     return f"file {number}." if before and number.isdigit() else ""

@@ -1,4 +1,4 @@
-"""What a cell holds: bytes that say whose they are, and that nothing else could have put together.
+"""Make what a cell holds: bytes that say whose they are, and that nothing else could put together.
 
 A file is a row of cells of 1024 bytes. The first one may be shorter, by the file's *shift*, so that
 cells need not begin where pages do. Each cell has a version. What a version holds follows from the
@@ -45,23 +45,23 @@ _POOLS = (_text(), random.Random("random").randbytes(_POOL + CELL))
 
 
 def bound(cell: int, shift: int) -> int:
-    """Where a cell begins. ``shift`` is the length of the first one, 1 to CELL."""
+    """Return where a cell begins. ``shift`` is the length of the first one, 1 to CELL."""
     return max(0, shift + (cell - 1) * CELL)
 
 
 def cell_at(offset: int, shift: int) -> int:
-    """The cell that a byte is in."""
+    """Return the cell that a byte is in."""
     return (offset - shift) // CELL + 1 if offset >= shift else 0
 
 
 def is_zero(version: int) -> bool:
-    """Whether a version is of zeros. Version 0 is what a cell holds before anybody wrote it."""
+    """Tell whether a version is of zeros. Version 0 is what a cell holds before anybody wrote it."""
     return version == 0 or bool(version & 1)
 
 
 @lru_cache(maxsize=1 << 14)
 def cell_bytes(serial: int, cell: int, version: int, length: int) -> bytes:
-    """All bytes of one version of one cell."""
+    """Return all bytes of one version of one cell."""
     if is_zero(version):
         return bytes(length)
     header = HEADER.pack(MAGIC, serial, cell, version)
@@ -73,7 +73,7 @@ def cell_bytes(serial: int, cell: int, version: int, length: int) -> bytes:
 
 
 def cells_bytes(serial: int, shift: int, first: int, versions: "list[int] | range") -> bytes:
-    """All bytes of some cells in a row."""
+    """Return all bytes of some cells in a row."""
     parts = []
     for cell, version in enumerate(versions, first):
         parts.append(cell_bytes(serial, cell, version, shift if cell == 0 else CELL))
@@ -81,7 +81,7 @@ def cells_bytes(serial: int, shift: int, first: int, versions: "list[int] | rang
 
 
 def claim(data: bytes) -> tuple[int, int, int] | None:
-    """Whose the bytes say they are: (serial, cell, version), by the first header among them."""
+    """Return whose the bytes say they are: (serial, cell, version), by the first header among them."""
     at = data.find(MAGIC)
     if at < 0 or at + HEADER.size > len(data):
         return None

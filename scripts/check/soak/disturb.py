@@ -1,4 +1,4 @@
-"""Who makes pages go round: control files, limits, the kernel's pages, memory."""
+"""Make pages go round: by control files, limits, the kernel's pages, memory."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ class Disturber:
         self._has_backend = True
 
     def step(self) -> None:
-        """One disturbance."""
+        """Make one disturbance."""
         p = self._p
         what = p.choose.choice(
             ("advice", "advice", "memory") if p.plan.plain

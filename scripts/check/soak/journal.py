@@ -1,4 +1,4 @@
-"""What a process did last: a ring of lines in a file, there even if it hangs or is killed."""
+"""Keep what a process did last: a ring of lines in a file, there even if it hangs or is killed."""
 
 import mmap
 import time
@@ -9,7 +9,7 @@ LINES = 3000
 
 
 class Journal:
-    """One process' ring, mapped."""
+    """Is one process' ring, mapped."""
 
     def __init__(self, path: Path) -> None:
         """Make the file."""
@@ -19,7 +19,7 @@ class Journal:
         self._next = 0
 
     def note(self, text: str) -> None:
-        """One line, with the time (monotonic, seconds)."""
+        """Note one line, with the time (monotonic, seconds)."""
         line = f"{time.monotonic():.6f} {text}".encode()[: LINE - 1].ljust(LINE - 1) + b"\n"
         at = self._next * LINE
         self._map[at : at + LINE] = line
@@ -27,7 +27,7 @@ class Journal:
 
 
 def merged(directory: Path, word: str = "", last: int = 60) -> list[str]:
-    """The last lines of all processes in the order of time, those with ``word`` only."""
+    """Return the last lines of all processes in the order of time, those with ``word`` only."""
     lines = []
     for path in sorted(directory.glob("process-*.log")):
         for line in path.read_bytes().split(b"\n"):

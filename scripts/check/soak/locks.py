@@ -1,4 +1,4 @@
-"""Locks among the processes: byte ranges of one file outside of the mount.
+"""Lock byte ranges of one file outside of the mount, among the processes.
 
 Open file description locks, so each process opens the file for itself after it is forked, and what
 a killed process held is free. Everybody takes them in this order: names, by number; creation; the
@@ -22,7 +22,7 @@ _CELLS = 1 << 24
 
 
 class Locks:
-    """One process' view."""
+    """Is one process' view."""
 
     def __init__(self, path: Path, shape: Shape) -> None:
         """Open the file, which is made if need be."""
@@ -31,7 +31,7 @@ class Locks:
 
     @contextmanager
     def names(self, *numbers: int, shared: bool = False) -> Iterator[None]:
-        """Some names: what they lead to stays, or is the caller's to change."""
+        """Lock some names: what they lead to stays, or is the caller's to change."""
         with ExitStack() as stack:
             for number in sorted(set(numbers)):
                 stack.enter_context(self._held(number, 1, shared))
@@ -39,19 +39,19 @@ class Locks:
 
     @contextmanager
     def creation(self, *, shared: bool = False) -> Iterator[None]:
-        """Shared: no slot gets to stand for another file."""
+        """Lock, shared, that no slot gets to stand for another file."""
         with self._held(_CREATION, 1, shared):
             yield
 
     @contextmanager
     def cells(self, slot: Slot, first: int, stop: int | None) -> Iterator[None]:
-        """Cells of a file; to the end and beyond if ``stop`` is None, for who changes its size."""
+        """Lock cells of a file; to the end and beyond if ``stop`` is None, for who changes its size."""
         count = self._cells - first if stop is None else stop - first
         with self._held(_CELLS + slot.number * self._cells + first, count, False):
             yield
 
     def would_wait(self, slot: Slot, first: int, stop: int | None) -> bool:
-        """Whether somebody else has some of these cells."""
+        """Tell whether somebody else has some of these cells."""
         count = self._cells - first if stop is None else stop - first
         start = _CELLS + slot.number * self._cells + first
         packed = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, count, 0)
@@ -60,7 +60,7 @@ class Locks:
 
     @contextmanager
     def floor(self, slot: Slot) -> Iterator[None]:
-        """The floor of a file."""
+        """Lock the floor of a file."""
         with self._held(_FLOORS + slot.number, 1, False):
             yield
 

@@ -1,4 +1,4 @@
-"""Every engine, allocator and coherency, some at a time."""
+"""Run every engine, allocator and coherency, some at a time."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What the processes tell each other: shared memory, mapped before they are forked.
+"""Hold what the processes tell each other: shared memory, mapped before they are forked.
 
 A *slot* stands for one file from its creation until nobody has it open and no name leads to it;
 then it serves for another, with a new serial number. Its cells' versions and the series of its
@@ -27,52 +27,52 @@ OLD_VALUES = 8
 
 
 class Words:
-    """A run of 32-bit words in the shared memory."""
+    """Is a run of 32-bit words in the shared memory."""
 
     def __init__(self, view: memoryview) -> None:
-        """The words themselves."""
+        """Take the words themselves."""
         self.view = view
 
     def get(self, first: int, stop: int) -> list[int]:
-        """A copy."""
+        """Return a copy."""
         return self.view[first:stop].tolist()
 
     def put(self, first: int, stop: int, value: int) -> None:
-        """One value for all."""
+        """Set all to one value."""
         packed = value.to_bytes(4, "little") * (stop - first)
         self.view[first:stop] = memoryview(packed).cast("I")
 
 
 class Series:
-    """A value that changes, one writer at a time: its last values, by number."""
+    """Holds a value that changes, one writer at a time: its last values, by number."""
 
     def __init__(self, view: memoryview) -> None:
-        """``view``: the numbers of floor, latest and begun, then the ring."""
+        """Take ``view``: the numbers of floor, latest and begun, then the ring."""
         self._view = view
 
     @property
     def floor(self) -> int:
-        """Number of the oldest value that may still be seen."""
+        """Return the number of the oldest value that may still be seen."""
         return self._view[0]
 
     @property
     def floor_value(self) -> int:
-        """That value."""
+        """Return that value."""
         return self._view[3 + self._view[0] % RING]
 
     @property
     def latest(self) -> int:
-        """The value that is set."""
+        """Return the value that is set."""
         return self._view[3 + self._view[1] % RING]
 
     @property
     def latest_number(self) -> int:
-        """Its number."""
+        """Return its number."""
         return self._view[1]
 
     @property
     def begun(self) -> int:
-        """Number of the last value that somebody began to set."""
+        """Return the number of the last value that somebody began to set."""
         return self._view[2]
 
     def reset(self, value: int) -> None:
@@ -81,13 +81,13 @@ class Series:
         self._view[0] = self._view[1] = self._view[2]
 
     def begin(self, value: int) -> None:
-        """About to be set."""
+        """Note that a value is about to be set."""
         number = self._view[2] + 1
         self._view[3 + number % RING] = value
         self._view[2] = number
 
     def done(self) -> int:
-        """It is. Returns its number; ``lift`` makes it binding."""
+        """Note that it is set. Returns its number; ``lift`` makes it binding."""
         self._view[1] = self._view[2]
         return self._view[2]
 
@@ -97,12 +97,12 @@ class Series:
             self._view[0] = number
 
     def before(self, stop: int) -> list[int]:
-        """The last values before number ``stop``, as far as they are remembered."""
+        """Return the last values before number ``stop``, as far as they are remembered."""
         oldest = max(0, stop - OLD_VALUES, self._view[2] - RING + 3)
         return [self._view[3 + number % RING] for number in range(oldest, stop)]
 
     def legal(self, floor: int) -> list[int]:
-        """The values from number ``floor`` to what is begun; empty if that is too long ago."""
+        """Return the values from number ``floor`` to what is begun; empty if that is too long ago."""
         begun = self._view[2]
         if begun - floor >= RING - 2:
             return []
@@ -111,13 +111,13 @@ class Series:
 
 
 def clock() -> int:
-    """Milliseconds, modulo 2**32."""
+    """Return milliseconds, modulo 2**32."""
     return time.monotonic_ns() // 1_000_000 % (1 << 32)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was binding before a read began."""
+    """Holds what was binding before a read began."""
 
     first: int
     versions: list[int]
@@ -126,7 +126,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Shape:
-    """How much there is of everything."""
+    """Says how much there is of everything."""
 
     slots: int
     names: int
@@ -137,7 +137,7 @@ class Shape:
 
 
 class Slot:
-    """One file. See the module and ``rules``."""
+    """Describes one file. See the module and ``rules``."""
 
     def __init__(self, number: int, view: memoryview, shape: Shape) -> None:
         """``view`` is its part of the memory."""
@@ -158,22 +158,22 @@ class Slot:
 
     @staticmethod
     def words(shape: Shape) -> int:
-        """Memory that one takes."""
+        """Return the memory that one takes."""
         return 4 + SERIES_WORDS + shape.processes + 4 * shape.cells
 
     @property
     def serial(self) -> int:
-        """Which file it stands for; 0 for none."""
+        """Return which file it stands for; 0 for none."""
         return self._head[0]
 
     @property
     def shift(self) -> int:
-        """Length of the first cell."""
+        """Return the length of the first cell."""
         return self._head[1]
 
     @property
     def kind(self) -> int:
-        """What is done to the file (``kinds``)."""
+        """Return what is done to the file (``kinds``)."""
         return self._head[2]
 
     def reset(self, serial: int, shift: int, kind: int) -> None:
@@ -188,28 +188,28 @@ class Slot:
         self._head[3] = number
 
     def missed_sizes(self, floor: int) -> list[int]:
-        """The sizes from before the last change of size in the source, none of which is legal."""
+        """Return the sizes from before the source's last change of size, none of which is legal."""
         return self.size.before(min(floor, self._head[3]))
 
     @property
     def in_use(self) -> bool:
-        """Whether any process has it open."""
+        """Tell whether any process has it open."""
         return any(self.opens)
 
     def seen(self, first: int, stop: int) -> Seen:
-        """What is binding now."""
+        """Return what is binding now."""
         return Seen(first, self.floor.get(first, stop), self.size.floor)
 
     def next_version(self, first: int, stop: int, zeros: bool) -> int:
-        """The version that comes next for all of these cells."""
+        """Return the version that comes next for all of these cells."""
         return ((max(self.begun.get(first, stop)) >> 1) + 1) << 1 | zeros
 
     def begin(self, first: int, stop: int, version: int) -> None:
-        """About to be written."""
+        """Note that cells are about to be written."""
         self.begun.put(first, stop, version)
 
     def done(self, first: int, stop: int, version: int) -> None:
-        """Written, somewhere; ``lift`` makes it binding."""
+        """Note that they are written, somewhere; ``lift`` makes it binding."""
         self.since.put(first, stop, clock())  # first: readers take the latest version, then the time
         self.latest.put(first, stop, version)
 
@@ -224,17 +224,17 @@ class Slot:
             self.size.lift(size)
 
     def bound(self, cell: int) -> int:
-        """Where a cell begins."""
+        """Return where a cell begins."""
         return bound(cell, self._head[1])
 
     def size_in_cells(self) -> int:
-        """Cells that the file has; its size is where a cell begins, or would."""
+        """Return the cells that the file has; its size is where a cell begins, or would."""
         size = self.size.latest
         return 0 if size == 0 else (size - self._head[1]) // CELL + 1
 
 
 class Model:
-    """All of the shared memory."""
+    """Holds all of the shared memory."""
 
     def __init__(self, shape: Shape) -> None:
         """Map it, empty."""
@@ -267,7 +267,7 @@ class Model:
 
     @property
     def stopping(self) -> bool:
-        """Whether everybody should end."""
+        """Tell whether everybody should end."""
         return bool(self._head[0])
 
     def stop(self) -> None:
@@ -275,17 +275,17 @@ class Model:
         self._head[0] = 1
 
     def new_serial(self) -> int:
-        """A serial number that no other file has or had. Under the lock of creation."""
+        """Return a serial number that no other file has or had. Under the lock of creation."""
         self._head[1] += 1
         return self._head[1]
 
     def beat(self, process: int, step: int) -> None:
-        """A process lives, and begins a step."""
+        """Note that a process lives, and begins a step."""
         self._steps[process] = step
         self._beats[process] = time.monotonic_ns()
 
     def last_beat(self, process: int) -> tuple[int, int]:
-        """When (monotonic ns) a process began its present step, and the step's number."""
+        """Return when (monotonic ns) a process began its present step, and the step's number."""
         return self._beats[process], self._steps[process]
 
     def note_staleness(self, process: int, milliseconds: int) -> None:
@@ -294,20 +294,20 @@ class Model:
 
     @property
     def staleness(self) -> int:
-        """The most of all processes, in milliseconds."""
+        """Return the most of all processes, in milliseconds."""
         return max(self._staleness)
 
     # -- files --------------------------------------------------------------------------------
 
     def find(self, serial: int) -> Slot | None:
-        """The slot of a file, unless it serves for another by now."""
+        """Return the slot of a file, unless it serves for another by now."""
         for slot in (*self.slots, *self.quiet):
             if serial and slot.serial == serial:
                 return slot
         return None
 
     def free_slot(self) -> Slot | None:
-        """One that nobody uses and no name leads to. Under the lock of creation."""
+        """Return one that nobody uses and no name leads to. Under the lock of creation."""
         named = {name for series in self.names for name in series.legal(series.floor)}
         named |= {series.latest for series in self.names}
         for slot in self.slots:

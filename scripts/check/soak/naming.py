@@ -1,4 +1,4 @@
-"""What a process does to names: create, replace, rename, exchange, link, unlink.
+"""Change names: create, replace, rename, exchange, link, unlink.
 
 The same for the mount and, where the source may change by itself, for the source.
 """
@@ -26,16 +26,16 @@ value."""
 
 
 class Naming:
-    """Names below one directory, which is the mount or the source."""
+    """Changes names below one directory, which is the mount or the source."""
 
     def __init__(self, p: Process, top: str, told: Told | None = None) -> None:
-        """``told``: called for each change, which is not binding yet; None if changes are at once."""
+        """Call ``told`` for each change, which is not binding yet; None if changes are at once."""
         self._p = p
         self._top = top
         self._told = told
 
     def path(self, name: int) -> str:
-        """Of a name."""
+        """Return the path of a name."""
         return f"{self._top}/{place(name)}"
 
     def set(self, values: Sequence[tuple[int, int]], call: Callable[[], None], what: str) -> None:
@@ -56,7 +56,7 @@ class Naming:
         p.counts[f"{'' if self._told is None else 'source: '}{what}"] += 1
 
     def _new_slot(self) -> Slot | None:
-        """A slot for a file that is about to be made; it is held."""
+        """Return a slot for a file that is about to be made; it is held."""
         p = self._p
         with p.locks.creation():
             slot = p.model.free_slot()
@@ -136,7 +136,7 @@ class Naming:
             )
 
     def link(self) -> None:
-        """One more name for a file."""
+        """Add one more name for a file."""
         p = self._p
         one, two = p.choose.sample(range(len(p.model.names)), 2)
         with p.locks.names(one, two):
@@ -169,22 +169,22 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def make(p: Process) -> None:
-    """Through the mount."""
+    """Make a file through the mount."""
     Naming(p, str(p.plan.mount)).make()
 
 
 def rename(p: Process) -> None:
-    """Through the mount."""
+    """Rename through the mount."""
     Naming(p, str(p.plan.mount)).rename()
 
 
 def link(p: Process) -> None:
-    """Through the mount."""
+    """Link through the mount."""
     Naming(p, str(p.plan.mount)).link()
 
 
 def unlink(p: Process) -> None:
-    """Through the mount."""
+    """Unlink through the mount."""
     Naming(p, str(p.plan.mount)).unlink()
 
 

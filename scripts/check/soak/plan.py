@@ -1,4 +1,4 @@
-"""What a soak was asked to be."""
+"""Hold what a soak was asked to be."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ QUIET = 2
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the processes need to know."""
+    """Holds all that the processes need to know."""
 
     seed: int
     seconds: float
@@ -53,15 +53,15 @@ class Plan:
 
     @property
     def plain(self) -> bool:
-        """Whether there is no mount."""
+        """Tell whether there is no mount."""
         return self.source == self.mount
 
     @property
     def source_changes(self) -> bool:
-        """Whether somebody changes the source behind the mount's back."""
+        """Tell whether somebody changes the source behind the mount's back."""
         return self.coherency != "none"
 
     @property
     def quiet_files(self) -> int:
-        """How many files are not opened again: they take a mount that watches the source."""
+        """Return how many files are not opened again: they take a mount that watches the source."""
         return QUIET if self.coherency == "watch" else 0

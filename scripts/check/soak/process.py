@@ -1,4 +1,4 @@
-"""One process of a soak: its open files, and the two things that all it does is made of.
+"""Run one process of a soak: its open files, and the two things that all it does is made of.
 
 ``read`` holds what a call gave against the rules. ``change`` publishes what a call is about to write.
 """
@@ -24,12 +24,12 @@ MAX_HANDLES = 6
 
 
 class IllegalError(Exception):
-    """Something happened that must not."""
+    """Says that something happened that must not."""
 
 
 @dataclass
 class Handle:
-    """An open file."""
+    """Is an open file."""
 
     fd: int
     flags: int
@@ -42,12 +42,12 @@ class Handle:
 
     @property
     def known(self) -> Slot | None:
-        """The file, if that is certain."""
+        """Return the file, if that is certain."""
         return self.slots[0][0] if len(self.slots) == 1 else None
 
     @property
     def label(self) -> str:
-        """For the journal."""
+        """Name it for the journal."""
         serials = "|".join(f"file {serial}." for _, serial in self.slots)
         return f"fd {self.fd} {serials}"
 
@@ -56,7 +56,7 @@ class Process:
     """See the module."""
 
     def __init__(self, plan: Plan, model: Model, index: int) -> None:
-        """After the fork."""
+        """Begin after the fork."""
         self.plan = plan
         self.model = model
         self.index = index
@@ -70,11 +70,11 @@ class Process:
     # -- names and files ----------------------------------------------------------------------
 
     def path(self, name: int) -> str:
-        """Of a name, through the mount."""
+        """Return the path of a name, through the mount."""
         return f"{self.plan.mount}/{place(name)}"
 
     def source_path(self, name: int) -> str:
-        """Of a name, in the source."""
+        """Return the path of a name, in the source."""
         return f"{self.plan.source}/{place(name)}"
 
     def open_settled(self, name: int, flags: int) -> Handle | None:
@@ -131,13 +131,13 @@ class Process:
         return self.keep(handle)
 
     def reopened(self, handle: Handle, slot: Slot, flags: int) -> int:
-        """A descriptor of the same file, opened anew: it must show all that was changed before."""
+        """Open the same file anew: it must show all that was changed before."""
         with self.binding(slot):
             return os.open(f"/proc/self/fd/{handle.fd}", flags)
 
     @contextmanager
     def binding(self, slot: Slot) -> Iterator[None]:
-        """Around an open: what the source had before it must be seen after it, by everybody."""
+        """Run an open: what the source had before it must be seen after it, by everybody."""
         latest = self._latest(slot)
         yield
         self._lift(slot, *latest)
@@ -151,7 +151,7 @@ class Process:
                 slot.lift(0, versions, size)
 
     def settled(self, name: int) -> Slot | None:
-        """The file of a name, if there is one and everybody must know. Under the name's lock."""
+        """Return the file of a name, if there is one and everybody must know. Under the name's lock."""
         series = self.model.names[name]
         if series.floor != series.latest_number:
             return None
@@ -162,7 +162,7 @@ class Process:
         slot.opens[self.index] += 1
 
     def release(self, slot: Slot) -> None:
-        """Not any longer."""
+        """Release it."""
         slot.opens[self.index] -= 1
 
     def keep(self, handle: Handle) -> Handle:
@@ -236,7 +236,7 @@ class Process:
     def may_have_missed_a_size(
         self, before: list[tuple[Slot, int, Seen]], offset: int, size: int, data: bytes
     ) -> bool:
-        """Whether a read is short as the kernel could not be made to take a size (docs/coherency.md).
+        """Tell whether a read is short as the kernel took no other size (docs/coherency.md).
 
         That takes a daemon that may not open files by handle. All bytes must be legal, and the file
         must have ended there before its source changed.
@@ -261,7 +261,7 @@ class Process:
         size: int,
         call: Callable[[], bytes],
     ) -> bytes:
-        """What a read gives when the kernel has had the time to take the size."""
+        """Return what a read gives when the kernel has had the time to take the size."""
         deadline = time.monotonic() + SLACK
         while True:
             data = call()
@@ -273,7 +273,7 @@ class Process:
     def _again(
         self, before: list[tuple[Slot, int, Seen]], offset: int, size: int, call: Callable[[], bytes]
     ) -> str:
-        """Whether what was illegal goes away by itself."""
+        """Tell whether what was illegal goes away by itself."""
         for delay in (0.0, 0.01, 0.1, 1.0):
             time.sleep(delay)
             data = call()
@@ -287,7 +287,7 @@ class Process:
         return "the same read stays illegal for more than a second"
 
     def _narrow(self, handle: Handle, wrong: list[int]) -> None:
-        """Files that a handle turned out not to be."""
+        """Exclude files that a handle turned out not to be."""
         for slot, serial in list(handle.slots):
             if slot.number in wrong:
                 handle.slots.remove((slot, serial))

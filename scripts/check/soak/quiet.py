@@ -1,4 +1,4 @@
-"""Files that the mount does not open again: only ``--coherency watch`` can tell that they changed.
+"""Keep files that the mount does not open again: only ``--coherency watch`` can tell that they changed.
 
 Each process opens them once, when it begins, and keeps them open. Everything else opens files all the
 time, and each open makes the mount look at the file, for the others' benefit, too. The source changes
@@ -31,7 +31,7 @@ CELLS = 64
 
 
 def path_below(top: Path, number: int) -> Path:
-    """Where one of these files is."""
+    """Return where one of these files is."""
     return top / f"quiet{number}"
 
 
@@ -46,12 +46,12 @@ def make(plan: Plan, model: Model) -> None:
 
 
 def turn(model: Model) -> int:
-    """The number of the file that is changed now."""
+    """Return the number of the file that is changed now."""
     return int(time.monotonic() / TURN) % len(model.quiet)
 
 
 class QuietFiles:
-    """One process's open files of that kind."""
+    """Holds one process's open files of that kind."""
 
     def __init__(self, p: Process) -> None:
         """Open them, by the page cache and past it."""

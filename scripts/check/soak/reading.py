@@ -1,4 +1,4 @@
-"""What a process does that changes nothing: reads of every kind, and looks at sizes and names."""
+"""Do what changes nothing: reads of every kind, and looks at sizes and names."""
 
 import errno
 import mmap
@@ -17,7 +17,7 @@ SIZES = (1, 100, 512, 1024, 4095, 4096, 5000, 16384, 32768, 40000, 65536, 131072
 
 
 def any_handle(p: Process) -> Handle | None:
-    """One that is open and can be read, or a new one."""
+    """Return one that is open and can be read, or a new one."""
     readable = [h for h in p.handles if h.flags & os.O_ACCMODE != os.O_WRONLY]
     if readable and p.choose.random() < 0.6:
         return p.choose.choice(readable)
@@ -34,7 +34,7 @@ def fresh(p: Process) -> Handle | None:
 
 
 def span(p: Process, handle: Handle) -> tuple[int, int]:
-    """An offset and a size; aligned if the handle is O_DIRECT."""
+    """Choose an offset and a size; aligned if the handle is O_DIRECT."""
     slot = handle.slots[0][0]
     most = slot.bound(slot.cells)
     end = slot.size.latest if p.choose.random() < 0.9 else most
@@ -48,7 +48,7 @@ def span(p: Process, handle: Handle) -> tuple[int, int]:
 
 
 def pread(p: Process) -> None:
-    """Anywhere, of any size."""
+    """Read anywhere, of any size."""
     if (handle := any_handle(p)) is None:
         return
     offset, size = span(p, handle)
@@ -68,7 +68,7 @@ def direct_read(fd: int, offset: int, size: int) -> bytes:
 
 
 def preadv(p: Process) -> None:
-    """Into several buffers."""
+    """Read into several buffers."""
     handle = any_handle(p)
     if handle is None or handle.flags & os.O_DIRECT:
         return
@@ -84,7 +84,7 @@ def preadv(p: Process) -> None:
 
 
 def stream(p: Process) -> None:
-    """Some steps of reading in sequence, as tar does."""
+    """Read some steps in sequence, as tar does."""
     handle = any_handle(p)
     if handle is None or handle.flags & os.O_DIRECT:
         return
@@ -114,7 +114,7 @@ def _all(fd: int, size: int) -> bytes:
 
 
 def sendfile(p: Process) -> None:
-    """Through a pipe, in the kernel."""
+    """Copy through a pipe, in the kernel."""
     handle = any_handle(p)
     if handle is None or handle.flags & os.O_DIRECT:
         return
@@ -133,7 +133,7 @@ def sendfile(p: Process) -> None:
 
 
 def mapping(p: Process) -> None:
-    """A look into a mapping of a file that nobody cuts."""
+    """Look into a mapping of a file that nobody cuts."""
     handle = any_handle(p)
     if handle is None or handle.flags & os.O_DIRECT or handle.known is None:
         return
@@ -156,7 +156,7 @@ def mapping(p: Process) -> None:
 
 
 def look_at_size(p: Process) -> None:
-    """By stat of an open file, or by its end."""
+    """Ask for the size by stat of an open file, or by its end."""
     if (handle := any_handle(p)) is None:
         return
     before = [(slot, slot.size.floor) for slot, _ in handle.slots]
@@ -173,7 +173,7 @@ def look_at_size(p: Process) -> None:
 
 
 def _end(p: Process, handle: Handle, before: list[tuple[Slot, int]]) -> int:
-    """The end of a file as the kernel sees it, which may be an old one for a while."""
+    """Return the end of a file as the kernel sees it, which may be an old one for a while."""
     deadline = time.monotonic() + SLACK
     while True:
         size = os.lseek(handle.fd, 0, os.SEEK_END)
@@ -184,7 +184,7 @@ def _end(p: Process, handle: Handle, before: list[tuple[Slot, int]]) -> int:
 
 
 def look_at_name(p: Process) -> None:
-    """Whether a name is there and what it leads to has a legal size."""
+    """Check whether a name is there and what it leads to has a legal size."""
     name = p.choose.randrange(len(p.model.names))
     series = p.model.names[name]
     with p.locks.creation(shared=True):
@@ -215,7 +215,7 @@ def look_at_name(p: Process) -> None:
 
 
 def listing(p: Process) -> None:
-    """All names of a directory."""
+    """List all names of a directory."""
     which = p.choose.randrange(2)
     names = [n for n in range(len(p.model.names)) if n % 2 == which]
     floors = {n: p.model.names[n].floor for n in names}
@@ -231,7 +231,7 @@ def listing(p: Process) -> None:
 
 
 def links(p: Process) -> None:
-    """What fstat says of an open file in general."""
+    """Check what fstat says of an open file in general."""
     if (handle := any_handle(p)) is None:
         return
     st = os.fstat(handle.fd)

@@ -1,4 +1,4 @@
-"""What a soak did, as a table, and whether it did what it should have."""
+"""Show what a soak did, as a table, and whether it did what it should have."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ WATCHED = ("quiet: write", "source: store", "read: quiet, mapping", "read: quiet
 
 
 def missing(plan: Plan, outcome: Outcome) -> list[str]:
-    """What a long soak should have done and did not."""
+    """Return what a long soak should have done and did not."""
     if plan.seconds < LONG:
         return []
     always = ALWAYS + (WATCHED if plan.quiet_files else ())
@@ -39,7 +39,7 @@ def missing(plan: Plan, outcome: Outcome) -> list[str]:
 
 
 def table(plan: Plan, outcome: Outcome, title: str) -> Table:
-    """All counts."""
+    """Make a table of all counts."""
     shown = Table(title=title, title_justify="left", show_header=False)
     shown.add_column()
     shown.add_column(justify="right")
@@ -55,7 +55,7 @@ def table(plan: Plan, outcome: Outcome, title: str) -> Table:
 
 
 def as_json(plan: Plan, outcome: Outcome, command: list[str]) -> dict[str, Any]:
-    """Everything, for a file."""
+    """Return everything, for a file."""
     return {
         "command": command,
         "seed": plan.seed,

@@ -1,4 +1,4 @@
-"""When a read is legal. Pure functions, no file system: ``tests/check/`` feeds them lies.
+"""Decide when a read is legal. Pure functions, no file system: ``tests/check/`` feeds them lies.
 
 A cell has one writer at a time, so its versions are a sequence. Three of them matter:
 
@@ -27,7 +27,7 @@ asked to be its own."""
 
 @dataclass(frozen=True)
 class Violation:
-    """An illegal read."""
+    """Says that a read was illegal."""
 
     what: str
     detail: str
@@ -37,7 +37,7 @@ class Violation:
 
 
 def check_size(size: int, legal: Sequence[int]) -> Violation | None:
-    """A size that stat told. ``legal`` are the sizes from the floor to what was begun.
+    """Check a size that stat told. ``legal`` are the sizes from the floor to what was begun.
 
     A change from one to the next may show any size between: large appends grow page by page.
     """
@@ -47,7 +47,7 @@ def check_size(size: int, legal: Sequence[int]) -> Violation | None:
 
 
 def check_length(offset: int, asked: int, got: int, legal: Sequence[int]) -> Violation | None:
-    """How much a read gave, by the sizes that the file may have had."""
+    """Check how much a read gave, by the sizes that the file may have had."""
     lengths = [max(0, min(asked, size - offset)) for size in legal]
     if min(lengths) <= got <= max(lengths):
         return None
@@ -57,14 +57,14 @@ def check_length(offset: int, asked: int, got: int, legal: Sequence[int]) -> Vio
 
 
 def ends_at(offset: int, asked: int, got: int, sizes: Sequence[int]) -> bool:
-    """Whether a read gave less than it asked for because the file had one of these sizes."""
+    """Tell whether a read gave less than it asked for because the file had one of these sizes."""
     return got < asked and any(max(0, size - offset) == got for size in sizes)
 
 
 def check_data(
     serial: int, shift: int, offset: int, data: bytes, floor: Sequence[int], begun: Sequence[int]
 ) -> Violation | None:
-    """What a read at ``offset`` gave. ``floor`` and ``begun`` are of the cells that it touches."""
+    """Check what a read at ``offset`` gave; ``floor`` and ``begun`` are of the cells it touches."""
     if not data:
         return None
     first = cell_at(offset, shift)
@@ -87,7 +87,7 @@ def check_data(
 
 
 def staleness(cells: Sequence[bytes], latest: Sequence[int], since: Sequence[int], began: int) -> int:
-    """For how many milliseconds a newer version of the stalest cell was complete when its read began.
+    """Return for how many ms a newer version of the stalest cell was complete when its read began.
 
     ``latest``: the versions that were complete then; ``since``: when they got so. That is a lower bound
     where a cell shows a version older than the last but one.
@@ -101,7 +101,7 @@ def staleness(cells: Sequence[bytes], latest: Sequence[int], since: Sequence[int
 
 
 def legal_versions(low: int, high: int) -> list[int]:
-    """The versions from the floor to what was begun. Of those in between the kind is not known."""
+    """Return the versions from the floor to what was begun. Of those between, no kind is known."""
     numbers = range((low >> 1) + 1, high >> 1)
     between = [number << 1 | kind for number in numbers for kind in (0, 1)]
     return list(dict.fromkeys([low, *between, high]))

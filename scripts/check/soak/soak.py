@@ -1,4 +1,4 @@
-"""One soak: set up, processes, a watch over them, a last look at everything, the end."""
+"""Run one soak: set up, processes, a watch over them, a last look at everything, the end."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ END_LIMIT = 90.0
 
 @dataclass
 class Outcome:
-    """What came of a soak."""
+    """Says what came of a soak."""
 
     found: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -84,7 +84,7 @@ def run(plan: Plan, options: list[str], prefix: tuple[str, ...]) -> Outcome:
 
 
 def _has_ended(fs: mounting.MountedFs, outcome: Outcome) -> bool:
-    """Whether the daemon has. Programs can know of that a moment before we do."""
+    """Tell whether the daemon has ended. Programs can know of that a moment before we do."""
     if outcome.found:
         with contextlib.suppress(subprocess.TimeoutExpired):
             fs.process.wait(1)
@@ -93,7 +93,7 @@ def _has_ended(fs: mounting.MountedFs, outcome: Outcome) -> bool:
 
 @contextlib.contextmanager
 def _noting(outcome: Outcome) -> Iterator[None]:
-    """A daemon that did not start, or complained in its log, is something found."""
+    """Note a daemon that did not start, or complained in its log."""
     try:
         yield
     except (AssertionError, subprocess.TimeoutExpired, OSError) as exc:
@@ -137,7 +137,7 @@ def _soak(plan: Plan, model: Model, outcome: Outcome, fs: mounting.MountedFs | N
 
 
 def _first_files(plan: Plan, model: Model) -> None:
-    """Something for every process to begin with."""
+    """Make something for every process to begin with."""
     evidence = plan.evidence / "first"
     evidence.mkdir()
     p = Process(replace(plan, evidence=evidence), model, 0)
@@ -156,7 +156,7 @@ def _watch(
     outcome: Outcome,
     fs: mounting.MountedFs | None,
 ) -> None:
-    """Until the time is over, somebody found something, dies or hangs."""
+    """Watch until the time is over, somebody found something, dies or hangs."""
     deadline = time.monotonic() + plan.seconds
     while time.monotonic() < deadline and not model.stopping:
         time.sleep(0.05)
@@ -182,7 +182,7 @@ def _hung(model: Model, children: dict[int, int]) -> str | None:
 
 
 def _dump_stacks(plan: Plan, children: dict[int, int], fs: mounting.MountedFs | None) -> None:
-    """Where everybody waits, as the kernel sees it."""
+    """Note where everybody waits, as the kernel sees it."""
     lines = []
     pids = [*children, *([fs.process.pid] if fs is not None else [])]
     for pid in pids:
@@ -263,12 +263,12 @@ def _look(model: Model, top: Path, when: str) -> list[str]:
 
 
 def slot_cell(shift: int, at: int) -> int:
-    """The cell of an offset."""
+    """Return the cell of an offset."""
     return cell_at(max(at, 0), shift)
 
 
 def keep_evidence(plan: Plan, outcome: Outcome, log: Path) -> None:
-    """Everything that helps to understand it, beside what the processes wrote."""
+    """Keep everything that helps to understand it, beside what the processes wrote."""
     (plan.evidence / "found.txt").write_text("\n\n".join(outcome.found) + "\n")
     (plan.evidence / "stats.json").write_text(json.dumps(outcome.stats, indent=2))
     (plan.evidence / "history.txt").write_text("\n".join(journal.merged(plan.evidence, last=20000)))

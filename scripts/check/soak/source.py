@@ -1,4 +1,4 @@
-"""Who changes the source behind the mount's back.
+"""Change the source behind the mount's back.
 
 What it does is not binding for readers at once: contents are when somebody has opened the file
 through the mount after the change (``Process.binding``), or with ``watch`` a second later; names
@@ -32,7 +32,7 @@ class Intruder:
         """Open files of that kind: a close would be an event, too."""
 
     def step(self) -> None:
-        """One change."""
+        """Make one change."""
         p = self._p
         self._promote()
         kinds = ("cells", "cells", "cells", "append", "cut", "punch", "name")
@@ -47,7 +47,7 @@ class Intruder:
         time.sleep(p.choose.choice((0, 0, 0.001, 0.01, 0.05)))
 
     def _promote(self) -> None:
-        """What is old enough is binding."""
+        """Make what is old enough binding."""
         now = time.monotonic()
         for later in (self._names, self._contents):
             while later and later[0][0] <= now:
@@ -183,7 +183,7 @@ class Intruder:
         p.counts["source: punch"] += 1
 
     def _source(self, slot: Slot, first: int) -> Callable[[list[int], int | None], None]:
-        """What ``Process.change`` tells of a change that is not binding yet."""
+        """Take what ``Process.change`` tells of a change that is not binding yet."""
 
         def told(versions: list[int], size: int | None) -> None:
             if self._p.plan.coherency != "watch":

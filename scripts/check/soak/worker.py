@@ -1,4 +1,4 @@
-"""The life of one process: its role, its steps, its end."""
+"""Live as one process: its role, its steps, its end."""
 
 import gc
 import json
@@ -24,13 +24,13 @@ ERA = 400
 
 
 def roles(plan: Plan) -> list[str]:
-    """What each process is: one disturbs, one changes the source, all others do everything."""
+    """Return what each process is: one disturbs, one changes the source, all others do everything."""
     special = ["disturb"] + (["source"] if plan.source_changes else [])
     return special + ["mixed"] * max(1, plan.processes - len(special))
 
 
 def live(plan: Plan, model: Model, index: int) -> int:
-    """Steps until it is time to stop. Returns the exit status."""
+    """Make steps until it is time to stop. Returns the exit status."""
     gc.freeze()
     p = Process(plan, model, index)
     step = _steps(p, roles(plan)[index])
@@ -81,7 +81,7 @@ def _steps(p: Process, role: str) -> Callable[[], None]:
 
 
 def evidence_of(directory: Path) -> list[str]:
-    """What the processes found."""
+    """Return what the processes found."""
     return [path.read_text() for path in sorted(directory.glob("found-*.txt"))]
 
 

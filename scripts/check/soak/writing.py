@@ -1,4 +1,4 @@
-"""What a process does to files through the mount."""
+"""Change files through the mount."""
 
 import ctypes
 import errno
@@ -20,7 +20,7 @@ CELLS_PER_BLOCK = 4
 
 
 def writable(p: Process) -> tuple[Handle, Slot] | None:
-    """An open file to write to, or a new one."""
+    """Return an open file to write to, or a new one."""
     found = [h for h in p.handles if h.flags & os.O_ACCMODE == os.O_RDWR and h.known is not None]
     if found and p.choose.random() < 0.7:
         handle = p.choose.choice(found)
@@ -82,7 +82,7 @@ def _direct(p: Process, handle: Handle, slot: Slot, offset: int, data: bytes) ->
 
 
 def _stash(p: Process, data: bytes) -> int:
-    """A private file with the data, on the same file system."""
+    """Make a private file with the data, on the same file system."""
     fd = os.open(
         f"{p.plan.mount}/.stash-{p.index}", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
     )
@@ -91,7 +91,7 @@ def _stash(p: Process, data: bytes) -> int:
 
 
 def _copy(p: Process, handle: Handle, slot: Slot, offset: int, data: bytes) -> None:
-    """What cp does: clone, else ``copy_file_range``."""
+    """Do what cp does: clone, else ``copy_file_range``."""
     stash = _stash(p, data)
     try:
         try:
@@ -109,7 +109,7 @@ def _copy(p: Process, handle: Handle, slot: Slot, offset: int, data: bytes) -> N
 
 
 def _splice(p: Process, handle: Handle, slot: Slot, offset: int, data: bytes) -> None:
-    """``sendfile`` from another file."""
+    """Copy by ``sendfile`` from another file."""
     stash = _stash(p, data)
     try:
         os.lseek(handle.fd, offset, os.SEEK_SET)
@@ -204,7 +204,7 @@ def cut(p: Process) -> None:
 
 
 def punch(p: Process) -> None:
-    """A hole, or zeros, where the file system can."""
+    """Punch a hole, or write zeros, where the file system can."""
     if (found := writable(p)) is None:
         return
     handle, slot = found
@@ -232,7 +232,7 @@ def punch(p: Process) -> None:
 
 
 def reserve(p: Process) -> None:
-    """Space beyond the end, which changes nothing that is seen."""
+    """Reserve space beyond the end, which changes nothing that is seen."""
     if (found := writable(p)) is None or not p.plan.holes:
         return
     must_fallocate(found[0].fd, FALLOC_FL_KEEP_SIZE, p.choose.randrange(1 << 17), 1 << 16)
@@ -260,14 +260,14 @@ def seek(p: Process) -> None:
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
-    """What became of a fallocate: its errno, 0 if it was done."""
+    """Return what became of a fallocate: its errno, 0 if it was done."""
     off_t = ctypes.c_int64
     failed = _libc.fallocate(fd, mode, off_t(offset), off_t(length))
     return ctypes.get_errno() if failed else 0
 
 
 def must_fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """Raises OSError."""
+    """Call it. Raises OSError."""
     if number := fallocate(fd, mode, offset, length):
         raise OSError(number, os.strerror(number))
 
@@ -313,7 +313,7 @@ def sync(p: Process) -> None:
 
 
 def attributes(p: Process) -> None:
-    """chmod, utimes set back, an extended attribute."""
+    """Change attributes: chmod, utimes set back, an extended attribute."""
     if (found := writable(p)) is None:
         return
     handle, _ = found
@@ -330,7 +330,7 @@ def attributes(p: Process) -> None:
 
 
 def close(p: Process) -> None:
-    """Some open file."""
+    """Close some open file."""
     if p.handles:
         p.close(p.choose.choice(p.handles))
 
