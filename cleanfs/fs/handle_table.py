@@ -51,8 +51,9 @@ class HandleTable:
         adopted = self._channel.adopt_handle(fh)
         if adopted is None:
             return None
-        inode, file, fd, flags, stream, writes = adopted
+        inode, file, fd, flags, stream, writes, nowait_tried_at = adopted
         handle = FileHandle(self._services, inode, file, fd, flags, stream, writes=writes)
+        handle.state.nowait_tried_at = nowait_tried_at
         self._files[fh] = handle
         self._channel.add_handle(fh, handle.state)
         return handle

@@ -256,7 +256,8 @@ class Channel:
         return self._scheduler.runnable > self._lock.woken
 
     def adopt_handle(self, fh: int) -> Any:  # noqa: ANN401  # its types are those of vfs, which is above
-        """Give up a file that was opened here: its inode, record, fd, flags, ``Stream``; if it writes.
+        """Give up a file that was opened here: its inode, record, fd, flags, ``Stream``; if it writes;
+        where it tried RWF_NOWAIT in vain.
 
         None if there is none with that number.
         """

@@ -14,9 +14,11 @@ from cleanfs.backends.ops import FileKey
 from cleanfs.fuse.protocol import FUSE_OPEN_IN as OPEN_IN
 from cleanfs.vfs import handles
 from cleanfs.vfs.coherency import Coherency
+from cleanfs.vfs.handles import FileHandle
 from cleanfs.vfs.node_ids import ROOT
 from tests.fs.metadata_rig import OPEN, THREAD, Opened
 from tests.fs.twins import Twins, needs_native, twins_over
+from tests.harness.served import READ, READ_IN
 
 pytestmark = needs_native
 
@@ -75,6 +77,30 @@ async def test_python_takes_over_a_file_that_it_must_handle(opened: Twins) -> No
     opened.compare()
     assert not await opened.is_served("release")
     opened.compare()
+
+
+async def test_a_cold_read_of_a_file_that_python_takes_over_tries_once_not_to_wait(
+    opened: Twins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await is_opened(opened)
+    with (opened.source / "a").open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    side, preadv, flags_seen = opened.sides[0], os.preadv, list[int]()
+
+    def noting(fd: int, buffers: list[memoryview], offset: int, flags: int) -> int:
+        flags_seen.append(flags)
+        return preadv(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", noting)
+    node, fh = side.fhs[0]
+    assert not side.served(READ, node, READ_IN.pack(fh, 0, 100, 0, 0, 0, 0), THREAD)
+    assert await side.read() == b"a"
+    handle = side.fs._handles[fh]  # noqa: SLF001  # no public access
+    assert isinstance(handle, FileHandle)
+    if not handle._source._fs.nowait:  # noqa: SLF001  # no public access
+        pytest.skip("the source does not know RWF_NOWAIT")
+    assert not any(flags & os.RWF_NOWAIT for flags in flags_seen)
 
 
 @pytest.mark.parametrize("flags", [os.O_NOATIME, os.O_TRUNC, os.O_WRONLY | os.O_TRUNC])

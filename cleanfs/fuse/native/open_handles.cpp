@@ -134,7 +134,8 @@ std::optional<OpenHandles::Adopted> OpenHandles::adopt(std::uint64_t fh) {
     const auto found = handles_.find(fh);
     if (found == handles_.end()) return std::nullopt;
     const Handle& handle = found->second;
-    const Adopted adopted{handle.inode, handle.state.file, handle.state.fd, handle.flags, handle.stream, handle.writable()};
+    const Adopted adopted{handle.inode, handle.state.file, handle.state.fd, handle.flags,
+                          handle.stream, handle.writable(), handle.state.nowait_tried_at};
     --adopted.file->pins;
     --adopted.file->handles;
     handles_.erase(found);

@@ -54,6 +54,7 @@ public:
         std::uint32_t flags;
         Stream stream;
         bool writes;
+        std::int64_t nowait_tried_at;
     };
     // Give up a file. Its fd still counts as one of the inode's.
     std::optional<Adopted> adopt(std::uint64_t fh);

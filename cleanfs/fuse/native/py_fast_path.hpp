@@ -59,7 +59,8 @@ public:
         OpenHandles* handles = fast_path_ == nullptr ? nullptr : fast_path_->open_handles();
         const auto adopted = handles == nullptr ? std::nullopt : handles->adopt(fh);
         if (!adopted) return nb::none();
-        return nb::make_tuple(nb::find(*adopted->inode), nb::find(*adopted->file), adopted->fd, adopted->flags, adopted->stream, adopted->writes);
+        return nb::make_tuple(nb::find(*adopted->inode), nb::find(*adopted->file), adopted->fd, adopted->flags, adopted->stream,
+                              adopted->writes, adopted->nowait_tried_at);
     }
 
     std::size_t own_handles() {
