@@ -373,6 +373,16 @@ async def test_the_absence_of_an_extended_attribute_is_served(twins: Twins, name
 
 
 @needs_native
+async def test_the_capabilities_of_an_open_file_need_no_other_fd(twins: Twins) -> None:
+    await twins.both("getattr", ROOT)
+    node = await twins.found(b"a")
+    await twins.both("open", node)
+    twins.on_both("park")
+    assert await twins.is_served("getxattr", node, CAPABILITY)
+    assert [inode.fd for inode in twins.inodes(node)] == [-1, -1]
+
+
+@needs_native
 async def test_an_extended_attribute_that_is_there_is_left_to_python(twins: Twins) -> None:
     node = await twins.found(b"a")
     os.setxattr(twins.source / "a", "user.some", b"value")

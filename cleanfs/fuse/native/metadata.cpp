@@ -24,7 +24,7 @@ constexpr std::uint64_t resolve_cached = 0x20;
 // What Python makes of a count that no kernel sends: it stays far below zero.
 constexpr std::uint64_t max_nlookup = std::uint64_t{1} << 62;
 
-constexpr std::string_view access_acl = "system.posix_acl_access", default_acl = "system.posix_acl_default";
+constexpr std::string_view capability = "security.capability", access_acl = "system.posix_acl_access", default_acl = "system.posix_acl_default";
 
 // namespace.lookup_cached: open a name without a wait, on this file system. -1 and errno if that fails.
 int open_cached(int directory, const char* name) {
@@ -209,10 +209,17 @@ bool Metadata::read_link(const Message& message, Channel& channel) {
 
 // CleanFS.getxattr, of an attribute that is not there.
 bool Metadata::get_xattr(const Message& message, Channel& channel) {
-    InodeState* inode = find_held(message.header().nodeid);
-    if (inode == nullptr || message.body().size() < sizeof(fuse_getxattr_in)) return false;
+    if (message.body().size() < sizeof(fuse_getxattr_in)) return false;
     const auto name = string_in(message.body().subspan(sizeof(fuse_getxattr_in)));
     if (!name) return false;
+    const InodeState* known = inodes_.find(message.header().nodeid);
+    if (*name == capability && known != nullptr && known->local && !known->open_fds.empty()) {  // Xattrs.capability
+        if (fgetxattr(known->open_fds.back(), name->data(), nullptr, 0) != -1 || errno != ENODATA) return false;
+        channel.reply(message.header().unique, -ENODATA, {});
+        return true;
+    }
+    InodeState* inode = find_held(message.header().nodeid);
+    if (inode == nullptr) return false;
     const bool is_acl = *name == access_acl || *name == default_acl;
     if (*name == access_acl && !inode->kernel->acl.empty()) return false;  // it may have been removed
     char path[32];
