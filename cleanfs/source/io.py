@@ -139,15 +139,6 @@ class Backing:
         policy.took(seconds, 0)
         return outcome()
 
-    async def list_in_thread(
-        self, fs: SourceFs, size: Callable[[T], int], call: Callable[[*Ts], T], *args: *Ts
-    ) -> T:
-        """List in a thread, and note how long that took: the result counts for ``size`` bytes."""
-        seconds, outcome = await self.in_thread(_timed, call, *args)
-        result = outcome()
-        fs.listings.took(seconds, size(result))
-        return result
-
     def stats(
         self, served_reads: tuple[int, int] = (0, 0), served_writes: tuple[int, int] = (0, 0)
     ) -> BackingStats:

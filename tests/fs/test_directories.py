@@ -4,7 +4,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import stat as stat_module
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -252,6 +254,40 @@ async def test_access_times_stay_if_the_program_says_so(twins: DirectoryTwins) -
 async def test_listings_that_may_wait_are_left_to_python(listing: DirectoryTwins) -> None:
     listing.directory_sides[0].listings.inline = False
     assert not await listing.is_served("readdir", 0)
+
+
+@pytest.fixture
+def cold_source(tmp_path: Path) -> Iterator[Path]:
+    """Make a source on an ext4 that was just mounted: its names are not in the dentry cache."""
+    maker = shutil.which("mkfs.ext4")
+    if os.geteuid() != 0 or maker is None:
+        pytest.skip("needs root and mkfs.ext4")
+    image, source = tmp_path / "image", tmp_path / "source"
+    image.touch()
+    os.truncate(image, 16 << 20)
+    source.mkdir()
+    subprocess.run([maker, "-q", "-m", "0", image], check=True, timeout=60)
+    if subprocess.run(["mount", "-o", "loop", image, source], check=False, timeout=60).returncode:
+        pytest.skip("no loop device")
+    try:
+        make_source(source)
+        subprocess.run(["umount", source], check=True, timeout=60)
+        subprocess.run(["mount", "-o", "loop", image, source], check=True, timeout=60)
+        yield source
+    finally:
+        subprocess.run(["umount", "-l", source], check=False, timeout=60)
+
+
+async def test_names_that_the_source_does_not_have_in_memory_are_left_to_python(
+    cold_source: Path,
+) -> None:
+    twins = DirectoryTwins(cold_source, Coherency.OPEN)
+    try:
+        await twins.opened(ROOT)
+        assert not await twins.is_served("readdir", 0)
+        assert await twins.is_served("readdir", 0)
+    finally:
+        await twins.close()
 
 
 async def test_fast_listings_in_threads_let_the_channel_list(listing: DirectoryTwins) -> None:

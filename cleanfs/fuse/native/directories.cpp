@@ -1,7 +1,6 @@
 #include "directories.hpp"
 
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -40,13 +39,9 @@ struct Dirent {
 
 bool is_dot(std::string_view name) { return name == dots[0] || name == dots[1]; }
 
-// namespace.lookup_here: open a name in a directory, and stat it, on this file system. What is mounted there gets no
-// request, as it may never reply. False and errno if that fails.
-bool stat_here(int directory, const char* name, Descriptor& found, struct stat& st) {
-    open_how how{};
-    how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
-    how.resolve = RESOLVE_NO_XDEV;
-    found.reset(static_cast<int>(syscall(SYS_openat2, directory, name, &how, sizeof how)));
+// namespace.lookup_cached: open and stat a name without a wait, on this file system. False and errno if that fails.
+bool stat_cached(int directory, const char* name, Descriptor& found, struct stat& st) {
+    found.reset(open_cached(directory, name));
     return found.get() >= 0 && fstat(found.get(), &st) == 0;
 }
 
@@ -109,15 +104,11 @@ bool Directories::list(const Message& message, Channel& channel) {
     if (inode == nullptr || inode->device != inodes_.device()) return false;
     const SourceFsState* fs = inodes_.source_fs(*inode);
     if (fs == nullptr) return false;
-    InlineState& policy = *fs->listings;
-    const std::int64_t began = now_ns();
-    if (!is_inline(policy, began)) return false;
-    const long sleeps = sleeps_of_thread();
+    std::shared_ptr<const Names> names = in->offset == 0 ? read_names(directory->fd, *fs->listings) : directory->names;
+    if (names == nullptr) return false;
     reply_size_ = in->size;
-    std::shared_ptr<const Names> names = in->offset == 0 ? read_names(directory->fd) : directory->names;
-    const bool filled = names != nullptr && fill(directory->fd, *inode, *names, in->offset);
-    note_return(policy, began, sleeps);
-    if (!filled || inodes_.by_node.size() + found_.size() > inodes_.max_inodes) return false;
+    if (!fill(directory->fd, *inode, *names, in->offset)) return false;
+    if (inodes_.by_node.size() + found_.size() > inodes_.max_inodes) return false;
     metadata_.reserve_unused(entries_.size());  // what may throw comes before a count is changed
     if (!enter(*inode)) return false;
     directory->names = std::move(names);
@@ -126,9 +117,12 @@ bool Directories::list(const Message& message, Channel& channel) {
     return true;
 }
 
-// A snapshot of all names but the dots. Null if that fails, or there are many. The directory is at its beginning before
-// and after that, as os.listdir() leaves it, and expects it.
-std::shared_ptr<const Names> Directories::read_names(int fd) {
+// A snapshot of all names but the dots. Null if that may wait, or fails, or there are many. The directory is at its
+// beginning before and after that, as os.listdir() leaves it, and expects it.
+std::shared_ptr<const Names> Directories::read_names(int fd, InlineState& policy) {
+    const std::int64_t began = now_ns();
+    if (!is_inline(policy, began)) return nullptr;
+    const long sleeps = sleeps_of_thread();
     auto names = std::make_shared<Names>();
     names_buffer_.resize(names_buffer_size);
     long size;
@@ -140,6 +134,7 @@ std::shared_ptr<const Names> Directories::read_names(int fd) {
             at += entry->length;
         }
     } while (size > 0 && names->size() <= max_names);
+    note_return(policy, began, sleeps);
     if (lseek(fd, 0, SEEK_SET) != 0 || size < 0 || names->size() > max_names) return nullptr;
     names->shrink_to_fit();
     return names;
@@ -165,7 +160,7 @@ Directories::Added Directories::add_dots(int fd, const InodeState& directory, st
     for (std::uint64_t at = offset; at < std::size(dots); ++at) {
         Descriptor parent;
         struct stat st;
-        const bool has_stat = is_root || at == 0 ? fstat(fd, &st) == 0 : stat_here(fd, "..", parent, st);
+        const bool has_stat = is_root || at == 0 ? fstat(fd, &st) == 0 : stat_cached(fd, "..", parent, st);
         if (!has_stat || st.st_dev != directory.device) return Added::for_python;
         const InodeState* known = at == 0 ? &directory : directory.parent;
         const bool is_numbered = known == nullptr || known->node == InodeState::root_node || known->ino != st.st_ino || known->node == st.st_ino;
@@ -181,7 +176,7 @@ Directories::Added Directories::add_name(int fd, const InodeState& directory, co
     if (directory.node == InodeState::root_node && name == inodes_.control_name) return Added::yes;
     Descriptor file;
     struct stat st;
-    if (!stat_here(fd, name.data(), file, st)) return errno == ENOENT ? Added::yes : Added::for_python;
+    if (!stat_cached(fd, name.data(), file, st)) return errno == ENOENT ? Added::yes : Added::for_python;
     if (st.st_dev != directory.device) return Added::for_python;
     InodeState* inode = inodes_.find(st.st_ino);
     const std::size_t place = reply_.size();

@@ -49,7 +49,7 @@ private:
     bool report_space(const Message& message, Channel& channel);
 
     DirectoryState* find(std::uint64_t fh) const;
-    std::shared_ptr<const Names> read_names(int fd);
+    std::shared_ptr<const Names> read_names(int fd, InlineState& policy);
     bool fill(int fd, const InodeState& directory, const Names& names, std::uint64_t offset);
     Added add_dots(int fd, const InodeState& directory, std::uint64_t offset);
     Added add_name(int fd, const InodeState& directory, const Names& names, std::size_t position);

@@ -26,17 +26,16 @@ constexpr std::uint64_t max_nlookup = std::uint64_t{1} << 62;
 
 constexpr std::string_view capability = "security.capability", access_acl = "system.posix_acl_access", default_acl = "system.posix_acl_default";
 
-// namespace.lookup_cached: open a name without a wait, on this file system. -1 and errno if that fails.
+bool is_dot(std::string_view name) { return name == "." || name == ".."; }
+
+}  // namespace
+
 int open_cached(int directory, const char* name) {
     open_how how{};
     how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
     how.resolve = resolve_cached | RESOLVE_NO_XDEV;
     return static_cast<int>(syscall(SYS_openat2, directory, name, &how, sizeof how));
 }
-
-bool is_dot(std::string_view name) { return name == "." || name == ".."; }
-
-}  // namespace
 
 std::optional<std::string_view> name_in(Bytes bytes) {
     const auto name = string_in(bytes);
