@@ -14,7 +14,7 @@ from cleanfs.cache.fingerprint import Fingerprint
 from cleanfs.cache.state import Stamps
 from cleanfs.fs.control import CONTROL_NAME, Control
 from cleanfs.linux import syscalls
-from cleanfs.source import namespace
+from cleanfs.source import file_handles, namespace
 from cleanfs.source.errors import HalfDoneError
 from cleanfs.source.namespace import Renamed
 from cleanfs.vfs.handles import Services
@@ -109,7 +109,7 @@ class NameChanges:
     ) -> None:
         """Record what ``unlink`` would (``channel.Calls``)."""
         parent, inode = self._inodes[parent_node], self._inodes[node]
-        key = inode.file_key or FileKey(inode.device, inode.ino, syscalls.name_to_handle(fd))
+        key = inode.file_key or FileKey(inode.device, inode.ino, file_handles.name_to_handle(fd))
         after_it = None if after is None else Fingerprint(*after, racy=True)
         self._tree.note_name_change(inode, key, Fingerprint(*before, racy=True), after_it, gone=gone)
         self._name_gone(inode.device, inode, parent, name)

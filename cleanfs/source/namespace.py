@@ -15,6 +15,7 @@ from typing import Self
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.linux import credentials, syscalls
+from cleanfs.source import file_handles
 from cleanfs.source.attributes import has_default_acl
 from cleanfs.source.errors import HalfDoneError, StaleError
 
@@ -57,7 +58,7 @@ class Changed:
 
 def file_key(fd: int, st: os.stat_result) -> FileKey:
     """Make the key of the file that ``fd`` (O_PATH too) refers to."""
-    return FileKey(st.st_dev, st.st_ino, syscalls.name_to_handle(fd))
+    return FileKey(st.st_dev, st.st_ino, file_handles.name_to_handle(fd))
 
 
 def lookup(parent_fd: int, name: bytes) -> Opened:

@@ -29,6 +29,7 @@ from typing import Final, Protocol
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.linux import syscalls
+from cleanfs.source import file_handles
 from cleanfs.source.errors import StaleError
 from cleanfs.source.identity import Rule, Rules
 from cleanfs.source.space_retry import SpaceRetry
@@ -346,7 +347,7 @@ class InodeTable:
     def hold_parked(self, node: int, fd: int) -> bool:
         """Take over ``fd`` if it refers to a parked inode, whose device, number and kind it has."""
         inode = self._nodes[node]
-        if inode.fd >= 0 or (inode.handle and syscalls.name_to_handle(fd) != inode.handle):
+        if inode.fd >= 0 or (inode.handle and file_handles.name_to_handle(fd) != inode.handle):
             return False
         self._hold(inode, fd, inode.ino)
         return True
@@ -413,7 +414,7 @@ class InodeTable:
                 continue
             if inode.handle is None:
                 try:
-                    inode.handle = syscalls.name_to_handle(inode.fd)
+                    inode.handle = file_handles.name_to_handle(inode.fd)
                 except OSError:
                     inode.handle = b""  # the source fails: the inode is known by its place
             if inode.dentry is not None:
@@ -522,6 +523,6 @@ class InodeTable:
 
 def _handle_of(fd: int) -> bytes | None:
     try:
-        return syscalls.name_to_handle(fd)
+        return file_handles.name_to_handle(fd)
     except OSError:  # if the source fails, a use of the file itself will report it
         return None

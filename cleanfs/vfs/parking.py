@@ -8,6 +8,7 @@ import os
 import stat as stat_module
 
 from cleanfs.linux import syscalls
+from cleanfs.source import file_handles
 from cleanfs.source.errors import StaleError
 from cleanfs.source.namespace import PATH_FLAGS
 from cleanfs.vfs.inode import Inode
@@ -22,7 +23,7 @@ def is_parked(parked: Inode, fd: int, st: os.stat_result) -> bool:
         return True
     if st.st_ino != parked.ino:
         return False
-    return not parked.handle or syscalls.name_to_handle(fd) == parked.handle
+    return not parked.handle or file_handles.name_to_handle(fd) == parked.handle
 
 
 def looks_like(inode: Inode, st: os.stat_result) -> bool:

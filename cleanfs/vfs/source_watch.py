@@ -35,6 +35,7 @@ from cleanfs.backends.ops import FileKey
 from cleanfs.linux import fanotify, syscalls
 from cleanfs.linux.fanotify import Event, Place
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS
+from cleanfs.source import file_handles
 from cleanfs.vfs.handles import Services
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.inodes import InodeTable
@@ -449,7 +450,7 @@ def _open_one(anchor: int, handle: bytes) -> FileKey | None:
         return None
     try:
         st = os.fstat(fd)
-        generation = syscalls.name_to_handle(fd) if stat_module.S_ISREG(st.st_mode) else b""
+        generation = file_handles.name_to_handle(fd) if stat_module.S_ISREG(st.st_mode) else b""
         return FileKey(st.st_dev, st.st_ino, generation)
     except OSError:
         return None

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from cleanfs.backends.ops import FileKey
 from cleanfs.linux import syscalls
 from cleanfs.linux.mounts import LOCAL_FILE_SYSTEMS
+from cleanfs.source import file_handles
 from cleanfs.source.errors import StaleError
 from cleanfs.source.identity import BY_PATH, Dentries, Rule, Rules, rule_of
 from cleanfs.source.namespace import PATH_FLAGS
@@ -89,7 +90,7 @@ class Renumbering:
         self.numbers: dict[int, int] = {}  # real number -> number
         root_fd = os.open(path, PATH_FLAGS)
         monkeypatch.setattr(syscalls, "event_handle", self.handle)
-        monkeypatch.setattr(syscalls, "name_to_handle", self.handle)
+        monkeypatch.setattr(file_handles, "name_to_handle", self.handle)
         device = os.fstat(root_fd).st_dev
         self.lost: list[FileKey] = []
         self.table = InodeTable(

@@ -14,7 +14,7 @@ from cleanfs.fuse.notify import Notifier
 from cleanfs.latency import Latencies
 from cleanfs.linux import syscalls
 from cleanfs.linux.mounts import FileSystemTypes, is_file_system_root
-from cleanfs.source import listing
+from cleanfs.source import file_handles, listing
 from cleanfs.source.errors import StaleError
 from cleanfs.source.identity import Rules
 from cleanfs.source.io import Backing
@@ -82,7 +82,8 @@ async def test_a_file_without_a_handle_is_found_all_the_same(
 
     (tmp_path / "f").touch()
     Export(tree.services, tree.inodes, tree)
-    monkeypatch.setattr(syscalls, "name_to_handle", fail)
+    for module in (syscalls, file_handles):
+        monkeypatch.setattr(module, "name_to_handle", fail)
     inode, st = await tree.look_up(tree.inodes.root, b"f")
     assert (inode.handle, st.st_size) == (None, 0)
     directory = os.open(tmp_path, os.O_RDONLY)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cleanfs.linux import syscalls
+from cleanfs.source import file_handles
 from cleanfs.source.errors import StaleError
 from cleanfs.source.namespace import PATH_FLAGS
 from cleanfs.vfs.inodes import LEAST_HELD
@@ -265,7 +266,7 @@ def test_a_failing_handle_call_neither_leaks_nor_fails_a_lookup(
 
     a = rig.lookup("a")
     rig.table.fd_budget = 1
-    monkeypatch.setattr(syscalls, "name_to_handle", failing)
+    monkeypatch.setattr(file_handles, "name_to_handle", failing)
     b = rig.lookup("b")
     assert (a.nlookup, b.nlookup) == (1, 1)
     assert rig.table.stats().held <= 3

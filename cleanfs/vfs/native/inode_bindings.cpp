@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "file_handles.hpp"
 #include "inode_state.hpp"
 #include "to_python.hpp"
 
@@ -216,7 +217,15 @@ nb::tuple to_python(const std::vector<int>& fds) {
 
 }  // namespace
 
+nb::bytes name_to_handle(int fd) {
+    const auto handle = handle_of(fd);
+    if (handle) return to_bytes(*handle);
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw nb::python_error();
+}
+
 void bind_inode_states(nb::module_& module) {
+    module.def("name_to_handle", &name_to_handle, "fd"_a);
     nb::class_<KernelViewState, KernelState>(module, "KernelViewState", "cleanfs.vfs.inode_state.KernelViewState.")
         .def(nb::init<>())
         .def_prop_rw("access", [](const KernelViewState& kernel) { return to_python(kernel.access); },

@@ -1,14 +1,18 @@
-#include "file_handles.hpp"
+// NFS file handles of the source's files.
+#pragma once
 
 #include <fcntl.h>
 
 #include <cerrno>
 #include <cstdint>
-#include <cstring>
+#include <optional>
+#include <string>
 
 namespace cleanfs {
 
-std::optional<std::string> handle_of(int fd) {
+// cleanfs.linux.syscalls.name_to_handle of an open file (O_PATH too): empty if the file system has none. None and errno if
+// that fails.
+inline std::optional<std::string> handle_of(int fd) {
     alignas(file_handle) unsigned char bytes[sizeof(file_handle) + MAX_HANDLE_SZ];
     auto* handle = reinterpret_cast<file_handle*>(bytes);
     handle->handle_bytes = MAX_HANDLE_SZ;
