@@ -285,6 +285,7 @@ async def test_names_that_the_source_does_not_have_in_memory_are_left_to_python(
     try:
         await twins.opened(ROOT)
         assert not await twins.is_served("readdir", 0)
+        twins.directory_sides[0].listings.inline = True  # it has waited for the disk
         assert await twins.is_served("readdir", 0)
     finally:
         await twins.close()

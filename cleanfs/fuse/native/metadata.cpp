@@ -34,7 +34,12 @@ int open_cached(int directory, const char* name) {
     open_how how{};
     how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
     how.resolve = resolve_cached | RESOLVE_NO_XDEV;
-    return static_cast<int>(syscall(SYS_openat2, directory, name, &how, sizeof how));
+    // It also fails while anything is being mounted, or renamed, on the machine.
+    for (int attempt = 0; attempt < 3; ++attempt) {
+        const auto fd = static_cast<int>(syscall(SYS_openat2, directory, name, &how, sizeof how));
+        if (fd >= 0 || errno != EAGAIN) return fd;
+    }
+    return -1;
 }
 
 std::optional<std::string_view> name_in(Bytes bytes) {
