@@ -74,7 +74,7 @@ from cleanfs.vfs.handles import (
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.inode_state import InodeStates
 from cleanfs.vfs.inodes import InodeTable
-from cleanfs.vfs.kernel_view import NOTHING
+from cleanfs.vfs.kernel_view import NOTHING, Told
 from cleanfs.vfs.node_ids import ROOT
 from cleanfs.vfs.open_files import LOOK_SECONDS, OpenFiles
 from cleanfs.vfs.root import ACL_NAMES, Root
@@ -171,6 +171,7 @@ class CleanFS(pyfuse3.Operations):
             close_directory=self._handles.close_directory,
             begin_writing=self._begin_writing,
             end_writing=self._end_writing,
+            change_refused=self._change_refused,
             created=self._opener.created,
             create_refused=self._create_refused,
             unlinked=self._names.unlinked,
@@ -189,6 +190,9 @@ class CleanFS(pyfuse3.Operations):
     def _end_writing(self, node: int, file: FileState) -> None:
         assert isinstance(file, CachedFile)
         end_writing(self._services, self._inodes[node], file)
+
+    def _change_refused(self, node: int, size: int, access: int, access_ctime: int) -> None:
+        self._rollback.undo_change(self._inodes[node], Told(size, access, access_ctime))
 
     def _create_refused(self, node: int) -> None:
         self._rollback.undo_made(self._inodes[node], NOTHING)

@@ -40,6 +40,10 @@ class ReplyRollback:
         """Register the undo of news that an inode changed (see ``invalidate``)."""
         on_refusal(functools.partial(self._invalidate, inode, before=before))
 
+    def undo_change(self, inode: Inode, before: Told) -> None:
+        """Undo news that an inode changed, as the reply was refused."""
+        self._invalidate(inode, before=before)
+
     def names(self, change: NameChange) -> None:
         """Register the undo of news that names changed."""
         on_refusal(functools.partial(self.undo_names, change))

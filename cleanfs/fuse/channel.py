@@ -94,6 +94,9 @@ class Calls:
     """Called with the node and record of a file that was opened for writing."""
     end_writing: Callable[[int, FileState], None]
     """Called with them when it is closed."""
+    change_refused: Callable[[int, int, int, int], None]
+    """Called with a node, and what the kernel was told of it before (``kernel_view.Told``), if it
+    refused a reply that told new attributes."""
     created: Callable[[int, bytes, int, int, bool], int]
     """Called with a directory's node, the name of a file that was created there, two fds of it, for
     data and for its path, and whether it may be written to. Takes over the second. Returns its node."""

@@ -23,7 +23,7 @@ from cleanfs.vfs import handles
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.node_ids import ROOT
-from tests.fs.metadata_rig import NO_ATTRIBUTE, THREAD, TIMEOUT, Entry, Watch
+from tests.fs.metadata_rig import LOOKUP, NO_ATTRIBUTE, THREAD, TIMEOUT, Entry, Watch
 from tests.fs.twins import Twins, needs_native, twins_over
 
 CAPABILITY = b"security.capability"
@@ -257,6 +257,23 @@ async def test_a_name_that_is_not_there_is_served(tmp_path: Path, mode: Coherenc
     async with twins_over(tmp_path, mode) as twins:
         await twins.both("lookup", ROOT, b"none")
         assert await twins.is_served("lookup", ROOT, b"none")  # the source's dentry cache has it now
+
+
+@needs_native
+async def test_a_name_that_is_not_cached_is_served_where_calls_do_not_wait(twins: Twins) -> None:
+    policies = [side.services.source_fs(side.table.root).names for side in twins.sides]
+    for policy in policies:
+        policy.inline = False
+        policy.returned()
+    assert not await twins.is_served("lookup", ROOT, b"absent")
+    for policy in policies:
+        policy.inline, policy.returned_at = True, 0.0
+    assert not twins.sides[0].served(LOOKUP, ROOT, b"no such name\0")
+    for policy in policies:
+        policy.inline = True
+        policy.returned()
+    assert await twins.is_served("lookup", ROOT, b"nor this")
+    assert policies[0].returned_at > 0
 
 
 @needs_native

@@ -12,6 +12,8 @@ import pytest
 from cleanfs.backends.ops import FileKey
 from cleanfs.cache.state import CacheState, FileState, HandleState, KernelState
 from cleanfs.fuse.session import native
+from cleanfs.vfs.directory_state import DirectoryState
+from cleanfs.vfs.inode_state import InodeStates
 from tests.harness.kernel import PID, Device
 from tests.harness.mounting import wait_until
 
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.skipif(
     native is None or not CacheState.native, reason="the native modules are not in use"
 )
 
-FSYNC = 20
+FSYNC, FSYNCDIR = 20, 30
 FH = 7
 
 
@@ -45,6 +47,21 @@ def replies(device: Device, count: int) -> list[tuple[int, int, bytes]]:
         assert select.select([device.kernel], [], [], 30)[0]
         found += device.replies()
     return found
+
+
+def test_a_directory_is_synced_without_python(device: Device, tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    channel = channel_of(device, fd)
+    inodes = InodeStates()
+    channel.serve_metadata(inodes)
+    device.send(FSYNCDIR, 2, body())
+    assert channel.receive_now().unique == 2
+    directory = DirectoryState(fd)
+    channel.add_directory(FH, directory)
+    device.send(FSYNCDIR, 4, body())
+    assert channel.receive_now() is None
+    assert replies(device, 1) == [(4, 0, b"")]
+    os.close(fd)
 
 
 @pytest.mark.parametrize("data_only", [False, True])

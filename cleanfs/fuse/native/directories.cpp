@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "attributes.hpp"
+#include "open_name.hpp"
 #include "file_handles.hpp"
 #include "inline_calls.hpp"
 

@@ -30,6 +30,12 @@ public:
     void add(std::uint64_t fh, DirectoryState& directory) { directories_[fh] = &directory; }
     void remove(std::uint64_t fh) { directories_.erase(fh); }
 
+    // The fd of an open directory; -1 if there is none by that number.
+    int fd_of(std::uint64_t fh) const {
+        const DirectoryState* directory = find(fh);
+        return directory == nullptr ? -1 : directory->fd;
+    }
+
     // Serve a request and send the reply. False if Python must.
     bool serve(const Message& message, Channel& channel);
 

@@ -36,7 +36,9 @@ bool FastPath::serve(const Message& message, Channel& channel) {
         switch (message.header().opcode) {
             case FUSE_READ: served = read(message, channel); break;
             case FUSE_WRITE: served = write(message, channel); break;
-            case FUSE_FSYNC: served = sync(message, channel); break;
+            case FUSE_FSYNC:
+            case FUSE_FSYNCDIR: served = sync(message, channel); break;
+            case FUSE_SETATTR: served = attribute_changes_ && attribute_changes_->set(message, channel); break;
             case FUSE_OPEN: served = open_handles_ && open_handles_->open(message, channel); break;
             case FUSE_RELEASE: served = open_handles_ && open_handles_->release(message, channel); break;
             case FUSE_CREATE: served = name_changes_ && name_changes_->create(message, channel); break;
@@ -227,17 +229,24 @@ bool FastPath::write(const Message& message, Channel& channel) {
     return true;
 }
 
-// FileHandle.sync. Its thread replies.
+// That of an open file or directory; -1 if it is not known here.
+int FastPath::fd_of(std::uint32_t opcode, std::uint64_t fh) {
+    if (opcode == FUSE_FSYNCDIR) return directories_ ? directories_->fd_of(fh) : -1;
+    const HandleState* handle = find(fh);
+    return handle == nullptr ? -1 : handle->fd;
+}
+
+// FileHandle.sync and DirHandle.sync. Its thread replies.
 bool FastPath::sync(const Message& message, Channel& channel) {
     const auto in = message.body_as<fuse_fsync_in>();
-    const HandleState* handle = in ? find(in->fh) : nullptr;
-    if (handle == nullptr) return false;
+    const int fd = in ? fd_of(message.header().opcode, in->fh) : -1;
+    if (fd < 0) return false;
     if (!sync_threads_) sync_threads_ = std::make_unique<SyncThreads>(channel.device());
     const bool data_only = (in->fsync_flags & FUSE_FSYNC_FDATASYNC) != 0;
     const std::uint64_t unique = message.header().unique;
     collect_synced();
     syncing_[unique] = {message.header()};  // first, as the call may end at once
-    if (sync_threads_->start(unique, handle->fd, data_only)) return true;
+    if (sync_threads_->start(unique, fd, data_only)) return true;
     syncing_.erase(unique);
     return false;
 }

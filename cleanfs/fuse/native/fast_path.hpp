@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "attribute_changes.hpp"
 #include "channel.hpp"
 #include "directories.hpp"
 #include "histogram.hpp"
@@ -36,6 +37,7 @@ public:
         directories_.emplace(inodes, *metadata_);
         open_handles_.emplace(caches_, inodes, *metadata_);
         name_changes_.emplace(inodes, *metadata_, *open_handles_);
+        attribute_changes_.emplace(caches_, inodes, *metadata_);
     }
 
     // The files that were opened here; null before `serve_metadata`.
@@ -79,6 +81,7 @@ private:
     bool read(const Message& message, Channel& channel);
     bool borrow(const FileState& file, const Range& range, std::byte* to) const;
     std::optional<std::size_t> read_source(HandleState& handle, const FileState& file, const Range& range, std::byte* to);
+    int fd_of(std::uint32_t opcode, std::uint64_t fh);
     bool sync(const Message& message, Channel& channel);
     void collect_synced();
     std::byte* buffer(std::size_t size);
@@ -91,6 +94,7 @@ private:
     std::optional<Directories> directories_;
     std::optional<OpenHandles> open_handles_;
     std::optional<NameChanges> name_changes_;
+    std::optional<AttributeChanges> attribute_changes_;
     std::unique_ptr<SyncThreads> sync_threads_;  // made for the first FSYNC
     struct Sync {
         fuse_in_header header;

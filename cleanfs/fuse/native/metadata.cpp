@@ -1,8 +1,6 @@
 #include "metadata.hpp"
 
 #include <fcntl.h>
-#include <linux/openat2.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -13,13 +11,12 @@
 
 #include "attributes.hpp"
 #include "file_handles.hpp"
+#include "inline_calls.hpp"
+#include "open_name.hpp"
 
 namespace cleanfs {
 
 namespace {
-
-// Of Linux 5.12, newer than some headers.
-constexpr std::uint64_t resolve_cached = 0x20;
 
 // What Python makes of a count that no kernel sends: it stays far below zero.
 constexpr std::uint64_t max_nlookup = std::uint64_t{1} << 62;
@@ -29,18 +26,6 @@ constexpr std::string_view capability = "security.capability", access_acl = "sys
 bool is_dot(std::string_view name) { return name == "." || name == ".."; }
 
 }  // namespace
-
-int open_cached(int directory, const char* name) {
-    open_how how{};
-    how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
-    how.resolve = resolve_cached | RESOLVE_NO_XDEV;
-    // It also fails while anything is being mounted, or renamed, on the machine.
-    for (int attempt = 0; attempt < 3; ++attempt) {
-        const auto fd = static_cast<int>(syscall(SYS_openat2, directory, name, &how, sizeof how));
-        if (fd >= 0 || errno != EAGAIN) return fd;
-    }
-    return -1;
-}
 
 std::optional<std::string_view> name_in(Bytes bytes) {
     const auto name = string_in(bytes);
@@ -122,6 +107,21 @@ bool Metadata::get_attributes(const Message& message, Channel& channel) {
     return true;
 }
 
+// Open a name in a directory: from the dentry cache, or by a call that may wait, where those do not (Tree.look_up). -1 and
+// errno if that fails.
+int Metadata::find_name(const InodeState& directory, const char* name) const {
+    const int cached = open_cached(directory.fd, name);
+    const SourceFsState* fs = inodes_.source_fs(directory);
+    if (cached >= 0 || errno != EAGAIN || fs == nullptr) return cached;
+    const std::int64_t began = now_ns();
+    if (!is_inline(*fs->names, began)) return errno = EAGAIN, -1;
+    const long sleeps = sleeps_of_thread();
+    const int found = open_here(directory.fd, name);
+    const int error = errno;
+    note_return(*fs->names, began, sleeps);
+    return errno = error, found;
+}
+
 // CleanFS.lookup.
 bool Metadata::look_up(const Message& message, Channel& channel) {
     InodeState* parent = find_held(message.header().nodeid);
@@ -130,7 +130,7 @@ bool Metadata::look_up(const Message& message, Channel& channel) {
     if (name->find('/') != name->npos || (parent->node == InodeState::root_node && *name == inodes_.control_name)) return false;
     if (inodes_.refused.contains(message.header().pid) || inodes_.by_node.size() > inodes_.max_inodes) return false;
 
-    Descriptor found(open_cached(parent->fd, name->data()));
+    Descriptor found(find_name(*parent, name->data()));
     if (found.get() < 0) {
         if (errno != ENOENT) return false;
         parent->used = true;

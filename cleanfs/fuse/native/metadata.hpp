@@ -26,9 +26,6 @@ bool may_access(const InodeState& inode, const struct stat& st, std::uint32_t ui
 // (namespace.forbid_slash).
 std::optional<std::string_view> name_in(Bytes bytes);
 
-// namespace.lookup_cached: open a name without a wait, on this file system. -1 and errno if that fails.
-int open_cached(int directory, const char* name);
-
 class Metadata {
 public:
     explicit Metadata(InodeStates& inodes) : inodes_(inodes) { unused_.reserve(1); }
@@ -55,6 +52,7 @@ public:
 
 private:
     bool get_attributes(const Message& message, Channel& channel);
+    int find_name(const InodeState& directory, const char* name) const;
     bool look_up(const Message& message, Channel& channel);
     bool read_link(const Message& message, Channel& channel);
     bool get_xattr(const Message& message, Channel& channel);

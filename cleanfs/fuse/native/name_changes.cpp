@@ -1,9 +1,7 @@
 #include "name_changes.hpp"
 
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -12,18 +10,11 @@
 
 #include "attributes.hpp"
 #include "inline_calls.hpp"
+#include "open_name.hpp"
 
 namespace cleanfs {
 
 namespace {
-
-// namespace.lookup_here: open a name, on this file system. -1 and errno if that fails.
-int open_here(int directory, const char* name) {
-    open_how how{};
-    how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
-    how.resolve = RESOLVE_NO_XDEV;
-    return static_cast<int>(syscall(SYS_openat2, directory, name, &how, sizeof how));
-}
 
 // Actor.is_daemon: nothing in the source depends on whether the requester acts, or the daemon for it.
 bool is_daemon(const fuse_in_header& requester) { return requester.uid == geteuid() && requester.gid == getegid(); }

@@ -102,6 +102,15 @@ void call_end_writing(InodeStates& states, std::uint64_t node, FileState& file) 
     }
 }
 
+void call_change_refused(InodeStates& states, std::uint64_t node, const KernelViewState::Told& before) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        static_cast<PyInodeStates&>(states).call("change_refused", node, before.size, to_python(before.access), to_python(before.access_ctime));
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the rollback of a refused reply");
+    }
+}
+
 InodeStates::Made call_created(InodeStates& states, const InodeStates::Created& created) noexcept {
     const nb::gil_scoped_acquire locked;
     try {
@@ -305,6 +314,7 @@ void bind_inode_states(nb::module_& module) {
                  states.close_directory = call_close_directory;
                  states.begin_writing = call_begin_writing;
                  states.end_writing = call_end_writing;
+                 states.change_refused = call_change_refused;
                  states.created = call_created;
                  states.create_refused = call_create_refused;
                  states.unlinked = call_unlinked;

@@ -123,6 +123,8 @@ struct InodeStates {
     // Operations' begin_writing and end_writing, with the GIL.
     void (*begin_writing)(InodeStates& states, std::uint64_t node, FileState& file) noexcept = nullptr;
     void (*end_writing)(InodeStates& states, std::uint64_t node, FileState& file) noexcept = nullptr;
+    // Operations' change_refused, with the GIL: the kernel was not told that a file has changed.
+    void (*change_refused)(InodeStates& states, std::uint64_t node, const KernelViewState::Told& before) noexcept = nullptr;
     // A file that the channel created.
     struct Created {
         std::uint64_t parent;
