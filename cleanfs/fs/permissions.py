@@ -15,7 +15,7 @@ from pyfuse3 import EntryAttributes, RequestContext
 from cleanfs.fuse.channel import Channel
 from cleanfs.fuse.protocol import FUSE_HANDLE_KILLPRIV_V2
 from cleanfs.source import attributes
-from cleanfs.source.attributes import NewAttributes, without_set_id
+from cleanfs.source.attributes import NO_ATTRIBUTES, NewAttributes, without_set_id
 from cleanfs.source.caller import Caller
 from cleanfs.source.errors import StaleError
 from cleanfs.source.self_copy import forbid_self_copy, open_to_read
@@ -28,8 +28,6 @@ from cleanfs.vfs.write_request import truncation_clears_set_id
 
 NOBODY_ELSE: Final = -1
 """The id for chown that keeps the owner. Such a chown moves ctime, and clears set-id bits."""
-
-NO_ATTRIBUTES: Final = NewAttributes()
 
 
 class Permissions:

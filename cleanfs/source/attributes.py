@@ -52,6 +52,9 @@ class NewAttributes:
     mtime_ns: int | None = None
 
 
+NO_ATTRIBUTES: Final = NewAttributes()
+
+
 def set_attributes(fd: int, io_fd: int, new: NewAttributes) -> tuple[os.stat_result, os.stat_result]:
     """Set attributes of the object of ``fd`` (O_PATH). Returns its attributes before and after.
 

@@ -75,6 +75,7 @@ class SourceFs(NowaitState):
         "nowait_probe",
         "nowait_write_probe",
         "reads",
+        "sizes",
         "write_nowait",
         "writes",
     )  # fmt: skip
@@ -89,6 +90,7 @@ class SourceFs(NowaitState):
         self.writes = InlinePolicy()
         self.names = InlinePolicy(steps=4)  # a rename is two lookups and more
         self.listings = InlinePolicy(steps=4)
+        self.sizes = InlinePolicy(steps=4)  # of small files
         self.nowait_probe = NowaitProbe(self)
         self.nowait_write_probe = NowaitProbe(NowaitState())
 
@@ -129,9 +131,8 @@ class Backing:
         limiter = cast(trio.CapacityLimiter, self.thread_limiter)
         return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
 
-    async def run_on_names(self, fs: SourceFs, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run a call on names of a local file system: inline, if those before it did not wait."""
-        policy = fs.names
+    async def run_by(self, policy: InlinePolicy, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run a call on a local file system: inline, if those of its kind before it did not wait."""
         if policy.inline and policy.recent:
             with watched(policy):
                 return call(*args)

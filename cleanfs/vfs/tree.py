@@ -22,8 +22,9 @@ from cleanfs.cache.files import CachedFile
 from cleanfs.cache.fingerprint import Fingerprint, fingerprint, own_fingerprint
 from cleanfs.linux import syscalls
 from cleanfs.source import attributes, namespace
-from cleanfs.source.attributes import NewAttributes
+from cleanfs.source.attributes import NO_ATTRIBUTES, NewAttributes
 from cleanfs.source.errors import HalfDoneError, StaleError
+from cleanfs.source.inline_policy import InlinePolicy
 from cleanfs.source.namespace import Actor, Changed, OpenedFile
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.handles import IO_FLAGS, Before, Services
@@ -42,6 +43,10 @@ FORGET_BATCH = 1024
 
 FORGET_SECONDS = 0.01
 """How many seconds the kernel has to send its FORGETs after that."""
+
+
+SMALL_BYTES = 1 << 20
+"""The most bytes on the disk that a file may have whose size is changed on the main thread."""
 
 
 SUSPICIOUS = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EBADF)
@@ -83,15 +88,15 @@ class Tree:
 
         It must not touch a file system that is mounted on a name: a server may never reply.
         """
-        services = self.services
-        if not (services.is_local(directory) and syscalls.can_open_here()):
+        if not (self.services.is_local(directory) and syscalls.can_open_here()):
             return await self.in_thread_with_retry(call, *args)
-        fs = services.source_fs(directory)
+        return await self._run_by(self.services.source_fs(directory).names, call, *args)
 
+    async def _run_by(self, policy: InlinePolicy, call: Callable[[*Ts], T], *args: *Ts) -> T:
         async def run(call: Callable[[*Ts], T], *args: *Ts) -> T:
-            return await services.backing.run_on_names(fs, call, *args)
+            return await self.services.backing.run_by(policy, call, *args)
 
-        return await services.space_retry.retrying(self._retry_emfile, run, call, *args)
+        return await self.services.space_retry.retrying(self._retry_emfile, run, call, *args)
 
     async def change_names(
         self, directory: Inode, actor: Actor, call: Callable[[*Ts, Actor], T], *args: *Ts
@@ -333,8 +338,8 @@ class Tree:
         if file is None:
             try:
                 call = attributes.set_attributes
-                in_thread = new.size is not None
-                _, after = await self._run_change(inode, in_thread, call, inode.fd, io_fd, new)
+                policy = self._policy_of(inode, new)
+                _, after = await self._run_change(inode, policy, call, inode.fd, io_fd, new)
             except OSError:
                 self.services.notifier.inode(inode.node)  # a part may have been done
                 raise
@@ -342,26 +347,49 @@ class Tree:
         pagecache, size = self.services.pagecache, new.size
         async with pagecache.changing(file) if size is None else pagecache.mutating(file, size):
             before, after = await self._change_or_distrust(
-                inode, file, size is not None, attributes.set_attributes, inode.fd, io_fd, new
+                inode,
+                file,
+                self._policy_of(inode, new),
+                attributes.set_attributes,
+                inode.fd,
+                io_fd,
+                new,
             )
             moves_mtime = size is not None or new.mtime_ns is not None
             self._check_own_change(inode, file, before, after, size=size, moves_mtime=moves_mtime)
         return after
 
+    def _policy_of(self, inode: Inode, new: NewAttributes) -> InlinePolicy | None:
+        """Return the policy for a change of attributes; None if it must be made in a thread.
+
+        To cut a large file frees many blocks.
+        """
+        if not self.services.is_local(inode):
+            return None
+        fs = self.services.source_fs(inode)
+        if new.size is None:
+            return fs.names
+        return fs.sizes if os.fstat(inode.fd).st_blocks * 512 <= SMALL_BYTES else None
+
     async def _run_change(
-        self, inode: Inode, in_thread: bool, call: Callable[[*Ts], T], *args: *Ts
+        self, inode: Inode, policy: InlinePolicy | None, call: Callable[[*Ts], T], *args: *Ts
     ) -> T:
-        """Change attributes inline if possible; a size ``in_thread``, as it frees or takes blocks."""
-        if in_thread:
+        """Change attributes: inline if its policy allows it, or without one in a thread."""
+        if policy is None:
             return await self.in_thread_with_retry(call, *args)
-        return await self.run_on_names(inode, call, *args)
+        return await self._run_by(policy, call, *args)
 
     async def _change_or_distrust(
-        self, inode: Inode, file: CachedFile, in_thread: bool, call: Callable[[*Ts], T], *args: *Ts
+        self,
+        inode: Inode,
+        file: CachedFile,
+        policy: InlinePolicy | None,
+        call: Callable[[*Ts], T],
+        *args: *Ts,
     ) -> T:
         """Change attributes; distrust the file if that fails, because a part may have been done."""
         try:
-            return await self._run_change(inode, in_thread, call, *args)
+            return await self._run_change(inode, policy, call, *args)
         except BaseException:
             self.services.coherency.distrust(file)
             self.services.notifier.inode(inode.node)
@@ -480,7 +508,8 @@ class Tree:
             await self.in_thread_with_retry(call, *args)
             return
         async with self.services.pagecache.changing(file):
-            before, after = await self._change_or_distrust(inode, file, in_thread, call, *args)
+            policy = None if in_thread else self._policy_of(inode, NO_ATTRIBUTES)
+            before, after = await self._change_or_distrust(inode, file, policy, call, *args)
             self._check_own_change(inode, file, before, after, size=None, moves_mtime=False)
 
     def ask_to_forget(self) -> None:

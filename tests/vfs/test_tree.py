@@ -72,6 +72,31 @@ async def test_a_truncate_is_visible_as_a_mutation_while_it_waits(
     assert (tmp_path / "f").read_bytes() == b"x" * 5
 
 
+async def test_the_size_of_a_small_file_is_changed_inline_where_that_does_not_wait(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_threads = 0
+    in_thread = tree.services.backing.in_thread
+
+    async def count(*args: object) -> object:
+        nonlocal in_threads
+        in_threads += 1
+        return await in_thread(*args)  # type: ignore[arg-type]  # it passes them on
+
+    for name, size in (("small", 10_000), ("large", 2 << 20)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    small, _ = await tree.look_up(tree.inodes.root, b"small")
+    large, _ = await tree.look_up(tree.inodes.root, b"large")
+    monkeypatch.setattr(tree.services.backing, "in_thread", count)
+    policy = tree.services.source_fs(small).sizes
+    for inode, is_inline, expected in ((small, False, 1), (large, True, 2), (small, True, 2)):
+        policy.inline = is_inline
+        policy.returned()
+        await tree.set_attributes(inode, -1, NewAttributes(size=5))
+        assert in_threads == expected
+    assert (tmp_path / "small").read_bytes() == b"x" * 5
+
+
 async def test_a_parked_inode_is_found_by_its_path_its_handle_or_its_open_file(
     tree: Tree, tmp_path: Path
 ) -> None:
