@@ -152,8 +152,11 @@ class NameTwins:
 
 
 def node_of(side: Side, name: bytes) -> int:
-    """Return the node of a file by its name in the source's root, which is that of b""."""
-    return os.lstat(name, dir_fd=side.table.root.fd).st_ino if name else ROOT
+    """Return the node of a file by its name in the source's root, which is that of b""; 0 for none."""
+    if not name:
+        return ROOT
+    inode = side.table.find(os.lstat(name, dir_fd=side.table.root.fd))
+    return 0 if inode is None else inode.node
 
 
 async def unlink(side: Side, parent: int, name: bytes, uid: int) -> int:
