@@ -92,6 +92,8 @@ class DirectorySide(Side):
 
     directories: list[tuple[int, FileHandleT]] = field(default_factory=list)
     """The nodes and handles of open directories, in the order in which they were opened."""
+    may_list: bool | None = True
+    """Whether listings are to be made inline, however busy the machine is; None leaves that to them."""
 
     @property
     def listings(self) -> InlinePolicy:
@@ -114,7 +116,9 @@ class DirectorySide(Side):
 
     async def readdir(self, nth: int, offset: int = 0, size: int = 32768) -> list[Listed] | int:
         node, fh = self.directories[nth]
-        self.listings.returned_at = math.inf  # it may be long ago on a busy machine
+        if self.may_list is not None:
+            self.listings.inline = self.may_list
+        self.listings.returned_at = math.inf
         if self.served(READDIRPLUS, node, READ_IN.pack(fh, offset, size, 0, 0, 0, 0)):
             error, body = self._reply()
             assert not error
@@ -192,8 +196,6 @@ class DirectoryTwins(Twins):
     ) -> None:
         super().__init__(source, mode, watch, exports=exports)
         self.directory_sides = cast(list[DirectorySide], self.sides)
-        for side in self.directory_sides:
-            side.listings.inline = True
 
     async def opened(self, node: int) -> None:
         """Open a directory, which must be possible."""

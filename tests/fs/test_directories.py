@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleanfs.fs.control import CONTROL_NAME
+from cleanfs.linux.mounts import FileSystemTypes
 from cleanfs.vfs import handles
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.inode import Inode
@@ -102,14 +103,14 @@ async def test_a_listing_keeps_to_its_snapshot(listing: DirectoryTwins) -> None:
 
 async def test_both_continue_from_a_snapshot_of_the_other(listing: DirectoryTwins) -> None:
     native = listing.directory_sides[0]
-    native.listings.inline = False
+    native.may_list = False
     first = await listing.listed(size=400)
-    native.listings.inline = True
+    native.may_list = True
     (listing.source / "new").touch()
     assert await listing.is_served("readdir", 0, first[-1].next)
     assert await listing.is_served("readdir", 0)
     (listing.source / "newer").touch()
-    native.listings.inline = False
+    native.may_list = False
     rest = await listing.listed(offset=first[-1].next)
     assert b"new" in {entry.name for entry in first + rest}
     assert b"newer" not in {entry.name for entry in rest}
@@ -252,7 +253,7 @@ async def test_access_times_stay_if_the_program_says_so(twins: DirectoryTwins) -
 
 # -- READDIRPLUS that is left to Python --------------------------------------------------------------
 async def test_listings_that_may_wait_are_left_to_python(listing: DirectoryTwins) -> None:
-    listing.directory_sides[0].listings.inline = False
+    listing.directory_sides[0].may_list = False
     assert not await listing.is_served("readdir", 0)
 
 
@@ -285,7 +286,6 @@ async def test_names_that_the_source_does_not_have_in_memory_are_left_to_python(
     try:
         await twins.opened(ROOT)
         assert not await twins.is_served("readdir", 0)
-        twins.directory_sides[0].listings.inline = True  # it has waited for the disk
         assert await twins.is_served("readdir", 0)
     finally:
         await twins.close()
@@ -293,7 +293,7 @@ async def test_names_that_the_source_does_not_have_in_memory_are_left_to_python(
 
 async def test_fast_listings_in_threads_let_the_channel_list(listing: DirectoryTwins) -> None:
     side = listing.directory_sides[0]
-    side.listings.inline = False
+    side.may_list = None
     for _ in range(100):
         await listing.listed()
         if side.listings.inline:
@@ -312,13 +312,14 @@ async def test_a_directory_whose_names_a_thread_reads_is_left_to_python(
     assert await listing.is_served("readdir", 0)
 
 
-async def test_a_directory_of_a_server_is_left_to_python(twins: DirectoryTwins) -> None:
-    for side in twins.sides:
-        side.services.types._types[side.table.root.device] = "nfs"  # noqa: SLF001  # another type
-    await twins.opened(ROOT)
-    for side in twins.directory_sides:
-        side.listings.inline = True
-    assert not await twins.is_served("readdir", 0)
+async def test_a_directory_of_a_server_is_left_to_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileSystemTypes, "__getitem__", lambda *_: "nfs")
+    async with twins_over(tmp_path) as twins:
+        assert not await twins.is_served("opendir", ROOT)
+        assert not await twins.is_served("readdir", 0)
+        assert not await twins.is_served("statfs")
 
 
 async def test_a_listing_waits_in_python_for_the_invalidation_of_a_file(
@@ -529,6 +530,6 @@ async def run_step(twins: DirectoryTwins, step: str, name: bytes, clock: SimpleN
     elif step == "wait":
         clock.now += 10**12
     elif step == "thread":
-        twins.directory_sides[0].listings.inline ^= True
+        twins.directory_sides[0].may_list = not twins.directory_sides[0].may_list
     elif step in ("write", "chmod", "unlink", "replace", "link", "move"):
         change_source(step, twins.source / os.fsdecode(name))
