@@ -2,7 +2,7 @@
 
 import os
 import stat as stat_module
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.linux import syscalls
@@ -11,25 +11,40 @@ from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.node_ids import NodeIds
 from cleanfs.vfs.parking import is_parked, looks_like
 
+Id = int | tuple[int, int | bytes]
+"""What identifies an inode: ``NodeIds.key``, or device and file handle."""
+
 
 class InodeIndex:
     """Finds the inodes of one table by what identifies them.
 
-    Invariant: it holds the inode that the source has now under a pair (device, inode number). Where
-    numbers do not last it holds only inodes with a descriptor.
+    Invariant: it holds the inode that the source has now under a pair (device, inode number), and each
+    that it holds is ``current``. Where numbers do not last it holds only inodes with a descriptor. Most
+    node ids are inode numbers (``NodeIds``): such inodes are found in the table itself.
     """
 
-    def __init__(self, rules: Rules, node_ids: NodeIds, lost: Callable[[FileKey], None]) -> None:
-        """Call ``lost`` with each file that nothing leads to any more, though it may be there."""
+    def __init__(
+        self,
+        rules: Rules,
+        node_ids: NodeIds,
+        nodes: Mapping[int, Inode],
+        lost: Callable[[FileKey], None],
+    ) -> None:
+        """Index the table ``nodes``.
+
+        ``lost`` is called with each file that nothing leads to any more, though it may be there.
+        """
         self._rules = rules
         self._node_ids = node_ids
+        self._nodes = nodes
         self._lost = lost
-        self._by_id: dict[int | tuple[int, int | bytes], Inode] = {}  # by _id
+        self._by_id: dict[Id, Inode] = {}  # by _id, if that is not the node id
         self._dentries = Dentries()
 
     def __iter__(self) -> Iterator[Inode]:
         """Yield every inode in the index."""
-        return iter(self._by_id.values())
+        yield from (inode for inode in self._nodes.values() if self._is_at_node(inode))
+        yield from self._by_id.values()
 
     def clear(self) -> None:
         """Forget all."""
@@ -41,12 +56,23 @@ class InodeIndex:
 
     def by_id(self, device: int, ino: int) -> Inode | None:
         """Find the inode of a (device, inode number) pair, if the kernel knows it."""
-        return self._by_id.get(self._node_ids.key(device, ino))
+        return self._get(self._node_ids.key(device, ino))
+
+    def _get(self, key: Id) -> Inode | None:
+        if isinstance(key, int):
+            inode = self._nodes.get(key)
+            if inode is not None and self._is_at_node(inode):
+                return inode
+        return self._by_id.get(key)
+
+    def _is_at_node(self, inode: Inode) -> bool:
+        """Tell whether an inode is in the index by its node id: its number on the first file system."""
+        return inode.ino == inode.node and inode.current and inode.dentry is None
 
     def find_opened(self, fd: int, st: os.stat_result, parent: Inode, name: bytes) -> Inode | None:
         """Find the inode of what a lookup opened."""
         if self._rules[st.st_dev] is Rule.INODE:
-            inode = self._by_id.get(self._node_ids.key(st.st_dev, st.st_ino))
+            inode = self.find(st)
             if inode is not None and inode.fd < 0 and not is_parked(inode, fd, st):
                 return None  # the number was given to another file while this one was parked
             return inode
@@ -60,7 +86,7 @@ class InodeIndex:
         """Find the inode of what a listing saw."""
         kind = stat_module.S_IFMT(st.st_mode)
         if self._rules[st.st_dev] is Rule.INODE:
-            inode = self._by_id.get(self._node_ids.key(st.st_dev, st.st_ino))
+            inode = self.find(st)
             return None if inode is not None and inode.fd < 0 and kind != inode.kind else inode
         inode = self._at(st.st_dev, parent, name)
         if inode is None:
@@ -137,19 +163,22 @@ class InodeIndex:
     def add(self, inode: Inode) -> None:
         """Add the inode that the source has now under its pair."""
         key = self._id(inode)
-        before = self._by_id.get(key)
+        before = self._get(key)
         if before is not None:
             before.current = False
-        self._by_id[key] = inode
+            self._by_id.pop(key, None)
+        if key != inode.node:
+            self._by_id[key] = inode
         inode.current = True
 
     def discard(self, inode: Inode) -> None:
         """Remove an inode that may not be there any more."""
-        if self._by_id.get(self._id(inode)) is inode:
-            del self._by_id[self._id(inode)]
+        key = self._id(inode)
+        if self._get(key) is inode:
+            self._by_id.pop(key, None)
             inode.current = False
 
-    def _id(self, inode: Inode) -> int | tuple[int, int | bytes]:
+    def _id(self, inode: Inode) -> Id:
         if inode.dentry is not None:
             return inode.device, inode.handle or inode.ino
         return self._node_ids.key(inode.device, inode.ino)

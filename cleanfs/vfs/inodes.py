@@ -95,9 +95,9 @@ class InodeTable:
         self.max_inodes = max_inodes
         self._generations = count(1)
         self._node_ids = NodeIds(st.st_dev)
-        self._index = InodeIndex(rules, self._node_ids, lost)
         self._mount_fds: dict[int, int] = {st.st_dev: os.open(".", os.O_RDONLY, dir_fd=root_fd)}
         self._nodes: OrderedDict[int, Inode] = OrderedDict()  # least recently used first
+        self._index = InodeIndex(rules, self._node_ids, self._nodes, lost)
         self._held: OrderedDict[int, Inode] = OrderedDict()  # by node, least recently used first
         self._parked_total = 0
         self.forgotten = 0
@@ -504,11 +504,11 @@ class InodeTable:
 
     def _drop(self, inode: Inode) -> None:
         self.forgotten += 1
+        self._index.discard(inode)
         # The tables may have a successor of the inode by now.
         if self._nodes.get(inode.node) is inode:
             del self._nodes[inode.node]
             self.states.remove(inode)
-        self._index.discard(inode)
         if self._held.get(inode.node) is inode:
             del self._held[inode.node]
         if self._watcher is not None:

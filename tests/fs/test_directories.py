@@ -169,6 +169,12 @@ async def test_a_user_whose_access_is_as_the_kernel_was_told_may_open(twins: Dir
     assert await twins.is_served("opendir", directory, USER)
 
 
+async def test_a_user_may_open_what_the_kernel_was_told_nothing_of(twins: DirectoryTwins) -> None:
+    assert await twins.is_served("opendir", ROOT, USER)
+    (twins.source / "new").touch()  # its ctime moves
+    assert await twins.is_served("opendir", ROOT, USER)
+
+
 async def test_a_user_opens_by_python_if_mode_or_acl_may_have_changed(twins: DirectoryTwins) -> None:
     directory = await twins.found(b"dir")
     (twins.source / "dir").chmod(0o700)
