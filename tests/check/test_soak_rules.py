@@ -210,6 +210,10 @@ def test_a_slot_remembers_the_sizes_from_before_the_source_changed(model: Model)
     assert slot.missed_sizes(slot.size.floor) == [0, 10], "20 is still legal"
     slot.size.lift(number)
     assert slot.missed_sizes(slot.size.floor) == [0, 10, 20]
+    slot.size.begin(37)
+    assert slot.missed_sizes(slot.size.floor) == [0, 10, 20, 7, 17, 27], "7 are being appended"
+    slot.size.lift(slot.size.done())
+    assert slot.missed_sizes(slot.size.floor) == [0, 10, 20, 7, 17, 27]
     for size in range(RING):
         slot.size.begin(size)
         slot.size.lift(slot.size.done())

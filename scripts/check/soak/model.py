@@ -188,8 +188,16 @@ class Slot:
         self._head[3] = number
 
     def missed_sizes(self, floor: int) -> list[int]:
-        """Return the sizes from before the source's last change of size, none of which is legal."""
-        return self.size.before(min(floor, self._head[3]))
+        """Return sizes that the kernel may have kept, none of which is legal.
+
+        They are those from before the source's last change of size. What programs have appended since
+        then, the kernel counts from there.
+        """
+        number = self._head[3]
+        missed = self.size.before(min(floor, number))
+        set_in_source, *since = self.size.legal(number) or [0]
+        appended = [size - set_in_source for size in since if size > set_in_source]
+        return missed + [old + count for count in appended for old in missed]
 
     @property
     def in_use(self) -> bool:
