@@ -385,6 +385,8 @@ async def test_a_number_that_was_given_to_another_kind_is_left_to_python(
     for inode in listing.inodes(node):
         inode.kind = stat_module.S_IFDIR  # a directory had that number when it was listed
     assert not await listing.is_served("readdir", 0)
+    for inode in listing.inodes(node):
+        inode.kind = stat_module.S_IFREG
     assert not await listing.is_served("readdir", 0)  # the kernel has two inodes of that number now
 
 
