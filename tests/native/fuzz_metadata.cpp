@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "directories.hpp"
+#include "attribute_changes.hpp"
 #include "fuzz_main.hpp"
 #include "metadata.hpp"
 #include "name_changes.hpp"
@@ -67,7 +68,7 @@ using cleanfs::OpenHandles;
 constexpr const char* names[] = {"a", "b", "dir", "link", "none", "..", "a/b", ".cleancache", ""};
 constexpr std::uint32_t opcodes[] = {FUSE_LOOKUP,   FUSE_LOOKUP,   FUSE_GETATTR, FUSE_FORGET,
                                      FUSE_READLINK, FUSE_GETXATTR, FUSE_BATCH_FORGET, FUSE_RENAME2,
-                                     FUSE_OPEN,     FUSE_OPEN,     FUSE_RELEASE, FUSE_UNLINK, FUSE_CREATE, FUSE_CREATE,
+                                     FUSE_OPEN,     FUSE_OPEN,     FUSE_RELEASE, FUSE_UNLINK, FUSE_SETATTR, FUSE_CREATE, FUSE_CREATE,
                                      FUSE_OPENDIR,  FUSE_READDIRPLUS, FUSE_READDIRPLUS, FUSE_RELEASEDIR,
                                      FUSE_STATFS};
 constexpr std::uint64_t max_fh = 4;  // of directories
@@ -127,6 +128,9 @@ public:
             inode->nlookup = 1;
             table.nodes.push_back(inode->node);
             return Made{inode, false};
+        };
+        change_refused = [](InodeStates& states, std::uint64_t node, const KernelViewState::Told& before) noexcept {
+            states.find(node)->kernel->rollback(before);
         };
         create_refused = [](InodeStates& states, std::uint64_t node) noexcept { states.find(node)->nlookup = 0; };
         can_act = true;
@@ -328,6 +332,15 @@ std::vector<std::byte> make_message(Input& input, const Table& table) {
         case FUSE_OPEN:
             append(body, fuse_open_in{input.below(4) == 0 ? input.byte() : std::uint32_t{O_RDONLY}, 0});
             break;
+        case FUSE_SETATTR: {
+            fuse_setattr_in in{};
+            in.valid = input.below(4) == 0 ? input.byte() : input.byte() & (FATTR_MODE | FATTR_UID | FATTR_MTIME | FATTR_MTIME_NOW);
+            in.mode = 0700;
+            in.uid = geteuid();
+            in.mtime = input.byte();
+            append(body, in);
+            break;
+        }
         case FUSE_CREATE:
             append(body, fuse_create_in{static_cast<std::uint32_t>(input.below(3)), 0100644, 022, 0});
             append_name(body, names[input.below(std::size(names))]);
@@ -457,6 +470,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     cleanfs::CacheState caches;
     OpenHandles handles(caches, table, metadata);
     NameChanges changes(table, metadata, handles);
+    cleanfs::AttributeChanges attributes(caches, table, metadata);
     Directories directories(table, metadata);
     table.directories = &directories;
     const auto serve = [&](const Message& message) {
@@ -464,6 +478,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
             case FUSE_OPEN: return handles.open(message, channel);
             case FUSE_RELEASE: return handles.release(message, channel);
             case FUSE_CREATE: return changes.create(message, channel);
+            case FUSE_SETATTR: return attributes.set(message, channel);
             case FUSE_UNLINK: return changes.unlink(message, channel);
             default: return metadata.serve(message, channel) || directories.serve(message, channel);
         }
