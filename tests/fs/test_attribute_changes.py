@@ -97,7 +97,15 @@ async def is_left(twins: NameTwins, name: bytes = b"a", **new: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "new", [{"size": 0}, {}, {"valid": KILL_SUIDGID}, {"mode": 0o100600, "uid": 1}, {"valid": 1 << 20}]
+    "new",
+    [
+        {"size": 0},
+        {"size": 0, "mode": 0o100600},
+        {},
+        {"valid": KILL_SUIDGID},
+        {"mode": 0o100600, "uid": 1},
+        {"mode": 0o100600, "valid": 1 << 20},
+    ],
 )
 async def test_what_python_must_decide_is_left_to_it(twins: NameTwins, new: dict[str, int]) -> None:
     assert await is_left(twins, b"a", **new)
@@ -137,6 +145,19 @@ async def test_a_stale_name_is_left_to_python(twins: NameTwins) -> None:
         record.stamps = now.st_size, now.st_mtime_ns, now.st_ctime_ns
     assert await is_left(twins, b"moved", mode=0o100600)
     assert await twins.is_set(b"moved", mtime=10**17)
+
+
+@only_open
+async def test_an_open_file_is_not_named_by_its_name(twins: NameTwins) -> None:
+    await twins.opened(b"a")
+    for side in twins.sides:
+        side.notifier.deliver()
+        (side.source / "a").rename(side.source / "moved")
+        record = side.table[node_of(side, b"moved")].record
+        assert record is not None
+        now = (side.source / "moved").stat()
+        record.stamps = now.st_size, now.st_mtime_ns, now.st_ctime_ns
+    assert await twins.is_set(b"moved", mode=0o100600)
 
 
 @only_open

@@ -12,11 +12,12 @@ import pytest
 
 from cleanfs.backends.ops import FileKey
 from cleanfs.fuse.protocol import FUSE_OPEN_IN as OPEN_IN
+from cleanfs.fuse.protocol import FUSE_RELEASE_IN as RELEASE_IN
 from cleanfs.vfs import handles
 from cleanfs.vfs.coherency import Coherency
 from cleanfs.vfs.handles import FileHandle
 from cleanfs.vfs.node_ids import ROOT
-from tests.fs.metadata_rig import OPEN, THREAD, Opened
+from tests.fs.metadata_rig import OPEN, RELEASE, THREAD, Opened
 from tests.fs.twins import Twins, needs_native, twins_over
 from tests.harness.served import READ, READ_IN
 
@@ -307,10 +308,22 @@ async def test_a_close_after_a_stream_is_left_to_python(opened: Twins) -> None:
     await opened.both("release")
     opened.deliver()
     assert await is_opened(opened, node=node)
+    side = opened.sides[0]
+    fh = side.fhs[0][1]
     for offset in (0, 4096, 8192):
-        for side in opened.sides:
-            assert await side.read(offset, 4096) == bytes(4096)
-    assert not await opened.is_served("release")
+        assert side.served(READ, node, READ_IN.pack(fh, offset, 4096, 0, 0, 0, 0))
+        assert side.device is not None
+        [(_, error, body)] = side.device.replies()
+        assert (error, len(body)) == (0, 4096)
+    assert not side.served(RELEASE, node, RELEASE_IN.pack(fh, 0, 0, 0))
+
+
+@checked
+async def test_another_fingerprint_is_left_to_python(opened: Twins) -> None:
+    for inode in opened.inodes(node_of(opened)):
+        assert inode.record is not None
+        inode.record.stamps = (1, 2, 3)
+    assert not await is_opened(opened)
 
 
 async def test_an_inode_that_the_kernel_forgot_goes_with_the_close(opened: Twins) -> None:
