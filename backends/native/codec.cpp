@@ -48,6 +48,10 @@ void Scratch::reset(const Codec& codec) {
 
 Scratch::~Scratch() = default;
 
+bool Scratch::serves(const Codec& codec) const {
+    return use_ == Use::decompress && (codec.options().method != Method::zstd || contexts_->decompress);
+}
+
 std::size_t Scratch::bytes() const {
     std::size_t bytes = contexts_->lz4.size() + out_.capacity();
     if (contexts_->compress) bytes += ZSTD_sizeof_CCtx(contexts_->compress.get());

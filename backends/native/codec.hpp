@@ -37,6 +37,8 @@ public:
     // Start afresh: contexts grow with the largest page that they have seen. Throws std::bad_alloc, and
     // nothing has changed.
     void reset(const Codec& codec);
+    // Whether it has what this codec needs.
+    bool serves(const Codec& codec) const;
 
 private:
     friend class Codec;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "index.hpp"
+#include "stored_pages.hpp"
 #include "types.hpp"
 
 namespace zcache {
@@ -15,6 +16,9 @@ struct FastOps {
     void* engine = nullptr;
     // Zcache::borrow. False also if the call failed; then nothing has changed.
     bool (*borrow)(void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count, std::byte* to) = nullptr;
+    // Zcache::copy_out and decode. The second may be called by any thread, as long as the engine lives.
+    bool (*copy_out)(void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count, StoredPages& to) = nullptr;
+    bool (*decode)(void* engine, StoredPages& pages, std::byte* to) = nullptr;
     // Zcache::missing. 0 if the call failed.
     std::size_t (*missing)(void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count) = nullptr;
     // Zcache::flush_pages. False if the call failed.

@@ -130,6 +130,12 @@ public:
         fast_ops_.borrow = [](void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count, std::byte* to) {
             return attempt([&] { return static_cast<zcache::Zcache*>(engine)->borrow(pool, key, first, count, to); });
         };
+        fast_ops_.copy_out = [](void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count, zcache::StoredPages& to) {
+            return attempt([&] { return static_cast<zcache::Zcache*>(engine)->copy_out(pool, key, first, count, to); });
+        };
+        fast_ops_.decode = [](void* engine, zcache::StoredPages& pages, std::byte* to) {
+            return attempt([&] { return static_cast<zcache::Zcache*>(engine)->decode(pages, to); });
+        };
         fast_ops_.missing = [](void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count) {
             std::size_t missing = 0;
             attempt([&] {

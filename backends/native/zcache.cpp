@@ -189,12 +189,8 @@ bool Zcache::borrow(int id, const FileKey& key, PageIndex first, std::size_t cou
     check_range(first, count);
     Lock lock(mutex_);
     Pool& pool = index_.pool(id);
-    File* file = index_.find(pool, key);
-    if (file == nullptr || file->pages < count) return false;
-    for (std::size_t at = 0; at < count; ++at) {
-        PageTable::Item* item = Index::find(*file, first + at);
-        if (item == nullptr || Slot::of_item(*item).state() == Slot::State::lent) return false;
-    }
+    File* file = find_with(pool, key, first, count);
+    if (file == nullptr) return false;
     for (std::size_t at = 0; at < count; ++at) {
         PageTable::Item& item = *Index::find(*file, first + at);
         Slot slot = Slot::of_item(item);
@@ -202,6 +198,51 @@ bool Zcache::borrow(int id, const FileKey& key, PageIndex first, std::size_t cou
         if (slot.state() == Slot::State::stored) item = slot.with_referenced(true).item();
     }
     return true;
+}
+
+bool Zcache::copy_out(int id, const FileKey& key, PageIndex first, std::size_t count, StoredPages& to) {
+    check_range(first, count);
+    Lock lock(mutex_);
+    Pool& pool = index_.pool(id);
+    File* file = find_with(pool, key, first, count);
+    if (file == nullptr) return false;
+    to.clear(pool.page_size);
+    for (std::size_t at = 0; at < count; ++at) {
+        PageTable::Item& item = *Index::find(*file, first + at);
+        Slot slot = Slot::of_item(item);
+        if (slot.state() == Slot::State::staged) {
+            to.add_staged(staging_->at(slot.place()).bytes());
+        } else {
+            to.add_stored(slot.kind(), pool.allocator->load(slot.place()));
+            item = slot.with_referenced(true).item();
+        }
+    }
+    return true;
+}
+
+bool Zcache::decode(StoredPages& pages, std::byte* to) const {
+    if (!pages.scratch || !pages.scratch->serves(codec_)) pages.scratch.emplace(codec_, Scratch::Use::decompress);
+    for (const StoredPages::Page& page : pages.pages) {
+        const Bytes bytes = pages.bytes_of(page);
+        if (page.staged) {
+            std::memcpy(to, bytes.data(), bytes.size());
+        } else if (!encoding_.decode(*pages.scratch, {{}, page.checksum, bytes}, page.kind, {to, pages.page_size})) {
+            return false;
+        }
+        to += pages.page_size;
+    }
+    return true;
+}
+
+// The file, if a get would find all pages of the range.
+File* Zcache::find_with(Pool& pool, const FileKey& key, PageIndex first, std::size_t count) {
+    File* file = index_.find(pool, key);
+    if (file == nullptr || file->pages < count) return nullptr;
+    for (std::size_t at = 0; at < count; ++at) {
+        PageTable::Item* item = Index::find(*file, first + at);
+        if (item == nullptr || Slot::of_item(*item).state() == Slot::State::lent) return nullptr;
+    }
+    return file;
 }
 
 std::size_t Zcache::missing(int id, const FileKey& key, PageIndex first, std::size_t count) {

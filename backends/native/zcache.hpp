@@ -35,6 +35,7 @@
 #include "loans.hpp"
 #include "staging.hpp"
 #include "statistics.hpp"
+#include "stored_pages.hpp"
 
 namespace zcache {
 
@@ -90,6 +91,10 @@ public:
     // Copy all pages of the range to `to`, one after the other. They stay, as if each had been got and put
     // back. False if a page is missing, and nothing has changed, or corrupt, and that page is discarded.
     bool borrow(int pool, const FileKey& key, PageIndex first, std::size_t count, std::byte* to);
+    // The same in two steps, as far as nothing is corrupt. The first copies pages as they are stored. The second decodes
+    // them, without the mutex; false if one is corrupt.
+    bool copy_out(int pool, const FileKey& key, PageIndex first, std::size_t count, StoredPages& to);
+    bool decode(StoredPages& pages, std::byte* to) const;
     // How many pages of the range a get would not find.
     std::size_t missing(int pool, const FileKey& key, PageIndex first, std::size_t count);
     // Each page has the pool's page size.
@@ -130,6 +135,7 @@ private:
 
     // get
     bool fetch(File& file, PageIndex index, Slot slot, std::size_t at, Sink& sink);
+    File* find_with(Pool& pool, const FileKey& key, PageIndex first, std::size_t count);
     bool read(File& file, PageIndex index, Slot slot, MutableBytes page);
 
     // put

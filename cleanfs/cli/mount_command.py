@@ -22,6 +22,7 @@ from cleanfs.cli.params import (
 from cleanfs.cli.remount import kernel_options, remount
 from cleanfs.cli.streams import complain
 from cleanfs.fs.control import NO_BACKEND
+from cleanfs.fuse.transport import Transport
 from cleanfs.memory.cache_limits import oversize_warning
 from cleanfs.memory.least_sizes import MIN_POOL_LIMIT, check_sizes
 from cleanfs.memory.policy import Sizes
@@ -124,6 +125,14 @@ MIN_PAGE_SIZE = 4096
     show_default=True,
     help="How changes made to the source are noticed. open: checked when a file is opened; watch: also "
     "reported by the kernel (fanotify); none: the source never changes.",
+)
+@click.option(
+    "--transport",
+    type=click.Choice([choice.value for choice in Transport]),
+    default="auto",
+    show_default=True,
+    help="How requests come from the kernel. device: the main thread reads them; uring: a queue and a "
+    "thread for each processor (FUSE over io_uring); auto: uring where the kernel has it enabled.",
 )
 @click.option(
     "--busy-poll",
@@ -249,6 +258,7 @@ def _config(params: Mapping[str, Any], mountpoint: str, options: MountOptions) -
         coherency=coherency,
         writeback=params["writeback"],
         locks=Locks(params["locks"]),
+        transport=Transport(params["transport"]),
         busy_poll_us=params["busy_poll"],
         source_cache=SourceCache(params["source_cache"]),
         read_ahead=params["read_ahead"],

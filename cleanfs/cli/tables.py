@@ -50,6 +50,8 @@ def stats_table(stats: Stats) -> Table:
         ("daemon's memory", format_size(stats["rss_bytes"])),
     ):
         table.add_row(label, fact)
+    if stats.get("transport") == "uring":
+        table.add_row("requests come by", "io_uring")
     if stats["memory_withheld_bytes"]:
         table.add_row("withheld, memory is short", format_size(stats["memory_withheld_bytes"]))
     return table

@@ -130,6 +130,8 @@ class MountStats:
             "busy_poll_polled": self.channel.busy_poll_polled,
             "busy_poll_slept": self.channel.busy_poll_slept,
             "served_natively": self.channel.served_natively,
+            "transport": self.channel.transport,
+            "transport_reason": self.channel.transport_reason,
             "open_files": self.open_files,
             "changes_found": self.changes_found,
             "doubtful_flushes": self.doubtful_flushes,

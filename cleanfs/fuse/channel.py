@@ -35,11 +35,12 @@ from pyfuse3 import FUSEError
 from cleanfs import eager
 from cleanfs.cache.state import CacheState, FileState, HandleState, Stamps
 from cleanfs.fuse import init_flags
-from cleanfs.fuse.protocol import OPCODES
+from cleanfs.fuse.protocol import FUSE_OVER_IO_URING, OPCODES
 from cleanfs.fuse.reader_lock import ReaderLock
 from cleanfs.fuse.request import Request, set_current
 from cleanfs.fuse.scheduler import Scheduler
 from cleanfs.fuse.session import native
+from cleanfs.fuse.transport import Chosen, Transport, choose, why_no_ring
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,9 @@ class ChannelStats:
     """Waits that went to sleep."""
     served_natively: int = 0
     """Requests that were served without Python."""
+    transport: str = Transport.DEVICE.value
+    """How requests come: device or uring."""
+    transport_reason: str = ""
     requests: Mapping[str, int] = field(default_factory=dict)
     """All requests, by the name of their opcode."""
 
@@ -143,6 +147,7 @@ class Channel:
         busy_poll_us: float,
         wanted_init_flags: int = 0,
         init_flags_granted: Callable[[int], None] = lambda flags: None,
+        transport: Transport = Transport.DEVICE,
     ) -> None:
         """Poll for at most ``busy_poll_us`` microseconds at a time.
 
@@ -163,6 +168,7 @@ class Channel:
         self._wanted_init_flags = wanted_init_flags
         self._init_flags_granted = init_flags_granted
         self._busy_poll_us = busy_poll_us
+        self._transport = choose(transport)
         self._scheduler: Scheduler
         self._native: Any = None
         self._serves = False
@@ -182,11 +188,14 @@ class Channel:
         self.device = find_device() if device is None else device
         if native is None or device is None:
             log.warning("libfuse reads the FUSE device by itself: %s", LOST)
+            self._use_device("libfuse reads it by itself")
             return
         if getattr(pyfuse3, "trio", None) is not trio:
             log.warning("this pyfuse3 has no wait that can be replaced: %s", LOST)
+            self._use_device("libfuse reads it by itself")
             return
         self.receive_from(device)
+        self._make_queues()
         self._native.attach()
         pyfuse3.trio = _Trio(self)  # type: ignore[attr-defined]  # an attribute of its C module
 
@@ -205,8 +214,30 @@ class Channel:
             self._refused,
         )
 
+    def _make_queues(self) -> None:
+        """Make the queues that the kernel is to be asked for in FUSE_INIT."""
+        if self._transport.transport is not Transport.URING:
+            return
+        if self._scheduler.fd < 0:
+            self._use_device("trio hides its epoll")
+            return
+        try:
+            self._native.make_queues()
+        except OSError as exc:
+            self._use_device(why_no_ring(exc))
+        else:
+            self._wanted_init_flags |= FUSE_OVER_IO_URING
+
+    def _use_device(self, why: str) -> None:
+        if self._transport.transport is Transport.URING:
+            self._transport = Chosen(Transport.DEVICE, why)
+
     def confirm(self) -> None:
         """Warn if this pyfuse3 waits elsewhere. Call this once the mount has replied to a request."""
+        if self._native is not None and not self._native.queues:
+            self._use_device("the kernel refused queues")
+        chosen = self._transport
+        log.info("requests come by %s: %s", chosen.transport.value, chosen.reason)
         if self._native is not None and not self._lock_made:
             log.warning("this pyfuse3 does not use the wait that was replaced: %s", LOST)
 
@@ -220,10 +251,18 @@ class Channel:
     def stats(self) -> ChannelStats:
         """Return a snapshot."""
         if self._native is None:
-            return ChannelStats()
+            return ChannelStats(transport_reason=self._transport.reason)
         native = self._native
         requests = {OPCODES.get(code, "other"): count for code, count in native.opcodes().items()}
-        return ChannelStats(self._busy_poll_us, native.polled, native.slept, native.served, requests)
+        return ChannelStats(
+            self._busy_poll_us,
+            native.polled,
+            native.slept,
+            native.served,
+            self._transport.transport.value,
+            self._transport.reason,
+            requests,
+        )
 
     def request(self, unique: int) -> Request | None:
         """Return the request with that id, if it has no reply of its handler yet."""

@@ -9,10 +9,14 @@ from cleanfs.fuse.protocol import (
     FUSE_AUTO_INVAL_DATA,
     FUSE_DONT_MASK,
     FUSE_EXPLICIT_INVAL_DATA,
+    FUSE_FLAGS2,
     FUSE_HANDLE_KILLPRIV_V2,
     FUSE_IN_HEADER,
+    FUSE_INIT_EXT,
     FUSE_INIT_IN,
+    FUSE_INIT_IN_FLAGS2,
     FUSE_INIT_OUT,
+    FUSE_INIT_OUT_FLAGS2,
     FUSE_OUT_HEADER,
     FUSE_PARALLEL_DIROPS,
     FUSE_SETXATTR_EXT,
@@ -54,7 +58,7 @@ def negotiate(request: bytes, reply: bytes, more: int = 0) -> tuple[bytes, int]:
     body = FUSE_OUT_HEADER.size
     if len(request) < FUSE_IN_HEADER.size + FUSE_INIT_IN.size or len(reply) < body + FUSE_INIT_OUT.size:
         return reply, 0
-    *_, offered = FUSE_INIT_IN.unpack_from(request, FUSE_IN_HEADER.size)
+    offered = _offered(request[FUSE_IN_HEADER.size :])
     _, error, _ = FUSE_OUT_HEADER.unpack_from(reply)
     major, minor, max_readahead, flags = FUSE_INIT_OUT.unpack_from(reply, body)
     if error or major != 7:
@@ -62,8 +66,23 @@ def negotiate(request: bytes, reply: bytes, more: int = 0) -> tuple[bytes, int]:
     added = offered & (more | _all(WANTED))
     if added & FUSE_EXPLICIT_INVAL_DATA:
         flags &= ~FUSE_AUTO_INVAL_DATA  # of the two the kernel would take this one
-    changed = FUSE_INIT_OUT.pack(major, minor, max_readahead, flags | added)
-    return reply[:body] + changed + reply[body + len(changed) :], added
+    changed = bytearray(reply)
+    if added >> 32:
+        flags |= FUSE_INIT_EXT
+        [flags2] = FUSE_FLAGS2.unpack_from(reply, body + FUSE_INIT_OUT_FLAGS2)
+        FUSE_FLAGS2.pack_into(changed, body + FUSE_INIT_OUT_FLAGS2, flags2 | added >> 32)
+    low = (flags | added) & 0xFFFF_FFFF
+    FUSE_INIT_OUT.pack_into(changed, body, major, minor, max_readahead, low)
+    return bytes(changed), added
+
+
+def _offered(request: bytes) -> int:
+    """Return all 64 bits of a struct fuse_init_in."""
+    *_, flags = FUSE_INIT_IN.unpack_from(request)
+    if flags & FUSE_INIT_EXT and len(request) >= FUSE_INIT_IN_FLAGS2 + FUSE_FLAGS2.size:
+        [flags2] = FUSE_FLAGS2.unpack_from(request, FUSE_INIT_IN_FLAGS2)
+        flags |= flags2 << 32
+    return int(flags)
 
 
 def _all(flags: dict[int, str]) -> int:

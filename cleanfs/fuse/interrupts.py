@@ -58,11 +58,9 @@ class Interrupts:
     def _interrupt(self, _: Request, body: bytes) -> None:
         [unique] = FUSE_INTERRUPT_IN.unpack_from(body)
         request = self._channel.request(unique)
-        if request is None or request.interrupted:
-            return
-        request.interrupted = True
-        if request.on_interrupt is not None:
-            request.on_interrupt()
+        if request is not None:
+            _note(request)
+        # Else it has had its reply, or the thread of a queue is about to hand it over.
         self._interrupted.setdefault(unique, trio.current_time())
         self._some.set()
 
@@ -115,6 +113,8 @@ class Interrupts:
         requests = [self._channel.request(unique) for unique in self._interrupted]
         waiting = {request.unique: request for request in requests if request is not None}
         self._interrupted = {unique: self._interrupted[unique] for unique in waiting}
+        for request in waiting.values():
+            _note(request)
         return list(waiting.values())
 
     def _seconds(self, request: Request) -> float:
@@ -135,6 +135,14 @@ class Interrupts:
             self._released.remove(request.unique)
             self._backing.abandoned_calls -= 1
         roll_back(request)
+
+
+def _note(request: Request) -> None:
+    """Note that a signal has come for the requester, once."""
+    if not request.interrupted:
+        request.interrupted = True
+        if request.on_interrupt is not None:
+            request.on_interrupt()
 
 
 def _killed(requests: list[Request]) -> list[Request]:

@@ -50,6 +50,9 @@ FUSE_PARALLEL_DIROPS: Final = 1 << 18
 FUSE_EXPLICIT_INVAL_DATA: Final = 1 << 25
 FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
 FUSE_SETXATTR_EXT: Final = 1 << 29
+FUSE_INIT_EXT: Final = 1 << 30
+FUSE_OVER_IO_URING: Final = 1 << 41
+"""Of Linux 6.14. Flags from bit 32 on are in ``flags2``, with FUSE_INIT_EXT."""
 
 FATTR_KILL_SUIDGID: Final = 1 << 11
 """In ``valid`` of a SETATTR that truncates: the requester lacks CAP_FSETID, so set-id bits must go. One
@@ -96,6 +99,14 @@ FUSE_INIT_IN: Final = struct.Struct("=IIII")
 
 FUSE_INIT_OUT: Final = struct.Struct("=IIII")
 """The beginning of struct fuse_init_out: major, minor, max_readahead, flags."""
+
+FUSE_INIT_IN_FLAGS2: Final = 16
+"""The offset of ``flags2``, 32 bits, in struct fuse_init_in (Linux 5.17)."""
+
+FUSE_INIT_OUT_FLAGS2: Final = 32
+"""The offset of ``flags2``, 32 bits, in struct fuse_init_out."""
+
+FUSE_FLAGS2: Final = struct.Struct("=I")
 
 FUSE_FORGET_IN: Final = struct.Struct("=Q")
 """struct fuse_forget_in: nlookup."""

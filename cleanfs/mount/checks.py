@@ -5,6 +5,7 @@ import os
 import stat as stat_module
 
 from cleanfs.fs.control import CONTROL_NAME
+from cleanfs.fuse.transport import Transport, obstacle
 from cleanfs.linux.mounts import FS_TYPE, mounted_at
 from cleanfs.mount.config import MountConfig, MountError
 from cleanfs.mount.mountpoint import reuse_dead_mountpoint
@@ -55,6 +56,8 @@ def check(config: MountConfig) -> None:
             "only root may use allow_other here: have root put user_allow_other into /etc/fuse.conf"
         )
     check_device()
+    if config.transport is Transport.URING and (why := obstacle()) is not None:
+        raise MountError(f"--transport uring: {why}")
 
 
 def why_no_mount(complaint: str) -> str:

@@ -5,6 +5,7 @@ from enum import Enum
 from uuid import UUID
 
 from cleanfs.backends.options import Admission, Allocator, BackendOptions, Poor
+from cleanfs.fuse.transport import Transport
 from cleanfs.source.io import SourceCache
 from cleanfs.vfs.coherency import ATTR_TIMEOUTS, Coherency
 from cleanfs.vfs.source_locks import Locks
@@ -42,6 +43,7 @@ class MountConfig:
     coherency: Coherency = Coherency.OPEN
     writeback: bool = False
     locks: Locks = Locks.LOCAL
+    transport: Transport = Transport.AUTO
     busy_poll_us: float = 50.0
     source_cache: SourceCache = SourceCache.AUTO
     read_ahead: int = 1 << 20

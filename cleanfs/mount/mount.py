@@ -105,7 +105,10 @@ class Mount:
         self._all_local = all_local(config.source)
         self._sends_locks = False
         self._channel = Channel(
-            config.busy_poll_us, self._wanted_init_flags(), self._init_flags_granted
+            config.busy_poll_us,
+            self._wanted_init_flags(),
+            self._init_flags_granted,
+            config.transport,
         )
         # A request whose requester is gone goes on, but the kernel's locks for it are released.
         self._interrupts = Interrupts(self._channel, self._backing, self._notifier.may_drop_any)

@@ -44,11 +44,19 @@ def main(seconds: int, seed: int | None) -> None:
     choices: tuple[str, ...] = ("--seconds", str(seconds), "--seed", str(seed))
     failed = []
 
-    tests: tuple[str, ...] = ("units", "stress", "threads", "faults", "resident_pages", "fast_path")
+    tests: tuple[str, ...] = (
+        "units",
+        "stress",
+        "threads",
+        "faults",
+        "resident_pages",
+        "fast_path",
+        "hits",
+    )
     build(compiler, "address", f"-fsanitize={ADDRESS}", (*tests, *FUZZERS))
     failed += [name for name in tests if not passes(f"address/{name}", choices, seconds)]
 
-    tests = ("threads", "stress", "fast_path")
+    tests = ("threads", "stress", "fast_path", "beside")
     build(compiler, "thread", "-fsanitize=thread", tests)
     failed += [name for name in tests if not passes(f"thread/{name}", choices, seconds)]
 

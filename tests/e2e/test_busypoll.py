@@ -20,6 +20,7 @@ from tests.harness.mounting import (
     unmount_by_force,
     wait_until,
 )
+from tests.harness.uring import with_device
 
 
 def read_uncached(path: Path, times: int) -> None:
@@ -61,6 +62,7 @@ def sleeps_of_others(fs: MountedFs) -> int:
     return total
 
 
+@with_device
 def test_the_installed_pyfuse3_uses_the_polling_wait(source: Path, mount: Mounter) -> None:
     """If this fails, pyfuse3 has changed, and ``cleanfs.fuse.channel`` must follow."""
     (source / "f").write_bytes(bytes(4096))
@@ -75,6 +77,7 @@ def test_the_installed_pyfuse3_uses_the_polling_wait(source: Path, mount: Mounte
     assert LOST not in fs.log.read_text()
 
 
+@with_device
 def test_0_never_polls(source: Path, mount: Mounter) -> None:
     (source / "f").write_bytes(bytes(4096))
     fs = mount("--busy-poll", "0")
@@ -114,6 +117,7 @@ def test_an_idle_mount_sleeps(source: Path, mount: Mounter, tmp_path: Path) -> N
     assert used()[1] - sleeps + used()[2] - others <= 3
 
 
+@with_device
 def test_a_mount_can_be_unmounted_while_it_polls(source: Path, mount: Mounter) -> None:
     (source / "f").write_bytes(bytes(4096))
     fs = mount("--busy-poll", "10000")
@@ -123,6 +127,7 @@ def test_a_mount_can_be_unmounted_while_it_polls(source: Path, mount: Mounter) -
     assert fs.process.returncode == 0
 
 
+@with_device
 def test_a_signal_ends_a_daemon_that_polls(source: Path, mount: Mounter) -> None:
     (source / "f").write_bytes(bytes(4096))
     fs = mount("--busy-poll", "10000")

@@ -27,6 +27,7 @@ from tests.harness.mounting import (
     unmount_by_force,
     wait_until,
 )
+from tests.harness.uring import with_device
 
 SEED = 11
 LOAD_TIMEOUT = 30.0
@@ -229,6 +230,7 @@ def test_a_daemon_stopped_for_a_while_continues(source: Path, mountpoint: Path) 
         assert output == b"x" * 5000
 
 
+@with_device  # a request in a queue waits for a stopped daemon, even if its requester is killed
 def test_commands_do_not_wait_for_a_stopped_daemon(source: Path, mountpoint: Path) -> None:
     with mounted(source, mountpoint) as fs, ThreadPoolExecutor(2) as commands:
         fs.process.send_signal(signal.SIGSTOP)

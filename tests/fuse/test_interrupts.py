@@ -183,9 +183,19 @@ async def test_an_interrupt_of_an_unknown_request_is_ignored(
     rig: Rig, autojump_clock: MockClock
 ) -> None:
     await rig.interrupt(2)
+    await rig.run(2 * CHECK_SECONDS)
     await rig.request(2, KILLED)
     await rig.run(60)
     assert not rig.replies()
+
+
+async def test_an_interrupt_may_overtake_its_request(rig: Rig, autojump_clock: MockClock) -> None:
+    """The device tells of it, and the thread of a queue hands the request over."""
+    await rig.interrupt(2)
+    request = await rig.request(2, KILLED)
+    await rig.run(SOON)
+    assert request.interrupted
+    assert rig.replies() == [(2, -errno.EINTR)]
 
 
 async def test_a_connection_that_has_ended_does_not_end_the_watch(

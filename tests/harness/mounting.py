@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +18,7 @@ import pytest
 
 from cleanfs.linux.fusectl import open_connections
 from cleanfs.linux.mounts import mounted_at
-from tests.harness import machine, zygote
+from tests.harness import machine, uring, zygote
 from tests.harness.machine import Deadline
 
 START_TIMEOUT = 20.0
@@ -294,19 +294,24 @@ def mounted(
     daemon runs first.
     """
     log = mountpoint.with_name(mountpoint.name + ".log")
-    arguments = ["mount", "-f", *options, str(source), str(mountpoint)]
-    with log.open("wb") as output:
-        process = start("cleanfs", arguments, output, prefix=prefix, patch=patch)
+    with ExitStack() as stack:
+        transport = ("--transport", uring.TRANSPORT)
+        stack.enter_context(uring.enabled_for((*transport, *options)))
+        arguments = ["mount", "-f", *transport, *options, str(source), str(mountpoint)]
+        with log.open("wb") as output:
+            process = start("cleanfs", arguments, output, prefix=prefix, patch=patch)
+        starting = stack.pop_all()
     abort = -1
     try:
         with killed_after(LIFETIME, process.pid, mountpoint):
-            wait_until(
-                lambda: (
-                    (_is_served(mountpoint) and ("--log-file" in options or _has_started(log)))
-                    or process.poll() is not None
-                ),
-                START_TIMEOUT,
-            )
+            with starting:
+                wait_until(
+                    lambda: (
+                        (_is_served(mountpoint) and ("--log-file" in options or _has_started(log)))
+                        or process.poll() is not None
+                    ),
+                    START_TIMEOUT,
+                )
             assert process.poll() is None, log.read_text()
             abort = _open_abort(mountpoint)
             yield MountedFs(source, mountpoint, process, log, options)

@@ -112,7 +112,7 @@ public:
     // From another thread.
     void read_counters() { engine_.counters(); }
 
-    std::uint64_t served() const { return fast_->counters().served; }
+    std::uint64_t served() { return fast_->counters().served; }
 
 private:
     static constexpr std::uint64_t fh = 3;

@@ -1,6 +1,8 @@
 // The state of files and caches for Python (cleanfs.cache.state).
 #include "bind_state.hpp"
 
+#include <thread>
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
@@ -75,6 +77,7 @@ void use_resident(PyCacheState& caches, Pages* pages, nb::object reclaim) {
 
 void use_backend(PyCacheState& caches, nb::object fast_ops) {
     caches.backend = nullptr;
+    while (caches.decoding > 0) std::this_thread::yield();  // for some microseconds, which need no lock of ours
     if (fast_ops.is_none()) return;
     const void* found = PyCapsule_GetPointer(fast_ops.ptr(), zcache::FastOps::capsule);
     if (found == nullptr) throw nb::python_error();

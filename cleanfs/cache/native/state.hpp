@@ -1,11 +1,12 @@
 // What the FUSE channel must know of files and caches to serve a request without Python.
 //
 // Python writes it, on trio's thread, where it decides (cleanfs/cache/state.py says what each field means). The channel
-// reads it on the same thread, so there is no lock.
+// reads it on the same thread; others take the lock that this thread holds meanwhile (state_lock.hpp).
 #pragma once
 
 #include <sys/stat.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -122,6 +123,7 @@ struct CacheState {
 
     int pool_id = -1;
     const zcache::FastOps* backend = nullptr;  // the one that gave the pool, if it has them
+    std::atomic<std::size_t> decoding = 0;     // threads that use it without the state lock
 
     // Of requests served by the channel, in pages; flushes in calls.
     std::uint64_t hits = 0, misses = 0, succ_gets = 0, failed_gets = 0, puts = 0, flushes = 0;

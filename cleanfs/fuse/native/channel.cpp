@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "fast_path.hpp"
+#include "queues.hpp"
 
 namespace cleanfs {
 
@@ -193,6 +194,23 @@ Channel::Channel(int device, int scheduler_fd, std::int64_t busy_poll_ns)
     }
 }
 
+Channel::~Channel() { drop_queues(); }
+
+void Channel::make_queues() { queues_ = std::make_shared<Queues>(device_); }
+
+bool Channel::start_queues(std::size_t max_payload, FastPath* fast_path) {
+    return queues_->start(max_payload, *this, fast_path);
+}
+
+void Channel::push() const {
+    if (queues_) queues_->push();
+}
+
+void Channel::drop_queues() {
+    if (queues_) queues_->stop();
+    queues_.reset();
+}
+
 void Channel::set_max_write(std::size_t bytes) {
     const std::size_t needed = bytes + overhead;
     if (needed <= capacity_) return;
@@ -203,12 +221,14 @@ void Channel::set_max_write(std::size_t bytes) {
 
 std::optional<Message> Channel::receive_now(FastPath* fast_path) {
     left_ = false;
+    if (queues_ && queues_->started()) return std::nullopt;  // `receive` lets their threads have the state first
     if (handed_over_) idle_since_ = now_ns();
     handed_over_ = false;
     return read_message(fast_path) == Read::message ? hand_over() : std::nullopt;
 }
 
 std::optional<Message> Channel::receive(std::int64_t until, FastPath* fast_path) {
+    if (queues_ && queues_->started()) return receive_from_queues(until, fast_path);
     std::int64_t looked_at = now_ns();
     for (;;) {
         const Read found = read_message(fast_path);
@@ -225,6 +245,48 @@ std::optional<Message> Channel::receive(std::int64_t until, FastPath* fast_path)
         looked_at = now_ns();
         window_.waited(looked_at - idle_since_);
     }
+}
+
+// The same, with queues. There is no polling: what comes here needs Python, or is rare.
+std::optional<Message> Channel::receive_from_queues(std::int64_t until, FastPath* fast_path) {
+    queues_->state().yield();
+    std::int64_t looked_at = 0;
+    for (;;) {
+        Read found = Read::nothing;
+        if (const auto message = queues_->take()) {
+            received_ = message->bytes();
+            count(*message);
+            found = serve(*message, fast_path);
+        } else if (std::exchange(device_readable_, false)) {
+            found = read_message(fast_path);
+            device_readable_ = found != Read::nothing;
+        }
+        if (found == Read::message) return hand_over();
+        if (std::exchange(task_runnable_, false)) return std::nullopt;
+        const std::int64_t now = now_ns();
+        if (now - looked_at >= look_ns) {
+            if (now >= until || scheduler_must_run()) return std::nullopt;
+            looked_at = now;
+        }
+        if (found == Read::nothing && (now >= until || !sleep_beside_queues(until - now))) return std::nullopt;
+    }
+}
+
+// Sleep until there is a message, while the queues' threads have the state. False if the scheduler must run first.
+bool Channel::sleep_beside_queues(std::int64_t ns) {
+    if (!queues_->await()) {
+        queues_->awake(false);
+        return true;
+    }
+    ++slept_;
+    pollfd fds[] = {{device_, POLLIN, 0}, {scheduler_fd_, POLLIN, 0}, {queues_->handed_over_fd(), POLLIN, 0}};
+    const timespec timeout{ns / 1'000'000'000, ns % 1'000'000'000};
+    queues_->state().unlock();
+    const int ready = ppoll(fds, 3, &timeout, nullptr);
+    queues_->state().lock();
+    queues_->awake(ready > 0 && fds[2].revents != 0);
+    device_readable_ = ready > 0 && fds[0].revents != 0;
+    return ready > 0 && fds[1].revents == 0;
 }
 
 // Sleep until there is a message. False if the scheduler must run first.
@@ -246,20 +308,16 @@ Channel::Read Channel::read_message(FastPath* fast_path) {
     for (;;) {
         const ssize_t got = read(device_, buffer_.get(), capacity_);
         if (got > 0) {
-            received_ = static_cast<std::size_t>(got);
-            const auto message = Message::parse({buffer_.get(), received_});
+            received_ = {buffer_.get(), static_cast<std::size_t>(got)};
+            const auto message = Message::parse(received_);
             if (!message || !message->is_complete()) {  // no kernel sends such a message
                 if (message && message->has_reply()) reply(message->header().unique, -EIO, {});
                 continue;
             }
-            ++opcodes_[std::min<std::size_t>(message->header().opcode, opcodes_.size() - 1)];
+            count(*message);
             if (awake_ && window_.ns() > 0) ++polled_;
             awake_ = true;
-            if (message->is_foreign_ioctl()) {
-                reply(message->header().unique, -ENOTTY, {});
-                return Read::served;
-            }
-            return fast_path != nullptr && fast_path->serve(*message, *this) ? Read::served : Read::message;
+            return serve(*message, fast_path);
         }
         switch (got == 0 ? ENODEV : errno) {
             case EINTR:
@@ -273,9 +331,17 @@ Channel::Read Channel::read_message(FastPath* fast_path) {
     }
 }
 
+Channel::Read Channel::serve(const Message& message, FastPath* fast_path) {
+    if (message.is_foreign_ioctl()) {
+        reply(message.header().unique, -ENOTTY, {});
+        return Read::served;
+    }
+    return fast_path != nullptr && fast_path->serve(message, *this) ? Read::served : Read::message;
+}
+
 std::optional<Message> Channel::hand_over() {
     handed_over_ = true;
-    return Message::parse({buffer_.get(), received_});
+    return Message::parse(received_);
 }
 
 Sent Channel::reply(std::uint64_t unique, int error, Bytes body) const {
@@ -288,6 +354,9 @@ Sent Channel::reply(std::uint64_t unique, int error, Bytes body) const {
 }
 
 Sent Channel::send(const iovec* parts, int count) const {
+    if (queues_) {
+        if (const auto sent = queues_->send(parts, count)) return *sent;
+    }
     for (;;) {
         if (writev(device_, parts, count) >= 0) return Sent::taken;
         if (errno == ENOENT) return Sent::refused;
@@ -302,12 +371,12 @@ ssize_t Channel::read_for_libfuse(void* to, std::size_t size) {
         return got;
     }
     left_ = false;
-    if (received_ > size) {
+    if (received_.size() > size) {
         errno = EINVAL;
         return -1;
     }
-    std::memcpy(to, buffer_.get(), received_);
-    return static_cast<ssize_t>(received_);
+    std::memcpy(to, received_.data(), received_.size());
+    return static_cast<ssize_t>(received_.size());
 }
 
 }  // namespace cleanfs

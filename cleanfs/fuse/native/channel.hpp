@@ -9,12 +9,15 @@
 // message's length; `Message` is the only place that looks into it. libfuse trusts the lengths in a message, so it is
 // left only what is complete.
 //
-// Not thread-safe, except `send` (a single writev(2)).
+// With queues of io_uring (queues.hpp), most messages come by these, and their replies go back there.
+//
+// Not thread-safe, except `reply` and `send`; `count` needs the state lock.
 #pragma once
 
 #include <linux/fuse.h>
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -28,6 +31,7 @@
 namespace cleanfs {
 
 class FastPath;
+class Queues;
 
 using Bytes = std::span<const std::byte>;
 
@@ -81,6 +85,7 @@ public:
     // The device's fd stays the caller's. It is set to O_NONBLOCK. `scheduler_fd` is readable when the scheduler must
     // run; -1 if that is not known, and then nothing sleeps here. Throws std::system_error.
     Channel(int device, int scheduler_fd, std::int64_t busy_poll_ns);
+    ~Channel();
 
     // Read the next message that `fast_path` (which may be null) does not serve. One that is not complete gets EIO here.
     // None if the scheduler must run: at `until` (now_ns), when its fd is readable, or, if that is not known, when none
@@ -95,6 +100,18 @@ public:
     // Send a reply that begins with a fuse_out_header.
     Sent send(const iovec* parts, int count) const;
 
+    // Have the kernel send messages by queues, if it agrees to that in FUSE_INIT. Throws std::system_error.
+    void make_queues();
+    // FUSE_INIT had its reply, and the kernel agreed to messages of this size, or did not. False if it broke its word.
+    bool start_queues(std::size_t max_payload, FastPath* fast_path);
+    // All messages come by the device.
+    void drop_queues();
+    // Null if all messages come by the device.
+    const std::shared_ptr<Queues>& queues() const { return queues_; }
+
+    // Have the kernel take the reply that this thread sent last, if it came by a queue of its own.
+    void push() const;
+
     int device() const { return device_; }
     Window& window() { return window_; }
     // Messages that were found by polling, and waits that went to sleep.
@@ -107,6 +124,9 @@ public:
 
     // How many messages came, by opcode. The last one counts all that are higher.
     const std::array<std::uint64_t, 64>& opcodes() const { return opcodes_; }
+    void count(const Message& message, int times = 1) {
+        opcodes_[std::min<std::size_t>(message.header().opcode, opcodes_.size() - 1)] += static_cast<std::uint64_t>(times);
+    }
 
     // For libfuse: read the message that `receive` left for it. -1 and errno EINTR if there is none,
     // or the device's error.
@@ -122,7 +142,10 @@ private:
 
     enum class Read : std::uint8_t { nothing, served, message };
 
+    std::optional<Message> receive_from_queues(std::int64_t until, FastPath* fast_path);
+    bool sleep_beside_queues(std::int64_t ns);
     Read read_message(FastPath* fast_path);
+    Read serve(const Message& message, FastPath* fast_path);
     std::optional<Message> hand_over();
     bool sleep(std::int64_t ns);
     bool scheduler_must_run() const;
@@ -136,9 +159,11 @@ private:
     std::uint64_t polled_ = 0, slept_ = 0;
     std::size_t capacity_ = 0;
     std::unique_ptr<std::byte[]> buffer_;
-    std::size_t received_ = 0;  // the length of the message in the buffer
+    Bytes received_;            // the last message, in the buffer or in a queue
     bool left_ = false;         // to libfuse, which has not read it yet
     bool task_runnable_ = false;
+    bool device_readable_ = true;  // perhaps; looked at only where there are queues
+    std::shared_ptr<Queues> queues_;
 };
 
 }  // namespace cleanfs

@@ -33,23 +33,77 @@ constexpr std::uint64_t max_offset = std::uint64_t{1} << 62;
 bool FastPath::serve(const Message& message, Channel& channel) {
     bool served = false;
     try {
-        switch (message.header().opcode) {
-            case FUSE_READ: served = read(message, channel); break;
-            case FUSE_WRITE: served = write(message, channel); break;
-            case FUSE_FSYNC:
-            case FUSE_FSYNCDIR: served = sync(message, channel); break;
-            case FUSE_SETATTR: served = attribute_changes_ && attribute_changes_->set(message, channel); break;
-            case FUSE_OPEN: served = open_handles_ && open_handles_->open(message, channel); break;
-            case FUSE_RELEASE: served = open_handles_ && open_handles_->release(message, channel); break;
-            case FUSE_CREATE: served = name_changes_ && name_changes_->create(message, channel); break;
-            case FUSE_UNLINK: served = name_changes_ && name_changes_->unlink(message, channel); break;
-            default: served = metadata_ && (metadata_->serve(message, channel) || directories_->serve(message, channel)); break;
-        }
+        served = serve_here(message, channel);
     } catch (const std::bad_alloc&) {
         // Nothing was sent: what may throw comes before the reply.
     }
     if (served) ++counters_.served;
     return served;
+}
+
+bool FastPath::serve_here(const Message& message, Channel& channel) {
+    switch (message.header().opcode) {
+        case FUSE_READ: return read(message, channel, nullptr) != Outcome::none;
+        case FUSE_WRITE: return write(message, channel);
+        case FUSE_FSYNC:
+        case FUSE_FSYNCDIR: return sync(message, channel);
+        case FUSE_SETATTR: return attribute_changes_ && attribute_changes_->set(message, channel);
+        case FUSE_OPEN: return open_handles_ && open_handles_->open(message, channel);
+        case FUSE_RELEASE: return open_handles_ && open_handles_->release(message, channel);
+        case FUSE_CREATE: return name_changes_ && name_changes_->create(message, channel);
+        case FUSE_UNLINK: return name_changes_ && name_changes_->unlink(message, channel);
+        default: return metadata_ && (metadata_->serve(message, channel) || directories_->serve(message, channel));
+    }
+}
+
+bool FastPath::may_serve_beside(const Message& message) {
+    switch (message.header().opcode) {
+        case FUSE_READ:
+        case FUSE_WRITE:
+        case FUSE_OPEN:
+        case FUSE_RELEASE:
+            return true;
+        default:
+            return Metadata::may_serve_beside(message);
+    }
+}
+
+FastPath::Outcome FastPath::serve_beside(const Message& message, Channel& channel, Borrowed& borrowed) {
+    Outcome outcome = Outcome::none;
+    if (metadata_) metadata_->may_call_python = false;
+    try {
+        if (message.header().opcode == FUSE_READ) {
+            outcome = read(message, channel, &borrowed);
+        } else if (may_serve_beside(message) && serve_here(message, channel)) {
+            outcome = Outcome::in_order;
+        }
+    } catch (const std::bad_alloc&) {
+        // Nothing was sent: what may throw comes before the reply.
+    }
+    if (metadata_) metadata_->may_call_python = true;
+    if (outcome == Outcome::none) return outcome;
+    ++counters_.served;
+    channel.count(message);
+    return outcome;
+}
+
+bool FastPath::decode(Borrowed& borrowed, std::byte* to) {
+    const bool decoded = borrowed.backend->decode(borrowed.backend->engine, borrowed.pages, to);
+    --caches_.decoding;
+    if (!decoded) return false;
+    const std::lock_guard lock(decoded_mutex_);
+    decoded_.record(now_ns() - borrowed.began);
+    return true;
+}
+
+void FastPath::take_back(const Borrowed& borrowed, Channel& channel, const Message& message) {
+    channel.count(message, -1);
+    const std::size_t count = borrowed.pages.pages.size();
+    caches_.misses -= count;
+    caches_.succ_gets -= count;
+    caches_.puts -= count;
+    counters_.read_bytes -= borrowed.size();
+    --counters_.served;
 }
 
 HandleState* FastPath::find(std::uint64_t fh) {
@@ -59,21 +113,25 @@ HandleState* FastPath::find(std::uint64_t fh) {
 }
 
 // FileHandle.read and PageCache.read, of a file whose reads wait for no write and need not be remembered.
-bool FastPath::read(const Message& message, Channel& channel) {
+//
+// A read that is not short says nothing about the file but its bytes. So its reply may be sent, and its pages be decoded,
+// while the state changes: it is one that began before the change.
+FastPath::Outcome FastPath::read(const Message& message, Channel& channel, Borrowed* borrowed) {
     const auto in = message.body_as<fuse_read_in>();
-    if (!in || caches_.resident == nullptr) return false;
+    if (!in || caches_.resident == nullptr) return Outcome::none;
     HandleState* handle = find(in->fh);
-    if (handle == nullptr) return false;
+    if (handle == nullptr) return Outcome::none;
     handle->opener_ran();
     const FileState& file = *handle->file;
-    if (file.pending_writes > 0 || file.remembers_reads) return false;
-    if (in->size == 0 || in->offset >= file.size || file.size > max_offset) return false;
+    if (file.pending_writes > 0 || file.remembers_reads) return Outcome::none;
+    if (in->size == 0 || in->offset >= file.size || file.size > max_offset) return Outcome::none;
 
     const std::int64_t began = now_ns();
     const Range range(in->offset, std::min(file.size, in->offset + in->size), caches_.page_size);
-    if (range.count > max_pages || range.count * caches_.page_size > max_bytes) return false;
+    if (range.count > max_pages || range.count * caches_.page_size > max_bytes) return Outcome::none;
     // KernelView.read_ended: the kernel sees a later end of the file.
-    if (range.size() < in->size && static_cast<std::int64_t>(range.stop) < handle->kernel->size) return false;
+    if (range.size() < in->size && static_cast<std::int64_t>(range.stop) < handle->kernel->size) return Outcome::none;
+    const Outcome replied = range.size() < in->size ? Outcome::in_order : Outcome::replied;
 
     parts_.resize(1);  // for the header
     pages_.resize(range.count);
@@ -86,9 +144,14 @@ bool FastPath::read(const Message& message, Channel& channel) {
         }
         caches_.hits += range.count;
         reply(message, channel, range, counters_.pagecache_hit, began);
-        return true;
+        return replied;
     }
-    if (missing != range.count || (caches_.pool_id >= 0 && caches_.backend == nullptr)) return false;
+    if (missing != range.count || (caches_.pool_id >= 0 && caches_.backend == nullptr)) return Outcome::none;
+    const bool whole_pages = range.offset == range.start && range.size() == range.count * caches_.page_size;
+    if (borrowed != nullptr && replied == Outcome::replied && whole_pages && borrow_later(file, range, *borrowed)) {
+        borrowed->began = began;
+        return Outcome::borrowed;
+    }
     std::byte* const to = buffer(range.count * caches_.page_size);
     parts_.push_back({to + (range.offset - range.start), range.size()});
     if (borrow(file, range, to)) {
@@ -96,14 +159,27 @@ bool FastPath::read(const Message& message, Channel& channel) {
         caches_.succ_gets += range.count;
         caches_.puts += range.count;
         reply(message, channel, range, counters_.cleancache_hit, began);
-        return true;
+        return replied;
     }
     const auto got = read_source(*handle, file, range, to);
-    if (!got) return false;
+    if (!got) return Outcome::none;
     caches_.misses += range.count;
     reply(message, channel, range, counters_.source_read, began);
-    // The requester need not wait for this. Nothing has changed the file since, as nothing else runs on this thread.
+    // The requester need not wait for this. Nothing has changed the file since, as nothing else has the state.
+    channel.push();
     if (caches_.limit_pages > 0 || caches_.pool_id >= 0) caches_.insert(caches_, file, range.first, to, *got);
+    return replied;
+}
+
+bool FastPath::borrow_later(const FileState& file, const Range& range, Borrowed& borrowed) {
+    if (caches_.pool_id < 0) return false;
+    borrowed.backend = caches_.backend;
+    if (!borrowed.backend->copy_out(borrowed.backend->engine, caches_.pool_id, file.key(), range.first, range.count, borrowed.pages)) return false;
+    ++caches_.decoding;
+    caches_.misses += range.count;
+    caches_.succ_gets += range.count;
+    caches_.puts += range.count;
+    counters_.read_bytes += range.size();
     return true;
 }
 
@@ -241,7 +317,7 @@ bool FastPath::sync(const Message& message, Channel& channel) {
     const auto in = message.body_as<fuse_fsync_in>();
     const int fd = in ? fd_of(message.header().opcode, in->fh) : -1;
     if (fd < 0) return false;
-    if (!sync_threads_) sync_threads_ = std::make_unique<SyncThreads>(channel.device());
+    if (!sync_threads_) sync_threads_ = std::make_unique<SyncThreads>(channel.device(), channel.queues());
     const bool data_only = (in->fsync_flags & FUSE_FSYNC_FDATASYNC) != 0;
     const std::uint64_t unique = message.header().unique;
     collect_synced();

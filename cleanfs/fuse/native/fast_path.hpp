@@ -7,8 +7,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "attribute_changes.hpp"
@@ -48,6 +50,31 @@ public:
     // Serve a request and send the reply. False if Python must.
     bool serve(const Message& message, Channel& channel);
 
+    // -- for threads beside the main one, with the state lock ---------------------------------------------
+
+    // Pages of a READ that are still to be decoded.
+    struct Borrowed {
+        std::size_t size() const { return pages.pages.size() * pages.page_size; }
+
+        zcache::StoredPages pages;
+        const zcache::FastOps* backend = nullptr;
+        std::int64_t began = 0;
+    };
+    enum class Outcome : std::uint8_t {
+        none,      // nothing was done: the main thread must serve it
+        borrowed,  // `decode` makes the reply
+        replied,
+        in_order,  // replied, and the kernel must have the reply before the lock is given up
+    };
+    // Whether `serve_beside` may serve such a request.
+    static bool may_serve_beside(const Message& message);
+    // Serve a request without a wait. Of Python, only pages are touched: CacheState's `discard` and `insert`.
+    Outcome serve_beside(const Message& message, Channel& channel, Borrowed& borrowed);
+    // Write the pages to `to`, without the lock. False if that failed: call `take_back`, with the lock: nothing was
+    // done or counted.
+    bool decode(Borrowed& borrowed, std::byte* to);
+    void take_back(const Borrowed& borrowed, Channel& channel, const Message& message);
+
     // The FSYNC under way with that id, of which `take_synced` will tell; null if there is none.
     const fuse_in_header* syncing(std::uint64_t unique);
     // How many are under way.
@@ -61,7 +88,11 @@ public:
         std::uint64_t source_reads = 0, source_read_bytes = 0;
         Histogram pagecache_hit, cleancache_hit, source_read, write;
     };
-    const Counters& counters() const { return counters_; }
+    const Counters& counters() {
+        const std::lock_guard lock(decoded_mutex_);
+        counters_.cleancache_hit.add(std::exchange(decoded_, {}));
+        return counters_;
+    }
 
 private:
     // The bytes of a READ, and the pages that hold them.
@@ -77,8 +108,10 @@ private:
         std::uint64_t count;  // of pages
     };
 
+    bool serve_here(const Message& message, Channel& channel);
     HandleState* find(std::uint64_t fh);
-    bool read(const Message& message, Channel& channel);
+    Outcome read(const Message& message, Channel& channel, Borrowed* borrowed);
+    bool borrow_later(const FileState& file, const Range& range, Borrowed& borrowed);
     bool borrow(const FileState& file, const Range& range, std::byte* to) const;
     std::optional<std::size_t> read_source(HandleState& handle, const FileState& file, const Range& range, std::byte* to);
     int fd_of(std::uint32_t opcode, std::uint64_t fh);
@@ -108,6 +141,8 @@ private:
     std::unique_ptr<std::byte[]> buffer_;                      // of pages that are not resident
     std::size_t buffer_size_ = 0;
     Counters counters_;
+    std::mutex decoded_mutex_;
+    Histogram decoded_;  // of `decode`, protected by the mutex
 };
 
 }  // namespace cleanfs

@@ -20,6 +20,11 @@ struct Histogram {
         ++counts[std::min<std::size_t>((shift << 2) + (ns >> shift), buckets - 1)];
         sum_ns += ns;
     }
+
+    void add(const Histogram& other) {
+        for (std::size_t at = 0; at < buckets; ++at) counts[at] += other.counts[at];
+        sum_ns += other.sum_ns;
+    }
 };
 
 }  // namespace cleanfs

@@ -45,6 +45,18 @@ bool Metadata::serve(const Message& message, Channel& channel) {
     }
 }
 
+bool Metadata::may_serve_beside(const Message& message) {
+    switch (message.header().opcode) {
+        case FUSE_GETATTR:
+        case FUSE_LOOKUP:
+        case FUSE_READLINK:
+        case FUSE_GETXATTR:
+            return true;
+        default:
+            return false;
+    }
+}
+
 InodeState* Metadata::find_held(std::uint64_t node) {
     InodeState* inode = inodes_.find(node);
     if (inode == nullptr || inode->is_ready()) return inode;
@@ -59,7 +71,7 @@ InodeState* Metadata::find_held(std::uint64_t node) {
 // Have a parked inode keep a descriptor that may be of it (parking.is_parked).
 bool Metadata::hold(InodeState& inode, Descriptor& found, const struct stat& st) {
     if (inode.device != st.st_dev || inode.ino != st.st_ino || inode.kind != (st.st_mode & S_IFMT)) return false;
-    if (!inodes_.hold(inodes_, inode.node, found.get())) return false;
+    if (!may_call_python || !inodes_.hold(inodes_, inode.node, found.get())) return false;
     found.release();
     return inode.is_ready();  // the table may have parked it again
 }
@@ -161,7 +173,7 @@ bool Metadata::reply_known(const Message& message, Channel& channel, InodeState&
 // CleanFS.lookup, of a file that the kernel does not know.
 bool Metadata::reply_new(const Message& message, Channel& channel, const InodeState& parent, std::string_view name,
                          Descriptor& found, const struct stat& st) {
-    if (inodes_.by_node.size() >= inodes_.max_inodes || st.st_dev != inodes_.device() || is_dot(name)) return false;
+    if (!may_call_python || inodes_.by_node.size() >= inodes_.max_inodes || st.st_dev != inodes_.device() || is_dot(name)) return false;
     if (inodes_.invalidating.contains(st.st_ino)) return false;  // of another file that had this number
     const std::optional<std::string> handle = inodes_.wants_handles ? handle_of(found.get()) : std::nullopt;
     const std::uint64_t node = inodes_.enter(inodes_, parent.node, {name, st, handle}, found.get());

@@ -32,6 +32,10 @@ public:
 
     // Serve a request and send the reply. False if Python must.
     bool serve(const Message& message, Channel& channel);
+    // Whether such a request may be served without a call of Python.
+    static bool may_serve_beside(const Message& message);
+    // Whether the thread that serves the present request is the main one. Python's tables call trio.
+    bool may_call_python = true;
 
     // Tree.using, where that does not wait: the inode, with a descriptor. Null if Python must find it.
     InodeState* find_held(std::uint64_t node);

@@ -3,10 +3,13 @@
 #include <nanobind/stl/optional.h>
 
 #include <optional>
+#include <system_error>
 
 #include "busy_poll.hpp"
 #include "histogram.hpp"
 #include "py_channel.hpp"
+#include "queues.hpp"
+#include "raise_errno.hpp"
 #include "requests.hpp"
 #include "session.hpp"
 
@@ -105,8 +108,23 @@ void bind_channel(nb::module_& module) {
         .def("direct_requests", &PyChannel::direct_requests)
         // libfuse's session.
         .def("attach", [](PyChannel& channel) { channel.session().attach(); })
-        .def("close", [](PyChannel& channel) { channel.session().detach(); })
+        .def("close", [](PyChannel& channel) {
+            channel.drop_queues();
+            channel.session().detach();
+        })
         .def("leave_to_libfuse", [](PyChannel& channel) { channel.session().leave_to_libfuse(); })
+        // Queues of io_uring.
+        .def("make_queues", [](PyChannel& channel) {
+            try {
+                channel.channel().make_queues();
+            } catch (const std::system_error& error) {
+                cleanfs::raise_errno(error.code().value());
+            }
+        })
+        .def_prop_ro("queues", [](PyChannel& channel) {
+            const auto& queues = channel.channel().queues();
+            return queues && queues->started() ? queues->size() : 0;
+        })
         // The fast path.
         .def("serve_from", [](PyChannel& channel, nb::object caches) { channel.fast_path().serve_from(std::move(caches)); }, "caches"_a)
         .def("serve_metadata", [](PyChannel& channel, nb::object inodes) { channel.fast_path().serve_metadata(std::move(inodes)); }, "inodes"_a)

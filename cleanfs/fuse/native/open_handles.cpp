@@ -60,6 +60,8 @@ bool OpenHandles::open(const Message& message, Channel& channel) {
     if (file == nullptr || file->forgotten || !file->stamps || may_be_stale(*inode)) return false;
     if (inodes_.source_fs(*inode) == nullptr || !has_room()) return false;
     if (caches_.shared && inodes_.refused.contains(message.header().pid)) return false;
+    const bool calls_python = (in->flags & O_ACCMODE) != O_RDONLY || (caches_.shared && !inode->polled);
+    if (calls_python && !metadata_.may_call_python) return false;
 
     Descriptor opened(open_without_wait(inode->fd, in->flags));
     struct stat st;
@@ -108,6 +110,8 @@ bool OpenHandles::release(const Message& message, Channel& channel) {
     const auto in = message.body_as<fuse_release_in>();
     const auto found = in ? handles_.find(in->fh) : handles_.end();
     if (found == handles_.end() || found->second.stream.rest()) return false;
+    const bool calls_python = found->second.writable() || found->second.inode->nlookup <= 0;  // it may be forgotten
+    if (calls_python && !metadata_.may_call_python) return false;
     struct stat st;
     if (fstat(found->second.state.fd, &st) != 0 || st.st_nlink == 0) return false;  // its pages go
     close(in->fh, channel);

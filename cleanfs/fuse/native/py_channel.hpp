@@ -19,9 +19,18 @@ public:
     PyChannel(int device, int scheduler_fd, std::int64_t busy_poll_ns, nb::callable init_reply, nb::callable refused)
         : channel_(device, scheduler_fd, busy_poll_ns),
           requests_(std::move(refused)),
-          session_(channel_, message_, requests_, std::move(init_reply)) {}
+          session_(channel_, fast_path_, message_, requests_, std::move(init_reply)) {}
+
+    ~PyChannel() { drop_queues(); }
+    PyChannel(const PyChannel&) = delete;
+    PyChannel& operator=(const PyChannel&) = delete;
 
     Channel& channel() { return channel_; }
+    // Their threads may wait for the GIL.
+    void drop_queues() {
+        const nb::gil_scoped_release unlocked;
+        channel_.drop_queues();
+    }
     SessionIo& session() { return session_; }
     PyFastPath& fast_path() { return fast_path_; }
 

@@ -2,10 +2,12 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <string>
 
+#include "fuse_uring.hpp"
 #include "raise_errno.hpp"
 #include "session.hpp"
 
@@ -61,21 +63,33 @@ Sent SessionIo::send_init_reply(iovec* parts, int count) {
         for (int at = 0; at < count; ++at) whole.append(static_cast<const char*>(parts[at].iov_base), parts[at].iov_len);
         const nb::object changed = init_reply_(init_request_, nb::bytes(whole.data(), whole.size()));
         const nb::bytes reply = nb::cast<nb::bytes>(changed);
-        make_room(reply);
+        const auto init = parse(reply);
+        received_.reset();
+        if (init) channel_.set_max_write(init->max_write);
         const iovec one{const_cast<void*>(reply.data()), reply.size()};
-        return channel_.send(&one, 1);
+        const Sent sent = channel_.send(&one, 1);
+        if (channel_.queues() && init) start_queues(*init);
+        return sent;
     } catch (nb::python_error& error) {
         error.discard_as_unraisable("the reply to FUSE_INIT");
         return channel_.send(parts, count);
     }
 }
 
-void SessionIo::make_room(const nb::bytes& init_reply) {
+std::optional<fuse_init_out> SessionIo::parse(const nb::bytes& init_reply) const {
     fuse_init_out init;
-    if (init_reply.size() < sizeof(fuse_out_header) + sizeof init) return;
+    if (init_reply.size() < sizeof(fuse_out_header) + sizeof init) return std::nullopt;
     std::memcpy(&init, static_cast<const std::byte*>(init_reply.data()) + sizeof(fuse_out_header), sizeof init);
-    received_.reset();
-    channel_.set_max_write(init.max_write);
+    return init;
+}
+
+// The kernel holds requests back until it has a queue for each processor, or was refused one.
+void SessionIo::start_queues(const fuse_init_out& init) {
+    const bool agreed = (init.flags & FUSE_INIT_EXT) != 0 && (init.flags2 & fuse_over_io_uring_flags2) != 0;
+    const std::size_t pages = std::max<std::size_t>(init.max_pages, 32);  // FUSE_DEFAULT_MAX_PAGES_PER_REQ
+    const auto page_size = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const std::size_t max_payload = std::max<std::size_t>({init.max_write, pages * page_size, FUSE_MIN_READ_BUFFER});
+    if (!agreed || !channel_.start_queues(max_payload, fast_path_.get())) channel_.drop_queues();
 }
 
 }  // namespace cleanfs

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "channel.hpp"
+#include "py_fast_path.hpp"
 #include "requests.hpp"
 
 namespace cleanfs {
@@ -16,8 +17,9 @@ class SessionIo {
 public:
     // `received` is the message that the channel received last. `init_reply` is called with the message of FUSE_INIT and
     // libfuse's reply, and returns the reply to send.
-    SessionIo(Channel& channel, std::optional<Message>& received, RequestsInProgress& requests, nb::callable init_reply)
-        : channel_(channel), received_(received), requests_(requests), init_reply_(std::move(init_reply)) {}
+    SessionIo(Channel& channel, PyFastPath& fast_path, std::optional<Message>& received, RequestsInProgress& requests,
+              nb::callable init_reply)
+        : channel_(channel), fast_path_(fast_path), received_(received), requests_(requests), init_reply_(std::move(init_reply)) {}
     ~SessionIo() { detach(); }
     SessionIo(const SessionIo&) = delete;
     SessionIo& operator=(const SessionIo&) = delete;
@@ -32,11 +34,13 @@ public:
 private:
     ssize_t write(iovec* parts, int count);
     Sent send_init_reply(iovec* parts, int count);
-    void make_room(const nb::bytes& init_reply);
+    std::optional<fuse_init_out> parse(const nb::bytes& init_reply) const;
+    void start_queues(const fuse_init_out& init);
 
     static inline SessionIo* attached = nullptr;
 
     Channel& channel_;
+    PyFastPath& fast_path_;
     std::optional<Message>& received_;
     RequestsInProgress& requests_;
     nb::callable init_reply_;

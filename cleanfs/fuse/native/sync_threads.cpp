@@ -13,6 +13,8 @@
 #include <system_error>
 #include <thread>
 
+#include "queues.hpp"
+
 namespace cleanfs {
 
 struct SyncThreads::State {
@@ -27,7 +29,19 @@ struct SyncThreads::State {
         close(device);
     }
 
+    // Whether the requester is gone.
+    bool refuses(std::uint64_t unique, int error) const {
+        fuse_out_header reply{};
+        reply.len = sizeof reply;
+        reply.error = error;
+        reply.unique = unique;
+        const iovec part{&reply, sizeof reply};
+        if (queues && queues->send(&part, 1)) return false;
+        return write(device, &reply, sizeof reply) == -1 && errno == ENOENT;
+    }
+
     int device = -1;  // ours
+    std::shared_ptr<Queues> queues;
     std::mutex mutex;
     // Everything below is protected by mutex.
     std::condition_variable wakes;
@@ -37,7 +51,8 @@ struct SyncThreads::State {
     bool stopping = false;
 };
 
-SyncThreads::SyncThreads(int device) : state_(std::make_shared<State>()) {
+SyncThreads::SyncThreads(int device, std::shared_ptr<Queues> queues) : state_(std::make_shared<State>()) {
+    state_->queues = std::move(queues);
     state_->device = fcntl(device, F_DUPFD_CLOEXEC, 0);
     if (state_->device == -1) throw std::system_error(errno, std::generic_category(), "the FUSE device");
     state_->done.reserve(max_threads);  // a thread must not fail
@@ -95,12 +110,7 @@ void SyncThreads::serve(std::shared_ptr<State> state) {
         --state->idle;
         lock.unlock();
         const int result = call.data_only ? fdatasync(call.fd) : fsync(call.fd);
-        const int error = result == 0 ? 0 : -errno;
-        fuse_out_header reply{};
-        reply.len = sizeof reply;
-        reply.error = error;
-        reply.unique = call.unique;
-        const bool refused = write(state->device, &reply, sizeof reply) == -1 && errno == ENOENT;
+        const bool refused = state->refuses(call.unique, result == 0 ? 0 : -errno);
         close(call.fd);
         lock.lock();
         ++state->idle;

@@ -10,13 +10,15 @@
 
 namespace cleanfs {
 
+class Queues;
+
 class SyncThreads {
 public:
     // More calls than these at a time are Python's.
     static constexpr std::size_t max_threads = 16;
 
-    // Throws std::system_error.
-    explicit SyncThreads(int device);
+    // `queues` may be null. Throws std::system_error.
+    SyncThreads(int device, std::shared_ptr<Queues> queues);
     ~SyncThreads();
     SyncThreads(const SyncThreads&) = delete;
     SyncThreads& operator=(const SyncThreads&) = delete;

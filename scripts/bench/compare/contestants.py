@@ -6,9 +6,11 @@ A contestant mounts a source inside a control group and gives the path to read f
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.harness.uring import UnavailableError, enabled
 
 from .cgroups import Group
 from .disks import unmount
@@ -47,6 +49,23 @@ def cleanfs(*options: str, command: tuple[str, ...] = CLEANFS) -> Mount:
             yield mountpoint
         finally:
             unmount(mountpoint)
+
+    return mount
+
+
+def uring(*options: str) -> Mount:
+    """A cleanfs mount whose requests come by FUSE over io_uring."""
+    plain = cleanfs("--transport", "uring", *options)
+
+    @contextmanager
+    def mount(group: Group, source: Path, mountpoint: Path) -> Iterator[Path]:
+        with ExitStack() as stack:
+            try:
+                with enabled():
+                    made = stack.enter_context(plain(group, source, mountpoint))
+            except UnavailableError as exc:
+                raise SkippedError(str(exc)) from exc
+            yield made
 
     return mount
 

@@ -10,8 +10,8 @@ from .machine import MIB, SkippedError
 from .rows import CONTESTANTS, Figure, Place, Row
 from .workloads import fio, read_through
 
-PEERS = ("cleanfs", "passthrough", "mergerfs", "bindfs")
-ENGINES = ("cleanfs", "zstd", "python", "passthrough", "mergerfs", "bindfs")
+PEERS = ("cleanfs", "uring", "passthrough", "mergerfs", "bindfs")
+ENGINES = ("cleanfs", "uring", "zstd", "python", "passthrough", "mergerfs", "bindfs")
 HITS = ("--page-cache", "4M")
 """So small that nearly every page comes from zcache."""
 

@@ -25,6 +25,7 @@ PASSTHROUGH = ("--backend", "none", "--page-cache", "0")
 CONTESTANTS = {
     "source": "the source itself",
     "cleanfs": "cleanfs",
+    "uring": "cleanfs, io_uring",
     "baseline": "baseline",
     "passthrough": "cleanfs, passthrough",
     "zstd": "cleanfs, zstd:3+dict",
@@ -173,6 +174,7 @@ class Bench:
         mounts = {
             "source": who.nothing,
             "cleanfs": who.cleanfs(*options),
+            "uring": who.uring(*options),
             "passthrough": who.cleanfs(*PASSTHROUGH),
             "zstd": who.cleanfs(*options, "--compression", "zstd:3+dict"),
             "python": who.cleanfs(*options, command=("env", "CLEANFS_PUREPYTHON=1", *who.CLEANFS)),
