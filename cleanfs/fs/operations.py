@@ -166,6 +166,7 @@ class CleanFS(pyfuse3.Operations):
             hold_parked=self._inodes.hold_parked,
             enter_opened=self._inodes.enter_opened,
             enter_listed=self._inodes.enter_listed,
+            ask_to_forget=self._tree.ask_to_forget,
             poll_open=self._poll,
             open_directory=OpenDirectories(self._services, self._inodes, self._handles).open,
             close_directory=self._handles.close_directory,

@@ -84,6 +84,8 @@ class Calls:
     """Called with a directory's node, and with stat, name and handle of files that were listed. Makes
     the inodes of those that have none, and moves the others. Returns their nodes, or None if it did
     nothing."""
+    ask_to_forget: Callable[[], None]
+    """Called when there are more inodes than there should be."""
     poll_open: Callable[[int], None]
     """Called with the node of a file that was opened, unless that is polled."""
     open_directory: Callable[[int, int], int]

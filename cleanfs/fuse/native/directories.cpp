@@ -109,12 +109,12 @@ bool Directories::list(const Message& message, Channel& channel) {
     if (names == nullptr) return false;
     reply_size_ = in->size;
     if (!fill(directory->fd, *inode, *names, in->offset)) return false;
-    if (inodes_.by_node.size() + found_.size() > inodes_.max_inodes) return false;
     metadata_.reserve_unused(entries_.size());  // what may throw comes before a count is changed
     if (!enter(*inode)) return false;
     directory->names = std::move(names);
     tell();
     if (channel.reply(message.header().unique, 0, Bytes(reply_)) == Sent::refused) take_back(channel);
+    metadata_.keep_bounded(channel);
     return true;
 }
 

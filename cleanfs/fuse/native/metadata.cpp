@@ -140,7 +140,8 @@ bool Metadata::look_up(const Message& message, Channel& channel) {
     const auto name = string_in(message.body());
     if (parent == nullptr || !name || name->empty()) return false;
     if (name->find('/') != name->npos || (parent->node == InodeState::root_node && *name == inodes_.control_name)) return false;
-    if (inodes_.refused.contains(message.header().pid) || inodes_.by_node.size() > inodes_.max_inodes) return false;
+    if (inodes_.refused.contains(message.header().pid)) return false;
+    if (!may_call_python && inodes_.by_node.size() > inodes_.max_inodes) return false;
 
     Descriptor found(find_name(*parent, name->data()));
     if (found.get() < 0) {
@@ -173,7 +174,7 @@ bool Metadata::reply_known(const Message& message, Channel& channel, InodeState&
 // CleanFS.lookup, of a file that the kernel does not know.
 bool Metadata::reply_new(const Message& message, Channel& channel, const InodeState& parent, std::string_view name,
                          Descriptor& found, const struct stat& st) {
-    if (!may_call_python || inodes_.by_node.size() >= inodes_.max_inodes || st.st_dev != inodes_.device() || is_dot(name)) return false;
+    if (!may_call_python || st.st_dev != inodes_.device() || is_dot(name)) return false;
     if (inodes_.invalidating.contains(st.st_ino)) return false;  // of another file that had this number
     const std::optional<std::string> handle = inodes_.wants_handles ? handle_of(found.get()) : std::nullopt;
     const std::uint64_t node = inodes_.enter(inodes_, parent.node, {name, st, handle}, found.get());
@@ -191,10 +192,16 @@ void Metadata::reply_entry(const Message& message, Channel& channel, InodeState&
     const auto before = kernel.told();
     kernel.reply_sent(st);
     ++inode.nlookup;
-    if (channel.reply(message.header().unique, 0, bytes_of(out)) != Sent::refused) return;
-    kernel.rollback(before);
-    take_back(inode.node, 1);
-    drop_unused(channel);
+    if (channel.reply(message.header().unique, 0, bytes_of(out)) == Sent::refused) {
+        kernel.rollback(before);
+        take_back(inode.node, 1);
+        drop_unused(channel);
+    }
+    keep_bounded(channel);
+}
+
+void Metadata::keep_bounded(Channel& channel) {
+    if (inodes_.by_node.size() > inodes_.max_inodes && inodes_.ask_to_forget(inodes_)) channel.let_scheduler_run();
 }
 
 // There is no such name. With --coherency none the kernel may remember that (Entries.absent).

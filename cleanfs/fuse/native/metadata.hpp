@@ -51,6 +51,8 @@ public:
     void take_back(std::uint64_t node, std::uint64_t nlookup);
     // Drop those of which the last reference was taken back, unless they are in use.
     void drop_unused(Channel& channel);
+    // Have Python make the kernel forget some inodes if there are too many (Tree.ask_to_forget).
+    void keep_bounded(Channel& channel);
     // Have Python drop an inode to which neither the kernel nor a file handle refers.
     void drop_if_unused(const InodeState& inode, Channel& channel);
 

@@ -198,6 +198,18 @@ bool call_enter_listed(InodeStates& states, std::uint64_t directory, std::span<c
     }
 }
 
+bool call_ask_to_forget(InodeStates& states) noexcept {
+    const nb::gil_scoped_acquire locked;
+    try {
+        const auto& all = static_cast<PyInodeStates&>(states);
+        all.call("ask_to_forget");
+        return all.is_task_ready();
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("the note that there are too many inodes");
+        return true;
+    }
+}
+
 std::uint64_t call_open_directory(InodeStates& states, std::uint64_t node, int fd) noexcept {
     const nb::gil_scoped_acquire locked;
     try {
@@ -310,6 +322,7 @@ void bind_inode_states(nb::module_& module) {
                  states.enter = call_enter;
                  states.enter_listed = call_enter_listed;
                  states.poll = call_poll;
+                 states.ask_to_forget = call_ask_to_forget;
                  states.open_directory = call_open_directory;
                  states.close_directory = call_close_directory;
                  states.begin_writing = call_begin_writing;

@@ -164,6 +164,8 @@ struct InodeStates {
     // InodeTable.enter_listed, with the GIL: as above for each, without descriptors; and have known inodes moved. Gives the
     // node of each. False if nothing was done.
     bool (*enter_listed)(InodeStates& states, std::uint64_t directory, std::span<const Found> found, std::uint64_t* nodes) noexcept = nullptr;
+    // Tree.ask_to_forget, with the GIL. Returns whether a task of trio can run.
+    bool (*ask_to_forget)(InodeStates& states) noexcept = nullptr;
     // OpenDirectories.open and HandleTable.close_directory, with the GIL.
     std::uint64_t (*open_directory)(InodeStates& states, std::uint64_t node, int fd) noexcept = nullptr;
     bool (*close_directory)(InodeStates& states, std::uint64_t fh) noexcept = nullptr;
