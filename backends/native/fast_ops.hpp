@@ -1,7 +1,7 @@
 // What a frontend may call without Python: a table of functions of one engine.
 //
-// The engine's Python object gives it out in a capsule (cleanfs.backends.ops.FastOps). Neither call may throw, wait, or
-// need the GIL.
+// The engine's Python object gives it out in a capsule (cleanfs.backends.ops.FastOps). No call may throw, wait, or need
+// the GIL.
 #pragma once
 
 #include "index.hpp"
@@ -23,6 +23,8 @@ struct FastOps {
     std::size_t (*missing)(void* engine, int pool, const FileKey& key, PageIndex first, std::size_t count) = nullptr;
     // Zcache::flush_pages. False if the call failed.
     bool (*flush)(void* engine, int pool, const FileKey& key, PageIndex first, PageIndex stop) = nullptr;
+    // Zcache::put, of one page. False if the call failed; then no get finds what was there before.
+    bool (*put)(void* engine, int pool, const FileKey& key, PageIndex index, const std::byte* page) = nullptr;
 };
 
 }  // namespace zcache

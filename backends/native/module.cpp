@@ -150,6 +150,13 @@ public:
                 return true;
             });
         };
+        fast_ops_.put = [](void* engine, int pool, const FileKey& key, PageIndex index, const std::byte* page) {
+            return attempt([&] {
+                const zcache::Put put{index, page};
+                static_cast<zcache::Zcache*>(engine)->put(pool, key, {&put, 1});
+                return true;
+            });
+        };
     }
 
     ~Backend() {

@@ -21,6 +21,7 @@ from cleanfs.cache.files import MIN_FILES, CachedFile, FileRecords
 from cleanfs.cache.in_flight import Buffer, InFlightRead, missing_runs
 from cleanfs.cache.resident import PythonResident, Resident
 from cleanfs.cache.source_reads import SourceFile, SourceReads
+from cleanfs.cache.state import HandleState
 from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ
 from cleanfs.source.identity import Dentry
 
@@ -82,6 +83,11 @@ class PageCache:
         """Count versions: a file whose version is later than a remembered clock has changed since."""
         return self._cleancache.state.clock
 
+    @property
+    def takes_evictions(self) -> bool:
+        """Tell whether the kernel hands over what it evicts, and reads make no pages resident here."""
+        return self._cleancache.state.takes_evictions
+
     # -- files ------------------------------------------------------------------------------
 
     @property
@@ -132,6 +138,7 @@ class PageCache:
         if end <= offset:
             # Past the end that is known here.
             return await source.read(offset, size, file.size), SOURCE_READ
+        evicted = self._cleancache.state.drain_evictions()
         page_size = self.page_size
         first = offset // page_size
         start = first * page_size
@@ -150,6 +157,7 @@ class PageCache:
         self._get_missing(file, first, pages)
         if None not in pages:
             return self._join_pages(pages, first, offset, end), CLEANCACHE_HIT
+        file.evictions_after = max(file.evictions_after, evicted)  # the kernel will have newer pages
         return await self._read_source(file, source, first, pages, offset, end), SOURCE_READ
 
     async def _read_source(
@@ -203,7 +211,8 @@ class PageCache:
         A page that ends before the end of the file that is known here (the file shrank in the source)
         is part of the reply, but nothing to keep.
         """
-        if not self._limit and self._cleancache.pool_id < 0:
+        state = self._cleancache.state
+        if state.takes_evictions or (not self._limit and state.pool_id < 0):
             return
         data = read.data
         if len(data) < min(read.offset + read.size, file.size) - read.offset:
@@ -238,6 +247,7 @@ class PageCache:
 
         Moves the version on: reads under way will not insert what they bring.
         """
+        self._cleancache.state.drain_evictions()  # for the pages that stay valid
         self.new_version(file)
         first = start // self.page_size
         last = None if stop is None else -(-stop // self.page_size)
@@ -247,11 +257,13 @@ class PageCache:
             self._cleancache.flush_pages(file.key, first, last)
         self._resident.discard(file.serial, first, last)
 
+    def opener_ran(self, handle: HandleState) -> None:
+        """Note that the opener of a file has run: the kernel has dropped what the reply told it to."""
+        self._cleancache.state.opener_ran(handle)
+
     def new_version(self, file: CachedFile) -> None:
         """Make reads that began before now stale."""
-        state = self._cleancache.state
-        state.clock += 1
-        file.version = state.clock
+        self._cleancache.state.new_version(file)
 
     def changing(self, file: CachedFile) -> Changing:
         """Return the context for a change of the file by cleanfs: one at a time."""

@@ -20,7 +20,7 @@ class FileState:
     """The state of one file: the base of its record."""
 
     __slots__ = (
-        "drops_due", "forgotten", "handles", "mutations",
+        "drops_due", "evictions_after", "forgotten", "handles", "mutations",
         "pending_writes", "pins", "racy", "reads_in_flight", "remembers_reads", "serial", "size",
         "stamps", "used", "version",
     )  # fmt: skip
@@ -54,6 +54,8 @@ class FileState:
         """Of these, those whose OPEN reply had the kernel drop the file's pages, perhaps not yet."""
         self.used = False
         """Whether the channel opened the file since the record was last made the youngest."""
+        self.evictions_after = 0
+        """A page that the kernel evicted before this position is stale."""
 
 
 class KernelState:
@@ -147,6 +149,8 @@ class CacheState:
 
     native = False
     """Whether the channel can read it."""
+    takes_evictions = False
+    """Whether what the kernel evicts fills the pool. Then reads make no pages resident."""
 
     def __init__(self, page_size: int) -> None:
         """Start without a pool."""
@@ -172,6 +176,22 @@ class CacheState:
 
     def use_backend(self, fast_ops: object) -> None:
         """Read compressed pages by this capsule (``ops.FastOps``), as long as there is a pool."""
+
+    def use_evictions(self, evictions: object) -> None:
+        """Take what the kernel evicts from this capsule (``vfs.evictions``); None for no more."""
+
+    def drain_evictions(self) -> int:
+        """Put what the kernel has evicted by now, or much of it. Returns the position that ends it."""
+        return 0
+
+    def opener_ran(self, handle: HandleState) -> None:
+        """Note that the opener of a file has run, so the kernel has applied the reply to its OPEN."""
+        handle.opener_ran()
+
+    def new_version(self, file: FileState) -> None:
+        """Make reads that began before now stale, and what the kernel has evicted."""
+        self.clock += 1
+        file.version = self.clock
 
 
 def _load() -> ModuleType | None:

@@ -34,6 +34,7 @@ from cleanfs.mount.mountpoint import resolved
 from cleanfs.mount.options import MountOptions, is_remount, parse
 from cleanfs.source.io import SourceCache
 from cleanfs.vfs.coherency import ATTR_TIMEOUTS, Coherency
+from cleanfs.vfs.evictions import EvictionSource
 from cleanfs.vfs.source_locks import Locks
 
 MIN_PAGE_SIZE = 4096
@@ -165,6 +166,14 @@ MIN_PAGE_SIZE = 4096
     help="auto: the caches shrink while memory is short; off: they keep their configured limits.",
 )
 @click.option(
+    "--evictions",
+    type=click.Choice([choice.value for choice in EvictionSource]),
+    default="auto",
+    show_default=True,
+    help="Whose evictions fill the pool. kernel: those of the kernel's page cache, which takes root; "
+    "own: those of --page-cache; auto: the kernel's where possible.",
+)
+@click.option(
     "--writeback",
     is_flag=True,
     help="Let the kernel write back later; needs --coherency none. A crash loses unsynced writes.",
@@ -259,6 +268,7 @@ def _config(params: Mapping[str, Any], mountpoint: str, options: MountOptions) -
         writeback=params["writeback"],
         locks=Locks(params["locks"]),
         transport=Transport(params["transport"]),
+        evictions=EvictionSource(params["evictions"]),
         busy_poll_us=params["busy_poll"],
         source_cache=SourceCache(params["source_cache"]),
         read_ahead=params["read_ahead"],

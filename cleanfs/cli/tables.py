@@ -36,6 +36,13 @@ def stats_table(stats: Stats) -> Table:
         table.add_row("invalidated upon events", f"{stats['watch_invalidations']:,}")
         table.add_row("inodes not watched", f"{stats['watch_unwatched']:,}")
         table.add_row("times that events were lost", f"{stats['watch_overflows']:,}")
+    if stats["evictions_ring_bytes"]:
+        for label, name in (
+            ("pages that the kernel evicted or dropped", "evictions_seen"),
+            ("evicted pages put", "evictions_put"),
+            ("evicted pages lost", "evictions_lost"),
+        ):
+            table.add_row(label, f"{stats[name]:,}")
     table.add_section()
     for kind in KINDS:
         table.add_row(f"{kind} p50 / p99", _percentiles(stats, kind))
@@ -45,6 +52,7 @@ def stats_table(stats: Stats) -> Table:
         ("hit ratio", f"{stats['hit_ratio']:.1%}"),
         ("compression ratio", f"{stats['compression_ratio']:.2f}"),
         ("backend", plain(stats["backend"])),
+        ("evictions", plain(stats["evictions"])),
         ("pool", _of(counters.get("pool_used"), counters.get("pool_limit"))),
         ("page cache", _of(stats["pagecache_used"], stats["pagecache_limit"])),
         ("daemon's memory", format_size(stats["rss_bytes"])),

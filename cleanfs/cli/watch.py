@@ -11,8 +11,8 @@ Stats = dict[str, Any]
 """The parsed ``stats.json``; ``stats.MountStats`` describes the values."""
 
 COLUMNS = (
-    ("time", 8), ("reads/s", 8), ("MB/s", 8), ("pc%", 6), ("zc%", 6), ("srcMB/s", 8), ("pool", 16),
-    ("ratio", 6), ("p50", 7), ("p99", 7),
+    ("time", 8), ("reads/s", 8), ("MB/s", 7), ("pc%", 6), ("zc%", 6), ("srcMB/s", 7), ("evict/s", 7),
+    ("lost", 4), ("pool", 15), ("ratio", 6), ("p50", 7), ("p99", 7),
 )  # fmt: skip
 """Headings, each of one word, and widths."""
 
@@ -32,6 +32,7 @@ def watch_line(now: Stats, before: Stats) -> str:
     latency = sum((_since(now, before, kind) for kind in READ_KINDS), HistogramSnapshot())
     idle = not latency.total
     counters = now["backend_counters"]
+    of_kernel = now["evictions_ring_bytes"] > 0
     cells = (
         time.strftime("%H:%M:%S"),
         f"{grown('reads') / seconds:.0f}",
@@ -39,6 +40,8 @@ def watch_line(now: Stats, before: Stats) -> str:
         f"{100 * grown('pagecache_hits') / pages:.1f}" if pages else "-",
         f"{100 * grown('succ_gets') / pages:.1f}" if pages else "-",
         f"{grown('source_read_bytes') / seconds / 1e6:.1f}",
+        f"{grown('evictions_seen') / seconds:.0f}" if of_kernel else "-",
+        f"{grown('evictions_lost')}" if of_kernel else "-",
         _of(counters.get("pool_used"), counters.get("pool_limit")),
         f"{now['compression_ratio']:.2f}" if counters else "-",
         "-" if idle else format_ns(latency.percentile(50)),

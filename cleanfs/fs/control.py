@@ -16,6 +16,7 @@ import os
 import stat as stat_module
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -190,6 +191,7 @@ class Control:
             b"drop": self._file(None, self._drop),
         }
         self._backend_dir = self._dir(self._backend_counters)
+        self._unlisted: dict[bytes, Node] = {}
 
     @property
     def open_files(self) -> int:
@@ -205,9 +207,20 @@ class Control:
         except KeyError:  # from a file handle
             raise StaleError from None
 
+    @contextmanager
+    def unlisted_file(self, name: bytes, text: str) -> Iterator[None]:
+        """Have a file in the root until the end of the block, for use by the daemon itself."""
+        node = self._unlisted[name] = self._file(lambda: text)
+        node.mode &= ~0o077
+        try:
+            yield
+        finally:
+            del self._unlisted[name]
+
     def lookup(self, directory: Node, name: bytes, thread: int) -> Node:
         """Find a child by name, to be shown to the kernel. Raises FileNotFoundError."""
-        for child_name, child in directory.children:
+        unlisted = self._unlisted.items() if directory is self.root else ()
+        for child_name, child in (*directory.children, *unlisted):
             if child_name == name:
                 found = self.show(child, thread)
                 found.seen_by = thread

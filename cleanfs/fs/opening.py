@@ -127,6 +127,8 @@ class Opener:
         if drops:
             handle.drops_pages()
         handle.may_write()
+        if opened.direct:
+            handle.bypasses_cache()
         return FileInfo(fh=fh, direct_io=opened.direct, keep_cache=not drops)
 
     async def _compare(

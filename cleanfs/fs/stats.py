@@ -20,6 +20,7 @@ from cleanfs.fuse.request_limits import RequestLimits
 from cleanfs.latency import HistogramSnapshot, LatencyStats
 from cleanfs.memory.cache_limits import CacheLimitsStats
 from cleanfs.source.io import BackingStats
+from cleanfs.vfs.evictions import EvictionStats
 from cleanfs.vfs.inodes import InodeStats
 from cleanfs.vfs.source_watch import WatchStats
 
@@ -27,6 +28,7 @@ GAUGES = frozenset({
     "uptime_seconds", "rss_bytes", "pool_id", "page_size", "hit_ratio", "compression_ratio",
     "pagecache_limit", "pagecache_used", "pagecache_resident", "pagecache_files", "inodes",
     "inodes_held", "open_files", "read_ahead_kb", "max_background",
+    "evictions_ring_bytes", "evictions_ring_high_water", "evictions_held_nodes",
     "pool_limit", "pool_used", "obj_count", "obj_count_max",
     "eph_zpages", "eph_zpages_max", "eph_zbytes", "eph_pagebytes", "raw_pages", "same_filled_pages",
     "zero_filled_pages", "loaned_zpages", "staged_pages", "metadata_bytes", "dictionary_bytes",
@@ -76,6 +78,7 @@ class MountStats:
     doubtful_flushes: int
     """Files flushed because others could have changed them unseen."""
     watch: WatchStats
+    evictions: EvictionStats
     open_files: int
     cleancache: CleancacheStats
     pagecache: PageCacheStats
@@ -136,6 +139,7 @@ class MountStats:
             "changes_found": self.changes_found,
             "doubtful_flushes": self.doubtful_flushes,
             **asdict(self.watch),
+            **asdict(self.evictions),
             "reads": self.latencies.reads,
             "read_bytes": self.latencies.read_bytes,
             "writes": self.latencies.write.total,

@@ -128,6 +128,16 @@ class PendingNodes(Protocol):
         """Note whether there is one."""
 
 
+class EvictionHolds(Protocol):
+    """Keeps pages of a node that the kernel evicts from being put while they may be stale."""
+
+    def hold(self, node: int) -> None:
+        """Begin: the kernel will be told to drop the node's pages."""
+
+    def release(self, node: int) -> None:
+        """End: it has dropped them."""
+
+
 class _Drop:
     """Tracks the invalidation of the pages of a write."""
 
@@ -169,6 +179,7 @@ class Notifier:
         self._refreshing: dict[int, trio.Event] = {}  # by node
         self._in_a_hurry = False
         self._pending_nodes: PendingNodes | None = None
+        self._holds: EvictionHolds | None = None
         self._again: dict[int, AttrRefresh] = {}  # to be refreshed once more
         self._nursery: trio.Nursery | None = None
         self.explicit = False
@@ -199,6 +210,20 @@ class Notifier:
         for item in items:
             if isinstance(item, int):
                 self._pending_nodes.set_invalidating(item, self.is_pending(item))
+
+    def use_evictions(self, holds: EvictionHolds) -> None:
+        """Hold back evicted pages of each node until an invalidation of its pages has been sent."""
+        self._holds = holds
+
+    def hold_evictions(self, node: int) -> None:
+        """Hold back evicted pages of a node, as the kernel drops its pages by itself at some time."""
+        if self._holds is not None:
+            self._holds.hold(node)
+
+    def release_evictions(self, node: int) -> None:
+        """End that: the kernel has dropped them."""
+        if self._holds is not None:
+            self._holds.release(node)
 
     def start(self) -> None:
         """Start the threads, before the device is opened."""
@@ -259,6 +284,11 @@ class Notifier:
         self.may_drop(node)
         self._queue(node)
 
+    def pages(self, node: int, offset: int, length: int) -> None:
+        """Invalidate a range of a node, in bytes."""
+        self.may_drop(node)
+        self._queue(Pages(node, offset, length))
+
     async def pages_dropped(self, node: int) -> None:
         """Invalidate a node, and return when the kernel has dropped its pages.
 
@@ -268,7 +298,10 @@ class Notifier:
         or a write needs.
         """
         self.may_drop(node)
-        self._queued.discard(node)
+        self.hold_evictions(node)
+        if node in self._queued:
+            self._queued.remove(node)
+            self.release_evictions(node)
         self._sending[node] += 1
         self._note_pending(node)
         try:
@@ -356,6 +389,7 @@ class Notifier:
         await before_wait()
         drop = _Drop(Pages(node, start, stop - start))
         self._dropping[node] += 1
+        self.hold_evictions(node)
         self._nursery.start_soon(self._drop, drop)
         until = trio.current_time() + PAGES_SECONDS
         looks = 0  # an earlier read may come between two
@@ -376,6 +410,7 @@ class Notifier:
             await self._in_a_thread(send)
             drop.done.set()
         self._dropping -= Counter((drop.pages.node,))
+        self.release_evictions(drop.pages.node)
 
     async def _in_a_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a call in a thread, as soon as one can be started."""
@@ -458,6 +493,9 @@ class Notifier:
 
     def _sent(self, items: list[Item]) -> None:
         self._sending -= Counter(items)
+        for item in items:
+            if node := _node_of(item):
+                self.release_evictions(node)
         self._note_pending(*items)
         if not self._queued and not self._sending:
             self._drained.set()
@@ -466,6 +504,8 @@ class Notifier:
     def _queue(self, item: Item) -> None:
         if item not in self._queued:
             self._queued.add(item)
+            if node := _node_of(item):
+                self.hold_evictions(node)
             self._note_pending(item)
             self._send.send_nowait(item)
 
@@ -512,6 +552,13 @@ class Notifier:
             self._writers -= 1
             if self._closed and not self._writers:
                 os.close(self._device)
+
+
+def _node_of(item: Item) -> int:
+    """Return the node whose pages an item invalidates; 0 for none."""
+    if isinstance(item, Pages):
+        return item.node
+    return item if isinstance(item, int) else 0
 
 
 def _send_by_pyfuse3(item: Notification, attributes_only: bool) -> None:

@@ -98,6 +98,7 @@ class CacheLimits:
         self._configured = configured
         self._effective = configured
         """The effective limits. While there is no backend, the pool's is for the next one."""
+        self._reserved = 0
         self._watch = watch
         self._policy = Policy()
         self._headroom: Headroom | None = None
@@ -114,19 +115,24 @@ class CacheLimits:
         """Return the effective limits."""
         return self._effective
 
+    def reserve(self, size: int) -> None:
+        """Count so many bytes, which something else takes, against the pool's limit."""
+        self._reserved = size
+        self._resize_pool(self._effective.pool)
+
     def set_pool_limit(self, limit: int) -> None:
         """Configure the pool's limit, in force at once except for what is withheld.
 
         Raises ValueError; nothing has changed then.
         """
-        check_sizes(limit, 0, self._page_size)
+        check_sizes(limit - self._reserved, 0, self._page_size)
         before, self._configured = self._configured, Sizes(limit, self._configured.page_cache)
         self.measure(time.monotonic())
         pool = self._target().pool
         backend = self._cleancache.backend
         if backend is not None:
             try:
-                backend.resize(pool)
+                backend.resize(pool - self._reserved)
             except ValueError:
                 self._configured = before
                 raise
@@ -146,6 +152,7 @@ class CacheLimits:
     def backend_changed(self) -> None:
         """Adapt to another backend, which is empty and has the configured limit, or to none."""
         self._effective = Sizes(self._configured.pool, self._effective.page_cache)
+        self._resize_pool(self._effective.pool)
         self.measure(time.monotonic())
         self._apply_at_once()
 
@@ -236,9 +243,10 @@ class CacheLimits:
 
     def _resize_pool(self, limit: int) -> None:
         backend = self._cleancache.backend
-        if backend is not None and backend.pool_limit != limit:
+        own = limit - self._reserved
+        if backend is not None and backend.pool_limit != own:
             try:
-                backend.resize(limit)
+                backend.resize(own)
             except (ValueError, MemoryError) as exc:
                 # The backend refuses a limit that it cannot work with, and keeps its own.
                 log.debug("the backend stays at %d bytes: %s", backend.pool_limit, exc)
@@ -264,7 +272,7 @@ class CacheLimits:
         pool, page_cache = least_sizes(self._page_size)
         managed = self._managed()
         return Sizes(
-            min(max(FLOOR.pool, pool), managed.pool),
+            min(max(FLOOR.pool, pool) + self._reserved, managed.pool),
             min(max(FLOOR.page_cache, page_cache), managed.page_cache),
         )
 
@@ -279,4 +287,4 @@ class CacheLimits:
             return 0
         nothing: Mapping[str, int] = {}
         counters = self._cleancache.call(lambda ops: ops.counters(), nothing)
-        return counters.get("pool_used", backend.pool_limit)
+        return counters.get("pool_used", backend.pool_limit) + self._reserved

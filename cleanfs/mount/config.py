@@ -8,6 +8,7 @@ from cleanfs.backends.options import Admission, Allocator, BackendOptions, Poor
 from cleanfs.fuse.transport import Transport
 from cleanfs.source.io import SourceCache
 from cleanfs.vfs.coherency import ATTR_TIMEOUTS, Coherency
+from cleanfs.vfs.evictions import EvictionSource
 from cleanfs.vfs.source_locks import Locks
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -44,6 +45,7 @@ class MountConfig:
     writeback: bool = False
     locks: Locks = Locks.LOCAL
     transport: Transport = Transport.AUTO
+    evictions: EvictionSource = EvictionSource.AUTO
     busy_poll_us: float = 50.0
     source_cache: SourceCache = SourceCache.AUTO
     read_ahead: int = 1 << 20

@@ -46,6 +46,8 @@ from cleanfs.mount.systemd import notify_ready
 from cleanfs.source.identity import Rule, Rules
 from cleanfs.source.io import Backing, SourceCache
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
+from cleanfs.vfs.eviction_trial import make_content
+from cleanfs.vfs.evictions import Evictions, EvictionSource, UnavailableError
 from cleanfs.vfs.export import can_export
 from cleanfs.vfs.handles import Services
 from cleanfs.vfs.inodes import InodeTable
@@ -54,6 +56,9 @@ from cleanfs.vfs.source_locks import Locks
 from cleanfs.vfs.source_watch import SourceWatch, UnwatchableError, WatchStats
 
 log = logging.getLogger(__name__)
+
+TRIAL_NAME = "evictions"
+"""The file in the control directory with which the kernel's evictions are tried out."""
 
 MAX_INODES = 1 << 16
 """Inodes that the kernel may hold before it is made to forget some. Each takes 1 KiB here."""
@@ -124,17 +129,58 @@ class Mount:
         )
         self._rules = Rules(services.types)
         self._inodes = self._open_inodes(services)
+        self._evictions = Evictions(self._fs.state, self._inodes.states)
+        self._notifier.use_evictions(self._evictions)
+        self._inodes.on_drop(self._evictions.forget)
+        self._failure: MountError | None = None
+        self._load_evictions()
         self._update_drop_behind()
         self._watch = self._make_watch(services) if config.coherency is Coherency.WATCH else None
+        self._control = Control(self)
         self._filesystem = CleanFS(
             services,
             self._inodes,
-            Control(self),
+            self._control,
             self._channel,
             attr_timeout=config.attr_timeout,
             watch=self._watch,
             locks=config.locks,
         )
+
+    def _load_evictions(self) -> None:
+        """Load the program that hands over what the kernel evicts, if that is asked for.
+
+        Raises MountError if it must be used and cannot.
+        """
+        config = self.config
+        if config.evictions is EvictionSource.OWN:
+            return
+        try:
+            self._evictions.load(config.pool_limit, self._cleancache.fast_ops)
+        except UnavailableError as exc:
+            self._no_evictions(exc)
+
+    async def _start_evictions(self, device: int) -> None:
+        if not self._evictions.loaded:
+            return
+        path = os.path.join(self.config.mountpoint, os.fsdecode(CONTROL_NAME), TRIAL_NAME)
+        content = make_content()
+        run, invalidate = self._isolated.run_sync, self._notifier.pages_dropped
+        try:
+            with self._control.unlisted_file(TRIAL_NAME.encode(), content):
+                await self._evictions.start(path, content.encode(), device, run, invalidate)
+        except UnavailableError as exc:
+            self._no_evictions(exc)
+            return
+        self._cache_limits.reserve(self._evictions.ring_bytes)
+        self.set_page_cache(0)
+        log.info("the kernel's evictions fill the pool")
+
+    def _no_evictions(self, reason: UnavailableError) -> None:
+        if self.config.evictions is EvictionSource.KERNEL:
+            raise MountError(f"--evictions kernel is not possible: {reason}") from reason
+        self._evictions.reason = str(reason)
+        log.info("evictions of the kernel are not used: %s", reason)
 
     def _open_inodes(self, services: Services) -> InodeTable:
         """Open the root of the source. Raises OSError."""
@@ -175,11 +221,12 @@ class Mount:
                     nursery.start_soon(self._cache_limits.run)
                     nursery.start_soon(trim_periodically)
                     nursery.start_soon(self._stop_on_signal, signals, nursery.cancel_scope)
-                    nursery.start_soon(self._announce, ready)
+                    nursery.start_soon(self._announce, ready, nursery.cancel_scope)
                     await serve_until_the_end()
                     await self._channel.drained()
                     nursery.cancel_scope.cancel()
             finally:
+                self._evictions.close()
                 self._fs.flush_fs()
                 if self._watch is not None:
                     self._watch.close()
@@ -195,6 +242,8 @@ class Mount:
                     reuse_dead_mountpoint(self.config.mountpoint)
                 self._watchdog.close()
                 log.info("unmounted %s", self.config.mountpoint)
+        if self._failure is not None:
+            raise self._failure
 
     async def _stop_on_signal(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
         """Leave the main loop at the first signal; abandon requests that do not end in time."""
@@ -259,6 +308,7 @@ class Mount:
             changes_found=self._coherency.changes_found,
             doubtful_flushes=self._coherency.doubtful_flushes,
             watch=WatchStats() if self._watch is None else self._watch.stats(),
+            evictions=self._evictions.stats(),
             open_files=self._filesystem.open_files,
             cleancache=self._cleancache.stats(),
             pagecache=self._pagecache.stats(),
@@ -302,7 +352,12 @@ class Mount:
         self._cache_limits.set_pool_limit(limit)
 
     def set_page_cache(self, limit: int) -> None:
-        """Resize the page cache at once. Raises ValueError for less than a page, except 0."""
+        """Resize the page cache at once.
+
+        Raises ValueError for less than a page, except 0, and for more where the kernel keeps the pages.
+        """
+        if limit and self._pagecache.takes_evictions:
+            raise ValueError(limit)
         self._cache_limits.set_page_cache(limit)
         self._update_drop_behind()
 
@@ -358,7 +413,7 @@ class Mount:
         except (ValueError, backends.UnknownBackendError) as exc:
             raise OptionError(str(exc)) from exc
 
-    async def _announce(self, ready: Callable[[], None]) -> None:
+    async def _announce(self, ready: Callable[[], None], everything: trio.CancelScope) -> None:
         with trio.fail_after(REPLY_TIMEOUT_SECONDS):
             # This name, so that the kernel caches it: a later lookup would have to wait for a process
             # that creates or removes a name in the root.
@@ -376,10 +431,17 @@ class Mount:
             self._request_limits = set_limits(point.device, self.config.read_ahead)
             where = MountedAt(self.config.mountpoint, point.device)
             self._notifier.use_mount(where)
+            try:
+                await self._start_evictions(point.device)
+            except MountError as exc:
+                self._failure = exc
+                everything.cancel()
+                return
         await self._watchdog.ready()
         log.info("mounted %s on %s", self.config.source, self.config.mountpoint)
         ready()
         notify_ready()
+        await self._evictions.run()
 
 
 def serve(config: MountConfig, ready: Callable[[], None]) -> None:

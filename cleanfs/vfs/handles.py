@@ -34,7 +34,7 @@ from cleanfs.vfs.directory_state import DirectoryState
 from cleanfs.vfs.inode import Inode
 from cleanfs.vfs.invalidate import invalidate
 from cleanfs.vfs.kernel_view import Told
-from cleanfs.vfs.write_request import appends, unprivileged_writer, writes_back
+from cleanfs.vfs.write_request import appends, bypasses_cache, unprivileged_writer, writes_back
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -193,6 +193,7 @@ class FileHandle:
         self.state = HandleState(file, inode.kernel, fd)
         self._source.serve(self.state, writable=self.writable)
         self._writes = writes
+        self._bypasses = False
         file.pins += 1
         file.handles += 1
 
@@ -215,6 +216,15 @@ class FileHandle:
         read_ranges = self.file.read_ranges
         if read_ranges is not None and read_ranges.writers > self._writes:
             read_ranges.dropped = True
+
+    def bypasses_cache(self) -> None:
+        """Note that programs write past the kernel's pages, which it drops only after our reply.
+
+        It says not when. The close of the handle shows that it has dropped them all.
+        """
+        if not self._bypasses:
+            self._bypasses = True
+            self._services.notifier.hold_evictions(self.inode.node)
 
     async def read(self, offset: int, size: int) -> Buffer:
         """Read from the page cache, cleancache or the source, after earlier writes of the range."""
@@ -250,6 +260,8 @@ class FileHandle:
         with self.use:
             if self.state.drop_due:
                 self.opener_ran()
+            if bypasses_cache():
+                self.bypasses_cache()
             return await self._write_in_order(offset, data)
 
     async def _write_in_order(self, offset: int, data: bytes) -> tuple[int, Rollback]:
@@ -336,6 +348,8 @@ class FileHandle:
         services, file = self._services, self.file
         self.opener_ran()
         await self.use.ended()
+        if self._bypasses:
+            services.notifier.release_evictions(self.inode.node)
         file.pins -= 1
         file.handles -= 1
         if self._writes:
@@ -352,7 +366,7 @@ class FileHandle:
 
     def opener_ran(self) -> None:
         """Note that the opener has run: the kernel has applied the invalidation of the OPEN reply."""
-        self.state.opener_ran()
+        self._pagecache.opener_ran(self.state)
 
 
 NAME_SIZE: Final = 2 << 10

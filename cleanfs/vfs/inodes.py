@@ -104,7 +104,7 @@ class InodeTable:
         """Inodes that left the table."""
         self._watcher: Watcher | None = None
         self.exports = exports
-        self._on_drop: Callable[[Inode], None] = lambda _: None
+        self._on_drop: list[Callable[[Inode], None]] = []
         self._on_leave: Callable[[int, bytes], None] = lambda _, __: None
         self.space_retry = space_retry
         self._rules = rules
@@ -148,8 +148,8 @@ class InodeTable:
         self._watcher = watcher
 
     def on_drop(self, call: Callable[[Inode], None]) -> None:
-        """Call ``call`` with every inode that leaves the table."""
-        self._on_drop = call
+        """Call ``call``, too, with every inode that is about to leave the table."""
+        self._on_drop.append(call)
 
     def on_leave(self, call: Callable[[int, bytes], None]) -> None:
         """Call ``call`` with places (parent node, name) that files were found to have left."""
@@ -504,6 +504,8 @@ class InodeTable:
 
     def _drop(self, inode: Inode) -> None:
         self.forgotten += 1
+        for call in self._on_drop:
+            call(inode)
         self._index.discard(inode)
         # The tables may have a successor of the inode by now.
         if self._nodes.get(inode.node) is inode:
@@ -513,7 +515,6 @@ class InodeTable:
             del self._held[inode.node]
         if self._watcher is not None:
             self._watcher.dropped(inode)
-        self._on_drop(inode)
         if inode.fd >= 0:
             os.close(inode.fd)
             inode.fd = -1

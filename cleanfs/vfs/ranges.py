@@ -71,6 +71,8 @@ class Ranges:
             if not keeps_size:
                 handle.inode.kernel.written_to(offset + length)
             self._changed(handle, done, theirs)
+            if mode & ZEROS:
+                self._drop_pages(handle, offset, length)
             return functools.partial(invalidate, self._services.notifier, handle.inode, before=told)
 
     def _allocating(self, handle: FileHandle, mode: int, offset: int, length: int) -> Mutating:
@@ -157,6 +159,7 @@ class Ranges:
         if done.count:
             target.inode.kernel.written_to(offset + done.count)
         self._changed(target, done, theirs)
+        self._drop_pages(target, offset, done.count)
         return done.count
 
     # -- holes --------------------------------------------------------------------------------
@@ -197,6 +200,14 @@ class Ranges:
             inode.kernel.knows_change(done.before, done.after)
         if theirs or done.before.st_mode != done.after.st_mode:
             self._services.notifier.inode(inode.node)
+
+    def _drop_pages(self, handle: FileHandle, offset: int, length: int) -> None:
+        """Invalidate pages that the kernel itself drops upon the reply: it says not when.
+
+        Until then it could evict them, and they would be put.
+        """
+        if self._services.pagecache.takes_evictions and length:
+            self._services.notifier.pages(handle.inode.node, offset, length)
 
 
 def _is_for_writing(fd: int) -> bool:

@@ -23,6 +23,12 @@ def appends() -> bool:
     return request is not None and not writes_back() and bool(request.file_flags & os.O_APPEND)
 
 
+def bypasses_cache() -> bool:
+    """Tell whether a program writes with O_DIRECT: past the kernel's pages, which go afterwards."""
+    request = current()
+    return request is not None and bool(request.file_flags & os.O_DIRECT)
+
+
 def writes_back() -> bool:
     """Tell whether the kernel writes pages back that a mapping, or ``--writeback``, made dirty."""
     request = current()

@@ -8,6 +8,7 @@ import pytest
 
 from cleanfs.cli.watch import COLUMNS, HEADER, LINES_PER_HEADER, format_ns, watch_line, watch_lines
 from cleanfs.latency import CLEANCACHE_HIT, PAGECACHE_HIT, SOURCE_READ, Latencies
+from cleanfs.vfs.evictions import EvictionStats
 from tests.fs.test_stats import STATS
 
 HEADINGS = [heading for heading, _ in COLUMNS]
@@ -61,6 +62,18 @@ def test_an_interval_without_reads_has_no_percentages() -> None:
     line = cells(watch_line(parsed(2, Latencies()), parsed(1, Latencies())))
     assert {line[name] for name in ("pc%", "zc%", "p50", "p99")} == {"-"}
     assert (line["reads/s"], line["MB/s"], line["srcMB/s"]) == ("0", "0.0", "0.0")
+
+
+def test_evictions_of_the_kernel_are_counted() -> None:
+    before = replace(STATS, uptime_seconds=STATS.uptime_seconds - 2)
+    seen, lost = STATS.evictions.evictions_seen + 500, STATS.evictions.evictions_lost + 3
+    more = replace(STATS.evictions, evictions_seen=seen, evictions_lost=lost)
+    now = replace(STATS, evictions=more)
+    line = cells(watch_line(json.loads(now.as_json()), json.loads(before.as_json())))
+    assert (line["evict/s"], line["lost"]) == ("250", "3")
+    own = replace(now, evictions=EvictionStats("own (as asked)"))
+    line = cells(watch_line(json.loads(own.as_json()), json.loads(before.as_json())))
+    assert (line["evict/s"], line["lost"]) == ("-", "-")
 
 
 def test_without_a_backend_there_is_no_pool() -> None:

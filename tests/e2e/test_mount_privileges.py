@@ -121,6 +121,20 @@ def mounted_by_user(source: Path, mountpoint: Path, *options: str) -> Iterator[s
             end_of(process, 20)
 
 
+def test_a_users_mount_goes_without_the_kernels_evictions(tmp_path: Path) -> None:
+    if not shutil.which("fusermount3"):
+        pytest.skip("fusermount3 is not installed")
+    open_to_all(tmp_path)
+    source, mountpoint = tmp_path / "source", tmp_path / "mnt"
+    for path in (source, mountpoint):
+        path.mkdir()
+        path.chmod(0o777)
+    with mounted_by_user(source, mountpoint):
+        log = (tmp_path / "log").read_text()
+    assert "evictions of the kernel are not used: " in log
+    assert "Traceback" not in log
+
+
 def test_a_users_mount_is_closed_to_all_others(tmp_path: Path) -> None:
     if not shutil.which("fusermount3"):
         pytest.skip("fusermount3 is not installed")

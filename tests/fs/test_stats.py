@@ -18,6 +18,7 @@ from cleanfs.fuse.request_limits import RequestLimits
 from cleanfs.latency import HistogramSnapshot, Latencies, LatencyStats
 from cleanfs.memory.cache_limits import CacheLimitsStats
 from cleanfs.source.io import BackingStats
+from cleanfs.vfs.evictions import EvictionStats
 from cleanfs.vfs.inodes import InodeStats
 from cleanfs.vfs.source_watch import WatchStats
 from tests.backends.pages import KEY, noise, text
@@ -52,6 +53,7 @@ STATS = MountStats(
     changes_found=9,
     doubtful_flushes=10,
     watch=WatchStats("fanotify-inode", 1, 2, 3, 4, 5, 6, 7),
+    evictions=EvictionStats("kernel", *range(20, 34)),
     open_files=3,
     cleancache=CleancacheStats(succ_gets=30, failed_gets=20, puts=11, flushes=12, backend_errors=13),
     pagecache=PageCacheStats(

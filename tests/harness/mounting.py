@@ -291,8 +291,11 @@ def mounted(
     """Mount in a foreground process and clean up in any case.
 
     ``prefix`` is a command that executes the daemon, such as prlimit(1). ``patch`` is code that the
-    daemon runs first.
+    daemon runs first. Evictions are cleanfs's own unless ``options`` say otherwise: most tests look at
+    what its page cache does.
     """
+    if "--evictions" not in options:
+        options = ("--evictions", "own", *options)
     log = mountpoint.with_name(mountpoint.name + ".log")
     with ExitStack() as stack:
         transport = ("--transport", uring.TRANSPORT)

@@ -216,3 +216,27 @@ async def test_a_backend_that_refuses_a_limit_keeps_its_own() -> None:
     await parts.settle()
     assert parts.backend.pool_limit == CONFIGURED.pool
     assert parts.limits.stats().memory_pressure_events == 0
+
+
+async def test_reserved_memory_is_a_part_of_the_pools_limit() -> None:
+    parts = Parts()
+    parts.limits.reserve(8 * MIB)
+    assert parts.backend.pool_limit == CONFIGURED.pool - 8 * MIB
+    assert parts.limits.effective == CONFIGURED
+    parts.limits.set_pool_limit(32 * MIB)
+    assert parts.backend.pool_limit == 24 * MIB
+    parts.fill(20)
+    parts.memory.spare = lambda: -(1 << 40)
+    await parts.settle()
+    assert parts.limits.effective.pool == FLOOR.pool + 8 * MIB
+    assert parts.backend.pool_limit == FLOOR.pool
+    with pytest.raises(ValueError, match="is below"):
+        parts.limits.set_pool_limit(8 * MIB)
+
+
+async def test_a_backend_registered_later_leaves_what_is_reserved() -> None:
+    parts = Parts(backend=False)
+    parts.limits.reserve(8 * MIB)
+    parts.cleancache.register(parts.backend)
+    parts.limits.backend_changed()
+    assert parts.backend.pool_limit == CONFIGURED.pool - 8 * MIB

@@ -50,9 +50,10 @@ from cleanfs.source.identity import Rules
 from cleanfs.source.io import Backing
 from cleanfs.source.space_retry import SpaceRetry
 from cleanfs.vfs.coherency import Coherency, CoherencyChecker
-from cleanfs.vfs.handles import DirHandle, Services
+from cleanfs.vfs.handles import DirHandle, FileHandle, Services
 from cleanfs.vfs.inodes import InodeTable
 from cleanfs.vfs.kernel_view import NOT_TOLD
+from tests.harness.holds import Holds
 from tests.harness.kernel import handling
 
 
@@ -463,3 +464,24 @@ async def test_a_write_back_waits_for_no_invalidation(
         await fs.write(fh, 0, b"newer")
     assert pages == [0]
     await fs.release(fh)
+
+
+# -- evictions of the kernel ----------------------------------------------------------------------
+
+
+async def test_evicted_pages_are_held_back_until_a_handle_written_with_o_direct_closes(
+    services: Services, inodes: InodeTable
+) -> None:
+    services.notifier.use_evictions(holds := Holds())
+    fs, fh = await opened(services, inodes)
+    handle = fs._handles[fh]  # noqa: SLF001  # no handler says what it does
+    assert isinstance(handle, FileHandle)
+    await handle.write(0, b"1")
+    assert holds.nodes == []
+    with handling(file_flags=os.O_DIRECT):
+        await handle.write(0, b"2")
+        await handle.write(0, b"3")
+    await handle.write(0, b"4")
+    assert holds.nodes == [handle.inode.node]
+    await fs.release(fh)
+    assert holds.nodes == []

@@ -84,6 +84,14 @@ void use_backend(PyCacheState& caches, nb::object fast_ops) {
     caches.backend = static_cast<const zcache::FastOps*>(found);
 }
 
+void use_evictions(PyCacheState& caches, nb::object evictions) {
+    caches.evictions = nullptr;
+    if (evictions.is_none()) return;
+    const void* found = PyCapsule_GetPointer(evictions.ptr(), Evictions::capsule);
+    if (found == nullptr) throw nb::python_error();
+    caches.evictions = static_cast<const Evictions*>(found);
+}
+
 }  // namespace
 
 void bind_state(nb::module_& module) {
@@ -104,7 +112,8 @@ void bind_state(nb::module_& module) {
         .def_rw("pins", &FileState::pins)
         .def_rw("handles", &FileState::handles)
         .def_rw("drops_due", &FileState::drops_due)
-        .def_rw("used", &FileState::used);
+        .def_rw("used", &FileState::used)
+        .def_rw("evictions_after", &FileState::evictions_after);
 
     nb::class_<KernelState>(module, "KernelState", "cleanfs.cache.state.KernelState.")
         .def(nb::init<>())
@@ -151,7 +160,6 @@ void bind_state(nb::module_& module) {
              },
              "reads"_a, "nowait"_a, "stream"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>())
         .def_ro("serial", &HandleState::serial)
-        .def("opener_ran", &HandleState::opener_ran)
         .def_rw("drop_due", &HandleState::drop_due)
         .def_rw("nowait_tried_at", &HandleState::nowait_tried_at);
 
@@ -165,6 +173,12 @@ void bind_state(nb::module_& module) {
         .def_prop_ro_static("native", [](nb::handle) { return true; })
         .def("use_resident", &use_resident, "pages"_a.none(), "reclaim"_a.none(), nb::keep_alive<1, 2>())
         .def("use_backend", &use_backend, "fast_ops"_a.none())
+        .def("use_evictions", &use_evictions, "evictions"_a.none())
+        .def_prop_ro("takes_evictions", &CacheState::takes_evictions)
+        .def("drain_evictions", [](const PyCacheState& caches) { return caches.drain_evictions(); })
+        .def("opener_ran", [](const PyCacheState& caches, HandleState& handle) { caches.opener_ran(handle); }, "handle"_a)
+        .def("new_version", [](PyCacheState& caches, FileState& file) { caches.new_version(file); }, "file"_a)
+        .def_ro("page_size", &CacheState::page_size)
         .def_rw("pool_id", &CacheState::pool_id)
         .def_rw("clock", &CacheState::clock)
         .def_rw("shared", &CacheState::shared)

@@ -49,6 +49,7 @@ struct FileState {
     std::int64_t pins = 0;
     std::uint32_t handles = 0, drops_due = 0;
     bool used = false;
+    std::uint64_t evictions_after = 0;  // a page that the kernel evicted before this position is stale (Evictions)
 
     zcache::FileKey key() const { return {device, inode, generation}; }
 };
@@ -106,6 +107,17 @@ struct HandleState {
     }
 };
 
+// Pages that the kernel has evicted, in order (cleanfs/vfs/native/evicted_pages.hpp). They wait to be put.
+struct Evictions {
+    static constexpr const char* capsule = "cleanfs.vfs.evictions";
+
+    void* pages = nullptr;
+    // Put those that wait, or many of them. It needs no GIL.
+    void (*drain)(void* pages) noexcept = nullptr;
+    // Whatever is evicted from now on has this position or a later one.
+    std::uint64_t (*position)(void* pages) noexcept = nullptr;
+};
+
 // One mount's caches.
 struct CacheState {
     std::size_t page_size = 0;
@@ -125,8 +137,36 @@ struct CacheState {
     const zcache::FastOps* backend = nullptr;  // the one that gave the pool, if it has them
     std::atomic<std::size_t> decoding = 0;     // threads that use it without the state lock
 
+    const Evictions* evictions = nullptr;  // if the kernel hands over what it evicts
+
+    // Whether that fills the pool. Then reads make no pages resident: the kernel keeps them.
+    bool takes_evictions() const { return evictions != nullptr && (pool_id < 0 || backend != nullptr); }
+
+    // Put what the kernel has evicted by now, or much of it. Returns the position that ends it.
+    std::uint64_t drain_evictions() const {
+        if (evictions == nullptr) return 0;
+        const std::uint64_t position = evictions->position(evictions->pages);
+        evictions->drain(evictions->pages);
+        return position;
+    }
+    // Reads that began before now are stale, and so is what the kernel has evicted.
+    void new_version(FileState& file) {
+        file.version = ++clock;
+        forget_evictions(file);
+    }
+    // HandleState::opener_ran. What the kernel evicted before that may be stale.
+    void opener_ran(HandleState& handle) const {
+        if (handle.drop_due) forget_evictions(*handle.file);
+        handle.opener_ran();
+    }
+
     // Of requests served by the channel, in pages; flushes in calls.
     std::uint64_t hits = 0, misses = 0, succ_gets = 0, failed_gets = 0, puts = 0, flushes = 0;
+
+private:
+    void forget_evictions(FileState& file) const {
+        if (evictions != nullptr) file.evictions_after = evictions->position(evictions->pages);
+    }
 };
 
 }  // namespace cleanfs

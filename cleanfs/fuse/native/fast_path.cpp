@@ -121,7 +121,7 @@ FastPath::Outcome FastPath::read(const Message& message, Channel& channel, Borro
     if (!in || caches_.resident == nullptr) return Outcome::none;
     HandleState* handle = find(in->fh);
     if (handle == nullptr) return Outcome::none;
-    handle->opener_ran();
+    caches_.opener_ran(*handle);
     const FileState& file = *handle->file;
     if (file.pending_writes > 0 || file.remembers_reads) return Outcome::none;
     if (in->size == 0 || in->offset >= file.size || file.size > max_offset) return Outcome::none;
@@ -133,6 +133,7 @@ FastPath::Outcome FastPath::read(const Message& message, Channel& channel, Borro
     if (range.size() < in->size && static_cast<std::int64_t>(range.stop) < handle->kernel->size) return Outcome::none;
     const Outcome replied = range.size() < in->size ? Outcome::in_order : Outcome::replied;
 
+    const std::uint64_t evicted = caches_.drain_evictions();
     parts_.resize(1);  // for the header
     pages_.resize(range.count);
     const std::size_t missing = caches_.resident->look_up(file.serial, range.first, range.count, pages_.data());
@@ -161,11 +162,13 @@ FastPath::Outcome FastPath::read(const Message& message, Channel& channel, Borro
         reply(message, channel, range, counters_.cleancache_hit, began);
         return replied;
     }
+    handle->file->evictions_after = std::max(file.evictions_after, evicted);  // the kernel will have newer pages
     const auto got = read_source(*handle, file, range, to);
     if (!got) return Outcome::none;
     caches_.misses += range.count;
     reply(message, channel, range, counters_.source_read, began);
     // The requester need not wait for this. Nothing has changed the file since, as nothing else has the state.
+    if (caches_.takes_evictions()) return replied;
     channel.push();
     if (caches_.limit_pages > 0 || caches_.pool_id >= 0) caches_.insert(caches_, file, range.first, to, *got);
     return replied;
@@ -264,10 +267,11 @@ bool FastPath::write(const Message& message, Channel& channel) {
     if (!in || message.body().size() - sizeof *in != in->size || in->size == 0) return false;
     HandleState* handle = find(in->fh);
     if (handle == nullptr) return false;
-    handle->opener_ran();
+    caches_.opener_ran(*handle);
     if (handle->writes == nullptr) return false;
     FileState& file = *handle->file;
     if (file.mutations > 0 || file.pending_writes > 0 || file.remembers_reads || !file.stamps) return false;
+    if ((in->flags & O_DIRECT) != 0 && caches_.evictions != nullptr) return false;
     if ((in->flags & (O_SYNC | O_DSYNC)) != 0 || ((in->flags & O_APPEND) != 0 && caches_.shared)) return false;
     const std::int64_t began = now_ns();
     InlineState& policy = *handle->writes;
@@ -282,11 +286,12 @@ bool FastPath::write(const Message& message, Channel& channel) {
     if (caches_.shared && before != *file.stamps) return false;
 
     const std::uint64_t stop = in->offset + in->size;
+    caches_.drain_evictions();  // for the pages that stay valid
     if (!flush(file, in->offset, stop)) return false;
     const long sleeps = sleeps_of_thread();
     const ssize_t written = pwrite(handle->fd, message.body().data() + sizeof *in, in->size, static_cast<off_t>(in->offset));
     note_return(policy, began, sleeps);
-    file.version = ++caches_.clock;  // a read of the source that began before is stale
+    caches_.new_version(file);  // a read of the source that began before is stale
     if (!flush(file, in->offset, stop) || written != static_cast<ssize_t>(in->size) || fstat(handle->fd, &st) != 0) return false;
     const Stamps after = Stamps::of(st);
     if (st.st_mode != mode || after.size != std::max(before.size, static_cast<std::int64_t>(stop))) return false;

@@ -43,6 +43,8 @@ ATTR_TIMEOUTS = {"open": (0.0, 0.05, 0.2, 1.0), "watch": (0.2, 10.0, 10.0), "non
               help="Directory whose file system to use (the temporary one).")  # fmt: skip
 @click.option("--shared-pool", is_flag=True, help="In a shared pool: hits leave the page in it.")
 @click.option("--writeback", is_flag=True, help="With the kernel's writeback cache (coherency none).")
+@click.option("--evictions", type=click.Choice(["own", "kernel"]), default="own", show_default=True,
+              help="kernel: it is also made to reclaim memory all the time.")  # fmt: skip
 @click.option("--plain", is_flag=True, help="No mount: checks the checker.")
 @click.option("--matrix", "whole_matrix", is_flag=True,
               help="Every engine, allocator and coherency, each for so many seconds.")  # fmt: skip
@@ -60,6 +62,7 @@ def main(
     base: Path | None,
     shared_pool: bool,
     writeback: bool,
+    evictions: str,
     plain: bool,
     whole_matrix: bool,
     jobs: int,
@@ -98,15 +101,17 @@ def main(
         cells=256 if page_size <= 16384 else 1024,
         page_size=page_size,
         attr_timeout=attr_timeout,
-        least_pool=least_pool(page_size),
+        least_pool=(2 << 20) if evictions == "kernel" else least_pool(page_size),
         page_caches=(0, *(cache_size(pages, page_size) for pages in PAGES)),
         writeback=writeback,
+        kernel_evicts=evictions == "kernel",
         opens_handles=not prefix and can_open_handles(),
     )
     options = [
         "--coherency", coherency, "--page-size", str(page_size), "--allocator", allocator,
         "--compression", compression, "--attr-timeout", str(attr_timeout),
         "--page-cache", str(plan.page_caches[2]), "--pool-limit", str(plan.least_pool),
+        "--evictions", evictions,
     ]  # fmt: skip
     if engine == "python":
         options = [word for word in options if word not in ("--allocator", allocator)]

@@ -24,6 +24,8 @@ class Disturber:
         p = self._p
         what = p.choose.choice(
             ("advice", "advice", "memory") if p.plan.plain
+            else ("drop", "advice", "reclaim", "reclaim", "limit", "backend", "memory", "stats")
+            if p.plan.group
             else ("drop", "advice", "advice", "limit", "limit", "page cache", "page cache",
                   "backend", "memory", "stats")
         )  # fmt: skip
@@ -40,6 +42,9 @@ class Disturber:
             if self._has_backend and p.choose.random() < 0.3:
                 self._write("backend", "none")
                 self._has_backend = False
+        elif what == "reclaim":
+            assert p.plan.group is not None
+            (p.plan.group / "memory.force_empty").write_text("0")
         elif what == "memory":
             self._ballast = os.urandom(4096) * p.choose.choice((0, 256, 4096))
         elif what == "stats":

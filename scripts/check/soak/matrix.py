@@ -20,6 +20,9 @@ COMBINATIONS: list[list[str]] = [
         ["--engine", "python"],
     )
     for coherency in (["open"], ["watch"], ["none"], ["none", "--writeback"])
+] + [
+    ["--evictions", "kernel", "--coherency", *coherency]
+    for coherency in (["open"], ["watch"], ["none"], ["none", "--writeback"])
 ]
 
 COLUMNS = (
@@ -31,10 +34,9 @@ COLUMNS = (
 
 def run(seconds: float, jobs: int, base: Path | None, json_file: Path | None, console: Console) -> int:
     """Run all. Returns the exit status."""
-    sizes = (4096, 16384, 65536)
     seeds = random.SystemRandom()
     arguments = [
-        [*words, "--page-size", str(sizes[number % len(sizes)]), "--seed", str(seeds.getrandbits(32))]
+        [*words, "--page-size", str(_page_size(words, number)), "--seed", str(seeds.getrandbits(32))]
         for number, words in enumerate(COMBINATIONS)
     ]
     with tempfile.TemporaryDirectory(prefix="soak-matrix-", dir=base) as scratch:
@@ -66,3 +68,8 @@ def run(seconds: float, jobs: int, base: Path | None, json_file: Path | None, co
     if json_file:
         json_file.write_text(json.dumps([read for _, _, read in results], indent=2) + "\n")
     return int(any(status for status, _, _ in results))
+
+
+def _page_size(words: list[str], number: int) -> int:
+    """Return the page size of the nth combination. The kernel's evictions take its own."""
+    return 4096 if "kernel" in words else (4096, 16384, 65536)[number % 3]

@@ -48,6 +48,10 @@ class Plan:
     opens_handles: bool = True
     """Whether the daemon may open files by handle. Otherwise the kernel may miss a new size for a while
     (``Process.may_have_missed_a_size``)."""
+    kernel_evicts: bool = False
+    """Whether the kernel's evictions are put, and it is made to evict all the time."""
+    group: Path | None = None
+    """The control group whose page cache it is made to reclaim."""
     holes: bool = False
     """Whether ``fallocate`` works there."""
 

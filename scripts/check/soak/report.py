@@ -10,7 +10,9 @@ from .soak import Outcome
 FROM_STATS = (
     "pagecache_hits", "pagecache_misses", "succ_gets", "failed_gets", "puts", "flushes",
     "pagecache_evictions", "pagecache_stale_reads", "pagecache_shared_reads", "source_reads",
-    "source_writes", "changes_found", "doubtful_flushes", "rss_bytes",
+    "source_writes", "changes_found", "doubtful_flushes", "rss_bytes", "evictions_seen",
+    "evictions_put", "evictions_kept", "evictions_removed", "evictions_unclean", "evictions_stale",
+    "evictions_unknown", "evictions_past_end", "evictions_refused", "evictions_lost",
 )  # fmt: skip
 
 LONG = 20.0
@@ -32,7 +34,8 @@ def missing(plan: Plan, outcome: Outcome) -> list[str]:
     always = ALWAYS + (WATCHED if plan.quiet_files else ())
     lacking = [name for name in always if not outcome.counts[name]]
     if not plan.plain:
-        wanted = ["pagecache_hits", "succ_gets", "puts", "flushes", "pagecache_evictions"]
+        wanted = ["succ_gets", "puts", "flushes"]
+        wanted += ["evictions_put"] if plan.kernel_evicts else ["pagecache_hits", "pagecache_evictions"]
         wanted += ["changes_found"] if plan.source_changes else []
         lacking += [name for name in wanted if not outcome.stats.get(name)]
     return [f"{plan.seconds:.0f} s, and never: {', '.join(lacking)}"] if lacking else []

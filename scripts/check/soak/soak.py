@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.harness import mounting
+from tests.harness.memory_limit import memory_group
 
 from . import journal, quiet, worker
 from .content import cell_at, cells_bytes
@@ -64,6 +65,8 @@ def run(plan: Plan, options: list[str], prefix: tuple[str, ...]) -> Outcome:
             mounting.LIFETIME = plan.seconds + STEP_LIMIT + END_LIMIT + 120
             stack.enter_context(_noting(outcome))
             fs = stack.enter_context(mounting.mounted(plan.source, plan.mount, *options, prefix=prefix))
+        if plan.kernel_evicts:
+            plan = replace(plan, group=stack.enter_context(memory_group()))
         plan = replace(plan, holes=_can_punch(plan.mount))
         _soak(plan, model, outcome, fs)
         outcome.seconds = time.monotonic() - began
@@ -121,6 +124,8 @@ def _soak(plan: Plan, model: Model, outcome: Outcome, fs: mounting.MountedFs | N
             status = 1
             try:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
+                if plan.group is not None:
+                    (plan.group / "cgroup.procs").write_text("0")
                 status = worker.live(plan, model, index)
             finally:
                 worker.exit_now(status)
