@@ -99,6 +99,7 @@ class CacheLimits:
         self._effective = configured
         """The effective limits. While there is no backend, the pool's is for the next one."""
         self._reserved = 0
+        self._kernel_keeps_pages = False
         self._watch = watch
         self._policy = Policy()
         self._headroom: Headroom | None = None
@@ -115,10 +116,12 @@ class CacheLimits:
         """Return the effective limits."""
         return self._effective
 
-    def reserve(self, size: int) -> None:
-        """Count so many bytes, which something else takes, against the pool's limit."""
-        self._reserved = size
+    def leave_pages_to_kernel(self, ring_bytes: int) -> None:
+        """Keep no page cache. The memory of the ring counts against the pool's limit."""
+        self._kernel_keeps_pages = True
+        self._reserved = ring_bytes
         self._resize_pool(self._effective.pool)
+        self._apply_at_once()
 
     def set_pool_limit(self, limit: int) -> None:
         """Configure the pool's limit, in force at once except for what is withheld.
@@ -162,7 +165,7 @@ class CacheLimits:
         return CacheLimitsStats(
             memory_pressure="off" if watch is None else ",".join(watch.watched),
             memory_spare_bytes=0 if self._headroom is None else self._headroom.spare,
-            memory_withheld_bytes=self._configured.total - self._effective.total,
+            memory_withheld_bytes=self._wanted().total - self._effective.total,
             memory_pressure_events=0 if watch is None else watch.events,
             memory_pressure_shrinks=self._policy.shrinks,
             memory_pressure_grows=self._policy.grows,
@@ -264,9 +267,12 @@ class CacheLimits:
 
     def _managed(self) -> Sizes:
         """Return the configured limits of the caches there are: without a backend there is no pool."""
-        if self._cleancache.backend is None:
-            return Sizes(0, self._configured.page_cache)
-        return self._configured
+        wanted = self._wanted()
+        return Sizes(0, wanted.page_cache) if self._cleancache.backend is None else wanted
+
+    def _wanted(self) -> Sizes:
+        """Return the configured limits, without a page cache that the kernel makes needless."""
+        return Sizes(self._configured.pool, 0) if self._kernel_keeps_pages else self._configured
 
     def _floor(self) -> Sizes:
         pool, page_cache = least_sizes(self._page_size)

@@ -172,8 +172,8 @@ class Mount:
         except UnavailableError as exc:
             self._no_evictions(exc)
             return
-        self._cache_limits.reserve(self._evictions.ring_bytes)
-        self.set_page_cache(0)
+        self._cache_limits.leave_pages_to_kernel(self._evictions.ring_bytes)
+        self._update_drop_behind()
         log.info("the kernel's evictions fill the pool")
 
     def _no_evictions(self, reason: UnavailableError) -> None:
@@ -352,12 +352,7 @@ class Mount:
         self._cache_limits.set_pool_limit(limit)
 
     def set_page_cache(self, limit: int) -> None:
-        """Resize the page cache at once.
-
-        Raises ValueError for less than a page, except 0, and for more where the kernel keeps the pages.
-        """
-        if limit and self._pagecache.takes_evictions:
-            raise ValueError(limit)
+        """Resize the page cache at once. Raises ValueError for less than a page, except 0."""
         self._cache_limits.set_page_cache(limit)
         self._update_drop_behind()
 

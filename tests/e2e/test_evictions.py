@@ -308,11 +308,15 @@ def test_the_ring_is_a_part_of_the_pool_limit(mount: Mounter) -> None:
         fs.control("pool_limit").write_text("8M")  # less than the ring, and the least pool
 
 
-def test_the_own_page_cache_stays_empty(mount: Mounter) -> None:
+def test_the_own_page_cache_stays_empty_whatever_its_limit(mount: Mounter) -> None:
     fs = mount(*KERNEL)
-    with pytest.raises(OSError, match="Invalid argument"):
-        fs.control("page_cache").write_text("1M")
-    fs.control("page_cache").write_text("0")
+    fs.control("page_cache").write_text("2M")
+    assert fs.control("page_cache").read_text() == f"{2 << 20}\n"
+    evict_path(make(fs, noise()))
+    assert (fs.path / "f").read_bytes() == noise()
+    stats = fs.stats()
+    assert (stats["pagecache_limit"], stats["pagecache_resident"]) == (0, 0)
+    assert stats["memory_withheld_bytes"] == 0
 
 
 def test_two_mounts_do_not_see_each_others_pages(source: Path, tmp_path: Path) -> None:

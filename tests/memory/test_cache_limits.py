@@ -218,11 +218,15 @@ async def test_a_backend_that_refuses_a_limit_keeps_its_own() -> None:
     assert parts.limits.stats().memory_pressure_events == 0
 
 
-async def test_reserved_memory_is_a_part_of_the_pools_limit() -> None:
+async def test_the_kernels_ring_is_a_part_of_the_pools_limit_and_the_page_cache_goes() -> None:
     parts = Parts()
-    parts.limits.reserve(8 * MIB)
+    parts.limits.leave_pages_to_kernel(8 * MIB)
     assert parts.backend.pool_limit == CONFIGURED.pool - 8 * MIB
-    assert parts.limits.effective == CONFIGURED
+    assert parts.limits.effective == Sizes(CONFIGURED.pool, 0)
+    assert parts.limits.configured == CONFIGURED
+    assert parts.pagecache.limit == parts.limits.stats().memory_withheld_bytes == 0
+    parts.limits.set_page_cache(2 * MIB)
+    assert parts.pagecache.limit == 0
     parts.limits.set_pool_limit(32 * MIB)
     assert parts.backend.pool_limit == 24 * MIB
     parts.fill(20)
@@ -234,9 +238,9 @@ async def test_reserved_memory_is_a_part_of_the_pools_limit() -> None:
         parts.limits.set_pool_limit(8 * MIB)
 
 
-async def test_a_backend_registered_later_leaves_what_is_reserved() -> None:
+async def test_a_backend_registered_later_leaves_the_ring_its_part() -> None:
     parts = Parts(backend=False)
-    parts.limits.reserve(8 * MIB)
+    parts.limits.leave_pages_to_kernel(8 * MIB)
     parts.cleancache.register(parts.backend)
     parts.limits.backend_changed()
     assert parts.backend.pool_limit == CONFIGURED.pool - 8 * MIB
