@@ -12,10 +12,13 @@ Buffer = bytes | bytearray | memoryview
 class InFlightRead:
     """A source read under way: pages ``first <= index < stop`` at one version."""
 
-    __slots__ = ("data", "done", "error", "first", "page_size", "stop", "version")
+    __slots__ = ("data", "done", "error", "first", "keeps", "page_size", "stop", "version")
 
-    def __init__(self, first: int, stop: int, version: int, page_size: int) -> None:
-        """Describe a read that is about to begin."""
+    def __init__(
+        self, first: int, stop: int, version: int, page_size: int, *, keeps: bool = True
+    ) -> None:
+        """Describe a read that is about to begin. ``keeps`` says whether its pages are inserted."""
+        self.keeps = keeps
         self.first = first
         self.stop = stop
         self.version = version

@@ -128,10 +128,11 @@ class PageCache:
     # -- reading ----------------------------------------------------------------------------
 
     async def read(
-        self, file: CachedFile, source: SourceFile, offset: int, size: int
+        self, file: CachedFile, source: SourceFile, offset: int, size: int, *, direct: bool = False
     ) -> tuple[Buffer, int]:
         """Read the bytes ``offset <= i < offset + size`` of the file, short at its end.
 
+        ``direct`` says that the kernel will not cache them, and so never evict them.
         Returns them and where they were found (a kind of read in ``latency``). Raises OSError.
         """
         end = min(offset + size, file.size)
@@ -158,7 +159,9 @@ class PageCache:
         if None not in pages:
             return self._join_pages(pages, first, offset, end), CLEANCACHE_HIT
         file.evictions_after = max(file.evictions_after, evicted)  # the kernel will have newer pages
-        return await self._read_source(file, source, first, pages, offset, end), SOURCE_READ
+        keeps = direct or not self.takes_evictions
+        data = await self._read_source(file, source, first, pages, offset, end, keeps=keeps)
+        return data, SOURCE_READ
 
     async def _read_source(
         self,
@@ -168,6 +171,8 @@ class PageCache:
         pages: list[bytes | None],
         offset: int,
         end: int,
+        *,
+        keeps: bool,
     ) -> Buffer:
         """Read ``offset <= i < end``, of which ``pages`` from index ``first`` on has a part."""
         start, count = first * self.page_size, len(pages)
@@ -175,9 +180,10 @@ class PageCache:
         exact = exact and all(f.first >= first and f.stop <= first + count for f in file.in_flight)
         try:
             if not file.in_flight and pages.count(None) == count:
-                data = await self._source_reads.read_whole(file, source, first, count)
+                data = await self._source_reads.read_whole(file, source, first, count, keeps=keeps)
                 return memoryview(data)[offset - start : end - start]
-            end = min(end, await self._source_reads.read_missing(file, source, first, pages))
+            read = self._source_reads.read_missing
+            end = min(end, await read(file, source, first, pages, keeps=keeps))
         except OSError:
             # The error may concern bytes that this read did not request: the rest of a page, or of
             # another read's range.
@@ -211,8 +217,7 @@ class PageCache:
         A page that ends before the end of the file that is known here (the file shrank in the source)
         is part of the reply, but nothing to keep.
         """
-        state = self._cleancache.state
-        if state.takes_evictions or (not self._limit and state.pool_id < 0):
+        if not self._limit and self._cleancache.pool_id < 0:
             return
         data = read.data
         if len(data) < min(read.offset + read.size, file.size) - read.offset:

@@ -29,7 +29,7 @@ class SourceReads:
     """The reads of the source that the page cache makes (see the module)."""
 
     def __init__(self, page_size: int, insert: Callable[[CachedFile, InFlightRead], None]) -> None:
-        """Call ``insert`` with each read that succeeds and is not stale."""
+        """Call ``insert`` with each read whose pages are kept, if it succeeds and is not stale."""
         self._page_size = page_size
         self._insert = insert
         self.shared_pages = 0
@@ -37,12 +37,14 @@ class SourceReads:
         self.stale_reads = 0
         """Reads whose pages were not inserted: the file had changed meanwhile."""
 
-    async def read_whole(self, file: CachedFile, source: SourceFile, first: int, count: int) -> Buffer:
+    async def read_whole(
+        self, file: CachedFile, source: SourceFile, first: int, count: int, *, keeps: bool
+    ) -> Buffer:
         """Read ``count`` pages from index ``first`` on, while nothing else reads the file's source.
 
         The same as ``read_missing`` without its bookkeeping, and without a copy page by page.
         """
-        read = InFlightRead(first, first + count, file.version, self._page_size)
+        read = InFlightRead(first, first + count, file.version, self._page_size, keeps=keeps)
         file.in_flight.append(read)
         file.reads_in_flight += 1
         file.pins += 1
@@ -54,7 +56,13 @@ class SourceReads:
         return read.data
 
     async def read_missing(
-        self, file: CachedFile, source: SourceFile, first: int, pages: list[bytes | None]
+        self,
+        file: CachedFile,
+        source: SourceFile,
+        first: int,
+        pages: list[bytes | None],
+        *,
+        keeps: bool,
     ) -> int:
         """Fill the gaps of ``pages``: join reads under way, and start one for each gap that is left.
 
@@ -64,7 +72,7 @@ class SourceReads:
         file.pins += 1
         try:
             joined = self._join(file, first, pages)
-            own = self._start(file, first, pages, joined)
+            own = self._start(file, first, pages, joined, keeps=keeps)
             if len(own) == 1:
                 await self._run(file, source, own[0])
             else:
@@ -95,7 +103,13 @@ class SourceReads:
         return joined
 
     def _start(
-        self, file: CachedFile, first: int, pages: list[bytes | None], joined: list[InFlightRead]
+        self,
+        file: CachedFile,
+        first: int,
+        pages: list[bytes | None],
+        joined: list[InFlightRead],
+        *,
+        keeps: bool,
     ) -> list[InFlightRead]:
         """Register a read for each run of missing pages that those joined do not bring."""
         wanted = pages.copy()
@@ -103,7 +117,7 @@ class SourceReads:
             covered = read.within(first, len(pages))
             wanted[covered] = [b""] * (covered.stop - covered.start)
         own = [
-            InFlightRead(first + start, first + stop, file.version, self._page_size)
+            InFlightRead(first + start, first + stop, file.version, self._page_size, keeps=keeps)
             for start, stop in missing_runs(wanted)
         ]
         file.in_flight.extend(own)
@@ -125,5 +139,5 @@ class SourceReads:
             read.done.set()
         if read.version != file.version:
             self.stale_reads += 1
-        elif read.error is None:
+        elif read.error is None and read.keeps:
             self._insert(file, read)

@@ -236,13 +236,14 @@ class FileHandle:
             if self.file.writes:
                 for write in [write for write in self.file.writes if write.overlaps(offset, size)]:
                     await write.wait()
+            read = functools.partial(pagecache.read, direct=bypasses_cache())
             read_ranges = self.file.read_ranges
             if read_ranges is None:
-                data, found_in = await pagecache.read(self.file, self._source, offset, size)
+                data, found_in = await read(self.file, self._source, offset, size)
             else:  # also with O_DIRECT: the file may be mapped as well
                 read_ranges.begin(offset, offset + size)
                 try:
-                    data, found_in = await pagecache.read(self.file, self._source, offset, size)
+                    data, found_in = await read(self.file, self._source, offset, size)
                 finally:
                     read_ranges.end(offset, offset + size)
             if len(data) < size:

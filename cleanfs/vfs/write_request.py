@@ -1,5 +1,7 @@
 """Read from the present request how it changes a file: a WRITE, or an OPEN or SETATTR that truncates.
 
+Also whether a READ or WRITE passes by the kernel's page cache.
+
 Without the channel no request is known (``fuse.request``). Then the kernel itself clears set-id bits
 at a write, and what is appended goes to the offset at which the kernel sees the end of the file.
 """
@@ -24,7 +26,7 @@ def appends() -> bool:
 
 
 def bypasses_cache() -> bool:
-    """Tell whether a program writes with O_DIRECT: past the kernel's pages, which go afterwards."""
+    """Tell whether a program reads or writes with O_DIRECT: past the kernel's pages."""
     request = current()
     return request is not None and bool(request.file_flags & os.O_DIRECT)
 

@@ -102,6 +102,20 @@ def test_what_the_kernel_keeps_is_not_kept_here(mount: Mounter) -> None:
     assert (stats["puts"], stats["pagecache_resident"], stats["pagecache_limit"]) == (0, 0, 0)
 
 
+def test_what_is_read_past_the_kernels_cache_is_kept_at_once(mount: Mounter) -> None:
+    fs = mount(*KERNEL)
+    make(fs, b"", "other")
+    (fs.source / "f").write_bytes(noise())
+    settle()
+    with held(fs.path / "f", os.O_RDONLY | os.O_DIRECT) as fd, mmap.mmap(-1, 1 << 20) as buffer:
+        assert os.preadv(fd, [buffer], 0) == SIZE
+        source = fs.stats()["source_read_bytes"]
+        assert os.preadv(fd, [buffer], 0) == SIZE
+        assert buffer[:SIZE] == noise()
+    assert fs.stats()["source_read_bytes"] == source
+    assert fs.stats()["pagecache_resident"] == 0
+
+
 def test_reclaim_is_an_eviction(mount: Mounter) -> None:
     fs = mount(*KERNEL)
     data = noise(size=24 << 20)

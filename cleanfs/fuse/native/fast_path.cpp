@@ -167,8 +167,9 @@ FastPath::Outcome FastPath::read(const Message& message, Channel& channel, Borro
     if (!got) return Outcome::none;
     caches_.misses += range.count;
     reply(message, channel, range, counters_.source_read, began);
+    const bool kernel_caches = (in->flags & O_DIRECT) == 0;
+    if (kernel_caches && caches_.takes_evictions()) return replied;
     // The requester need not wait for this. Nothing has changed the file since, as nothing else has the state.
-    if (caches_.takes_evictions()) return replied;
     channel.push();
     if (caches_.limit_pages > 0 || caches_.pool_id >= 0) caches_.insert(caches_, file, range.first, to, *got);
     return replied;
