@@ -28,7 +28,7 @@ PAGE_SIZE: Final = 4096
 """The kernel's, and so the only one with which its pages can be put."""
 
 MAX_RING: Final = 16 << 20
-RING_SHARE: Final = 8
+RING_SHARE: Final = 16
 """The ring takes at most one part in so many of the pool limit, which it counts against."""
 
 MIN_POOL_LIMIT: Final = 2 << 20

@@ -1,6 +1,7 @@
 """Test that what the kernel evicts from its page cache of a mount is put, and nothing that is stale."""
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import json
@@ -228,6 +229,32 @@ def test_a_change_of_the_source_discards_what_was_evicted_before(mount: Mounter)
             evict(fd)
 
 
+def test_a_page_of_which_only_a_part_was_written_is_not_put(mount: Mounter) -> None:
+    fs = mount(*KERNEL)
+    (fs.source / "f").write_bytes(noise())
+    settle()
+    expected = bytearray(noise())
+    expected[5 * PAGE + 100 : 5 * PAGE + 110] = b"x" * 10
+    with held(fs.path / "f", os.O_RDWR) as fd:
+        os.pwrite(fd, b"x" * 10, 5 * PAGE + 100)  # the kernel reads nothing of that page for it
+        evict(fd)
+        assert counted(fs, "unclean") == 1
+        assert os.pread(fd, SIZE, 0) == expected
+
+
+def test_a_direct_write_by_a_file_opened_without_o_direct_holds_back_its_pages(mount: Mounter) -> None:
+    fs = mount(*KERNEL)
+    path = make(fs, noise())
+    with held(path, os.O_RDWR) as fd, mmap.mmap(-1, PAGE) as buffer:
+        for _ in range(2):  # so that the next write is served natively
+            os.pwrite(fd, b"1", 0)
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
+        os.pwrite(fd, buffer, 8 * PAGE)
+        evict(fd)
+        assert counted(fs, "put") == 0
+        assert counted(fs, "stale") > 100
+
+
 def test_a_direct_write_holds_back_the_files_pages_until_it_is_closed(mount: Mounter) -> None:
     fs = mount(*KERNEL)
     path = make(fs, noise())
@@ -294,7 +321,7 @@ def test_a_replaced_file_does_not_get_the_old_ones_pages(mount: Mounter) -> None
 
 
 def test_a_full_ring_loses_pages_and_nothing_else(mount: Mounter) -> None:
-    fs = mount(*KERNEL, "--pool-limit", "8M")
+    fs = mount(*KERNEL, "--pool-limit", "16M")
     data = noise(size=4 << 20)
     path = make(fs, data)
     with held(path) as fd:
@@ -319,7 +346,7 @@ def test_the_ring_is_a_part_of_the_pool_limit(mount: Mounter) -> None:
     counters = fs.stats()["backend_counters"]
     assert counters["pool_limit"] == (32 << 20) - stats["evictions_ring_bytes"]
     with pytest.raises(OSError, match="Invalid argument"):
-        fs.control("pool_limit").write_text("8M")  # less than the ring, and the least pool
+        fs.control("pool_limit").write_text("4M")  # less than the ring, and the least pool
 
 
 def test_the_own_page_cache_stays_empty_whatever_its_limit(mount: Mounter) -> None:
@@ -428,28 +455,48 @@ def as_last(cpu: int, call: Callable[[], object]) -> None:
     call()
 
 
-def test_pages_that_the_kernel_drops_after_the_reply_are_not_put(mount: Mounter) -> None:
+def punch(_: Path, fd: int, size: int) -> bytes:
+    """Punch a hole at the start of a file. Returns what is there then."""
+    mode = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
+    ctypes.CDLL(None).fallocate(fd, mode, ctypes.c_long(0), ctypes.c_long(size))
+    return bytes(size)
+
+
+def copy(path: Path, fd: int, size: int) -> bytes:
+    """Copy another file to the start of a file. Returns what is there then."""
+    with held(path.with_name("other")) as other:
+        os.copy_file_range(other, fd, size, 0, 0)
+    return noise(7, size)
+
+
+@pytest.mark.parametrize("change", [punch, copy])
+def test_pages_that_the_kernel_drops_after_the_reply_are_not_put(
+    mount: Mounter, change: Callable[[Path, int, int], bytes]
+) -> None:
     first, *others = os.sched_getaffinity(0)
     if not others:
         pytest.skip("takes two CPUs")
     fs = mount(*KERNEL)
-    path = make(fs, b"")
+    size = 8 * PAGE
+    make(fs, noise(7, size), "other")
+    path = make(fs, noise(8, size))
+    with held(path, os.O_RDWR) as fd:
+        expected = change(path, fd, size)
     os.sched_setaffinity(fs.process.pid, others)
-    punch = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(8 * PAGE)
     late = 0
     deadline = Deadline(20)
     with busy_cpu(first), held(path, os.O_RDWR) as fd, held(fs.source / "f") as source_fd:
         while late < 5 and not deadline.over():
-            data = os.urandom(8 * PAGE)
+            data = os.urandom(size)
             os.pwrite(fd, data, 0)
-            assert os.pread(fd, len(data), 0) == data
-            call = functools.partial(ctypes.CDLL(None).fallocate, fd, *punch)
+            assert os.pread(fd, size, 0) == data
+            call = functools.partial(change, path, fd, size)
             thread = threading.Thread(target=as_last, args=(first, call))
             thread.start()
-            wait_until(lambda: not any(os.pread(source_fd, 8 * PAGE, 0)))
-            fs.stats()  # by the time of this reply, that of the hole has been sent
+            wait_until(lambda: os.pread(source_fd, size, 0) == expected)
+            fs.stats()  # by the time of this reply, that of the change has been sent
             evict(fd)
             late += thread.is_alive()
-            assert os.pread(fd, len(data), 0) == bytes(len(data))
+            assert os.pread(fd, size, 0) == expected
             thread.join(20)
     assert late, "the kernel was never late"
