@@ -246,7 +246,7 @@ def test_a_direct_write_by_a_file_opened_without_o_direct_holds_back_its_pages(m
     fs = mount(*KERNEL)
     path = make(fs, noise())
     with held(path, os.O_RDWR) as fd, mmap.mmap(-1, PAGE) as buffer:
-        for _ in range(2):  # so that the next write is served natively
+        for _ in range(50):  # so that the next write may be served natively
             os.pwrite(fd, b"1", 0)
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
         os.pwrite(fd, buffer, 8 * PAGE)
