@@ -1,7 +1,9 @@
 // Let threads serve READs, WRITEs and GETATTRs of a file under the state lock, as the queues of io_uring do, while the main
 // thread writes, evicts, fills, swaps backends, and opens and closes. Each page has one writer, and says how often it was
-// written: a read that began after a write has returned must not return what was there before.
+// written: a read that began after a write has returned must not return what was there before. The kernel evicts pages of
+// what the threads wrote, too.
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,11 +13,14 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string_view>
 #include <thread>
 
+#include "evicted_pages.hpp"
+#include "eviction_ring.hpp"
 #include "fast_path.hpp"
 #include "pages.hpp"
 #include "state_lock.hpp"
@@ -50,6 +55,69 @@ std::uint64_t version_of(const std::byte* data, PageIndex index, std::size_t len
     return version;
 }
 
+// The kernel's side of a ring of evicted pages, which all threads fill (BPF_MAP_TYPE_RINGBUF).
+class Kernel {
+public:
+    static constexpr std::size_t ring_size = std::size_t{1} << 16;
+
+    Kernel() : fd_(memfd_create("ring", MFD_CLOEXEC)) {
+        EXPECT(fd_ >= 0 && ftruncate(fd_, static_cast<off_t>(data_at + 2 * ring_size)) == 0);
+        void* const at = mmap(nullptr, data_at + ring_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
+        EXPECT(at != MAP_FAILED);
+        memory_ = static_cast<std::byte*>(at);
+        ring_.emplace(fd_, ring_size);
+    }
+    ~Kernel() {
+        munmap(memory_, data_at + ring_size);
+        close(fd_);
+    }
+    Kernel(const Kernel&) = delete;
+    Kernel& operator=(const Kernel&) = delete;
+
+    cleanfs::EvictionRing& ring() { return *ring_; }
+
+    // Without room the page is lost.
+    void evict(PageIndex index, const Page& content) {
+        const std::lock_guard lock(mutex_);
+        std::uint64_t& produced = *reinterpret_cast<std::uint64_t*>(memory_ + page_size);
+        const std::uint64_t consumed = std::atomic_ref(*reinterpret_cast<std::uint64_t*>(memory_)).load();
+        const std::size_t place = produced % ring_size;
+        constexpr std::size_t step = 8 + sizeof(eviction);
+        static_assert(step % 8 == 0);
+        const std::size_t left = ring_size - place;
+        if (left < step + 8) {  // discard the rest
+            if (produced + left - consumed > ring_size) return;
+            put_header(place, static_cast<std::uint32_t>(left - 8) | discarded);
+            std::atomic_ref(produced).store(produced + left);
+            return;
+        }
+        if (produced + step - consumed > ring_size) return;
+        eviction record{};
+        record.inode = node;
+        record.index = index;
+        record.file_size = ::size;
+        record.readable = 1;
+        std::memcpy(record.page, content.data(), sizeof record.page);
+        std::memcpy(memory_ + data_at + place + 8, &record, sizeof record);
+        put_header(place, busy | std::uint32_t{sizeof record});
+        std::atomic_ref(produced).store(produced + step);
+        put_header(place, sizeof record);
+    }
+
+private:
+    static constexpr std::size_t data_at = 2 * page_size;
+    static constexpr std::uint32_t busy = std::uint32_t{1} << 31, discarded = std::uint32_t{1} << 30;
+
+    void put_header(std::size_t place, std::uint32_t header) {
+        std::atomic_ref(*reinterpret_cast<std::uint32_t*>(memory_ + data_at + place)).store(header);
+    }
+
+    std::mutex mutex_;
+    const int fd_;
+    std::byte* memory_ = nullptr;
+    std::optional<cleanfs::EvictionRing> ring_;
+};
+
 [[noreturn]] void fail_call() { fail(__FILE__, __LINE__, "a thread beside the main one calls Python"); }
 
 class Site : public cleanfs::CacheState {
@@ -69,6 +137,14 @@ public:
                            zcache::StoredPages& to) { return static_cast<zcache::Zcache*>(engine)->copy_out(pool, key, first, count, to); };
         ops_.decode = [](void* engine, zcache::StoredPages& stored, std::byte* to) {
             return static_cast<zcache::Zcache*>(engine)->decode(stored, to);
+        };
+        ops_.missing = [](void* engine, int pool, const zcache::FileKey& key, PageIndex first, std::size_t count) {
+            return static_cast<zcache::Zcache*>(engine)->missing(pool, key, first, count);
+        };
+        ops_.put = [](void* engine, int pool, const zcache::FileKey& key, PageIndex index, const std::byte* page) {
+            const zcache::Put put{index, page};
+            static_cast<zcache::Zcache*>(engine)->put(pool, key, {&put, 1});
+            return true;
         };
         ops_.flush = [](void* engine, int pool, const zcache::FileKey& key, PageIndex first, PageIndex stop) {
             static_cast<zcache::Zcache*>(engine)->flush_pages(pool, key, first, stop);
@@ -117,6 +193,8 @@ public:
         fast_.add(fh, handle_);
         look();
         swap_backend();
+        evicted_.emplace(kernel.ring(), inodes_, *this);
+        evictions = &evicted_->table();
         shared = seed % 2 == 0;
     }
     ~Site() {
@@ -136,6 +214,7 @@ public:
             case 0: swap_backend(); break;
             case 1: evict(resident_.size()); break;
             case 2: reopen(); break;
+            case 11: drain_evictions(); break;
             case 3: case 4: write(random_.below(pages / (threads + 1)) * (threads + 1)); break;
             default: fill();
         }
@@ -148,9 +227,11 @@ public:
     void end() { inode_.nlookup = 1; }
 
     StateLock state;
+    Kernel kernel;
     std::array<std::atomic<std::uint64_t>, pages> begun{}, written{};
 
     FastPath& fast() { return fast_; }
+    const cleanfs::EvictedPages::Counters& evicted() const { return evicted_->counters(); }
     std::string_view name() const { return path_ + directory.size(); }
 
 private:
@@ -182,6 +263,7 @@ private:
         flush(index);
         state.yield();
         store(index, version);
+        new_version(file_);
         state.yield();
         flush(index);
         look();
@@ -242,6 +324,7 @@ private:
     cleanfs::InlineState inline_writes_;
     cleanfs::InodeState inode_, root_;
     cleanfs::InodeStates inodes_;
+    std::optional<cleanfs::EvictedPages> evicted_;
     std::uint64_t served_ = 0;
 };
 
@@ -272,6 +355,7 @@ public:
             write(random_.below(pages / (threads + 1)) * (threads + 1) + thread_);
             return;
         }
+        if (random_.below(4) == 0) evict(random_.below(pages / (threads + 1)) * (threads + 1) + thread_);
         const PageIndex first = random_.below(pages), count = 1 + random_.below(std::min<std::uint64_t>(8, pages - first));
         std::array<std::uint64_t, pages> before{};
         for (PageIndex at = first; at < first + count; ++at) before[at] = site_.written[at];
@@ -324,6 +408,12 @@ private:
         if (!serve(FUSE_WRITE, in, {reinterpret_cast<const std::byte*>(page.data()), in.size})) return;
         site_.written[index] = version;
         ++writes;
+    }
+
+    // It knows what the kernel has: nobody else writes that page.
+    void evict(PageIndex index) {
+        const std::uint64_t version = site_.written[index];
+        if (version == site_.begun[index]) site_.kernel.evict(index, make_page(index, version));
     }
 
     static std::array<int, 2> make_ends() {
@@ -410,6 +500,7 @@ int main(int argc, char** argv) {
         site.state.unlock();
         for (std::thread& server : servers) server.join();
         EXPECT(found > 20 && written > 5 && (opened > 5 || site.shared));
+        EXPECT(site.evicted().put > 5 && site.evicted().stale > 0);
         hits += found;
         ++seed;
     } while (std::chrono::steady_clock::now() - start < std::chrono::duration<double>(arguments.seconds));

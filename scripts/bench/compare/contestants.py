@@ -132,6 +132,7 @@ class Contestant:
 
 
 DENSE = "cleanfs, zstd:3+dict"
+OWN = "cleanfs, own evictions"
 NATIVE = "page cache alone (ext4)"
 BTRFS_ZSTD = "btrfs, zstd"
 BTRFS_LZO = "btrfs, lzo"
@@ -146,6 +147,7 @@ def equal_ram(memory: int, spare: int = SPARE) -> list[Contestant]:
     return [
         Contestant(NATIVE, "ext4", nothing),
         Contestant("cleanfs", "ext4", cleanfs_within(memory, spare=spare)),
+        Contestant(OWN, "ext4", cleanfs_within(memory, "--evictions", "own", spare=spare)),
         Contestant(DENSE, "ext4", cleanfs_within(memory, "--compression", "zstd:3+dict", spare=spare)),
         Contestant(BTRFS_ZSTD, "btrfs-zstd", nothing),
         Contestant(BTRFS_LZO, "btrfs-lzo", nothing),

@@ -32,6 +32,7 @@ def bench(lab: Lab, clock: Clock) -> None:
     entrants = [
         Contestant(who.NATIVE, "", nothing),
         Contestant("cleanfs", "", who.cleanfs()),
+        Contestant(who.OWN, "", who.cleanfs("--evictions", "own")),
         Contestant(who.WITHOUT, "", who.cleanfs("--backend", "none")),
         Contestant("mergerfs", "", who.mergerfs("auto-full")),
     ]
