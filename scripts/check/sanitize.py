@@ -51,7 +51,7 @@ def main(seconds: int, seed: int | None) -> None:
         "faults",
         "resident_pages",
         "fast_path",
-        "hits",
+        "beside",
     )
     build(compiler, "address", f"-fsanitize={ADDRESS}", (*tests, *FUZZERS))
     failed += [name for name in tests if not passes(f"address/{name}", choices, seconds)]
