@@ -26,7 +26,7 @@ MAX_TEXT = 1 << 20
 
 MAX_NUMBER = 1 << 64
 
-STRINGS = ("source", "mountpoint", "backend", "watcher", "identity")
+STRINGS = ("source", "mountpoint", "backend", "watcher", "identity", "evictions")
 
 NUMBERS = (
     "uptime_seconds", "rss_bytes", "hit_ratio", "compression_ratio", "succ_gets", "failed_gets", "puts",
@@ -35,6 +35,7 @@ NUMBERS = (
     "source_reads", "source_read_bytes", "source_write_bytes", "changes_found", "doubtful_flushes",
     "reads", "read_bytes", "watch_invalidations", "watch_unwatched", "watch_overflows",
     "memory_withheld_bytes",
+    "evictions_ring_bytes", "evictions_seen", "evictions_put", "evictions_lost",
     *(f"latency_{kind}_{value}" for kind in KINDS for value in ("count", "p50_us", "p99_us")),
 )  # fmt: skip
 """The numbers that tables and lines use."""

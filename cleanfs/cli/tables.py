@@ -40,7 +40,7 @@ def stats_table(stats: Stats) -> Table:
         for label, name in (
             ("pages that the kernel evicted or dropped", "evictions_seen"),
             ("evicted pages put", "evictions_put"),
-            ("evicted pages lost", "evictions_lost"),
+            ("pages lost, as the ring was full", "evictions_lost"),
         ):
             table.add_row(label, f"{stats[name]:,}")
     table.add_section()

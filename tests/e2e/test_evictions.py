@@ -405,7 +405,10 @@ def test_nothing_is_left_in_the_kernel(mount: Mounter, end: str) -> None:
 
 # -- where it is not possible -------------------------------------------------------------------
 
-NO_MODULE = "import sys; sys.modules['cleanfs.vfs._evictions'] = None"
+NO_MODULE = (
+    "import os, sys; os.environ.pop('CLEANFS_REQUIRE_NATIVE', None); "
+    "sys.modules['cleanfs.vfs._evictions'] = None"
+)
 
 
 @pytest.mark.parametrize(
