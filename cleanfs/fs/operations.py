@@ -595,4 +595,5 @@ class CleanFS(pyfuse3.Operations):
 def _share_file_system(states: InodeStates, device: int, fs: SourceFs) -> None:
     """Let the channel know what is known of a file system of the source, if it is local."""
     if fs.local:
-        states.use_file_system(device, fs, fs.reads, fs.writes, fs.names, fs.listings)
+        policies = fs.reads, fs.writes, fs.lookups, fs.names, fs.listings
+        states.use_file_system(device, fs, *policies)

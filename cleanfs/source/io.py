@@ -71,6 +71,7 @@ class SourceFs(NowaitState):
     __slots__ = (
         "listings",
         "local",
+        "lookups",
         "names",
         "nowait_probe",
         "nowait_write_probe",
@@ -88,7 +89,9 @@ class SourceFs(NowaitState):
         self.write_nowait = True
         self.reads = InlinePolicy()
         self.writes = InlinePolicy()
-        self.names = InlinePolicy(steps=4)  # a rename is two lookups and more
+        # Of their own, as a lookup that returns does not show that changes are not frozen.
+        self.lookups = InlinePolicy(steps=4)
+        self.names = InlinePolicy(steps=4)  # changes of names; a rename is two lookups and more
         self.listings = InlinePolicy(steps=4)
         self.sizes = InlinePolicy(steps=4)  # of small files
         self.nowait_probe = NowaitProbe(self)

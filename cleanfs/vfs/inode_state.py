@@ -165,6 +165,7 @@ class InodeStates:
         nowait: NowaitState,
         reads: InlineState,
         writes: InlineState,
+        lookups: InlineState,
         names: InlineState,
         listings: InlineState,
     ) -> None:

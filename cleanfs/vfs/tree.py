@@ -84,13 +84,20 @@ class Tree:
         )
 
     async def run_on_names(self, directory: Inode, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run a call on names in a directory; without a thread where it does not wait.
+        """Change names in a directory; without a thread where that does not wait."""
+        policy = self.services.source_fs(directory).names
+        return await self._run_here(directory, policy, call, *args)
+
+    async def _run_here(
+        self, directory: Inode, policy: InlinePolicy, call: Callable[[*Ts], T], *args: *Ts
+    ) -> T:
+        """Run a call on names in a directory; without a thread where its policy allows it.
 
         It must not touch a file system that is mounted on a name: a server may never reply.
         """
         if not (self.services.is_local(directory) and syscalls.can_open_here()):
             return await self.in_thread_with_retry(call, *args)
-        return await self._run_by(self.services.source_fs(directory).names, call, *args)
+        return await self._run_by(policy, call, *args)
 
     async def _run_by(self, policy: InlinePolicy, call: Callable[[*Ts], T], *args: *Ts) -> T:
         async def run(call: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -169,7 +176,8 @@ class Tree:
         opened = namespace.lookup_cached(parent.fd, name) if local else None
         if opened is None:
             try:
-                opened = await self.run_on_names(parent, namespace.lookup_here, parent.fd, name)
+                lookups, call = self.services.source_fs(parent).lookups, namespace.lookup_here
+                opened = await self._run_here(parent, lookups, call, parent.fd, name)
             except FileNotFoundError:
                 self.inodes.name_gone(parent.device, parent, name)
                 raise

@@ -253,7 +253,7 @@ async def test_a_name_that_is_not_there_is_served(tmp_path: Path, mode: Coherenc
 
 @needs_native
 async def test_a_name_that_is_not_cached_is_served_where_calls_do_not_wait(twins: Twins) -> None:
-    policies = [side.services.source_fs(side.table.root).names for side in twins.sides]
+    policies = [side.services.source_fs(side.table.root).lookups for side in twins.sides]
     for policy in policies:
         policy.inline = False
         policy.returned()

@@ -205,9 +205,10 @@ def threads(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(trio.to_thread, "run_sync", counted)
     monkeypatch.setattr("cleanfs.source.inline_policy.RECENT_SECONDS", 60)
     monkeypatch.setattr("cleanfs.source.inline_policy.FAST_SECONDS", 0)
-    policy = tree.services.source_fs(tree.inodes.root).names
-    policy.inline = True
-    policy.returned()
+    fs = tree.services.source_fs(tree.inodes.root)
+    for policy in (fs.lookups, fs.names):
+        policy.inline = True
+        policy.returned()
     return calls
 
 

@@ -126,11 +126,11 @@ int Metadata::find_name(const InodeState& directory, const char* name) const {
     const SourceFsState* fs = inodes_.source_fs(directory);
     if (cached >= 0 || errno != EAGAIN || fs == nullptr) return cached;
     const std::int64_t began = now_ns();
-    if (!is_inline(*fs->names, began)) return errno = EAGAIN, -1;
+    if (!is_inline(*fs->lookups, began)) return errno = EAGAIN, -1;
     const long sleeps = sleeps_of_thread();
     const int found = open_here(directory.fd, name);
     const int error = errno;
-    note_return(*fs->names, began, sleeps);
+    note_return(*fs->lookups, began, sleeps);
     return errno = error, found;
 }
 

@@ -335,13 +335,13 @@ void bind_inode_states(nb::module_& module) {
              },
              "calls"_a, "task_ready"_a)
         .def("use_file_system",
-             [](PyInodeStates& states, std::uint64_t device, nb::object nowait, nb::object reads, nb::object writes, nb::object names,
-                nb::object listings) {
-                 states.file_systems[device] = {nb::cast<InlineState*>(reads), nb::cast<InlineState*>(writes), nb::cast<InlineState*>(names), nb::cast<InlineState*>(listings),
-                                                nb::cast<NowaitState*>(nowait)};
-                 for (nb::object* object : {&nowait, &reads, &writes, &names, &listings}) states.referenced.push_back(std::move(*object));
+             [](PyInodeStates& states, std::uint64_t device, nb::object nowait, nb::object reads, nb::object writes, nb::object lookups,
+                nb::object names, nb::object listings) {
+                 states.file_systems[device] = {nb::cast<InlineState*>(reads), nb::cast<InlineState*>(writes), nb::cast<InlineState*>(lookups), nb::cast<InlineState*>(names),
+                                                nb::cast<InlineState*>(listings), nb::cast<NowaitState*>(nowait)};
+                 for (nb::object* object : {&nowait, &reads, &writes, &lookups, &names, &listings}) states.referenced.push_back(std::move(*object));
              },
-             "device"_a, "nowait"_a, "reads"_a, "writes"_a, "names"_a, "listings"_a)
+             "device"_a, "nowait"_a, "reads"_a, "writes"_a, "lookups"_a, "names"_a, "listings"_a)
         .def_rw("wants_handles", &PyInodeStates::wants_handles)
         .def_rw("timeout", &PyInodeStates::timeout)
         .def_rw("unwatched_timeout", &PyInodeStates::unwatched_timeout)

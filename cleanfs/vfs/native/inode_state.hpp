@@ -93,7 +93,7 @@ struct InodeState {
 
 // What is known of one file system of the source (cleanfs.source.io.SourceFs).
 struct SourceFsState {
-    InlineState *reads, *writes, *names, *listings;
+    InlineState *reads, *writes, *lookups, *names, *listings;
     NowaitState* nowait;
 };
 

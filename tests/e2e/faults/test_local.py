@@ -210,6 +210,23 @@ def test_a_frozen_file_system_blocks_only_writes(tmp_path: Path) -> None:
         assert (source / "directory" / "new").is_dir()
 
 
+def test_lookups_do_not_show_that_changes_of_names_would_return(tmp_path: Path) -> None:
+    with ext4(tmp_path, 32) as source, on(source, tmp_path) as fs:
+        for number in range(50):
+            (fs.path / f"d{number}").mkdir()
+        time.sleep(2 * RECENT_SECONDS)
+        thread = threading.Thread(target=(fs.path / "new").mkdir, daemon=True)
+        with frozen(source):
+            for number in range(20):
+                assert not (fs.path / f"absent{number}").exists()
+            thread.start()
+            time.sleep(0.3)
+            within(5, lambda: check_alive(fs))
+            assert thread.is_alive()
+        thread.join(20)
+        assert (source / "new").is_dir()
+
+
 RANGE_CALLS: tuple[str, ...] = (
     "libc.fallocate(fd, 3, c_int64(0), c_int64(65536))",
     "libc.fallocate(fd, 0, c_int64(0), c_int64(1 << 20))",
