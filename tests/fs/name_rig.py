@@ -34,6 +34,9 @@ from tests.harness.kernel import Device
 
 SETATTR, UNLINK, CREATE = 4, 10, 35
 
+CLOCK_REALTIME_COARSE = 5
+"""Of <linux/time.h>: a file system takes timestamps from it."""
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the tests' kernel sends root's requests")
 
 
@@ -80,8 +83,13 @@ class NameTwins:
         """Have calls on names made inline, as after some fast ones."""
         for side in self.sides:
             fs = side.services.source_fs(side.table.root)
-            fs.names.inline = True
-            fs.names.returned()
+            for policy in (fs.lookups, fs.names):
+                policy.inline = True
+                policy.returned()
+
+    def pass_tick(self) -> None:
+        """Have the next changes get other timestamps than those before, on both sides."""
+        time.sleep(1.2 * time.clock_getres(CLOCK_REALTIME_COARSE))
 
     async def found(self, name: bytes, parent: bytes = b"") -> None:
         for side in self.sides:

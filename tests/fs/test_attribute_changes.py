@@ -235,6 +235,8 @@ async def run_sequence(
         for name in (b"a", b"b", b"dir"):
             await twins.found(name)
         for step, name, new in sequence:
+            if step in ("set", "write"):
+                twins.pass_tick()
             if step == "set":
                 await twins.set(name, **new)
             elif step == "open":

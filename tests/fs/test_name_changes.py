@@ -316,6 +316,8 @@ async def run_sequence(sequence: list[tuple[str, bytes, bytes]], mode: Coherency
 
 
 async def run_step(twins: NameTwins, step: str, name: bytes, other: bytes) -> None:
+    if step in ("unlink", "other", "create", "write", "link", "replace"):
+        twins.pass_tick()
     twins.trust()
     if step in ("unlink", "other"):
         await twins.unlink(name, uid=0 if step == "unlink" else 1)
