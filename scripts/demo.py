@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,9 @@ FIO_FILES = 16
 FIO_SECONDS = 60
 SECOND_PASS_SHARE = 0.02
 """Part of its bytes that a second pass may still read from the source."""
+
+DROP_BYTES = 4 << 20
+"""How many bytes of a file the kernel forgets at a time."""
 
 DIRECT, FIRST, SECOND = "source", "1st", "2nd"
 """Names of passes."""
@@ -110,7 +113,7 @@ def demonstrate(
 def timed(name: str, command: list[str], where: Path, size: int, progress: Progress) -> Pass:
     """Run one workload with the kernel's pages of its files dropped; on a mount, watch its counters."""
     on_mount = where.is_mount()
-    drop_kernel_pages(where)
+    drop_kernel_pages(where, pause=(lambda: stats(where)) if on_mount else (lambda: None))
     before = stats(where) if on_mount else {}
     task = progress.add_task(name, total=size)
     start = time.monotonic()
@@ -143,13 +146,19 @@ def asked(now: dict[str, Any], before: dict[str, Any]) -> int:
     return int(pages * now["page_size"])
 
 
-def drop_kernel_pages(directory: Path) -> None:
-    """Make the kernel forget its pages of the files there, so that it cannot answer the next pass."""
+def drop_kernel_pages(directory: Path, pause: Callable[[], object]) -> None:
+    """Make the kernel forget its pages of the files there, so that it cannot answer the next pass.
+
+    Call ``pause`` after each piece: reclaim comes in pieces, too. What leaves in one burst may fill the
+    ring of ``--evictions kernel`` faster than the daemon empties it. To show ``stats``, it does.
+    """
     for path in directory.rglob("*"):
         if path.is_file() and not path.is_symlink():
             fd = os.open(path, os.O_RDONLY)
             os.fdatasync(fd)  # dirty pages stay
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            for start in range(0, os.fstat(fd).st_size, DROP_BYTES):
+                os.posix_fadvise(fd, start, DROP_BYTES, os.POSIX_FADV_DONTNEED)
+                pause()
             os.close(fd)
 
 
