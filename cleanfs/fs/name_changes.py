@@ -107,7 +107,7 @@ class NameChanges:
         after: Stamps | None,
         gone: bool,
     ) -> None:
-        """Record what ``unlink`` would (``channel.Calls``)."""
+        """Record what ``unlink`` would (``fuse.calls``)."""
         parent, inode = self._inodes[parent_node], self._inodes[node]
         key = inode.file_key or FileKey(inode.device, inode.ino, file_handles.name_to_handle(fd))
         after_it = None if after is None else Fingerprint(*after, racy=True)

@@ -79,7 +79,7 @@ class Opener:
         return self._handles.add_directory(directory)
 
     def created(self, parent_node: int, name: bytes, fd: int, path_fd: int, writable: bool) -> int:
-        """Record a file that the channel created and opened (``channel.Calls``)."""
+        """Record a file that the channel created and opened (``fuse.calls``)."""
         services, inodes = self._services, self._inodes
         parent, before = inodes[parent_node], services.before()
         st = os.fstat(path_fd)

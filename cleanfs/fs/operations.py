@@ -54,7 +54,8 @@ from cleanfs.fs.range_operations import RangeOperations
 from cleanfs.fs.rollback import ReplyRollback
 from cleanfs.fs.tmpfile import Tmpfile
 from cleanfs.fs.xattrs import CAPABILITY, Xattrs
-from cleanfs.fuse.channel import Calls, Channel
+from cleanfs.fuse.calls import Calls
+from cleanfs.fuse.channel import Channel
 from cleanfs.fuse.request import on_refusal
 from cleanfs.linux import credentials
 from cleanfs.source import attributes, namespace

@@ -22,7 +22,6 @@ import enum
 import errno
 import logging
 import os
-import stat as stat_module
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -33,8 +32,10 @@ import trio
 from pyfuse3 import FUSEError
 
 from cleanfs import eager
-from cleanfs.cache.state import CacheState, FileState, HandleState, Stamps
+from cleanfs.cache.state import CacheState, HandleState
 from cleanfs.fuse import init_flags
+from cleanfs.fuse.calls import Calls
+from cleanfs.fuse.device import find_device
 from cleanfs.fuse.protocol import FUSE_OVER_IO_URING, OPCODES
 from cleanfs.fuse.reader_lock import ReaderLock
 from cleanfs.fuse.request import Request, set_current
@@ -66,50 +67,6 @@ Handler = Callable[[Request, bytes], None]
 AsyncHandler = Callable[[Request, bytes], Coroutine[Any, Any, bytes]]
 """Handles a request, given its body. Returns the body of the reply. Raises FUSEError. It calls
 ``before_wait`` before it waits (``eager``)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calls:
-    """Holds what is called while requests are served without Python."""
-
-    drop_unused: Callable[[list[int]], None]
-    """Called with nodes to which the kernel refers no more."""
-    hold_parked: Callable[[int, int], bool]
-    """Called with a parked node and its new fd, with the right number. Returns whether it took that."""
-    enter_opened: Callable[[int, os.stat_result, int, bytes, bytes | None], int]
-    """Called with an fd that was opened by a name, and its stat; with the directory's node and the
-    name; and with the file handle, if wanted. Makes an inode that takes over the fd, and returns its
-    node. Returns 0 if it did nothing."""
-    enter_listed: Callable[[int, list[tuple[os.stat_result, bytes, bytes | None]]], list[int] | None]
-    """Called with a directory's node, and with stat, name and handle of files that were listed. Makes
-    the inodes of those that have none, and moves the others. Returns their nodes, or None if it did
-    nothing."""
-    ask_to_forget: Callable[[], None]
-    """Called when there are more inodes than there should be."""
-    poll_open: Callable[[int], None]
-    """Called with the node of a file that was opened, unless that is polled."""
-    open_directory: Callable[[int, int], int]
-    """Called with the node of a directory, and an fd to list it by. Makes a handle that takes over the
-    fd, and returns its number. Returns 0 if it did nothing."""
-    close_directory: Callable[[int], bool]
-    """Called with the number of an open directory. Returns whether it closed that: it is not in use."""
-    begin_writing: Callable[[int, FileState], None]
-    """Called with the node and record of a file that was opened for writing."""
-    end_writing: Callable[[int, FileState], None]
-    """Called with them when it is closed."""
-    change_refused: Callable[[int, int, int, int], None]
-    """Called with a node, and what the kernel was told of it before (``kernel_view.Told``), if it
-    refused a reply that told new attributes."""
-    created: Callable[[int, bytes, int, int, bool], int]
-    """Called with a directory's node, the name of a file that was created there, two fds of it, for
-    data and for its path, and whether it may be written to. Takes over the second. Returns its node."""
-    create_refused: Callable[[int], None]
-    """Called with its node if the kernel refused the reply."""
-    unlinked: Callable[[int, bytes, int, int, Stamps, Stamps | None, bool], None]
-    """Called with a directory's node and the name that was removed there; with the file's node and an
-    fd of it; with its stamps before and after, None if those are not known; and whether it is gone."""
-    unlink_refused: Callable[[int, bytes, int], None]
-    """Called with the first three of them if the kernel refused the reply."""
 
 
 class Received(enum.Enum):
@@ -292,7 +249,7 @@ class Channel:
                 self._inodes.use_table(self._calls, self._is_task_ready)
                 self._native.serve_metadata(self._inodes)
 
-    def serve_metadata(self, inodes: object, calls: "Calls") -> None:
+    def serve_metadata(self, inodes: object, calls: Calls) -> None:
         """Serve names, attributes and opens by these ``InodeStates``, after ``serve_from``."""
         self._inodes, self._calls = inodes, calls
 
@@ -500,21 +457,6 @@ LOST: Final = (
     "overwrite what others appended in the source"
 )
 """What works less well without the channel."""
-
-
-FUSE_DEVICE: Final = os.makedev(10, 229)
-"""The number of /dev/fuse (Documentation/admin-guide/devices.txt)."""
-
-
-def find_device() -> int:
-    """Return the fd of this process that is open on /dev/fuse; -1 if there is not exactly one."""
-    found = []
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        with contextlib.suppress(OSError):  # that of the list is closed by now
-            st = os.fstat(fd)
-            if stat_module.S_ISCHR(st.st_mode) and st.st_rdev == FUSE_DEVICE:
-                found.append(fd)
-    return found[0] if len(found) == 1 else -1
 
 
 def roll_back(request: Request) -> None:

@@ -172,7 +172,7 @@ class InodeStates:
         """Note which calls to a local file system of the source do not wait."""
 
     def use_table(self, calls: object, task_ready: Callable[[], bool]) -> None:
-        """Have ``channel.Calls`` called. ``task_ready`` tells whether a task of trio can run."""
+        """Have ``fuse.calls`` called. ``task_ready`` tells whether a task of trio can run."""
 
 
 if native is not None and not TYPE_CHECKING:

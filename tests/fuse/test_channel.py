@@ -13,7 +13,8 @@ import trio
 
 from cleanfs.fuse import channel as channel_module
 from cleanfs.fuse import scheduler
-from cleanfs.fuse.channel import LOST, Channel, find_device, roll_back
+from cleanfs.fuse.channel import LOST, Channel, roll_back
+from cleanfs.fuse.device import find_device
 from cleanfs.fuse.protocol import FUSE_FORGET, FUSE_FORGET_IN, FUSE_INTERRUPT, FUSE_INTERRUPT_IN
 from cleanfs.fuse.reader_lock import ReaderLock
 from cleanfs.fuse.request import Request, current, on_refusal, set_current
