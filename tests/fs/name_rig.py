@@ -66,6 +66,7 @@ class NameTwins:
 
     def __init__(self, path: Path, mode: Coherency) -> None:
         self.device = Device()
+        self._numbers = contextlib.ExitStack()
         self.sides: list[Side] = []
         for name, device in (("natively", self.device), ("by python", None)):
             source = path / name
@@ -86,6 +87,12 @@ class NameTwins:
             for policy in (fs.lookups, fs.names):
                 policy.inline = True
                 policy.returned()
+
+    def keep_numbers(self) -> None:
+        """Keep the inode numbers of the present files: another file may get them, on one side only."""
+        for side in self.sides:
+            for file in side.source.iterdir():
+                self._numbers.callback(os.close, os.open(file, os.O_PATH | os.O_NOFOLLOW))
 
     def pass_tick(self) -> None:
         """Have the next changes get other timestamps than those before, on both sides."""
@@ -157,6 +164,7 @@ class NameTwins:
         for side in self.sides:
             await side.close()
         self.device.close()
+        self._numbers.close()
 
 
 def node_of(side: Side, name: bytes) -> int:

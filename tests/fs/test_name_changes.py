@@ -310,6 +310,7 @@ async def run_sequence(sequence: list[tuple[str, bytes, bytes]], mode: Coherency
     with tempfile.TemporaryDirectory() as path:
         async with twins_in(Path(path), mode) as twins:
             for step, name, other in [("find", b"a", b""), ("find", b"b", b""), *sequence]:
+                twins.keep_numbers()
                 await run_step(twins, step, name, other)
                 twins.compare()
             return twins.natively
