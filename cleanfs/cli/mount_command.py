@@ -133,7 +133,7 @@ MIN_PAGE_SIZE = 4096
     default="auto",
     show_default=True,
     help="How requests come from the kernel. device: the main thread reads them; uring: a queue and a "
-    "thread for each processor (FUSE over io_uring); auto: uring where the kernel has it enabled.",
+    "thread for each processor (FUSE over io_uring); auto: device.",
 )
 @click.option(
     "--busy-poll",

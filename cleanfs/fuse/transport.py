@@ -54,9 +54,13 @@ def why_no_ring(exc: OSError) -> str:
 
 
 def choose(wanted: Transport) -> Chosen:
-    """Choose before mounting; ``auto`` takes queues where they are enabled."""
-    if wanted is Transport.DEVICE:
-        return Chosen(Transport.DEVICE, "asked for")
-    if (why := obstacle()) is not None:
+    """Choose before mounting.
+
+    ``auto`` takes the device: with queues names take up to twice the time (docs/benchmarks.md), and a
+    killed daemon may leave a mount that hangs (docs/fast-path.md).
+    """
+    if wanted is Transport.AUTO:
+        return Chosen(Transport.DEVICE, "faster for names; --transport uring for many readers")
+    if wanted is Transport.URING and (why := obstacle()) is not None:
         return Chosen(Transport.DEVICE, why)
-    return Chosen(Transport.URING, "asked for" if wanted is Transport.URING else "enabled")
+    return Chosen(wanted, "asked for")

@@ -107,11 +107,11 @@ def disabled_or_skip() -> Iterator[None]:
         yield
 
 
-def test_auto_takes_the_device_where_queues_are_not_enabled(source: Path, mountpoint: Path) -> None:
-    with disabled_or_skip(), mounted(source, mountpoint, "--transport", "auto") as fs:
+def test_auto_takes_the_device(source: Path, mountpoint: Path) -> None:
+    with mounted(source, mountpoint, "--transport", "auto") as fs:
         stats = fs.stats()
         assert stats["transport"] == "device"
-        assert "echo Y" in stats["transport_reason"]
+        assert "--transport uring" in stats["transport_reason"]
         assert not threads(fs)
         assert "requests come by device" in fs.log.read_text()
 
@@ -151,7 +151,12 @@ def test_the_memory_of_large_requests_is_given_back(source: Path, mount: Mounter
                 os.close(fd)
 
         list(pool.map(read, range(24)))
-    wait_until(lambda: rss() < before + (6 << 20))
+
+    def has_shrunk() -> bool:
+        time.sleep(1.5)  # each request of ours puts off what a queue does after a pause
+        return rss() < before + (6 << 20)
+
+    wait_until(has_shrunk)
 
 
 def is_dead(mountpoint: Path) -> bool:
@@ -183,6 +188,8 @@ def stop(fs: MountedFs, how: str) -> None:
 @pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize("how", ["umount", "forced", "abort", "SIGTERM", "SIGKILL"])
 def test_every_end_leaves_nothing(source: Path, mountpoint: Path, how: str, busy: bool) -> None:
+    if busy and how == "SIGKILL":
+        pytest.skip("the kernel may keep a killed daemon until its requests end (docs/fast-path.md)")
     (source / "f").write_bytes(b"text" * 1024)
     over = threading.Event()
 

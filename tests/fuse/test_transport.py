@@ -17,10 +17,10 @@ def parameter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_queues_are_used_where_they_are_enabled(parameter: Path) -> None:
+def test_queues_are_used_where_they_are_asked_for(parameter: Path) -> None:
     parameter.write_text("Y\n")
     assert obstacle() is None
-    assert choose(Transport.AUTO).transport is Transport.URING
+    assert choose(Transport.AUTO).transport is Transport.DEVICE
     assert choose(Transport.URING).transport is Transport.URING
     assert choose(Transport.DEVICE).transport is Transport.DEVICE
 
@@ -30,7 +30,7 @@ def test_the_obstacle_says_what_to_do(parameter: Path) -> None:
     why = obstacle()
     assert why is not None
     assert f"echo Y > {parameter}" in why
-    chosen = choose(Transport.AUTO)
+    chosen = choose(Transport.URING)
     assert (chosen.transport, chosen.reason) == (Transport.DEVICE, why)
 
 
