@@ -67,10 +67,11 @@ def main() -> int:
             collect_files(source, progress)
             with mounted(source, mountpoint):
                 passes, failures = demonstrate(source, mountpoint, copies, progress)
+                title = caches(stats(mountpoint))
                 progress.stop()
                 if counters:
                     show_counters(mountpoint)
-    show(passes)
+    show(passes, title)
     for failure in failures:
         console.print(f"[red]FAILED[/] {failure}")
     if not failures:
@@ -208,9 +209,16 @@ def stats(mountpoint: Path) -> dict[str, Any]:
     return parsed
 
 
-def show(passes: list[Pass]) -> None:
+def caches(now: dict[str, Any]) -> str:
+    """Say in a snapshot's words where pages were kept."""
+    kernels = now["evictions"] == "kernel"
+    limit = "the kernel's" if kernels else format_size(now["pagecache_limit"])
+    return f"page cache {limit}, pool {format_size(now['pool_limit'])}"
+
+
+def show(passes: list[Pass], title: str) -> None:
     """Show the table of passes."""
-    table = Table(title=f"page cache {PAGE_CACHE}, pool 512M", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in ("pass", "seconds", "MB/s", "from the source", "hit ratio", "compression"):
         table.add_column(column, justify="left" if column == "pass" else "right")
     for p in passes:

@@ -11,6 +11,7 @@ import pytest
 from cleanfs.cache.state import native
 from cleanfs.fuse.channel import LOST
 from tests.e2e.conftest import Mounter
+from tests.harness.kernel_pages import read_uncached
 from tests.harness.mounting import (
     MountedFs,
     as_user,
@@ -21,18 +22,6 @@ from tests.harness.mounting import (
     wait_until,
 )
 from tests.harness.uring import with_device
-
-
-def read_uncached(path: Path, times: int) -> None:
-    """Make reads one after the other that all reach the daemon."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        for _ in range(times):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.pread(fd, 4096, 0)
-    finally:
-        os.close(fd)
-
 
 COUNTING = """
 from cleanfs.fuse.channel import Channel

@@ -22,6 +22,7 @@ from tests.e2e.faults.site import make_directories, on
 from tests.harness import uring
 from tests.harness.commands import complains
 from tests.harness.faulty import faulty
+from tests.harness.kernel_pages import read_uncached
 from tests.harness.mounting import MountedFs, cleanfs, end_of, is_mounted, mounted, wait_until
 
 pytestmark = pytest.mark.skipif(native is None, reason="the native modules are not in use")
@@ -47,26 +48,15 @@ def disabled() -> Iterator[None]:
         yield
 
 
-def reads(path: Path, times: int) -> None:
-    """Read a page that the kernel does not keep."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        for _ in range(times):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.pread(fd, 4096, 0)
-    finally:
-        os.close(fd)
-
-
 def test_each_processor_has_a_queue_and_hits_need_no_python(source: Path, mount: Mounter) -> None:
     (source / "f").write_bytes(b"text" * 1024)
     fs = mount(*URING)
     assert threads(fs) == sorted(f"fuse-cpu-{cpu}" for cpu in os.sched_getaffinity(0))
     stats = fs.stats()
     assert (stats["transport"], stats["transport_reason"]) == ("uring", "asked for")
-    reads(fs.path / "f", 10)
+    read_uncached(fs.path / "f", 10)
     before = fs.stats()
-    reads(fs.path / "f", 500)
+    read_uncached(fs.path / "f", 500)
     after = fs.stats()
     assert after["served_natively"] - before["served_natively"] > 450
     assert after["requests"]["read"] - before["requests"]["read"] >= 500
@@ -139,7 +129,7 @@ def test_the_memory_of_large_requests_is_given_back(source: Path, mount: Mounter
     def rss() -> int:
         return int(fs.stats()["rss_bytes"])
 
-    reads(fs.path / "f", 10)
+    read_uncached(fs.path / "f", 10)
     before = rss()
     with ThreadPoolExecutor(24) as pool:
 
@@ -196,7 +186,7 @@ def test_every_end_leaves_nothing(source: Path, mountpoint: Path, how: str, busy
     def use() -> None:
         while not over.is_set():
             with contextlib.suppress(OSError):
-                reads(mountpoint / "f", 10)
+                read_uncached(mountpoint / "f", 10)
                 (mountpoint / "g").write_bytes(b"g")
                 (mountpoint / "g").unlink()
 
@@ -261,7 +251,7 @@ def test_programs_continue_when_a_stopped_daemon_does(source: Path, mount: Mount
     fs = mount(*URING)
     fs.process.send_signal(signal.SIGSTOP)
     with ThreadPoolExecutor(8) as pool:
-        calls = [pool.submit(reads, fs.path / "f", 20) for _ in range(8)]
+        calls = [pool.submit(read_uncached, fs.path / "f", 20) for _ in range(8)]
         time.sleep(0.3)
         assert not any(call.done() for call in calls)
         fs.process.send_signal(signal.SIGCONT)
